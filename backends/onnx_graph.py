@@ -1,0 +1,277 @@
+"""Explicit Q/DQ ONNX written from a frozen network: our own emission, one node of the graph after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from backends.onnx_operators import TRANSLATORS
+from calibration.errors import UserError
+from calibration.freeze import FrozenConstant, FrozenNetwork
+from calibration.operators import attribute, static_shape
+
+# ONNX's IR version that came with opset 20; newer readers take it, older runtimes need nothing newer.
+_IR_VERSION = 10
+#: Oldest and newest opset that can be asked for; int4 initialisers exist from 21 on.
+OPSETS = range(17, 24)
+INT4_OPSET = 21
+
+
+@dataclass(frozen=True, kw_only=True)
+class Integers:
+    """A tensor of integers in the file: its name and those of the scale and zero point that give it meaning."""
+
+    name: str
+    scale: str
+    zero_point: str
+
+
+def _flat(node: Node) -> str:
+    return str(node.target).replace(".", "_")
+
+
+def emit(
+    network: FrozenNetwork | GraphModule,
+    *,
+    opset: int,
+    pack_int4: bool = False,
+    batch: int | None = None,
+    name: str = "faqd",
+) -> onnx.ModelProto:
+    """The ONNX model of a network: explicit Q/DQ for a frozen one, plain float for a folded graph.
+
+    `opset` 17 to 23; `pack_int4` stores weights of 4 bits or fewer as int4 and casts them to int8 before the
+    DequantizeLinear (needs opset 21); `batch` fixes the batch size, None leaves it free. Deterministic: equal
+    networks give equal bytes. Raises UserError for an operator that has no translation, naming node and module.
+    """
+    if opset not in OPSETS:
+        raise UserError(f"--opset {opset}: {OPSETS.start} to {OPSETS.stop - 1} are possible")
+    if pack_int4 and opset < INT4_OPSET:
+        raise UserError(f"--opset {opset}: int4 weights exist from opset {INT4_OPSET} on")
+    return Emitter(network, opset, pack_int4, batch).model(name)
+
+
+class Emitter:
+    """The file being written: its nodes and initialisers so far, and where every graph node's value is found."""
+
+    def __init__(self, network: FrozenNetwork | GraphModule, opset: int, pack_int4: bool, batch: int | None) -> None:
+        self.frozen = network if isinstance(network, FrozenNetwork) else None
+        self.module = network.graph_module if isinstance(network, FrozenNetwork) else network
+        self.opset, self.pack_int4, self.batch = opset, pack_int4, batch
+        plan = self.frozen.plan if self.frozen else None
+        self.passthrough = dict(plan.passthrough) if plan else {}
+        self.placements = {placement.tensor: placement for placement in plan.activations} if plan else {}
+        self.nodes: list[onnx.NodeProto] = []
+        self.initialisers: dict[str, TensorProto] = {}
+        self.floats: dict[Node, str] = {}
+        self.integers: dict[Node, Integers] = {}
+        self.lists: dict[Node, list[str]] = {}
+        self.dequantised: dict[str, str] = {}
+        self.current: Node | None = None
+
+    # What translators use.
+
+    def add(self, operator: str, inputs: Sequence[str], *, outputs: int = 1, suffix: str = "", **attributes: Any) -> list[str]:
+        """Append a node named after the graph node being translated; its output names."""
+        assert self.current is not None
+        base = self.current.name + suffix
+        names = [base] if outputs == 1 else [f"{base}_{index}" for index in range(outputs)]
+        self.nodes.append(helper.make_node(operator, list(inputs), names, name=base, **attributes))
+        return names
+
+    def constant(self, values: np.ndarray[Any, Any], name: str) -> str:
+        """An initialiser; the same name always holds the same values."""
+        if name not in self.initialisers:
+            self.initialisers[name] = numpy_helper.from_array(np.array(values, order="C"), name)
+        return name
+
+    def int64s(self, values: Sequence[int]) -> str:
+        """An int64 vector as an initialiser, shared by all who need these numbers."""
+        return self.constant(np.array(values, np.int64), "i64_" + "_".join(map(str, values)).replace("-", "m"))
+
+    def scalar(self, value: float) -> str:
+        """A float32 number as a rank-0 initialiser."""
+        return self.constant(np.array(value, np.float32), f"f32_{np.float32(value)!s}")
+
+    def read(self, node: Node) -> str:
+        """Name of a node's value for the node being translated: integers for one that only moves them, else float."""
+        assert self.current is not None
+        if self.current.name in self.passthrough:
+            return self.integers[node].name
+        return self.read_float(node)
+
+    def read_float(self, node: Node) -> str:
+        """Name of a node's float value as the node being translated sees it: dequantised where its plan says so."""
+        assert self.current is not None
+        placement = self.placements.get(node.name)
+        rounded = node in self.integers and (placement is None or self.current.name in placement.readers)
+        if rounded:
+            return self._dequantise(self.integers[node])
+        if node in self.floats:
+            return self.floats[node]
+        if node.op == "get_attr":
+            values = attribute(self.module, str(node.target))
+            self.floats[node] = self.constant(values.detach().cpu().float().numpy(), _flat(node))
+            return self.floats[node]
+        raise self.unsupported(f"its input {node.name} has no value in the file")
+
+    def _dequantise(self, source: Integers) -> str:
+        """One DequantizeLinear per tensor of integers, written when first read (rule 21)."""
+        if source.name not in self.dequantised:
+            output = f"{source.name}_dq"
+            inputs = [source.name, source.scale, source.zero_point]
+            self.nodes.append(helper.make_node("DequantizeLinear", inputs, [output], name=output))
+            self.dequantised[source.name] = output
+        return self.dequantised[source.name]
+
+    def border(self, node: Node) -> str:
+        """What stands for the real number zero around the node's input: the zero point, or 0.0."""
+        assert self.current is not None
+        return self.integers[node].zero_point if self.current.name in self.passthrough else self.scalar(0.0)
+
+    def weight(self, node: Node, *, transposed: bool = False) -> str:
+        """Name of the current layer's weight, dequantised from integers where it is quantised; [in, out] if transposed."""
+        assert self.current is not None
+        stored = self.frozen.weights.get(self.current.name) if self.frozen else None
+        base = _flat(node) + ("_t" if transposed else "")
+        if stored is not None:
+            return self._constant_integers(stored, base, transposed)
+        values = attribute(self.module, str(node.target)).detach().cpu().float().numpy()
+        return self.constant(values.T if transposed else values, base)
+
+    def bias(self, node: Node) -> str:
+        """Name of the current layer's bias: int32 behind a DequantizeLinear, or float."""
+        assert self.current is not None
+        stored = self.frozen.biases.get(self.current.name) if self.frozen else None
+        # Layers that share a bias may have inputs of different scale: its integers belong to the layer.
+        return self.read_float(node) if stored is None else self._constant_integers(stored, f"{self.current.name}_b", False)
+
+    def unsupported(self, why: str) -> UserError:
+        """The error for a node that cannot be written."""
+        assert self.current is not None
+        stack = self.current.meta.get("nn_module_stack") or {}
+        path = [str(entry[0]) for entry in stack.values()][-1:] or ["the top module"]
+        return UserError(
+            f"{self.current.name} ({self.current.target}, in {path[0] or 'the top module'}): {why};"
+            " rewrite that part in a builder given as --teacher python:package.module:function"
+        )
+
+    # The walk.
+
+    def model(self, name: str) -> onnx.ModelProto:
+        """Translate every node and close the model."""
+        inputs, results = [], []
+        for node in self.module.graph.nodes:
+            self.current = node
+            if node.op == "placeholder":
+                self.floats[node] = node.name
+                inputs.append(helper.make_tensor_value_info(node.name, TensorProto.FLOAT, self._declared_shape(node)))
+            elif node.op == "call_function" and isinstance(node.meta.get("val"), (Tensor, list, tuple)):
+                self._operator(node)
+            elif node.op == "output":
+                results = self._outputs(node)
+            if node.name in self.placements:
+                self._quantise(node)
+        graph = helper.make_graph(self.nodes, name, inputs, results, list(self.initialisers.values()))
+        model = helper.make_model(graph, producer_name="faqd", opset_imports=[helper.make_opsetid("", self.opset)])
+        model.ir_version = _IR_VERSION
+        onnx.checker.check_model(model)
+        return model
+
+    def _declared_shape(self, node: Node) -> list[int | str]:
+        sizes = static_shape(node)
+        return [size if size >= 0 else (self.batch or ("batch" if i == 0 else f"{node.name}_{i}")) for i, size in enumerate(sizes)]
+
+    def _operator(self, node: Node) -> None:
+        translate = TRANSLATORS.get(node.target)
+        if translate is None:
+            raise self.unsupported("this operator has no translation to ONNX")
+        produced = translate(self, node)
+        if len(produced) > 1 or isinstance(node.meta["val"], (list, tuple)):
+            self.lists[node] = produced
+            if node.name in self.passthrough:
+                self.integers[node] = self._like_source(node, produced[0])
+        elif node.name in self.passthrough:
+            self.integers[node] = self._like_source(node, produced[0])
+        else:
+            self.floats[node] = produced[0]
+
+    def _like_source(self, node: Node, name: str) -> Integers:
+        source = self.integers[next(source for source in node.all_input_nodes if source in self.integers)]
+        return Integers(name=name, scale=source.scale, zero_point=source.zero_point)
+
+    def _quantise(self, node: Node) -> None:
+        assert self.frozen is not None
+        frozen, group = self.frozen.activations[node.name], self.placements[node.name].group
+        kind = np.int8 if frozen.signed else np.uint8
+        scale = self.constant(frozen.scale, f"{group}_scale")
+        zero = self.constant(np.array(frozen.zero_point, kind), f"{np.dtype(kind)}_{frozen.zero_point}")
+        name = f"{node.name}_q"
+        self.nodes.append(helper.make_node("QuantizeLinear", [self.floats[node], scale, zero], [name], name=name))
+        self.integers[node] = Integers(name=name, scale=scale, zero_point=zero)
+
+    def _constant_integers(self, stored: FrozenConstant, base: str, transposed: bool) -> str:
+        """A constant as integers behind a DequantizeLinear with an explicit zero point."""
+        output = f"{base}_dq"
+        if base in self.dequantised:
+            return self.dequantised[base]
+        integers, axis = stored.integers, stored.axis
+        if transposed:
+            integers, axis = integers.T, None if axis is None else 1 - axis
+        read = self._store(integers, base, packed=self.pack_int4 and stored.bits <= 4)
+        count = None if stored.scale.ndim == 0 else len(stored.scale)
+        inputs = [read, self.constant(stored.scale, f"{base}_scale"), self._zeros(integers.dtype.type, count)]
+        attributes = {} if axis is None else {"axis": axis}
+        self.nodes.append(helper.make_node("DequantizeLinear", inputs, [output], name=output, **attributes))
+        self.dequantised[base] = output
+        return output
+
+    def _store(self, integers: np.ndarray[Any, Any], name: str, *, packed: bool) -> str:
+        if not packed:
+            return self.constant(integers, name)
+        nibbles = integers.astype(np.uint8).reshape(-1) & 0xF
+        if len(nibbles) % 2:
+            nibbles = np.append(nibbles, np.uint8(0))
+        data = (nibbles[0::2] | (nibbles[1::2] << 4)).tobytes()
+        tensor = TensorProto(name=name, data_type=TensorProto.INT4, dims=list(integers.shape), raw_data=data)
+        self.initialisers[name] = tensor
+        output = f"{name}_i8"
+        self.nodes.append(helper.make_node("Cast", [name], [output], name=output, to=TensorProto.INT8))
+        return output
+
+    def _zeros(self, kind: type[np.generic], count: int | None) -> str:
+        """An explicit zero point: one per channel, or rank 0; shared by everything of its size."""
+        name = f"{np.dtype(kind)}_0" if count is None else f"{np.dtype(kind)}_0x{count}"
+        return self.constant(np.zeros(() if count is None else count, kind), name)
+
+    def _outputs(self, node: Node) -> list[onnx.ValueInfoProto]:
+        """Give the results their public names; a result that is also read inside, or an input, is copied."""
+        (values,), names = node.args, self.module.meta["outputs"]
+        results = []
+        assert isinstance(values, (list, tuple))
+        for value, name in zip(values, names, strict=True):
+            assert isinstance(value, Node)
+            public = name if name not in {n.name for n in self.module.graph.nodes if n.op == "placeholder"} else f"{name}_out"
+            self.nodes.append(helper.make_node("Identity", [self.read_float(value)], [public], name=f"{public}_result"))
+            results.append(helper.make_tensor_value_info(public, TensorProto.FLOAT, self._declared_shape(value)))
+        self._drop_identities()
+        return results
+
+    def _drop_identities(self) -> None:
+        """Let the node that computes a result write it under its public name where nobody else reads it."""
+        for identity in [node for node in self.nodes if node.op_type == "Identity" and node.name.endswith("_result")]:
+            source, public = identity.input[0], identity.output[0]
+            readers = [node for node in self.nodes if source in node.input]
+            writer = next((node for node in self.nodes if source in node.output), None)
+            if len(readers) == 1 and writer is not None and source != public:
+                writer.output[list(writer.output).index(source)] = public
+                self.nodes.remove(identity)
+            elif source == public:
+                self.nodes.remove(identity)

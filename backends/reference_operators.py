@@ -1,0 +1,278 @@
+"""Plain ONNX operators in torch, for whatever the oracle does not execute on integers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+Attributes = dict[str, Any]
+Operator = Callable[[Sequence[Tensor | None], Attributes], list[Tensor]]
+
+
+def _one(function: Callable[..., Tensor]) -> Operator:
+    """An operator that reads its inputs in order, has no attribute that matters, and writes one tensor."""
+
+    def run(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+        return [function(*inputs)]
+
+    return run
+
+
+def _integers(values: Tensor | None) -> list[int]:
+    assert values is not None
+    return [int(v) for v in values.reshape(-1)]
+
+
+def symmetric_padding(values: Tensor, pads: Sequence[int], fill: float) -> tuple[Tensor, list[int]]:
+    """Split ONNX pads [top, left, bottom, right] into what torch's operators take and explicit padding for the rest."""
+    top, left, bottom, right = pads
+    if top == bottom and left == right:
+        return values, [top, left]
+    return functional.pad(values, [left, right, top, bottom], value=fill), [0, 0]
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, attributes: Attributes) -> Tensor:
+    """ONNX Conv in the precision of its inputs; x [B, C, H, W], weight [O, C/g, kh, kw]."""
+    x, padding = symmetric_padding(x, attributes.get("pads", [0, 0, 0, 0]), 0.0)
+    return functional.conv2d(
+        x,
+        weight,
+        bias,
+        attributes.get("strides", [1, 1]),
+        padding,
+        attributes.get("dilations", [1, 1]),
+        attributes.get("group", 1),
+    )
+
+
+def _conv(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    x, weight, bias = (*inputs, None)[:3]
+    assert x is not None and weight is not None
+    return [convolve(x, weight, bias, attributes)]
+
+
+def _conv_transpose(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    x, weight, bias = (*inputs, None)[:3]
+    assert x is not None and weight is not None
+    pads = attributes.get("pads", [0, 0, 0, 0])
+    return [
+        functional.conv_transpose2d(
+            x,
+            weight,
+            bias,
+            attributes.get("strides", [1, 1]),
+            pads[:2],
+            attributes.get("output_padding", [0, 0]),
+            attributes.get("group", 1),
+            attributes.get("dilations", [1, 1]),
+        )
+    ]
+
+
+def _gemm(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    x, weight, bias = (*inputs, None)[:3]
+    assert x is not None and weight is not None
+    product = x @ (weight.T if attributes.get("transB") else weight)
+    return [product if bias is None else product + bias]
+
+
+def _max_pool(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    x = inputs[0]
+    assert x is not None
+    # Integers go through float64, which holds them exactly; torch pads with minus infinity, as ONNX does.
+    pooled = functional.max_pool2d(
+        x if x.is_floating_point() else x.double(),
+        attributes["kernel_shape"],
+        attributes["strides"],
+        attributes.get("pads", [0, 0, 0, 0])[:2],
+        attributes.get("dilations", [1, 1]),
+        bool(attributes.get("ceil_mode", 0)),
+    )
+    return [pooled.to(x.dtype)]
+
+
+def average_pool(x: Tensor, attributes: Attributes) -> Tensor:
+    """ONNX AveragePool on floats [B, C, H, W]."""
+    return functional.avg_pool2d(
+        x,
+        attributes["kernel_shape"],
+        attributes["strides"],
+        attributes.get("pads", [0, 0, 0, 0])[:2],
+        bool(attributes.get("ceil_mode", 0)),
+        bool(attributes.get("count_include_pad", 0)),
+    )
+
+
+def _average_pool(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    assert inputs[0] is not None
+    return [average_pool(inputs[0], attributes)]
+
+
+def _clip(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    x, low, high = (*inputs, None, None)[:3]
+    assert x is not None
+    return [x.clamp(None if low is None else float(low), None if high is None else float(high))]
+
+
+def _slice(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    x = inputs[0]
+    assert x is not None
+    starts, ends, axes, steps = (_integers(values) for values in inputs[1:5])
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        x = x[(slice(None),) * (axis % x.dim()) + (slice(start, end, step),)]
+    return [x]
+
+
+def _pad(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    x, pads = inputs[0], _integers(inputs[1])
+    assert x is not None
+    rank = len(pads) // 2
+    amounts = [amount for axis in reversed(range(rank)) for amount in (pads[axis], pads[axis + rank])]
+    mode = {"edge": "replicate"}.get(attributes.get("mode", "constant"), attributes.get("mode", "constant"))
+    if mode != "constant":
+        return [functional.pad(x.double(), amounts[:4], mode=mode).to(x.dtype)]
+    fill = inputs[2] if len(inputs) > 2 else None
+    return [functional.pad(x, amounts, value=0 if fill is None else fill.item())]
+
+
+def _split(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    assert inputs[0] is not None
+    return list(inputs[0].split(_integers(inputs[1]), attributes.get("axis", 0)))
+
+
+def _reshape(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    assert inputs[0] is not None
+    return [inputs[0].reshape(_integers(inputs[1]))]
+
+
+def _flatten(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    assert inputs[0] is not None
+    return [inputs[0].flatten(attributes.get("axis", 1))]
+
+
+def _concat(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    return [torch.cat([x for x in inputs if x is not None], attributes["axis"])]
+
+
+def _transpose(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    assert inputs[0] is not None
+    return [inputs[0].permute(attributes["perm"])]
+
+
+def _gather(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    x, index = inputs[0], inputs[1]
+    assert x is not None and index is not None
+    return [x.select(attributes.get("axis", 0), int(index))]
+
+
+def _depth_to_space(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    assert inputs[0] is not None
+    return [functional.pixel_shuffle(inputs[0].double(), attributes["blocksize"]).to(inputs[0].dtype)]
+
+
+def _resize(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    x, scales = inputs[0], inputs[2]
+    assert x is not None and scales is not None
+    size = [round(x.shape[axis] * float(scales[axis])) for axis in (2, 3)]
+    if attributes["mode"] == "nearest":
+        return [functional.interpolate(x.double(), size, mode="nearest").to(x.dtype)]
+    corners = attributes.get("coordinate_transformation_mode") == "align_corners"
+    return [functional.interpolate(x, size, mode="bilinear", align_corners=corners)]
+
+
+def _softmax(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    assert inputs[0] is not None
+    return [inputs[0].softmax(attributes.get("axis", -1))]
+
+
+def _layer_normalization(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    x, weight, bias = (*inputs, None)[:3]
+    assert x is not None and weight is not None
+    axes = list(range(attributes.get("axis", -1) % x.dim(), x.dim()))
+    return [functional.layer_norm(x, [x.shape[a] for a in axes], weight, bias, attributes.get("epsilon", 1e-5))]
+
+
+def _reduce_mean(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    assert inputs[0] is not None
+    axes = _integers(inputs[1]) if len(inputs) > 1 else attributes["axes"]
+    return [inputs[0].mean(axes, keepdim=bool(attributes.get("keepdims", 1)))]
+
+
+def _gelu(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    assert inputs[0] is not None
+    return [functional.gelu(inputs[0], approximate=attributes.get("approximate", "none"))]
+
+
+def _hard_sigmoid(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    assert inputs[0] is not None
+    return [(inputs[0] * attributes.get("alpha", 0.2) + attributes.get("beta", 0.5)).clamp(0, 1)]
+
+
+def _leaky_relu(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    assert inputs[0] is not None
+    return [functional.leaky_relu(inputs[0], attributes.get("alpha", 0.01))]
+
+
+def _elu(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    assert inputs[0] is not None
+    return [functional.elu(inputs[0], attributes.get("alpha", 1.0))]
+
+
+def _global_average_pool(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    assert inputs[0] is not None
+    return [inputs[0].mean((2, 3), keepdim=True)]
+
+
+def _cast(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    assert inputs[0] is not None
+    return [inputs[0]]  # the emitter casts int4 to int8 only, and both are held as int32 here
+
+
+#: Operators that only move values and so take integers as they are.
+MOVES: dict[str, Operator] = {
+    "Cast": _cast,
+    "Concat": _concat,
+    "DepthToSpace": _depth_to_space,
+    "Flatten": _flatten,
+    "Gather": _gather,
+    "Identity": _one(lambda x: x),
+    "MaxPool": _max_pool,
+    "Pad": _pad,
+    "Reshape": _reshape,
+    "Slice": _slice,
+    "Split": _split,
+    "Transpose": _transpose,
+}
+
+#: Operators that compute in float32.
+FLOATS: dict[str, Operator] = {
+    "Add": _one(torch.add),
+    "AveragePool": _average_pool,
+    "Clip": _clip,
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Div": _one(torch.div),
+    "Elu": _elu,
+    "Erf": _one(torch.erf),
+    "Gelu": _gelu,
+    "Gemm": _gemm,
+    "GlobalAveragePool": _global_average_pool,
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": _one(functional.hardswish),
+    "LayerNormalization": _layer_normalization,
+    "LeakyRelu": _leaky_relu,
+    "MatMul": _one(torch.matmul),
+    "Mul": _one(torch.mul),
+    "PRelu": _one(lambda x, slope: torch.where(x < 0, x * slope, x)),
+    "ReduceMean": _reduce_mean,
+    "Relu": _one(torch.relu),
+    "Resize": _resize,
+    "Sigmoid": _one(torch.sigmoid),
+    "Softmax": _softmax,
+    "Sub": _one(torch.sub),
+    "Tanh": _one(torch.tanh),
+}

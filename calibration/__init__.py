@@ -1,0 +1,1 @@
+"""The numerics of quantisation: capture, folding, plans, ranges and fake quantisation. Knows no target."""

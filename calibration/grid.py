@@ -1,0 +1,97 @@
+"""The integer grids that tensors are rounded to, and the arithmetic between reals and integers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calibration.errors import UserError
+
+# The smallest scale that is kept: 2**-24 is far above float32's smallest normal number, so neither the scale nor
+# the product of two scales is ever denormal; runtimes only ask for > 0 (rule 24).
+SMALLEST_SCALE = 2.0**-24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A uniform integer grid: value = scale * (integer - zero_point).
+
+    `bits` 2 to 8; `signed` two's complement; `symmetric` fixes the zero point at 0 (signed) or, for unsigned
+    grids, at 0 as well, which is right only for values that are never negative; `narrow` drops the most negative
+    integer of a signed grid (rule 23); `channel_axis` is the axis with one scale per index, or None for one scale
+    in all; `limit` bounds the integers of a signed grid further (63 on x86 without VNNI, rule 22).
+    """
+
+    bits: int
+    signed: bool
+    symmetric: bool
+    narrow: bool = False
+    channel_axis: int | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise UserError(f"a grid of {self.bits} bits was asked for: 2 to 8 bits are possible")
+        if (self.narrow or self.limit is not None) and not self.signed:
+            raise ValueError("narrow and limited grids are signed")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError("the limit of a grid is at least 1")
+
+    @property
+    def quant_min(self) -> int:
+        """Smallest integer of the grid."""
+        if not self.signed:
+            return 0
+        lowest = -(2 ** (self.bits - 1)) + (1 if self.narrow else 0)
+        return lowest if self.limit is None else max(lowest, -self.limit)
+
+    @property
+    def quant_max(self) -> int:
+        """Largest integer of the grid."""
+        highest = 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return highest if self.limit is None else min(highest, self.limit)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `Grid(**data)` turns back into this grid."""
+        return asdict(self)
+
+
+def broadcast_scale(scale: Tensor, axis: int | None, dimensions: int) -> Tensor:
+    """Shape a [C] scale so that it multiplies a tensor of that many dimensions along `axis`."""
+    if axis is None:
+        return scale
+    shape = [1] * dimensions
+    shape[axis] = -1
+    return scale.reshape(shape)
+
+
+def quantise(values: Tensor, scale: Tensor, zero_point: int, grid: Grid) -> Tensor:
+    """Round reals to the grid's integers, half to even, saturating (ONNX QuantizeLinear).
+
+    `values` float of any shape; `scale` rank 0, or [C] along the grid's channel axis. Returns int32.
+    """
+    scaled = values / broadcast_scale(scale, grid.channel_axis, values.dim())
+    return (scaled.round() + zero_point).clamp(grid.quant_min, grid.quant_max).to(torch.int32)
+
+
+def dequantise(integers: Tensor, scale: Tensor, zero_point: int, grid: Grid) -> Tensor:
+    """The reals that integers of the grid stand for (ONNX DequantizeLinear); float32, the same shape."""
+    scale = broadcast_scale(scale, grid.channel_axis, integers.dim())
+    return (integers - zero_point).to(scale.dtype) * scale
+
+
+def affine_parameters(low: float, high: float, grid: Grid) -> tuple[float, int]:
+    """Scale and zero point that cover [low, high], the range being widened to hold zero exactly.
+
+    A grid of one sign whose range has the other gives the smallest scale that loses nothing on its own side.
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    if grid.symmetric:
+        reach = max(-low / -grid.quant_min, high / grid.quant_max) if grid.signed else high / grid.quant_max
+        return max(reach, SMALLEST_SCALE), 0
+    scale = max((high - low) / (grid.quant_max - grid.quant_min), SMALLEST_SCALE)
+    zero_point = round(grid.quant_min - low / scale)
+    return scale, min(max(zero_point, grid.quant_min), grid.quant_max)

@@ -1,0 +1,199 @@
+"""The vocabulary of operations: which ATen operator is what, as one table that planners and emitters share."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+aten = torch.ops.aten
+
+
+def absorbed_relu(x: torch.Tensor) -> torch.Tensor:
+    """A ReLU that the quantiser behind it performs (its zero point is the lowest integer): no work in training."""
+    return x
+
+
+def absorbed_clip(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """A clip to [low, high] that the quantiser behind it performs: no work in training."""
+    return x
+
+
+#: Kind of every operator that a planner may meet. What is not listed is kind "other" and stays float.
+KINDS: dict[Any, str] = {
+    operator.getitem: "item",
+    aten.conv2d.default: "conv",
+    aten.conv2d.padding: "conv",
+    aten.conv_transpose2d.input: "conv_transpose",
+    aten.linear.default: "linear",
+    aten.matmul.default: "matmul",
+    aten.bmm.default: "matmul",
+    aten.batch_norm.default: "batch_norm",
+    aten.relu.default: "relu",
+    absorbed_relu: "relu",
+    aten.relu6.default: "clip",
+    aten.hardtanh.default: "clip",
+    aten.clamp.default: "clip",
+    aten.clamp_min.default: "clip",
+    absorbed_clip: "clip",
+    aten.leaky_relu.default: "leaky_relu",
+    aten.prelu.default: "prelu",
+    aten.sigmoid.default: "sigmoid",
+    aten.hardsigmoid.default: "hardsigmoid",
+    aten.hardswish.default: "hardswish",
+    aten.silu.default: "silu",
+    aten.gelu.default: "gelu",
+    aten.tanh.default: "tanh",
+    aten.elu.default: "elu",
+    aten.softmax.int: "softmax",
+    aten.layer_norm.default: "layer_norm",
+    aten.add.Tensor: "add",
+    aten.sub.Tensor: "sub",
+    aten.mul.Tensor: "mul",
+    aten.div.Tensor: "div",
+    aten.max_pool2d.default: "max_pool",
+    aten.avg_pool2d.default: "average_pool",
+    aten.adaptive_avg_pool2d.default: "adaptive_average_pool",
+    aten.mean.dim: "mean",
+    aten.flatten.using_ints: "reshape",
+    aten.view.default: "reshape",
+    aten.reshape.default: "reshape",
+    aten.unflatten.int: "reshape",
+    aten.squeeze.dim: "reshape",
+    aten.squeeze.dims: "reshape",
+    aten.unsqueeze.default: "reshape",
+    aten.permute.default: "transpose",
+    aten.transpose.int: "transpose",
+    aten.slice.Tensor: "slice",
+    aten.select.int: "select",
+    aten.chunk.default: "split",
+    aten.split.Tensor: "split",
+    aten.split_with_sizes.default: "split",
+    aten.constant_pad_nd.default: "pad",
+    aten.pad.default: "pad",
+    aten.cat.default: "concat",
+    aten.pixel_shuffle.default: "depth_to_space",
+    aten.channel_shuffle.default: "channel_shuffle",
+    aten.upsample_nearest2d.vec: "resize_nearest",
+    aten.upsample_bilinear2d.vec: "resize_bilinear",
+}
+
+#: Operators with trained weights that integer hardware accelerates: what the census of kernels counts.
+WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
+
+#: Operators that move values without computing: what is on a grid before is on the same grid after.
+MOVEMENT = frozenset(
+    {
+        "max_pool",
+        "reshape",
+        "transpose",
+        "slice",
+        "select",
+        "split",
+        "item",
+        "pad",
+        "concat",
+        "depth_to_space",
+        "channel_shuffle",
+        "resize_nearest",
+    }
+)
+
+
+def kind(node: Node) -> str:
+    """The table's word for a node: its operator's kind, or "input", "constant", "output", "item", "other"."""
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "get_attr":
+        return "constant"
+    if node.op == "output":
+        return "output"
+    if node.op != "call_function":
+        return "other"
+    return KINDS.get(node.target, "other")
+
+
+def attribute(module: torch.nn.Module, path: str) -> Any:
+    """The object behind a dotted path such as `layer1.0.conv1.weight`."""
+    found: Any = module
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def constant(graph_module: GraphModule, node: object) -> torch.Tensor | None:
+    """The tensor of a constant node, or None when the node is not one."""
+    if isinstance(node, Node) and node.op == "get_attr":
+        found = attribute(graph_module, str(node.target))
+        return found if isinstance(found, torch.Tensor) else None
+    return None
+
+
+def shape(node: Node) -> tuple[int | torch.SymInt, ...]:
+    """The shape that capture recorded for a node's tensor; the batch dimension may be symbolic."""
+    return tuple(node.meta["val"].shape)
+
+
+def static_shape(node: Node) -> tuple[int, ...]:
+    """The shape with every symbolic dimension as -1."""
+    return tuple(size if isinstance(size, int) else -1 for size in shape(node))
+
+
+def tensor_inputs(node: Node) -> list[Node]:
+    """The nodes whose tensors this operator computes on, constants left out, in argument order."""
+    return [source for source in node.all_input_nodes if kind(source) != "constant" and is_tensor(source)]
+
+
+def is_tensor(node: Node) -> bool:
+    """Whether capture recorded one floating-point tensor (or a list of them, for a split) for the node."""
+    value = node.meta.get("val")
+    if isinstance(value, (list, tuple)):
+        value = value[0] if value else None
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
+    """An operator's argument, given by position or by name."""
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+def clip_bounds(node: Node) -> tuple[float, float]:
+    """Lower and upper bound of a node of kind "clip"; infinite where it has none."""
+    if node.target is aten.relu6.default:
+        return 0.0, 6.0
+    if node.target is aten.hardtanh.default:
+        return float(argument(node, 1, "min_val", -1.0)), float(argument(node, 2, "max_val", 1.0))
+    low = argument(node, 1, "min", argument(node, 1, "low"))
+    high = argument(node, 2, "max", argument(node, 2, "high"))
+    return -math.inf if low is None else float(low), math.inf if high is None else float(high)
+
+
+def is_non_negative(node: Node) -> bool:
+    """Whether the operator's mathematics rules out negative values."""
+    word = kind(node)
+    if word in {"relu", "sigmoid", "hardsigmoid", "softmax"}:
+        return True
+    if word == "clip":
+        return clip_bounds(node)[0] >= 0
+    if word == "pad":
+        return float(argument(node, 2, "value", 0.0) or 0.0) >= 0 and is_non_negative(tensor_inputs(node)[0])
+    if word in MOVEMENT or word in {"average_pool", "adaptive_average_pool", "mean", "resize_bilinear"}:
+        return all(is_non_negative(source) for source in tensor_inputs(node))
+    if word in {"add", "mul"}:
+        sources = tensor_inputs(node)
+        return len(sources) == len(node.args) and all(is_non_negative(source) for source in sources)
+    return False
+
+
+def make_graph_module(root: torch.nn.Module, graph: torch.fx.Graph) -> GraphModule:
+    """A graph module over `graph`, linted, that keeps only the attributes which the graph still reads."""
+    graph.eliminate_dead_code()
+    graph.lint()
+    return GraphModule(root, graph)
+
+

@@ -1,0 +1,123 @@
+"""A placement plan as data: which tensors are rounded to which grid, and why the rest stays float."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from calibration.grid import Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationPlacement:
+    """One activation quantiser.
+
+    `tensor` names the node whose output is rounded; `readers` the nodes that see the rounded values (everybody
+    else sees the float ones); `group` names the scale that tensors share, the tensor's own name where it is
+    alone; `limit` is the largest value that the range may cover (6 behind a ReLU6 that the quantiser performs).
+    """
+
+    tensor: str
+    grid: Grid
+    readers: tuple[str, ...]
+    group: str
+    limit: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightPlacement:
+    """The quantised weight of one layer; `integer_bias`: the bias is rounded to int32 at input scale x weight scale."""
+
+    layer: str
+    grid: Grid
+    integer_bias: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a backend wants: immutable, in graph order, JSON both ways.
+
+    `absorbed` maps a node to the node whose kernel computes it; `passthrough` maps a node that only moves integers
+    to the quantised tensor that it reads; `float_nodes` maps a node that computes in float to the reason;
+    `kinds` maps every planned or float node to its kind.
+    """
+
+    backend: str
+    activations: tuple[ActivationPlacement, ...]
+    weights: tuple[WeightPlacement, ...]
+    absorbed: Mapping[str, str] = field(default_factory=dict)
+    passthrough: Mapping[str, str] = field(default_factory=dict)
+    float_nodes: Mapping[str, str] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        tensors = [placement.tensor for placement in self.activations]
+        if len(set(tensors)) != len(tensors):
+            raise ValueError(f"a tensor is quantised twice: {sorted({t for t in tensors if tensors.count(t) > 1})}")
+        grids: dict[str, Grid] = {}
+        for placement in self.activations:
+            if grids.setdefault(placement.group, placement.grid) != placement.grid:
+                raise ValueError(f"the tensors that share the scale {placement.group} have different grids")
+
+    def weight(self, layer: str) -> WeightPlacement | None:
+        """The placement of a layer's weight, or None when the layer stays float."""
+        return next((placement for placement in self.weights if placement.layer == layer), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, in a fixed order."""
+        return {
+            "backend": self.backend,
+            "activations": [
+                {
+                    "tensor": placement.tensor,
+                    "grid": placement.grid.to_json(),
+                    "readers": list(placement.readers),
+                    "group": placement.group,
+                    "limit": placement.limit,
+                }
+                for placement in self.activations
+            ],
+            "weights": [
+                {
+                    "layer": placement.layer,
+                    "grid": placement.grid.to_json(),
+                    "integer_bias": placement.integer_bias,
+                }
+                for placement in self.weights
+            ],
+            "absorbed": dict(self.absorbed),
+            "passthrough": dict(self.passthrough),
+            "float_nodes": dict(self.float_nodes),
+            "kinds": dict(self.kinds),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """The plan that `to_json` wrote."""
+        return cls(
+            backend=data["backend"],
+            activations=tuple(
+                ActivationPlacement(
+                    tensor=entry["tensor"],
+                    grid=Grid(**entry["grid"]),
+                    readers=tuple(entry["readers"]),
+                    group=entry["group"],
+                    limit=entry["limit"],
+                )
+                for entry in data["activations"]
+            ),
+            weights=tuple(
+                WeightPlacement(layer=entry["layer"], grid=Grid(**entry["grid"]), integer_bias=entry["integer_bias"])
+                for entry in data["weights"]
+            ),
+            absorbed=data["absorbed"],
+            passthrough=data["passthrough"],
+            float_nodes=data["float_nodes"],
+            kinds=data["kinds"],
+        )
+
+    def dumps(self) -> str:
+        """The plan as JSON text; equal plans give equal text."""
+        return json.dumps(self.to_json(), indent=1)

@@ -1,0 +1,145 @@
+"""Files and folders that are either complete or absent, whatever interrupts their writing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from calibration.errors import UserError
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG})
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file at once, its parent folders included.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written; whatever was at `path` before is unharmed.
+    """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file at once, its parent folders included.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written; whatever was at `path` before is unharmed.
+    """
+    with writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
+
+
+@contextlib.contextmanager
+def directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give an empty folder beside `target` to fill; it becomes `target` when the block ends without an error.
+
+    With an error, Ctrl-C included, the folder is removed and `target` is as it was before.
+
+    Raises:
+        UserError: `target` exists and may not be replaced, the disk is full, or the place cannot be written.
+    """
+    _refuse_existing(target, overwrite=overwrite)
+    with writable(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            building.chmod(0o777 & ~_umask())
+            yield building
+            for path in sorted(building.rglob("*"), reverse=True):
+                _sync(path)
+            _sync(building)
+            # Another run may have finished first.
+            _refuse_existing(target, overwrite=overwrite)
+            _rename_over(building, target)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        _sync(target.parent)
+
+
+@contextlib.contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write below `path` into the user's one line.
+
+    Raises:
+        UserError: the disk is full, or the place is read-only or not a folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise UserError(
+                f"cannot write {path}: {os.strerror(error.errno)}: make room there, or choose another place "
+                "with --output"
+            ) from error
+        refused = error.errno in NOT_ALLOWED or isinstance(error, FileExistsError)
+        if refused and _concerns(error, path):
+            raise UserError(
+                f"cannot write {path}: {os.strerror(error.errno or errno.EEXIST)}: choose another place "
+                "with --output"
+            ) from error
+        raise
+
+
+def _concerns(error: OSError, path: Path) -> bool:
+    """Say whether an error is about writing `path`, not about a file that was merely read meanwhile."""
+    if error.filename is None:
+        return True
+    culprit, place = Path(error.filename).absolute(), path.absolute()
+    return culprit.is_relative_to(place.parent) or place.is_relative_to(culprit)
+
+
+def _refuse_existing(target: Path, *, overwrite: bool) -> None:
+    if target.exists() and not overwrite:
+        raise UserError(f"{target} exists already: add --overwrite to replace it, or choose another --output")
+
+
+def _rename_over(building: Path, target: Path) -> None:
+    if not target.exists():
+        building.rename(target)
+        return
+    # A folder cannot replace a filled one in one step: the old one steps aside and comes back if that fails.
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    old = aside / target.name
+    target.rename(old)
+    try:
+        building.rename(target)
+    except BaseException:
+        old.rename(target)
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    # The mask can only be read by setting it; temporary files are made private and get the usual mode back.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

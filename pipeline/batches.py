@@ -1,0 +1,91 @@
+"""Batches of images: a pure function of the seed and the step, with any number of worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from calibration.errors import UserError
+from pipeline.augmentation import choose_augmentation
+from pipeline.loading import Batch, OrderedLoader, Reader, TrainingLoader, iterate, none_readable
+from pipeline.preprocessing import Preprocessing
+from pipeline.randomness import generator_for
+from pipeline.sources.image_source import ImageSource
+
+__all__ = ["Batch", "ordered_batches", "split_held_out", "training_batches"]
+
+
+def split_held_out(
+    count: int, seed: int, *, fraction: float = 0.1, most: int = 512
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Choose images to keep out of training: return (training indices, held-out indices), each ascending.
+
+    Held out are `fraction` (0 to 1) of `count` images, at most `most`, at least one, drawn by the seed.
+
+    Raises:
+        UserError: fewer than two images.
+    """
+    if count < 2:
+        raise UserError(f"{count} image is too few: one to train on and one to hold out are the least")
+    held_out = min(max(1, min(most, round(count * fraction))), count - 1)
+    order = torch.randperm(count, generator=generator_for(seed, "held out")).numpy()
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def training_batches(
+    source: ImageSource,
+    indices: NDArray[np.int64],
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    first_step: int,
+    steps: int,
+    seed: int,
+    augmentation: str = "auto",
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Yield `steps` full batches from `first_step` on, shuffled anew each time all `indices` have been seen.
+
+    Batch number s depends on the seed and s alone: a run resumed at s sees what an unbroken one would have
+    seen. An unreadable image is replaced by the next readable one of `indices` and recorded in
+    `source.unreadable`.
+
+    Raises:
+        UserError: no image is readable, or a worker process died.
+    """
+    chosen = choose_augmentation(augmentation, source, preprocessing)
+    loader = TrainingLoader(
+        Reader(source, preprocessing), indices, batch_size, first_step, steps, seed, chosen
+    )
+    yield from iterate(loader, source, workers=workers, pin_memory=pin_memory)
+
+
+def ordered_batches(
+    source: ImageSource,
+    indices: NDArray[np.int64],
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Yield the images of `indices` in that order, prepared as the device does, `batch_size` at a time.
+
+    The last batch may be short, and any that holds unreadable images: those are left out, recorded in
+    `source.unreadable`, and `Batch.indices` says which images remain.
+
+    Raises:
+        UserError: no image is readable, or a worker process died.
+    """
+    loader = OrderedLoader(Reader(source, preprocessing), indices, batch_size)
+    found = False
+    for batch in iterate(loader, source, workers=workers, pin_memory=pin_memory):
+        if len(batch.images):
+            found = True
+            yield batch
+    if not found and len(indices):
+        raise UserError(none_readable(source.name, len(indices), source.unreadable.first_reason()))

@@ -1,0 +1,200 @@
+"""The command line: run, validate, doctor; the one place that prints, configures logs and ends with a status.
+
+Importing it is quick: torch and the stages are imported by the commands that need them.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import cyclopts.config
+from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter, UnusedCliTokensError
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from calibration.errors import UserError
+from pipeline import __version__
+from pipeline.config import RunConfig, ValidationConfig
+from pipeline.config_file import read_settings
+from pipeline.progress import progress_on
+
+if TYPE_CHECKING:
+    from pipeline.report.schema import Report
+
+USER_MISTAKE = 2
+INTERRUPTED = 130
+"""128 + SIGINT, as shells count it."""
+
+TABLE_COLUMNS = 100
+"""Width that every table fits, characters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Talk:
+    """How much is said on standard error."""
+
+    verbose: Annotated[
+        bool, Parameter(name=("--verbose", "-v"), negative=(), help="Say more, library warnings included.")
+    ] = False
+    quiet: Annotated[bool, Parameter(negative=(), help="Say nothing but the result and errors.")] = False
+
+
+_TALK = Parameter(name="*", group=Group.create_ordered("Talk"))
+_QUIETLY = Talk()
+_DEFAULT_RUN = RunConfig()
+_DEFAULT_VALIDATION = ValidationConfig()
+
+
+def _settings_from_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Give every flag that was not typed the value of the file named by --config."""
+    for argument in arguments:
+        if argument.name == "--config" and argument.tokens:
+            path = Path(argument.tokens[0].value)
+            source = cyclopts.config.Dict(read_settings(path), source=str(path), use_commands_as_keys=False)
+            source(app, commands, arguments)
+
+
+app = App(
+    name="faqd",
+    help="Quantise a vision network without labels, and prove on its runtime that it still works.",
+    version=__version__,
+    version_flags=["--version"],
+    config=_settings_from_file,
+    help_format="plaintext",
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+)
+
+
+@app.command(sort_key=1)
+def run(
+    *,
+    config: Annotated[RunConfig, Parameter(name="*")] = _DEFAULT_RUN,
+    config_file: Annotated[
+        Path | None,
+        Parameter(
+            name="--config", metavar="FILE.toml", help="Settings: flags without dashes as keys; flags win."
+        ),
+    ] = None,
+    talk: Annotated[Talk, _TALK] = _QUIETLY,
+) -> int:
+    """Quantise, distil, convert and validate a network; without flags, the embedded digits.
+
+    Exit status: 0 all gates passed on the runtime, 1 a gate failed, 2 a mistake in the input, 3 not
+    validated here.
+    """
+    progress = progress_on(_configure_talk(talk), quiet=talk.quiet)
+    from pipeline.run import run as run_pipeline
+
+    report = run_pipeline(config, progress)
+    status = _show(report)
+    bundle = config.folder / "bundle"
+    out = Console(soft_wrap=True, highlight=False, markup=False)
+    out.print(f"bundle: {bundle}")
+    out.print(f"report: {config.folder / 'report.html'}")
+    if report.status == "not-validated-on-target":
+        out.print(f"on the target, run: faqd validate {shlex.quote(str(bundle))}")
+    return status
+
+
+@app.command(sort_key=2)
+def validate(
+    bundle: Annotated[Path, Parameter(help="Folder DIR/bundle that a run has made.")],
+    /,
+    *,
+    config: Annotated[ValidationConfig, Parameter(name="*")] = _DEFAULT_VALIDATION,
+    report_file: Annotated[
+        Path | None, Parameter(name="--report", metavar="FILE.json", help="Write the report there as well.")
+    ] = None,
+    talk: Annotated[Talk, _TALK] = _QUIETLY,
+) -> int:
+    """Validate an existing bundle on this machine's runtime. Exit status as of run."""
+    progress = progress_on(_configure_talk(talk), quiet=talk.quiet)
+    from pipeline.atomic import write_text
+    from pipeline.run import validate_bundle
+
+    report = validate_bundle(bundle, config, progress)
+    if report_file is not None:
+        write_text(report_file, report.to_text())
+    return _show(report)
+
+
+@app.command(sort_key=3)
+def doctor() -> int:
+    """Say what this machine offers: versions, integer instructions, GPU, optional packages."""
+    from pipeline.doctor import examine
+
+    findings = examine()
+    table = Table(box=None, show_header=False, pad_edge=False)
+    topic = ""
+    for finding in findings:
+        fix = f"-> {finding.fix}" if finding.fix else ""
+        table.add_row(finding.topic if finding.topic != topic else "", finding.name, finding.value, fix)
+        topic = finding.topic
+    Console(width=TABLE_COLUMNS, highlight=False, markup=False).print(table)
+    return USER_MISTAKE if any(finding.needed and finding.fix for finding in findings) else 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command and return the exit status.
+
+    A user's mistake is one line on standard error and status 2; a bug of ours keeps its traceback.
+    """
+    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    try:
+        status = app(list(arguments), exit_on_error=False, print_error=False)
+    except UserError as error:
+        errors.print(f"error: {error}")
+        return USER_MISTAKE
+    except CycloptsError as error:
+        errors.print(f"error: {_one_line(error)}")
+        return USER_MISTAKE
+    except KeyboardInterrupt:
+        errors.print(_interrupted_line(arguments))
+        return INTERRUPTED
+    return status if isinstance(status, int) else 0
+
+
+def _one_line(error: CycloptsError) -> str:
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        return f'unexpected argument "{error.unused_tokens[0]}": options start with --, see faqd --help'
+    error.verbose = False
+    line = " ".join(str(error).split())
+    return line[:1].lower() + line[1:]
+
+
+def _interrupted_line(arguments: Sequence[str]) -> str:
+    if not arguments or arguments[0] != "run":
+        return "interrupted"
+    started_as_module = Path(sys.argv[0]).parts[-2:] == ("pipeline", "__main__.py")
+    program = "python3 -m pipeline" if started_as_module else "faqd"
+    kept = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]
+    return f"interrupted: resume with {program} {shlex.join([*kept, '--resume'])}"
+
+
+def _configure_talk(talk: Talk) -> Console:
+    """Send log records and library warnings to standard error and return its console."""
+    if talk.verbose and talk.quiet:
+        raise UserError("--verbose and --quiet contradict each other: give one of them")
+    console = Console(stderr=True)
+    level = logging.ERROR if talk.quiet else logging.INFO if talk.verbose else logging.WARNING
+    handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
+    logging.basicConfig(level=level, handlers=[handler], format="%(message)s", force=True)
+    logging.captureWarnings(True)
+    # Libraries warn their own developers; a user who wants to see it asks with -v.
+    logging.getLogger("py.warnings").setLevel(logging.WARNING if talk.verbose else logging.ERROR)
+    return console
+
+
+def _show(report: Report) -> int:
+    from pipeline.report.table import render
+
+    Console(width=TABLE_COLUMNS, highlight=False).print(render(report))
+    return report.exit_status

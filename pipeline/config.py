@@ -1,0 +1,392 @@
+"""One tree of frozen dataclasses that says all of a run: each field's type, default, flag and help, once.
+
+A value that exists is valid. Stages unpack the groups into plain arguments; components never see them.
+Every flag without its dashes is also a key of the file given with `--config`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from calibration.errors import UserError
+from pipeline import flags
+
+EMBEDDED = "digits"
+"""Name of the teacher and of the data that ship with the package."""
+
+ACTIVATION_BITS = 8
+"""No edge runtime multiplies convolutions below 8-bit activations, so 4 bits mean W4A8."""
+
+LARGEST_SEED = 2**63 - 1
+"""torch.Generator takes a signed 64-bit seed."""
+
+
+def _numbers(help: str) -> Parameter:
+    return Parameter(
+        converter=flags.split_numbers, consume_multiple=True, negative=(), metavar="R,G,B", help=help
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """The float network to be quantised and the preprocessing that belongs to it."""
+
+    source: Annotated[
+        str,
+        Parameter(
+            name="--teacher",
+            metavar="KIND:REST",
+            help="torchvision:resnet18, timm:NAME, cifar:resnet20, python:package.module:function, digits.",
+        ),
+    ] = EMBEDDED
+    weights: Annotated[
+        Path | None, Parameter(metavar="FILE", help="Checkpoint of the teacher, .safetensors or .pth.")
+    ] = None
+    image_size: Annotated[
+        int | None,
+        Parameter(metavar="PIXELS", help="Input side, pixels. Default: the source's own, else 224."),
+    ] = None
+    mean: Annotated[
+        tuple[float, ...] | None,
+        _numbers("Mean per channel of values in [0, 1]. Default: the source's own, else ImageNet's."),
+    ] = None
+    std: Annotated[
+        tuple[float, ...] | None,
+        _numbers("Standard deviation per channel of values in [0, 1]. Default: as for --mean."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        flags.check_fields(self)
+        _check_source("teacher", self.source)
+        flags.check_at_least(self, image_size=1)
+        if (self.mean is None) != (self.std is None):
+            given, other = ("mean", "std") if self.std is None else ("std", "mean")
+            raise UserError(
+                f"--{given} {flags.shown(getattr(self, given))} needs --{other} with as many numbers"
+            )
+        for flag, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) not in (1, 3):
+                raise UserError(f"--{flag} {flags.shown(values)}: must be 1 or 3 numbers, one per channel")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise UserError(
+                f"--mean has {len(self.mean)} numbers and --std {len(self.std)}: give as many of each"
+            )
+        if self.std is not None and min(self.std) <= 0:
+            raise UserError(f"--std {flags.shown(self.std)}: every number must be greater than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """The network that is quantised: the teacher's own architecture unless another is named."""
+
+    source: Annotated[
+        str | None,
+        Parameter(
+            name="--student",
+            metavar="KIND:REST",
+            help="Another architecture than the teacher's, named as --teacher. Default: the teacher's own.",
+        ),
+    ] = None
+    weights: Annotated[
+        Path | None,
+        Parameter(
+            name="--student-weights", metavar="FILE", help="Checkpoint of the student, .safetensors or .pth."
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        flags.check_fields(self)
+        if self.source is not None:
+            _check_source("student", self.source)
+        elif self.weights is not None:
+            raise UserError(
+                f"--student-weights {self.weights} needs --student KIND:REST, the network they belong to"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The unlabelled images that calibrate and train."""
+
+    source: Annotated[
+        str,
+        Parameter(
+            name="--data",
+            metavar="KIND:REST",
+            help="Unlabelled images: images:FOLDER, npz:FILE#key, torchvision:CIFAR10?root=DIR&split=train, "
+            "python:package.module:function, or digits.",
+        ),
+    ] = EMBEDDED
+    workers: Annotated[
+        int | None,
+        Parameter(
+            metavar="COUNT",
+            help="Processes that decode images. Default: chosen from the source and the host.",
+        ),
+    ] = None
+    augmentation: Annotated[
+        Literal["auto", "crop", "crop-flip", "none"],
+        Parameter(help="Random crops and flips of training images; auto: what suits the source."),
+    ] = "auto"
+    calibration_images: Annotated[
+        int, Parameter(metavar="COUNT", help="Images that the ranges of the activations are read from.")
+    ] = 512
+    held_out_images: Annotated[
+        int,
+        Parameter(
+            metavar="COUNT",
+            help="Unlabelled images at most kept out of training, to choose the final weights.",
+        ),
+    ] = 512
+
+    def __post_init__(self) -> None:
+        flags.check_fields(self)
+        _check_source("data", self.source)
+        flags.check_at_least(self, workers=0, calibration_images=1, held_out_images=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisationConfig:
+    """Where the network will run and on which grids."""
+
+    backend: Annotated[
+        Literal["onnxruntime", "tensorrt", "reference"],
+        Parameter(help="Runtime that the quantisers are placed for; reference: the exact integer oracle."),
+    ] = "onnxruntime"
+    bits: Annotated[
+        Literal[8, 4],
+        Parameter(help="Bits of the weights; activations have 8. 4: stored as 4 bits, multiplied as 8."),
+    ] = 8
+    first_bits: Annotated[Literal[8, 4], Parameter(help="Bits of the first convolution's weights.")] = 8
+    depthwise_bits: Annotated[Literal[8, 4], Parameter(help="Bits of depthwise convolutions' weights.")] = 8
+    last_bits: Annotated[Literal[8, 4], Parameter(help="Bits of the last weighted layer's weights.")] = 8
+    range_method: Annotated[
+        Literal["auto", "mse", "minmax", "moving-average", "percentile"],
+        Parameter(name="--range", help="How activation ranges are chosen; auto: the best per tensor."),
+    ] = "auto"
+    learned_scales: Annotated[
+        Literal["all", "weights", "none"], Parameter(help="Which quantiser scales are trained along (LSQ).")
+    ] = "all"
+    opset: Annotated[
+        int | None,
+        Parameter(metavar="NUMBER", help="ONNX opset of the model, 17 to 23. Default: what the grids need."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        flags.check_fields(self)
+        # Opset 17 is the oldest that the supported runtimes' manuals still test; 21 brought int4 tensors.
+        if self.opset is not None and not 17 <= self.opset <= 23:
+            raise UserError(f"--opset {self.opset}: must be 17 to 23")
+        if self.opset is not None and self.opset < 21 and self.bits == 4 and self.backend != "tensorrt":
+            raise UserError(
+                f"--opset {self.opset} has no 4-bit tensors: use --opset 21 or more with --bits 4"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """How the quantised network learns from the float one, without labels."""
+
+    steps: Annotated[
+        int | None,
+        Parameter(metavar="COUNT", help="Training steps; 0: calibration only. Default: chosen from --bits."),
+    ] = None
+    batch_size: Annotated[int, Parameter(metavar="COUNT", help="Images per training step.")] = 128
+    learning_rate: Annotated[
+        float,
+        Parameter(metavar="RATE", help="Peak learning rate of Adam; it backs off by itself on divergence."),
+    ] = 1e-4
+    logit_loss: Annotated[
+        Literal["kl", "mse"], Parameter(help="Loss between the logits of teacher and student.")
+    ] = "kl"
+    temperature: Annotated[
+        float, Parameter(metavar="NUMBER", help="Softmax temperature of --logit-loss kl, no unit.")
+    ] = 4.0
+    affinity: Annotated[
+        Literal["auto", "fa", "ffa", "gram", "none"],
+        Parameter(help="Form of the feature-affinity loss; auto: the cheapest per layer; none: logits only."),
+    ] = "auto"
+    affinity_order: Annotated[
+        Literal["squared", "1", "2"], Parameter(help="Norm of the affinity loss; auto and gram need squared.")
+    ] = "squared"
+    affinity_weight: Annotated[
+        float, Parameter(metavar="NUMBER", help="Weight of the affinity loss beside the logit loss's 1.")
+    ] = 0.1
+    projections: Annotated[
+        int, Parameter(metavar="COUNT", help="Random vectors per step of the fast affinity form (ffa).")
+    ] = 15
+    taps: Annotated[
+        tuple[str, ...] | None,
+        Parameter(
+            converter=flags.split_text,
+            consume_multiple=True,
+            negative=(),
+            metavar="NAME,...",
+            help="Modules whose outputs are compared. Default: the last map of each spatial resolution.",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        flags.check_fields(self)
+        flags.check_at_least(self, steps=0, batch_size=1, projections=1, affinity_weight=0)
+        flags.check_above_zero(self, "learning_rate", "temperature")
+        if self.affinity in ("auto", "gram") and self.affinity_order != "squared":
+            raise UserError(
+                f"--affinity-order {self.affinity_order} has no {self.affinity} form: "
+                "add --affinity fa or ffa, or use --affinity-order squared"
+            )
+        if self.taps is not None and not self.taps:
+            raise UserError("--taps is empty: name at least one module, or use --affinity none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """How the result is scored on the runtime, and what it must reach."""
+
+    eval_data: Annotated[
+        str | None,
+        Parameter(
+            metavar="KIND:REST",
+            help="Images to score on, with labels if there are any: npz:FILE#images,labels, images:FOLDER "
+            "with class folders, or as --data. Default: agreement with the teacher on held-out images.",
+        ),
+    ] = None
+    threads: Annotated[
+        int, Parameter(metavar="COUNT", help="Threads of the runtime in the latency measurement.")
+    ] = 1
+    batch: Annotated[
+        int, Parameter(metavar="COUNT", help="Images per inference in the latency measurement.")
+    ] = 1
+    max_drop: Annotated[
+        float,
+        Parameter(
+            metavar="POINTS", help="Gate: accuracy lost against the teacher, percentage points at most."
+        ),
+    ] = 1.0
+    min_speedup: Annotated[
+        float | None,
+        Parameter(
+            metavar="FACTOR", help="Gate: float over quantised median latency at least. Default: no gate."
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        flags.check_fields(self)
+        if self.eval_data is not None:
+            _check_source("eval-data", self.eval_data)
+        flags.check_at_least(self, threads=1, batch=1, max_drop=0)
+        flags.check_above_zero(self, "min_speedup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+    """The machine that trains."""
+
+    device: Annotated[
+        str,
+        Parameter(metavar="auto|cpu|cuda|cuda:N", help="Where training runs; auto: a GPU when there is one."),
+    ] = "auto"
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Parameter(help="Arithmetic of training; auto: bfloat16 on a GPU that has it, else float32."),
+    ] = "auto"
+    seed: Annotated[
+        int, Parameter(metavar="NUMBER", help="Seed of all randomness: same seed, same batches.")
+    ] = 0
+
+    def __post_init__(self) -> None:
+        flags.check_fields(self)
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise UserError(f"--device {self.device}: must be auto, cpu, cuda or cuda:N")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise UserError(f"--seed {self.seed}: must be 0 to {LARGEST_SEED}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """Where the results go, and what may be there already."""
+
+    folder: Annotated[
+        Path | None,
+        Parameter(
+            name="--output", metavar="DIR", help="Result folder. Default: artifacts/TEACHER-BACKEND-wXaY."
+        ),
+    ] = None
+    overwrite: Annotated[bool, Parameter(help="Replace the results of an earlier run in the folder.")] = False
+    resume: Annotated[bool, Parameter(help="Go on after the last finished stage or training checkpoint.")] = (
+        False
+    )
+
+    def __post_init__(self) -> None:
+        flags.check_fields(self)
+        if self.overwrite and self.resume:
+            raise UserError("--overwrite starts anew and --resume goes on: give one of them")
+
+
+def _group(title: str) -> Parameter:
+    return Parameter(name="*", group=Group.create_ordered(title))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All that decides a run."""
+
+    teacher: Annotated[TeacherConfig, _group("Teacher")] = field(default_factory=TeacherConfig)
+    student: Annotated[StudentConfig, _group("Student")] = field(default_factory=StudentConfig)
+    data: Annotated[DataConfig, _group("Data")] = field(default_factory=DataConfig)
+    quantisation: Annotated[QuantisationConfig, _group("Quantisation")] = field(
+        default_factory=QuantisationConfig
+    )
+    distillation: Annotated[DistillationConfig, _group("Distillation")] = field(
+        default_factory=DistillationConfig
+    )
+    validation: Annotated[ValidationConfig, _group("Validation")] = field(default_factory=ValidationConfig)
+    execution: Annotated[ExecutionConfig, _group("Execution")] = field(default_factory=ExecutionConfig)
+    output: Annotated[OutputConfig, _group("Output")] = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        kind = self.teacher.source.partition(":")[0]
+        # The user's own builder may well be for digits; every other source is a network of something else.
+        if self.data.source == EMBEDDED and kind not in (EMBEDDED, "python"):
+            raise UserError(
+                f"--teacher {self.teacher.source} needs images of its own kind: add --data images:FOLDER or "
+                "npz:FILE#key (the embedded digits suit only the embedded teacher)"
+            )
+
+    @property
+    def evaluation_source(self) -> str | None:
+        """Source of the images to score on; None: agreement on held-out images of the training source."""
+        return self.validation.eval_data or (EMBEDDED if self.data.source == EMBEDDED else None)
+
+    @property
+    def folder(self) -> Path:
+        """Result folder: the one given, else named after teacher, backend and bits."""
+        if self.output.folder is not None:
+            return self.output.folder
+        teacher = re.sub(r"[^A-Za-z0-9._]+", "-", self.teacher.source).strip("-.")
+        bits = f"w{self.quantisation.bits}a{ACTIVATION_BITS}"
+        return Path("artifacts") / f"{teacher}-{self.quantisation.backend}-{bits}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one flat JSON object: flag without dashes -> value, None where unset."""
+        return flags.to_json(self)
+
+    @classmethod
+    def from_json(cls, settings: dict[str, Any], *, where: str = "configuration") -> RunConfig:
+        """Build a configuration from `to_json`'s object; absent keys take their defaults.
+
+        Raises:
+            UserError: a key is unknown or a value is not allowed.
+        """
+        return flags.from_json(cls, settings, where=where)
+
+
+def _check_source(flag: str, source: str) -> None:
+    kind, colon, rest = source.partition(":")
+    if not kind or (colon and not rest):
+        raise UserError(f"--{flag} {source!r}: must be KIND:REST, such as images:FOLDER, or {EMBEDDED}")

@@ -1,0 +1,132 @@
+"""What this machine offers to a run: versions, integer instructions, GPU, optional packages."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+REQUIRED = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "safetensors",
+    "pillow",
+    "rich",
+    "jinja2",
+    "cyclopts",
+)
+"""Distributions that every run needs."""
+
+EXTRAS = {
+    "timm": ("timm", "teachers named timm:NAME"),
+    "tensorrt-rtx": ("tensorrt_rtx", "engine builds for --backend tensorrt"),
+}
+"""Extra -> the package it installs and what it is for."""
+
+INTEGER_INSTRUCTIONS = {
+    "avx2": "x86: int8 kernels, whose sums can saturate where no row below says yes",
+    "avx_vnni": "x86: exact 8-bit dot products",
+    "avx512_vnni": "x86: exact 8-bit dot products, 512 bits wide",
+    "amx_int8": "x86: exact 8-bit matrix tiles",
+    "asimddp": "ARM: exact 8-bit dot products",
+    "i8mm": "ARM: exact 8-bit matrix products",
+}
+"""CPU flag as Linux names it -> what it means for int8 kernels (ONNX Runtime, "Quantize ONNX models")."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of the examination."""
+
+    topic: str
+    name: str
+    value: str
+    fix: str = ""
+    """What to type when something is missing; empty when all is well."""
+    needed: bool = False
+    """True when a run cannot do without it."""
+
+
+def examine() -> list[Finding]:
+    """Return what was found on this machine, in reading order; nothing is changed."""
+    return [*_versions(), *_processor(), *_accelerators(), *_extras()]
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str] | None:
+    """Return the CPU's feature flags as Linux lists them, or None where that list does not exist."""
+    if not cpuinfo.is_file():
+        return None
+    for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip().lower() in ("flags", "features"):
+            return frozenset(value.split())
+    return None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _versions() -> list[Finding]:
+    from pipeline import __version__
+
+    findings = [
+        Finding(topic="versions", name="faqd", value=__version__),
+        Finding(topic="versions", name="python", value=platform.python_version()),
+    ]
+    for distribution in REQUIRED:
+        version = _version(distribution)
+        fix = "" if version else f"pip install {distribution}"
+        findings.append(
+            Finding(topic="versions", name=distribution, value=version or "missing", fix=fix, needed=True)
+        )
+    return findings
+
+
+def _processor() -> list[Finding]:
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    findings = [Finding(topic="cpu", name=platform.machine() or "unknown", value=f"{count} cores usable")]
+    present = cpu_flags()
+    if present is None:
+        return [
+            *findings,
+            Finding(topic="cpu", name="int8 instructions", value="not readable on this system"),
+        ]
+    arm = platform.machine().lower() in ("aarch64", "arm64")
+    for flag, meaning in INTEGER_INSTRUCTIONS.items():
+        if meaning.startswith("ARM") == arm:
+            value = "yes" if flag in present else "no"
+            findings.append(Finding(topic="cpu", name=flag, value=f"{value} ({meaning.partition(': ')[2]})"))
+    return findings
+
+
+def _accelerators() -> list[Finding]:
+    if importlib.util.find_spec("torch") is None:
+        return [Finding(topic="gpu", name="cuda", value="unknown: torch is missing")]
+    import torch
+
+    if not torch.cuda.is_available():
+        return [Finding(topic="gpu", name="cuda", value="none: training runs on the CPU")]
+    return [
+        Finding(topic="gpu", name=f"cuda:{index}", value=torch.cuda.get_device_name(index))
+        for index in range(torch.cuda.device_count())
+    ]
+
+
+def _extras() -> list[Finding]:
+    findings = []
+    for extra, (package, purpose) in EXTRAS.items():
+        version = _version(package)
+        fix = "" if version else f"pip install 'faqd[{extra}]'"
+        value = f"{version} ({purpose})" if version else f"not installed ({purpose})"
+        findings.append(Finding(topic="extras", name=extra, value=value, fix=fix))
+    return findings

@@ -1,0 +1,45 @@
+"""`python:package.module:function`: the user's own network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from calibration.errors import UserError
+from pipeline.model_sources.sourced import SourcedModel, reproducible_weights
+from pipeline.preprocessing import Preprocessing, preprocessing_from_fields
+from pipeline.user_code import call_user_function
+from pipeline.weights import fit_state, load_state
+
+
+def load_python(rest: str, weights: Path | None) -> SourcedModel:
+    """Call `package.module:function` for a module, or for (module, Preprocessing or a dict of its fields).
+
+    Raises:
+        UserError: the function cannot be called, fails, returns something else, or the weights do not fit.
+    """
+    source = f"python:{rest}"
+    with reproducible_weights():
+        returned = call_user_function(rest, source)
+    module, preprocessing = _parts(returned, source)
+    if weights is not None:
+        fit_state(module, load_state(weights), f"{weights} for {source}")
+    return SourcedModel(module=module, preprocessing=preprocessing)
+
+
+def _parts(returned: Any, source: str) -> tuple[nn.Module, Preprocessing | None]:
+    expected = "an nn.Module, or (nn.Module, Preprocessing or a dict of its fields)"
+    if isinstance(returned, nn.Module):
+        return returned, None
+    if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[0], nn.Module):
+        raise UserError(f"{source} returned a {type(returned).__name__}; it must return {expected}")
+    module, preprocessing = returned
+    if isinstance(preprocessing, dict):
+        preprocessing = preprocessing_from_fields(preprocessing, where=source)
+    if not isinstance(preprocessing, Preprocessing):
+        raise UserError(
+            f"{source} returned a {type(preprocessing).__name__} beside the module; it must return {expected}"
+        )
+    return module, preprocessing

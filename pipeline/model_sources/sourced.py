@@ -1,0 +1,60 @@
+"""What every source of networks hands over, and the steps that several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.preprocessing import Preprocessing
+from pipeline.weights import classes_in, fit_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourcedModel:
+    """A network with its weights, before the preprocessing is completed or overridden."""
+
+    module: nn.Module
+    preprocessing: Preprocessing | None  # None: the source carries none
+    notes: tuple[str, ...] = ()  # what the user should be told
+
+
+@contextmanager
+def reproducible_weights() -> Iterator[None]:
+    """Random initialisation inside gives the same weights every time and leaves the global generator "
+    "alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield
+
+
+def module_with_state(
+    build: Callable[[int | None], nn.Module],
+    state: dict[str, Tensor],
+    *,
+    classes: int | None,
+    path: Path,
+    source: str,
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Build the network and load a checkpoint into it; also return notes.
+
+    `build` takes the number of classes, None for the architecture's own. Where that number is not given and
+    is all that differs between checkpoint and network, it is read from the checkpoint.
+
+    Raises:
+        UserError: the checkpoint does not fit.
+    """
+    notes: tuple[str, ...] = ()
+    module = build(classes)
+    if classes is None and (found := classes_in(state, module)) is not None:
+        resized = build(found)
+        own = resized.state_dict()
+        # Where more than the classes differs, the message is about the network that was asked for.
+        if all(own[key].shape == tensor.shape for key, tensor in state.items() if key in own):
+            module, notes = resized, (f"{found} classes, as in {path.name}",)
+    fit_state(module, state, f"{path} for {source}")
+    return module, notes

@@ -1,0 +1,131 @@
+"""Teachers and students by name: `kind:rest` in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from calibration.errors import UserError
+from pipeline.model_sources.cifar import load_cifar
+from pipeline.model_sources.python_builder import load_python
+from pipeline.model_sources.sourced import SourcedModel
+from pipeline.model_sources.timm_models import load_timm
+from pipeline.model_sources.torchvision_models import load_torchvision
+from pipeline.preprocessing import Preprocessing, preprocessing_from_fields, with_overrides
+from pipeline.source_text import shortened, split_kind
+from pipeline.weights import fit_state, load_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A float network with what its images must look like."""
+
+    module: nn.Module  # in eval mode, float32, on the CPU
+    preprocessing: Preprocessing
+    source: str  # kind:rest, as given
+    notes: tuple[str, ...]  # what the user should be told, such as an assumed preprocessing
+
+
+def load_model(
+    source: str,
+    *,
+    weights: Path | None = None,
+    image_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> LoadedModel:
+    """Load the network that `kind:rest` names, with the weights of a file where one is given.
+
+    image_size (pixels), mean and std (of values in [0, 1]) complete a source that carries no preprocessing,
+    224 px and ImageNet's statistics by default, and replace the parts of one that does; the notes say either.
+
+    Raises:
+        UserError: whatever is wrong with the source, the file or the numbers, in one line.
+    """
+    kind, rest = split_kind(source, MODEL_SOURCES, "network")
+    sourced = MODEL_SOURCES[kind](rest, weights)
+    module = sourced.module
+    dtypes = {str(tensor.dtype) for tensor in module.state_dict().values() if tensor.is_floating_point()}
+    notes = sourced.notes
+    if dtypes - {"torch.float32"}:
+        notes += (f"converted to float32 from {', '.join(sorted(dtypes))}",)
+    module = module.to(device="cpu", dtype=torch.float32).eval()
+    _check_numbers(module, source)
+    overrides: dict[str, Any] = {
+        name: value
+        for name, value in (("image_size", image_size), ("mean", mean), ("std", std))
+        if value is not None
+    }
+    if sourced.preprocessing is None:
+        preprocessing = _assumed_preprocessing(module, overrides, source)
+        assumed = [flag for name, flag in _FLAGS.items() if name not in overrides]
+        if assumed:
+            notes += (
+                f"{source} carries no preprocessing: {_described(preprocessing)} assumed; "
+                f"where that is wrong, set {', '.join(assumed)}",
+            )
+    else:
+        preprocessing = with_overrides(sourced.preprocessing, **overrides)
+        if preprocessing != sourced.preprocessing:
+            notes += (
+                f"{_described(preprocessing)}, as asked for, instead of the source's own "
+                f"{_described(sourced.preprocessing)}",
+            )
+    return LoadedModel(module=module, preprocessing=preprocessing, source=source, notes=notes)
+
+
+def _load_digits(rest: str, weights: Path | None) -> SourcedModel:
+    # Imported here, since the embedded package builds a LoadedModel itself.
+    from pipeline.embedded import load_digits_teacher
+
+    if rest:
+        raise UserError(f"digits:{rest}: the embedded network has no variants; write digits")
+    loaded = load_digits_teacher()
+    if weights is not None:
+        fit_state(loaded.module, load_state(weights), f"{weights} for digits")
+    return SourcedModel(module=loaded.module, preprocessing=loaded.preprocessing, notes=loaded.notes)
+
+
+MODEL_SOURCES: dict[str, Callable[[str, Path | None], SourcedModel]] = {
+    "torchvision": load_torchvision,
+    "timm": load_timm,
+    "cifar": load_cifar,
+    "python": load_python,
+    "digits": _load_digits,
+}
+"""Kind of source -> function from (rest, file of weights or None) to the network."""
+
+_FLAGS = {"image_size": "--image-size", "mean": "--mean", "std": "--std"}
+
+
+def _assumed_preprocessing(module: nn.Module, overrides: dict[str, Any], source: str) -> Preprocessing:
+    given: dict[str, Any] = {name: tuple(overrides[name]) for name in ("mean", "std") if name in overrides}
+    if "image_size" in overrides:
+        given["height"] = overrides["image_size"]
+    first = next((layer for layer in module.modules() if isinstance(layer, nn.Conv2d)), None)
+    if first is not None and first.in_channels in (1, 3):
+        given["channels"] = first.in_channels
+    return preprocessing_from_fields(given, where=source)
+
+
+def _check_numbers(module: nn.Module, source: str) -> None:
+    broken = [name for name, parameter in module.named_parameters() if not torch.isfinite(parameter).all()]
+    if broken:
+        raise UserError(f"{source} has NaN or infinity in {len(broken)} parameters ({shortened(broken)})")
+
+
+def _described(preprocessing: Preprocessing) -> str:
+    first = f"shorter side to {preprocessing.resize} px and a crop of " if preprocessing.resize else ""
+    return (
+        f"{first}{preprocessing.width}x{preprocessing.height} px, {preprocessing.channel_order}, "
+        f"mean {_numbers(preprocessing.mean)}, std {_numbers(preprocessing.std)}"
+    )
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "/".join(f"{value:.4g}" for value in values)

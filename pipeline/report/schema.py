@@ -1,0 +1,299 @@
+"""`report.json`, schema 1: others read it, so its keys and their order are stable.
+
+A value that could not be measured here is None (`null`), never 0. Optional blocks are absent when there is
+nothing to say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from calibration.errors import UserError
+from pipeline import records
+
+SCHEMA: Final = 1
+
+Status = Literal["validated", "gate-failed", "not-validated-on-target"]
+
+EXIT_STATUS: dict[Status, int] = {"validated": 0, "gate-failed": 1, "not-validated-on-target": 3}
+"""Exit status of a command that ended with a report; 2 is kept for the user's mistakes."""
+
+OPTIONAL_BLOCKS = ("distillation", "data", "preprocessing", "notes", "layers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bits:
+    """Widths of the grids, bits."""
+
+    weights: int
+    activations: int
+
+    def __post_init__(self) -> None:
+        records.check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Scores of the same images on each stage of the way, fractions in [0, 1]."""
+
+    metric: Literal["top1", "agreement"]
+    """top1: against labels; agreement: same argmax as the float teacher."""
+    images: int
+    teacher: float | None
+    simulated: float | None
+    oracle: float | None
+    runtime: float | None
+
+    def __post_init__(self) -> None:
+        records.check(self)
+        _check_fractions(self, "teacher", "simulated", "oracle", "runtime")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """The runtime's outputs against the integer oracle's on the same images."""
+
+    argmax_agreement: float | None
+    """Fraction of images with the same argmax."""
+    exact_fraction: float | None
+    """Fraction of outputs that are equal to the bit."""
+    max_difference: float | None
+    """Largest absolute difference of one output, in units of the outputs."""
+
+    def __post_init__(self) -> None:
+        records.check(self)
+        _check_fractions(self, "argmax_agreement", "exact_fraction")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatLayer:
+    """A weighted layer that the runtime computes in float."""
+
+    name: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        records.check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """Weighted layers by the arithmetic of the kernel that the runtime chose, counts."""
+
+    integer: int | None
+    float: int | None
+    float_layers: tuple[FloatLayer, ...]
+
+    def __post_init__(self) -> None:
+        records.check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Percentiles:
+    """Time of one inference call, milliseconds."""
+
+    median: float
+    p90: float
+
+    def __post_init__(self) -> None:
+        records.check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Float and quantised network on the same runtime, measured interleaved."""
+
+    batch: int
+    """Images per inference call."""
+    threads: int
+    float_ms: Percentiles | None
+    quantised_ms: Percentiles | None
+    speedup: float | None
+    """Float over quantised median; above 1 the quantised network is faster."""
+
+    def __post_init__(self) -> None:
+        records.check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Sizes of the two model files, bytes."""
+
+    float_bytes: int | None
+    quantised_bytes: int | None
+
+    def __post_init__(self) -> None:
+        records.check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One condition on the result; what it is called says which way the limit counts (`wording.GATES`)."""
+
+    name: str
+    limit: float | None
+    value: float | None
+    passed: bool | None
+    """None: not measurable here."""
+
+    def __post_init__(self) -> None:
+        records.check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """What training did."""
+
+    steps: int
+    learning_rate: float
+    """Peak rate in the end, after any backing off."""
+    loss_calibrated: float | None
+    """Distillation loss on held-out unlabelled images before training, with calibrated ranges."""
+    loss_final: float | None
+    """The same after training."""
+    chosen: Literal["trained", "calibrated"]
+    """Which weights went on; the calibrated ones when training did not lower the held-out loss."""
+    backoffs: int
+    """Times that the learning rate was lowered because the loss diverged."""
+    diverged: bool
+    """Whether training was given up for divergence."""
+    accuracy_calibrated: float | None = None
+    """Score of the calibrated network before training, as `Accuracy` measures it, a fraction."""
+    curve: tuple[tuple[int, float], ...] = ()
+    """Training loss: (step, loss), a few hundred points at most."""
+
+    def __post_init__(self) -> None:
+        records.check(self)
+        _check_fractions(self, "accuracy_calibrated")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The unlabelled images that were used."""
+
+    images: int
+    unreadable: int = 0
+    unreadable_names: tuple[str, ...] = ()
+    """The first few of them."""
+
+    def __post_init__(self) -> None:
+        records.check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One weighted layer of the plan."""
+
+    name: str
+    kind: str
+    weight_bits: int | None
+    """None: left float."""
+    sqnr_db: float | None
+    """Signal to quantisation noise ratio of the layer's output against the float network's, decibels."""
+    integer: bool | None
+    """Whether the runtime runs it on an integer kernel; None: not known here."""
+    reason: str
+    """Why it is not quantised or not on an integer kernel; empty when it is."""
+
+    def __post_init__(self) -> None:
+        records.check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that a run found."""
+
+    schema: Literal[1] = SCHEMA
+    status: Status
+    backend: str
+    bits: Bits
+    teacher: str
+    student: str
+    seed: int
+    versions: dict[str, str]
+    host: dict[str, str | int | float | bool | None]
+    accuracy: Accuracy
+    parity: Parity
+    kernels: Kernels
+    latency: Latency
+    size: Size
+    seconds: dict[str, float]
+    gates: tuple[Gate, ...]
+    distillation: Distillation | None = None
+    data: Data | None = None
+    preprocessing: dict[str, Any] | None = None
+    """What the device must do to an image before the network, as `Preprocessing.to_json` says it."""
+    notes: tuple[str, ...] = ()
+    """Deliberate fall-backs and assumptions, a line each."""
+    layers: tuple[Layer, ...] = ()
+
+    def __post_init__(self) -> None:
+        records.check(self)
+        expected = verdict(self.gates, on_target=self.accuracy.runtime is not None)
+        if self.status != expected:
+            raise ValueError(f"Report.status is {self.status!r}: its gates and accuracy say {expected!r}")
+
+    @property
+    def exit_status(self) -> int:
+        """Exit status of the command that made this report: 0, 1 or 3."""
+        return EXIT_STATUS[self.status]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as one JSON object in schema 1's order, without empty optional blocks."""
+        tree: dict[str, Any] = records.to_json(self)
+        return {
+            key: value for key, value in tree.items() if key not in OPTIONAL_BLOCKS or value not in (None, [])
+        }
+
+    def to_text(self) -> str:
+        """Return the text of `report.json`."""
+        return json.dumps(self.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, tree: object, *, where: str = "report.json") -> Report:
+        """Build a report from a JSON object.
+
+        Raises:
+            UserError: the object is no report of schema 1.
+        """
+        if isinstance(tree, dict) and tree.get("schema") != SCHEMA:
+            raise UserError(f"{where} has schema {tree.get('schema')!r}: this version reads schema {SCHEMA}")
+        try:
+            return records.from_json(cls, tree, where=where)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+def read_report(path: Path) -> Report:
+    """Read a `report.json`.
+
+    Raises:
+        UserError: the file cannot be read or is no report of schema 1.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    return Report.from_json(tree, where=str(path))
+
+
+def verdict(gates: Sequence[Gate], *, on_target: bool) -> Status:
+    """Return the status that gates amount to; `on_target`: the target runtime itself ran the network."""
+    if any(gate.passed is False for gate in gates):
+        return "gate-failed"
+    if not on_target or any(gate.passed is None for gate in gates):
+        return "not-validated-on-target"
+    return "validated"
+
+
+def _check_fractions(record: object, *names: str) -> None:
+    for name in names:
+        value = getattr(record, name)
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{type(record).__name__}.{name} is {value!r}: must be a fraction, 0 to 1")

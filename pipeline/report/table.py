@@ -1,0 +1,97 @@
+"""The report as one table on the terminal, at most 100 columns wide."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.report import wording
+from pipeline.report.schema import Report
+
+LONGEST_LIST = 5
+"""Float layers named in the table at most; the page names all."""
+
+LABEL_COLUMNS = 17
+"""Width of the first column, which the parts share so that they read as one table, characters."""
+
+STYLES = {"validated": "bold green", "gate-failed": "bold red", "not-validated-on-target": "bold yellow"}
+
+
+def render(report: Report) -> RenderableType:
+    """Return what rich prints for a report: title, accuracies, facts, gates, status."""
+    title = Text(
+        f"{report.student} -> {wording.runtime_name(report)} {wording.grid(report)}"
+        + (f", taught by {report.teacher}" if report.teacher != report.student else "")
+        + f", seed {report.seed}",
+        style="bold",
+    )
+    return Group(Text(), title, _accuracies(report), Text(), _facts(report), _gates(report), _status(report))
+
+
+def _accuracies(report: Report) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    accuracy = report.accuracy
+    table.add_column(f"{accuracy.images} images", min_width=LABEL_COLUMNS, no_wrap=True)
+    columns = wording.scores(report)
+    for heading, _ in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_row(wording.METRICS[accuracy.metric], *(wording.percentage(value) for _, value in columns))
+    return table
+
+
+def _facts(report: Report) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim", min_width=LABEL_COLUMNS, no_wrap=True)
+    table.add_column(overflow="fold")
+    latency, size = report.latency, report.size
+    times = wording.NOT_HERE
+    if latency.float_ms is not None and latency.quantised_ms is not None:
+        times = (
+            f"float {wording.milliseconds(latency.float_ms)}, "
+            f"quantised {wording.milliseconds(latency.quantised_ms)}, "
+            f"{wording.factor(latency.speedup)}; batch {latency.batch}, threads {latency.threads}"
+        )
+    shrunk = (
+        f"float {wording.kilobytes(size.float_bytes)}, quantised {wording.kilobytes(size.quantised_bytes)}"
+    )
+    if (ratio := wording.size_ratio(report)) is not None:
+        shrunk += f", {wording.factor(ratio)}"
+    rows = [("runtime vs oracle", wording.parity_words(report)), ("kernels", wording.kernel_words(report))]
+    float_layers = report.kernels.float_layers
+    rows += [("", f"float: {layer.name} ({layer.reason})") for layer in float_layers[:LONGEST_LIST]]
+    if len(float_layers) > LONGEST_LIST:
+        rows.append(("", f"and {len(float_layers) - LONGEST_LIST} more, see the report"))
+    rows += [("latency", times), ("size", shrunk)]
+    if (training := wording.training_words(report)) is not None:
+        rows.append(("distillation", training))
+    if report.data is not None and report.data.unreadable:
+        names = ", ".join(report.data.unreadable_names)
+        rows.append(
+            ("images skipped", f"{report.data.unreadable} unreadable of {report.data.images}: {names}")
+        )
+    spent = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.seconds.items())
+    rows.append(("seconds", f"{sum(report.seconds.values()):.1f}: {spent}"))
+    rows += [("note", note) for note in report.notes]
+    for name, value in rows:
+        # As Text: names of files and layers may hold what rich takes for markup.
+        table.add_row(name, Text(value))
+    return table
+
+
+def _gates(report: Report) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim", min_width=LABEL_COLUMNS, no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    for index, gate in enumerate(report.gates):
+        words, value, outcome = wording.gate_words(gate)
+        style = {True: "green", False: "bold red", None: "yellow"}[gate.passed]
+        table.add_row("gates" if index == 0 else "", Text(words), value, Text(outcome, style=style))
+    return table
+
+
+def _status(report: Report) -> Text:
+    words = f"{wording.VERDICTS[report.status]} (exit status {report.exit_status})"
+    return Text(f"{'status':<{LABEL_COLUMNS}}  ", style="dim") + Text(words, style=STYLES[report.status])

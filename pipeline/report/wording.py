@@ -1,0 +1,169 @@
+"""The words and number formats that the terminal table and the page share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from pipeline.report.schema import Gate, Percentiles, Report, Status
+
+NOT_HERE = "not run here"
+"""Shown for a value that could not be measured on this machine."""
+
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "reference": "the integer oracle"}
+
+VERDICTS: Mapping[Status, str] = {
+    "validated": "validated",
+    "gate-failed": "a gate failed",
+    "not-validated-on-target": "not validated on target",
+}
+
+GATES = {
+    "max-drop": ("accuracy lost", "at most", "points"),
+    "min-speedup": ("speed-up", "at least", "x"),
+    "parity": ("same argmax as the oracle", "at least", "%"),
+}
+"""Gate -> what is measured, which way its limit counts, the unit shown; % shows fractions as percentages."""
+
+METRICS = {"top1": "top-1 accuracy", "agreement": "same as teacher"}
+
+
+def percentage(fraction: float | None) -> str:
+    """Return a fraction in [0, 1] as a percentage with two decimals; only 1 itself is shown as 100."""
+    if fraction is None:
+        return NOT_HERE
+    # Rounding 0.99999 up to 100 % would claim an equality that was not found.
+    rounded = round(100 * fraction, 2)
+    return f"{rounded if fraction == 1 or rounded < 100 else math.floor(10000 * fraction) / 100:.2f} %"
+
+
+def milliseconds(time: Percentiles | None) -> str:
+    """Return the median and p90 of a time in milliseconds."""
+    return NOT_HERE if time is None else f"{time.median:.3g} ms (p90 {time.p90:.3g})"
+
+
+def factor(value: float | None) -> str:
+    """Return a ratio as in "2.05x"."""
+    return NOT_HERE if value is None else f"{value:.2f}x"
+
+
+def kilobytes(count: int | None) -> str:
+    """Return a size given in bytes in units of 1000 bytes, or 1,000,000 when large."""
+    if count is None:
+        return NOT_HERE
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def size_ratio(report: Report) -> float | None:
+    """Return quantised over float file size, a ratio below 1 when the file shrank."""
+    if not report.size.float_bytes or report.size.quantised_bytes is None:
+        return None
+    return report.size.quantised_bytes / report.size.float_bytes
+
+
+def gate_words(gate: Gate) -> tuple[str, str, str]:
+    """Return (what is measured with its limit, the value, the outcome) of a gate."""
+    what, direction, unit = GATES.get(gate.name, (gate.name, "limit", ""))
+    limit = _gate_number(gate.limit, unit) if gate.limit is not None else "none"
+    outcome = {True: "pass", False: "FAIL", None: NOT_HERE}[gate.passed]
+    return (
+        f"{what}, {direction} {limit}",
+        _gate_number(gate.value, unit) if gate.value is not None else "",
+        outcome,
+    )
+
+
+def _gate_number(value: float, unit: str) -> str:
+    if unit == "%":
+        return percentage(value) if 0 <= value <= 1 else f"{value:g}"
+    return f"{value:.2f}{unit}" if unit == "x" else f"{value:.2f} {unit}".rstrip()
+
+
+def fact(value: str | int | float | bool | None) -> str:
+    """Return a fact about the host as text."""
+    if value is None:
+        return "unknown"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def grid(report: Report) -> str:
+    """Return the widths of weights and activations as in "W4A8"."""
+    return f"W{report.bits.weights}A{report.bits.activations}"
+
+
+def runtime_name(report: Report) -> str:
+    """Return the runtime's own name."""
+    return RUNTIMES.get(report.backend, report.backend)
+
+
+def parity_words(report: Report) -> str:
+    """Return in one line how far the runtime's outputs are those of the integer oracle."""
+    parity = report.parity
+    if parity.argmax_agreement is None:
+        return NOT_HERE
+    words = f"same argmax {percentage(parity.argmax_agreement)}"
+    if parity.exact_fraction is not None:
+        words += f", outputs equal to the bit {percentage(parity.exact_fraction)}"
+    if parity.max_difference is not None:
+        words += f", largest difference {parity.max_difference:.3g}"
+    return words
+
+
+def kernel_words(report: Report) -> str:
+    """Return in one line how many weighted layers run on integer and on float kernels."""
+    kernels = report.kernels
+    if kernels.integer is None or kernels.float is None:
+        return NOT_HERE
+    layers = kernels.integer + kernels.float
+    return f"{kernels.integer} of {layers} weighted layers integer, {kernels.float} float"
+
+
+def training_words(report: Report) -> str | None:
+    """Return in one line what distillation did, or None when it did not run."""
+    distillation = report.distillation
+    if distillation is None:
+        return None
+    if distillation.steps == 0:
+        return "none: calibrated only"
+    words = f"{distillation.steps} steps, learning rate {distillation.learning_rate:g}"
+    if distillation.loss_calibrated is not None and distillation.loss_final is not None:
+        words += f", held-out loss {distillation.loss_calibrated:.3g} -> {distillation.loss_final:.3g}"
+    if distillation.backoffs:
+        words += f", rate lowered {distillation.backoffs} time{'' if distillation.backoffs == 1 else 's'}"
+    if distillation.diverged:
+        words += ", DIVERGED"
+    return f"{words}; {distillation.chosen} weights kept"
+
+
+def scores(report: Report) -> list[tuple[str, float | None]]:
+    """Return the accuracy columns in order: (heading, fraction)."""
+    accuracy, distillation = report.accuracy, report.distillation
+    columns = [("float teacher", accuracy.teacher)]
+    if distillation is not None:
+        columns.append(("calibrated only", distillation.accuracy_calibrated))
+    return [
+        *columns,
+        ("simulated", accuracy.simulated),
+        ("oracle", accuracy.oracle),
+        ("runtime", accuracy.runtime),
+    ]
+
+
+def headline(report: Report) -> str:
+    """Return the result in one sentence."""
+    accuracy = report.accuracy
+    teacher = percentage(accuracy.teacher)
+    if report.status == "not-validated-on-target":
+        built = f"Built for {runtime_name(report)}, {grid(report)}, but not validated on it"
+        return f"{built}. Simulated {percentage(accuracy.simulated)}, float teacher {teacher}."
+    score = f"{percentage(accuracy.runtime)} on {runtime_name(report)} (float teacher {teacher})"
+    extras = []
+    if report.latency.speedup is not None:
+        extras.append(f"{factor(report.latency.speedup)} the speed of float")
+    if (ratio := size_ratio(report)) is not None:
+        extras.append(f"{factor(ratio)} its size")
+    words = ", ".join([f"{grid(report)}: {score}", *extras]) + "."
+    if report.status == "gate-failed":
+        failed = ", ".join(gate_words(gate)[0] for gate in report.gates if gate.passed is False)
+        words += f" Failed: {failed}."
+    return words
