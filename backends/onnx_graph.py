@@ -61,7 +61,9 @@ def emit(
 class Emitter:
     """The file being written: its nodes and initialisers so far, and where every graph node's value is found."""
 
-    def __init__(self, network: FrozenNetwork | GraphModule, opset: int, pack_int4: bool, batch: int | None) -> None:
+    def __init__(
+        self, network: FrozenNetwork | GraphModule, opset: int, pack_int4: bool, batch: int | None
+    ) -> None:
         self.frozen = network if isinstance(network, FrozenNetwork) else None
         self.module = network.graph_module if isinstance(network, FrozenNetwork) else network
         self.opset, self.pack_int4, self.batch = opset, pack_int4, batch
@@ -78,7 +80,9 @@ class Emitter:
 
     # What translators use.
 
-    def add(self, operator: str, inputs: Sequence[str], *, outputs: int = 1, suffix: str = "", **attributes: Any) -> list[str]:
+    def add(
+        self, operator: str, inputs: Sequence[str], *, outputs: int = 1, suffix: str = "", **attributes: Any
+    ) -> list[str]:
         """Append a node named after the graph node being translated; its output names."""
         assert self.current is not None
         base = self.current.name + suffix
@@ -94,7 +98,9 @@ class Emitter:
 
     def int64s(self, values: Sequence[int]) -> str:
         """An int64 vector as an initialiser, shared by all who need these numbers."""
-        return self.constant(np.array(values, np.int64), "i64_" + "_".join(map(str, values)).replace("-", "m"))
+        return self.constant(
+            np.array(values, np.int64), "i64_" + "_".join(map(str, values)).replace("-", "m")
+        )
 
     def scalar(self, value: float) -> str:
         """A float32 number as a rank-0 initialiser."""
@@ -151,7 +157,11 @@ class Emitter:
         assert self.current is not None
         stored = self.frozen.biases.get(self.current.name) if self.frozen else None
         # Layers that share a bias may have inputs of different scale: its integers belong to the layer.
-        return self.read_float(node) if stored is None else self._constant_integers(stored, f"{self.current.name}_b", False)
+        return (
+            self.read_float(node)
+            if stored is None
+            else self._constant_integers(stored, f"{self.current.name}_b", False)
+        )
 
     def unsupported(self, why: str) -> UserError:
         """The error for a node that cannot be written."""
@@ -172,7 +182,9 @@ class Emitter:
             self.current = node
             if node.op == "placeholder":
                 self.floats[node] = node.name
-                inputs.append(helper.make_tensor_value_info(node.name, TensorProto.FLOAT, self._declared_shape(node)))
+                inputs.append(
+                    helper.make_tensor_value_info(node.name, TensorProto.FLOAT, self._declared_shape(node))
+                )
             elif node.op == "call_function" and isinstance(node.meta.get("val"), (Tensor, list, tuple)):
                 self._operator(node)
             elif node.op == "output":
@@ -180,14 +192,19 @@ class Emitter:
             if node.name in self.placements:
                 self._quantise(node)
         graph = helper.make_graph(self.nodes, name, inputs, results, list(self.initialisers.values()))
-        model = helper.make_model(graph, producer_name="faqd", opset_imports=[helper.make_opsetid("", self.opset)])
+        model = helper.make_model(
+            graph, producer_name="faqd", opset_imports=[helper.make_opsetid("", self.opset)]
+        )
         model.ir_version = _IR_VERSION
         onnx.checker.check_model(model)
         return model
 
     def _declared_shape(self, node: Node) -> list[int | str]:
         sizes = static_shape(node)
-        return [size if size >= 0 else (self.batch or ("batch" if i == 0 else f"{node.name}_{i}")) for i, size in enumerate(sizes)]
+        return [
+            size if size >= 0 else (self.batch or ("batch" if i == 0 else f"{node.name}_{i}"))
+            for i, size in enumerate(sizes)
+        ]
 
     def _operator(self, node: Node) -> None:
         translate = TRANSLATORS.get(node.target)
@@ -214,7 +231,9 @@ class Emitter:
         scale = self.constant(frozen.scale, f"{group}_scale")
         zero = self.constant(np.array(frozen.zero_point, kind), f"{np.dtype(kind)}_{frozen.zero_point}")
         name = f"{node.name}_q"
-        self.nodes.append(helper.make_node("QuantizeLinear", [self.floats[node], scale, zero], [name], name=name))
+        self.nodes.append(
+            helper.make_node("QuantizeLinear", [self.floats[node], scale, zero], [name], name=name)
+        )
         self.integers[node] = Integers(name=name, scale=scale, zero_point=zero)
 
     def _constant_integers(self, stored: FrozenConstant, base: str, transposed: bool) -> str:
@@ -258,15 +277,25 @@ class Emitter:
         assert isinstance(values, (list, tuple))
         for value, name in zip(values, names, strict=True):
             assert isinstance(value, Node)
-            public = name if name not in {n.name for n in self.module.graph.nodes if n.op == "placeholder"} else f"{name}_out"
-            self.nodes.append(helper.make_node("Identity", [self.read_float(value)], [public], name=f"{public}_result"))
-            results.append(helper.make_tensor_value_info(public, TensorProto.FLOAT, self._declared_shape(value)))
+            public = (
+                name
+                if name not in {n.name for n in self.module.graph.nodes if n.op == "placeholder"}
+                else f"{name}_out"
+            )
+            self.nodes.append(
+                helper.make_node("Identity", [self.read_float(value)], [public], name=f"{public}_result")
+            )
+            results.append(
+                helper.make_tensor_value_info(public, TensorProto.FLOAT, self._declared_shape(value))
+            )
         self._drop_identities()
         return results
 
     def _drop_identities(self) -> None:
         """Let the node that computes a result write it under its public name where nobody else reads it."""
-        for identity in [node for node in self.nodes if node.op_type == "Identity" and node.name.endswith("_result")]:
+        for identity in [
+            node for node in self.nodes if node.op_type == "Identity" and node.name.endswith("_result")
+        ]:
             source, public = identity.input[0], identity.output[0]
             readers = [node for node in self.nodes if source in node.input]
             writer = next((node for node in self.nodes if source in node.output), None)

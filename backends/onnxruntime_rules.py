@@ -21,20 +21,30 @@ RULES: dict[str, Rule] = {
         absorbs=_FUSED_ACTIVATIONS,
         source="QGemm writes float when its bias is int32 (measured)",
     ),
-    "add": Rule(integer="fed", absorbs=_FUSED_ACTIVATIONS, source="QLinearAdd: both inputs and the output rounded"),
-    "mul": Rule(integer="fed", absorbs=_FUSED_ACTIVATIONS, source="QLinearMul: both inputs and the output rounded"),
+    "add": Rule(
+        integer="fed", absorbs=_FUSED_ACTIVATIONS, source="QLinearAdd: both inputs and the output rounded"
+    ),
+    "mul": Rule(
+        integer="fed", absorbs=_FUSED_ACTIVATIONS, source="QLinearMul: both inputs and the output rounded"
+    ),
     "adaptive_average_pool": Rule(integer="fed", source="QLinearGlobalAveragePool (measured)"),
-    "average_pool": Rule(integer="fed", source="QLinearAveragePool; rounding ties differ by 1 LSB (measured)"),
+    "average_pool": Rule(
+        integer="fed", source="QLinearAveragePool; rounding ties differ by 1 LSB (measured)"
+    ),
     "sigmoid": Rule(integer="fed", source="QLinearSigmoid, a 256-entry table (measured)"),
     "leaky_relu": Rule(integer="fed", source="QLinearLeakyRelu, a 256-entry table (measured)"),
-    "matmul": Rule(integer="fed", output="free", source="QLinearMatMul, or MatMulIntegerToFloat without a rounded output"),
+    "matmul": Rule(
+        integer="fed", output="free", source="QLinearMatMul, or MatMulIntegerToFloat without a rounded output"
+    ),
     "conv_transpose": Rule(integer="never", source="ONNX Runtime has no integer ConvTranspose on CPU"),
     "hardswish": Rule(integer="never", source="ONNX Runtime has no integer HardSwish"),
     "hardsigmoid": Rule(integer="never", source="ONNX Runtime has no integer HardSigmoid"),
     "silu": Rule(integer="never", source="ONNX Runtime has no integer SiLU as one operator"),
     "gelu": Rule(integer="never", source="ONNX Runtime has no integer GELU"),
     "tanh": Rule(integer="never", source="ONNX Runtime has no integer Tanh"),
-    "softmax": Rule(integer="never", source="QLinearSoftmax differs from float rounding on 6 % of values: kept in float"),
+    "softmax": Rule(
+        integer="never", source="QLinearSoftmax differs from float rounding on 6 % of values: kept in float"
+    ),
     "layer_norm": Rule(integer="never", source="ONNX Runtime has no integer LayerNormalization"),
     "relu": Rule(integer="never", source="a ReLU that no integer kernel absorbs runs in float"),
     "clip": Rule(integer="never", source="a clip that no integer kernel absorbs runs in float"),

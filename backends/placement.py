@@ -120,7 +120,9 @@ class _Placement:
             absorbed=absorbed,
             passthrough=on_grid,
             float_nodes=floats,
-            kinds={node.name: kind(node) for node in self.nodes if node in self.integer or node.name in floats},
+            kinds={
+                node.name: kind(node) for node in self.nodes if node in self.integer or node.name in floats
+            },
         )
 
     # Which operators run on integers.
@@ -151,7 +153,9 @@ class _Placement:
     def _moves(self, node: Node) -> bool:
         word = kind(node)
         # A border of zeros is on every grid; any other value is not.
-        return word in MOVEMENT and not (word == "pad" and float(argument(node, 2 if node.args[1:] else 3, "value", 0) or 0))
+        return word in MOVEMENT and not (
+            word == "pad" and float(argument(node, 2 if node.args[1:] else 3, "value", 0) or 0)
+        )
 
     def _reason_against(self, node: Node, rule: Rule, sources: list[Node]) -> str | None:
         """Why the node cannot run on integers; None when it can."""
@@ -162,11 +166,18 @@ class _Placement:
         if kind(node) == "adaptive_average_pool" and list(node.args[1]) not in ([1, 1], [1]):  # type: ignore[arg-type]
             return "an adaptive pooling to more than 1x1 has no integer kernel"
         if rule.integer == "fed":
-            if len(sources) < sum(not isinstance(a, (int, float, list, tuple, bool, type(None))) for a in node.args):
+            if len(sources) < sum(
+                not isinstance(a, (int, float, list, tuple, bool, type(None))) for a in node.args
+            ):
                 return "one operand is a constant"
-            if not all(isinstance(argument, Node) for argument in node.args[:2]) and kind(node) in {"add", "mul"}:
+            if not all(isinstance(argument, Node) for argument in node.args[:2]) and kind(node) in {
+                "add",
+                "mul",
+            }:
                 return "one operand is a number"
-            full = [s for s in sources if shape(s) == shape(node)] if kind(node) in {"add", "mul"} else sources
+            full = (
+                [s for s in sources if shape(s) == shape(node)] if kind(node) in {"add", "mul"} else sources
+            )
             if not full or not all(source in self.carried for source in full):
                 return "its input is computed in float"
         return None
@@ -177,7 +188,9 @@ class _Placement:
             return False
         if kind(activation) not in self._rule(producer).absorbs:
             return False
-        return kind(activation) != "clip" or (clip_bounds(activation)[0] == 0.0 and clip_bounds(activation)[1] < float("inf"))
+        return kind(activation) != "clip" or (
+            clip_bounds(activation)[0] == 0.0 and clip_bounds(activation)[1] < float("inf")
+        )
 
     # Which tensors must therefore be rounded.
 
@@ -279,7 +292,12 @@ class _Placement:
         weight = constant(self.module, argument(layer, 1, "weight"))
         assert weight is not None
         bits = widths.weights
-        if kind(layer) == "conv" and weight.shape[1] == 1 and weight.shape[0] > 1 and argument(layer, 6, "groups", 1) > 1:
+        if (
+            kind(layer) == "conv"
+            and weight.shape[1] == 1
+            and weight.shape[0] > 1
+            and argument(layer, 6, "groups", 1) > 1
+        ):
             bits = max(bits, widths.depthwise)
         if not self._has_weighted(layer, forward=False):
             bits = max(bits, widths.first)

@@ -61,7 +61,11 @@ class Target:
         return (values.round() + self.zero_point).clamp(self.low, self.high).to(torch.int32)
 
 
-_RANGES = {onnx.TensorProto.UINT8: (0, 255), onnx.TensorProto.INT8: (-128, 127), onnx.TensorProto.INT32: (-(2**31), 2**31 - 1)}
+_RANGES = {
+    onnx.TensorProto.UINT8: (0, 255),
+    onnx.TensorProto.INT8: (-128, 127),
+    onnx.TensorProto.INT32: (-(2**31), 2**31 - 1),
+}
 
 
 class IntegerOracle:
@@ -86,7 +90,9 @@ class IntegerOracle:
                 readers.setdefault(name, []).append(index)
         self.readers = readers
         self.targets = {
-            index: target for index, node in enumerate(self.nodes) if (target := self._target(node)) is not None
+            index: target
+            for index, node in enumerate(self.nodes)
+            if (target := self._target(node)) is not None
         }
 
     def _target(self, node: onnx.NodeProto) -> Target | None:
@@ -135,7 +141,11 @@ class IntegerOracle:
                     continue
                 target = self.targets.get(index)
                 inputs = [self._value(name, values) for name in node.input]
-                if target is not None and (kernel := _KERNELS[node.op_type]) and _all_quantised(inputs, node.op_type):
+                if (
+                    target is not None
+                    and (kernel := _KERNELS[node.op_type])
+                    and _all_quantised(inputs, node.op_type)
+                ):
                     values[target.name] = kernel(inputs, self.attributes[index], target)
                     rounded[target.name] = _as_tensor(values[target.name])
                     done.update(self._chain(node, target.name))
@@ -239,7 +249,9 @@ def _output_scale(operator: str, inputs: list[Tensor | Quantised | None]) -> Ten
     return scale.reshape(-1, 1, 1) if operator == "Conv" and scale.dim() else scale
 
 
-def _accumulate_to_float(operator: str, inputs: list[Tensor | Quantised | None], attributes: Attributes) -> Tensor:
+def _accumulate_to_float(
+    operator: str, inputs: list[Tensor | Quantised | None], attributes: Attributes
+) -> Tensor:
     """A weighted operator that writes float32: exact sums, one multiplication, then a float bias if it has one."""
     result = _accumulate(operator, inputs, attributes).float() * _output_scale(operator, inputs)
     bias = inputs[2] if len(inputs) > 2 else None
@@ -248,7 +260,9 @@ def _accumulate_to_float(operator: str, inputs: list[Tensor | Quantised | None],
     return result
 
 
-def _weighted_kernel(operator: str) -> Callable[[list[Tensor | Quantised | None], Attributes, Target], Tensor]:
+def _weighted_kernel(
+    operator: str,
+) -> Callable[[list[Tensor | Quantised | None], Attributes, Target], Tensor]:
     def run(inputs: list[Tensor | Quantised | None], attributes: Attributes, target: Target) -> Tensor:
         if len(inputs) > 2 and isinstance(inputs[2], Tensor):
             return target.saturate(_accumulate_to_float(operator, inputs, attributes) / target.scale)
@@ -279,7 +293,9 @@ def _mul(inputs: list[Tensor | Quantised | None], attributes: Attributes, target
     return product.round().clamp(target.low, target.high).to(torch.int32)
 
 
-def _global_average_pool(inputs: list[Tensor | Quantised | None], attributes: Attributes, target: Target) -> Tensor:
+def _global_average_pool(
+    inputs: list[Tensor | Quantised | None], attributes: Attributes, target: Target
+) -> Tensor:
     """MLAS qlgavgpool: the exact sum times sx / (sy * positions)."""
     x = inputs[0]
     assert isinstance(x, Quantised)

@@ -94,8 +94,7 @@ def writable(path: Path) -> Iterator[None]:
         refused = error.errno in NOT_ALLOWED or isinstance(error, FileExistsError)
         if refused and _concerns(error, path):
             raise UserError(
-                f"cannot write {path}: {os.strerror(error.errno or errno.EEXIST)}: choose another place "
-                "with --output"
+                f"cannot write {path}: {os.strerror(error.errno or errno.EEXIST)}: choose another place with --output"
             ) from error
         raise
 

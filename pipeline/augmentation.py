@@ -106,9 +106,7 @@ def _background(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return median[:, :, None, None]
 
 
-def resized_crop(
-    image: Image.Image, preprocessing: Preprocessing, uniforms: list[float], *, flip: bool
-) -> Tensor:
+def resized_crop(image: Image.Image, preprocessing: Preprocessing, uniforms: list[float], *, flip: bool) -> Tensor:
     """Cut a random part out of an image and resize it to uint8 [C, height, width].
 
     `uniforms` are `UNIFORMS` numbers in [0, 1), which decide everything.
@@ -119,9 +117,7 @@ def resized_crop(
     image = to_channels(image, preprocessing)
     left, top, width, height = _crop_box(image.width, image.height, preprocessing, uniforms)
     size = (preprocessing.width, preprocessing.height)
-    part = image.resize(
-        size, INTERPOLATIONS[preprocessing.interpolation], box=(left, top, left + width, top + height)
-    )
+    part = image.resize(size, INTERPOLATIONS[preprocessing.interpolation], box=(left, top, left + width, top + height))
     if flip and uniforms[-1] < 0.5:
         part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return tensor_from_image(part, preprocessing)
@@ -130,9 +126,7 @@ def resized_crop(
 def smallest_side_to_decode(preprocessing: Preprocessing) -> int:
     """Return the shorter side, pixels, below which a random resized crop would have to enlarge."""
     # A crop of the smallest area and the most extreme shape that still fits has about this part of the side.
-    return math.ceil(
-        max(preprocessing.height, preprocessing.width) / math.sqrt(SMALLEST_AREA * ASPECT_RATIOS[0])
-    )
+    return math.ceil(max(preprocessing.height, preprocessing.width) / math.sqrt(SMALLEST_AREA * ASPECT_RATIOS[0]))
 
 
 def _crop_box(

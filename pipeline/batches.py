@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,7 +16,7 @@ from pipeline.preprocessing import Preprocessing
 from pipeline.randomness import generator_for
 from pipeline.sources.image_source import ImageSource
 
-__all__ = ["Batch", "ordered_batches", "split_held_out", "training_batches"]
+__all__ = ["Batch", "ordered_batches", "split_held_out", "suggested_workers", "training_batches"]
 
 
 def split_held_out(
@@ -33,6 +34,18 @@ def split_held_out(
     held_out = min(max(1, min(most, round(count * fraction))), count - 1)
     order = torch.randperm(count, generator=generator_for(seed, "held out")).numpy()
     return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def suggested_workers(source: ImageSource, preprocessing: Preprocessing) -> int:
+    """Return how many worker processes suit a source on this host, 0 for images stored prepared.
+
+    Otherwise one less than the cores that this process may use, 1 to 8: more than 8 decode faster than the
+    common networks train on one GPU.
+    """
+    if Reader(source, preprocessing).array is not None:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, cores - 1))
 
 
 def training_batches(
@@ -58,9 +71,7 @@ def training_batches(
         UserError: no image is readable, or a worker process died.
     """
     chosen = choose_augmentation(augmentation, source, preprocessing)
-    loader = TrainingLoader(
-        Reader(source, preprocessing), indices, batch_size, first_step, steps, seed, chosen
-    )
+    loader = TrainingLoader(Reader(source, preprocessing), indices, batch_size, first_step, steps, seed, chosen)
     yield from iterate(loader, source, workers=workers, pin_memory=pin_memory)
 
 

@@ -79,9 +79,7 @@ def run(
     config: Annotated[RunConfig, Parameter(name="*")] = _DEFAULT_RUN,
     config_file: Annotated[
         Path | None,
-        Parameter(
-            name="--config", metavar="FILE.toml", help="Settings: flags without dashes as keys; flags win."
-        ),
+        Parameter(name="--config", metavar="FILE.toml", help="Settings: flags without dashes as keys; flags win."),
     ] = None,
     talk: Annotated[Talk, _TALK] = _QUIETLY,
 ) -> int:

@@ -27,9 +27,7 @@ LARGEST_SEED = 2**63 - 1
 
 
 def _numbers(help: str) -> Parameter:
-    return Parameter(
-        converter=flags.split_numbers, consume_multiple=True, negative=(), metavar="R,G,B", help=help
-    )
+    return Parameter(converter=flags.split_numbers, consume_multiple=True, negative=(), metavar="R,G,B", help=help)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +64,12 @@ class TeacherConfig:
         flags.check_at_least(self, image_size=1)
         if (self.mean is None) != (self.std is None):
             given, other = ("mean", "std") if self.std is None else ("std", "mean")
-            raise UserError(
-                f"--{given} {flags.shown(getattr(self, given))} needs --{other} with as many numbers"
-            )
+            raise UserError(f"--{given} {flags.shown(getattr(self, given))} needs --{other} with as many numbers")
         for flag, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) not in (1, 3):
                 raise UserError(f"--{flag} {flags.shown(values)}: must be 1 or 3 numbers, one per channel")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
-            raise UserError(
-                f"--mean has {len(self.mean)} numbers and --std {len(self.std)}: give as many of each"
-            )
+            raise UserError(f"--mean has {len(self.mean)} numbers and --std {len(self.std)}: give as many of each")
         if self.std is not None and min(self.std) <= 0:
             raise UserError(f"--std {flags.shown(self.std)}: every number must be greater than 0")
 
@@ -94,9 +88,7 @@ class StudentConfig:
     ] = None
     weights: Annotated[
         Path | None,
-        Parameter(
-            name="--student-weights", metavar="FILE", help="Checkpoint of the student, .safetensors or .pth."
-        ),
+        Parameter(name="--student-weights", metavar="FILE", help="Checkpoint of the student, .safetensors or .pth."),
     ] = None
 
     def __post_init__(self) -> None:
@@ -104,9 +96,7 @@ class StudentConfig:
         if self.source is not None:
             _check_source("student", self.source)
         elif self.weights is not None:
-            raise UserError(
-                f"--student-weights {self.weights} needs --student KIND:REST, the network they belong to"
-            )
+            raise UserError(f"--student-weights {self.weights} needs --student KIND:REST, the network they belong to")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,9 +173,7 @@ class QuantisationConfig:
         if self.opset is not None and not 17 <= self.opset <= 23:
             raise UserError(f"--opset {self.opset}: must be 17 to 23")
         if self.opset is not None and self.opset < 21 and self.bits == 4 and self.backend != "tensorrt":
-            raise UserError(
-                f"--opset {self.opset} has no 4-bit tensors: use --opset 21 or more with --bits 4"
-            )
+            raise UserError(f"--opset {self.opset} has no 4-bit tensors: use --opset 21 or more with --bits 4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,9 +189,12 @@ class DistillationConfig:
         float,
         Parameter(metavar="RATE", help="Peak learning rate of Adam; it backs off by itself on divergence."),
     ] = 1e-4
-    logit_loss: Annotated[
-        Literal["kl", "mse"], Parameter(help="Loss between the logits of teacher and student.")
-    ] = "kl"
+    scale_learning_rate: Annotated[
+        float, Parameter(metavar="RATE", help="Peak learning rate of the logarithms of the learned scales.")
+    ] = 1e-3
+    logit_loss: Annotated[Literal["kl", "mse"], Parameter(help="Loss between the logits of teacher and student.")] = (
+        "kl"
+    )
     temperature: Annotated[
         float, Parameter(metavar="NUMBER", help="Softmax temperature of --logit-loss kl, no unit.")
     ] = 4.0
@@ -234,7 +225,7 @@ class DistillationConfig:
     def __post_init__(self) -> None:
         flags.check_fields(self)
         flags.check_at_least(self, steps=0, batch_size=1, projections=1, affinity_weight=0)
-        flags.check_above_zero(self, "learning_rate", "temperature")
+        flags.check_above_zero(self, "learning_rate", "scale_learning_rate", "temperature")
         if self.affinity in ("auto", "gram") and self.affinity_order != "squared":
             raise UserError(
                 f"--affinity-order {self.affinity_order} has no {self.affinity} form: "
@@ -256,23 +247,15 @@ class ValidationConfig:
             "with class folders, or as --data. Default: agreement with the teacher on held-out images.",
         ),
     ] = None
-    threads: Annotated[
-        int, Parameter(metavar="COUNT", help="Threads of the runtime in the latency measurement.")
-    ] = 1
-    batch: Annotated[
-        int, Parameter(metavar="COUNT", help="Images per inference in the latency measurement.")
-    ] = 1
+    threads: Annotated[int, Parameter(metavar="COUNT", help="Threads of the runtime in the latency measurement.")] = 1
+    batch: Annotated[int, Parameter(metavar="COUNT", help="Images per inference in the latency measurement.")] = 1
     max_drop: Annotated[
         float,
-        Parameter(
-            metavar="POINTS", help="Gate: accuracy lost against the teacher, percentage points at most."
-        ),
+        Parameter(metavar="POINTS", help="Gate: accuracy lost against the teacher, percentage points at most."),
     ] = 1.0
     min_speedup: Annotated[
         float | None,
-        Parameter(
-            metavar="FACTOR", help="Gate: float over quantised median latency at least. Default: no gate."
-        ),
+        Parameter(metavar="FACTOR", help="Gate: float over quantised median latency at least. Default: no gate."),
     ] = None
 
     def __post_init__(self) -> None:
@@ -293,11 +276,12 @@ class ExecutionConfig:
     ] = "auto"
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        Parameter(help="Arithmetic of training; auto: bfloat16 on a GPU that has it, else float32."),
+        Parameter(
+            help="Arithmetic of training; bfloat16: teacher in bfloat16, student in TF32, which holds its integers "
+            "exactly; auto: that on a GPU, else float32."
+        ),
     ] = "auto"
-    seed: Annotated[
-        int, Parameter(metavar="NUMBER", help="Seed of all randomness: same seed, same batches.")
-    ] = 0
+    seed: Annotated[int, Parameter(metavar="NUMBER", help="Seed of all randomness: same seed, same batches.")] = 0
 
     def __post_init__(self) -> None:
         flags.check_fields(self)
@@ -313,14 +297,10 @@ class OutputConfig:
 
     folder: Annotated[
         Path | None,
-        Parameter(
-            name="--output", metavar="DIR", help="Result folder. Default: artifacts/TEACHER-BACKEND-wXaY."
-        ),
+        Parameter(name="--output", metavar="DIR", help="Result folder. Default: artifacts/TEACHER-BACKEND-wXaY."),
     ] = None
     overwrite: Annotated[bool, Parameter(help="Replace the results of an earlier run in the folder.")] = False
-    resume: Annotated[bool, Parameter(help="Go on after the last finished stage or training checkpoint.")] = (
-        False
-    )
+    resume: Annotated[bool, Parameter(help="Go on after the last finished stage or training checkpoint.")] = False
 
     def __post_init__(self) -> None:
         flags.check_fields(self)
@@ -339,12 +319,8 @@ class RunConfig:
     teacher: Annotated[TeacherConfig, _group("Teacher")] = field(default_factory=TeacherConfig)
     student: Annotated[StudentConfig, _group("Student")] = field(default_factory=StudentConfig)
     data: Annotated[DataConfig, _group("Data")] = field(default_factory=DataConfig)
-    quantisation: Annotated[QuantisationConfig, _group("Quantisation")] = field(
-        default_factory=QuantisationConfig
-    )
-    distillation: Annotated[DistillationConfig, _group("Distillation")] = field(
-        default_factory=DistillationConfig
-    )
+    quantisation: Annotated[QuantisationConfig, _group("Quantisation")] = field(default_factory=QuantisationConfig)
+    distillation: Annotated[DistillationConfig, _group("Distillation")] = field(default_factory=DistillationConfig)
     validation: Annotated[ValidationConfig, _group("Validation")] = field(default_factory=ValidationConfig)
     execution: Annotated[ExecutionConfig, _group("Execution")] = field(default_factory=ExecutionConfig)
     output: Annotated[OutputConfig, _group("Output")] = field(default_factory=OutputConfig)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from calibration.errors import UserError
-from pipeline.batches import Batch, ordered_batches, split_held_out, training_batches
+from pipeline.batches import Batch, ordered_batches, split_held_out, suggested_workers, training_batches
 from pipeline.preprocessing import Preprocessing
 from pipeline.source_text import split_kind
 from pipeline.sources.arrays import ArraySource, checked_labels, open_npz
@@ -23,6 +23,7 @@ __all__ = [
     "open_images",
     "ordered_batches",
     "split_held_out",
+    "suggested_workers",
     "training_batches",
 ]
 
@@ -64,9 +65,7 @@ def _open_digits(rest: str, *, labelled: bool) -> EvaluationSet:
     unlabelled, held_out, labels = digits_images()
     if not labelled:
         return EvaluationSet(images=ArraySource("digits", unlabelled), labels=None)
-    return EvaluationSet(
-        images=ArraySource("digits", held_out), labels=checked_labels(labels, len(held_out), "digits")
-    )
+    return EvaluationSet(images=ArraySource("digits", held_out), labels=checked_labels(labels, len(held_out), "digits"))
 
 
 DATA_SOURCES: dict[str, Opener] = {
@@ -86,9 +85,7 @@ def _noted(source: ImageSource, preprocessing: Preprocessing) -> ImageSource:
     channels, height, width = source.pixels.shape[1:]
     if source.is_prepared(preprocessing):
         if preprocessing.resize not in (None, min(height, width)):
-            source.notes += (
-                f"{source.name}: stored at {width}x{height} px, taken as already resized and cropped",
-            )
+            source.notes += (f"{source.name}: stored at {width}x{height} px, taken as already resized and cropped",)
     else:
         source.notes += (
             f"{source.name}: stored at {width}x{height} px, resized for the network's "
@@ -96,7 +93,5 @@ def _noted(source: ImageSource, preprocessing: Preprocessing) -> ImageSource:
         )
     if channels != preprocessing.channels:
         kinds = {1: "greyscale", 3: "colour"}
-        source.notes += (
-            f"{source.name}: {kinds[channels]} images for a {kinds[preprocessing.channels]} network",
-        )
+        source.notes += (f"{source.name}: {kinds[channels]} images for a {kinds[preprocessing.channels]} network",)
     return source

@@ -86,9 +86,7 @@ def _versions() -> list[Finding]:
     for distribution in REQUIRED:
         version = _version(distribution)
         fix = "" if version else f"pip install {distribution}"
-        findings.append(
-            Finding(topic="versions", name=distribution, value=version or "missing", fix=fix, needed=True)
-        )
+        findings.append(Finding(topic="versions", name=distribution, value=version or "missing", fix=fix, needed=True))
     return findings
 
 

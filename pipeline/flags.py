@@ -86,16 +86,12 @@ def check_above_zero(configuration: Any, *fields: str) -> None:
 def to_json(configuration: Any) -> dict[str, Any]:
     """Return a configuration as one flat JSON object: flag without dashes -> value, None where unset."""
     return {
-        key: records.to_json(
-            getattr(getattr(configuration, flag.group) if flag.group else configuration, flag.field)
-        )
+        key: records.to_json(getattr(getattr(configuration, flag.group) if flag.group else configuration, flag.field))
         for key, flag in flags(type(configuration)).items()
     }
 
 
-def from_json(
-    configuration_type: type[Configuration], settings: Mapping[str, Any], *, where: str
-) -> Configuration:
+def from_json(configuration_type: type[Configuration], settings: Mapping[str, Any], *, where: str) -> Configuration:
     """Build a configuration from a flat object as `to_json` writes it; absent keys take their defaults.
 
     Raises:
@@ -126,10 +122,7 @@ def check_keys(configuration_type: type, settings: Mapping[str, Any], *, where: 
     table = flags(configuration_type)
     for key in settings:
         if key not in table:
-            hint = (
-                records.nearest(key, table)
-                or "; the keys are the flags of `faqd run --help` without their dashes"
-            )
+            hint = records.nearest(key, table) or "; the keys are the flags of `faqd run --help` without their dashes"
             raise UserError(f"{where}: unknown key {key!r}{hint}")
 
 
@@ -155,9 +148,7 @@ def split_numbers(kind: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
     try:
         return tuple(map(float, pieces))
     except ValueError as error:
-        raise UserError(
-            f"{tokens[0].keyword} {','.join(pieces)}: must be numbers, such as 0.5,0.5,0.5"
-        ) from error
+        raise UserError(f"{tokens[0].keyword} {','.join(pieces)}: must be numbers, such as 0.5,0.5,0.5") from error
 
 
 def _parameter(hint: Any) -> Parameter:

@@ -30,9 +30,7 @@ def plain_image(image: Image.Image) -> Image.Image:
         return image.convert("RGBA").convert("RGB")
     if mode in ("RGBA", "RGBX", "CMYK", "YCbCr", "HSV"):
         return image.convert("RGB")
-    raise ValueError(
-        f"images of mode {mode} have no defined conversion to 8 bits; store them as 8-bit RGB or L"
-    )
+    raise ValueError(f"images of mode {mode} have no defined conversion to 8 bits; store them as 8-bit RGB or L")
 
 
 def _high_byte(image: Image.Image) -> Image.Image:

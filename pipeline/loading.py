@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, cast, final
 
@@ -97,8 +97,7 @@ class Reader:
 
     def failed(self, mistake: UserError) -> Loaded:
         """Return no images and the user's mistake, to be raised in the main process."""
-        empty = self.loaded([], [], set())
-        return Loaded(empty.batch, (), str(mistake))
+        return replace(self.loaded([], [], set()), mistake=str(mistake))
 
 
 @final
@@ -162,7 +161,8 @@ class TrainingLoader(Dataset[Loaded]):
                     break
             else:
                 reason = self.reader.bad[int(self.indices[0])][1]
-                raise UserError(none_readable(self.reader.source.name, len(self.indices), reason))
+                mistake = none_readable(self.reader.source.name, len(self.indices), reason)
+                return replace(self.reader.loaded([], [], tried), mistake=mistake)
         loaded = self.reader.loaded(images, kept, tried)
         if resized:
             return loaded
@@ -193,9 +193,7 @@ class OrderedLoader(Dataset[Loaded]):
         chosen = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
         array = self.reader.array
         if array is not None:
-            return Loaded(
-                Batch(array.prepared(chosen, self.reader.preprocessing), torch.from_numpy(chosen.copy()))
-            )
+            return Loaded(Batch(array.prepared(chosen, self.reader.preprocessing), torch.from_numpy(chosen.copy())))
         images: list[Tensor] = []
         kept: list[int] = []
         try:
@@ -254,18 +252,20 @@ def _in_turn(loader: TrainingLoader | OrderedLoader, pin_memory: bool) -> Iterat
 
 
 def _from_workers(loader: TrainingLoader | OrderedLoader, workers: int, pin_memory: bool) -> Iterator[Loaded]:
-    data_loader: DataLoader[Loaded] = DataLoader(
-        loader,
-        batch_size=None,  # an item is a whole batch already
-        num_workers=workers,
-        pin_memory=pin_memory,
-        collate_fn=_as_is,
-        generator=torch.Generator(),  # else it would draw its workers' seed from the global generator
-    )
     with warnings.catch_warnings():
         # Python 3.12 warns of forking beside threads; PyTorch's workers are made for it: one thread each.
         multi_threaded = ".*multi-threaded, use of fork"
         warnings.filterwarnings("ignore", message=multi_threaded, category=DeprecationWarning)
+        # More workers than cores are the user's choice.
+        warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+        data_loader: DataLoader[Loaded] = DataLoader(
+            loader,
+            batch_size=None,  # an item is a whole batch already
+            num_workers=workers,
+            pin_memory=pin_memory,
+            collate_fn=_as_is,
+            generator=torch.Generator(),  # else it would draw its workers' seed from the global generator
+        )
         iterator = iter(data_loader)
     try:
         yield from iterator

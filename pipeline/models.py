@@ -57,9 +57,7 @@ def load_model(
     module = module.to(device="cpu", dtype=torch.float32).eval()
     _check_numbers(module, source)
     overrides: dict[str, Any] = {
-        name: value
-        for name, value in (("image_size", image_size), ("mean", mean), ("std", std))
-        if value is not None
+        name: value for name, value in (("image_size", image_size), ("mean", mean), ("std", std)) if value is not None
     }
     if sourced.preprocessing is None:
         preprocessing = _assumed_preprocessing(module, overrides, source)

@@ -59,9 +59,7 @@ class Preprocessing:
             if name == "resize" and value is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(
-                    f"preprocessing: {name} is {value!r}; it must be a whole number of at least 1"
-                )
+                raise UserError(f"preprocessing: {name} is {value!r}; it must be a whole number of at least 1")
         if self.interpolation not in INTERPOLATIONS:
             known = ", ".join(INTERPOLATIONS)
             raise UserError(f"preprocessing: interpolation is {self.interpolation!r}; known: {known}")
@@ -74,9 +72,7 @@ class Preprocessing:
             if not isinstance(values, tuple) or not all(_is_finite(value) for value in values):
                 raise UserError(f"preprocessing: {name} is {values!r}; it must be finite numbers")
             if len(values) != self.channels:
-                raise UserError(
-                    f"preprocessing: {name} has {len(values)} values {values} for {self.channels} channels"
-                )
+                raise UserError(f"preprocessing: {name} has {len(values)} values {values} for {self.channels} channels")
         if not all(0 <= value <= 1 for value in self.mean):
             raise UserError(f"preprocessing: mean {self.mean} is not of values in [0, 1]; divide it by 255")
         if not all(value > 0 for value in self.std):
@@ -113,9 +109,7 @@ def preprocessing_from_fields(given: Mapping[str, Any], *, where: str) -> Prepro
     names = [field.name for field in fields(Preprocessing)]
     unknown = sorted(str(name) for name in set(given) - set(names))
     if unknown:
-        raise UserError(
-            f"{where}: unknown preprocessing fields {', '.join(unknown)}; known: {', '.join(names)}"
-        )
+        raise UserError(f"{where}: unknown preprocessing fields {', '.join(unknown)}; known: {', '.join(names)}")
     values = {name: _tuple_if_list(value) for name, value in given.items()}
     values.setdefault("height", values.get("width", 224))
     values.setdefault("width", values["height"])
@@ -229,9 +223,7 @@ def normalise(
         ValueError: the images are not uint8 [B, C, H, W] with the preprocessing's channels.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != preprocessing.channels:
-        raise ValueError(
-            f"uint8 [B, {preprocessing.channels}, H, W] expected, got {images.dtype} {list(images.shape)}"
-        )
+        raise ValueError(f"uint8 [B, {preprocessing.channels}, H, W] expected, got {images.dtype} {list(images.shape)}")
     images = images.to(device=device, non_blocking=True)
     mean, std = _statistics(preprocessing, images.device)
     return images.to(torch.float32).div_(255).sub_(mean).div_(std).to(dtype)
@@ -239,8 +231,7 @@ def normalise(
 
 @lru_cache(maxsize=8)
 def _statistics(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [1, C, 1, 1] on the device; kept, since a copy to a GPU would wait for "
-    "it."""
+    """Mean and standard deviation [1, C, 1, 1] on the device; kept, since a copy to a GPU is waited for."""
     shape = (1, preprocessing.channels, 1, 1)
     with torch.inference_mode(False):
         mean = torch.tensor(preprocessing.mean, dtype=torch.float32, device=device)

@@ -114,9 +114,7 @@ def from_json(record_type: type[Record], value: object, *, where: str) -> Record
     for key in value:
         if key not in known:
             raise ValueError(f"{where} holds the unknown key {key!r}{nearest(str(key), known)}")
-    arguments = {
-        key: value_from_json(item, known[key], where=f"{where}.{key}") for key, item in value.items()
-    }
+    arguments = {key: value_from_json(item, known[key], where=f"{where}.{key}") for key, item in value.items()}
     for field in dataclasses.fields(record_type):  # type: ignore[arg-type]  # a dataclass by contract
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and field.name not in arguments:

@@ -50,9 +50,7 @@ def call_user_function(rest: str, where: str) -> Any:
     """
     module_name, colon, attribute = rest.partition(":")
     if not colon or not attribute or not all(part.isidentifier() for part in module_name.split(".")):
-        raise UserError(
-            f"{where} must be python:package.module:function, with a dotted module name, not a file"
-        )
+        raise UserError(f"{where} must be python:package.module:function, with a dotted module name, not a file")
     working_directory = os.getcwd()
     # As `python -m` does; stays, because the user's function may import more when it is called.
     if not {"", working_directory} & set(sys.path):

@@ -76,7 +76,7 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
     Raises:
         UserError: keys are missing or unexpected, or shapes or kinds of numbers differ.
     """
-    own = module.state_dict()
+    own = {key: tensor for key, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
     missing = [key for key in own if key not in state and not key.endswith(".num_batches_tracked")]
     unexpected = [key for key in state if key not in own and not key.endswith(".num_batches_tracked")]
     shared = [key for key in own if key in state]
@@ -102,10 +102,11 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
         if names
     ]
     if problems:
-        raise UserError(
-            f"weights {where} do not fit: {', '.join(problems)}; is it a checkpoint of this architecture?"
-        )
-    module.load_state_dict(dict(state), strict=False)
+        raise UserError(f"weights {where} do not fit: {', '.join(problems)}; is it a checkpoint of this architecture?")
+    # Not load_state_dict: some networks' own versions of it ask for metadata that a safetensors file has not.
+    with torch.no_grad():
+        for key in shared:
+            own[key].copy_(state[key])
 
 
 def classes_in(state: Mapping[str, Tensor], module: nn.Module) -> int | None:
@@ -139,14 +140,10 @@ def _read(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         # torch's words for every function or class outside its list; the rest of its message is advice.
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = (
-            f"a pickle that asks to run code ({wanted[1]})"
-            if wanted
-            else "damaged, or a pickle of other things"
-        )
+        what = f"a pickle that asks to run code ({wanted[1]})" if wanted else "damaged, or a pickle of other things"
         raise UserError(
-            f"weights {path} are {what}; only tensors are read: save model.state_dict() with torch.save, or as "
-            ".safetensors"
+            f"weights {path} are {what}; only tensors are read: save model.state_dict() with torch.save, "
+            "or as .safetensors"
         ) from None
     except OSError as error:
         raise UserError(f"weights {path} cannot be read: {error.strerror or error}") from None
@@ -168,9 +165,7 @@ def _tensors(contents: Any, path: Path) -> dict[str, Tensor]:
         raise UserError(f"weights {path} hold a {type(contents).__name__}, not a state dict of tensors")
     others = [str(key) for key, value in contents.items() if not isinstance(value, Tensor)]
     if others:
-        raise UserError(
-            f"weights {path} hold {len(others)} entries that are no tensors ({shortened(others)})"
-        )
+        raise UserError(f"weights {path} hold {len(others)} entries that are no tensors ({shortened(others)})")
     if not contents:
         raise UserError(f"weights {path} hold no tensors")
     return {str(key): value.detach() for key, value in contents.items()}

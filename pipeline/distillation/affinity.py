@@ -59,9 +59,7 @@ def fa_loss(student: Tensor, teacher: Tensor, *, order: AffinityOrder) -> Tensor
     positions = student.shape[-2] * student.shape[-1]
     limit = _block_elements(student)
 
-    def kernel(
-        student_unit: Tensor, teacher_unit: Tensor, wants_gradient: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def kernel(student_unit: Tensor, teacher_unit: Tensor, wants_gradient: bool) -> tuple[Tensor, Tensor | None]:
         rows = max(1, limit // (student_unit.shape[0] * positions))
         gradient = torch.empty_like(student_unit) if wants_gradient else None
         value = student_unit.new_zeros(())
@@ -114,16 +112,12 @@ def ffa_loss(
         raise ValueError(f"projections is {projections}; at least 1 is needed")
     positions = student.shape[-2] * student.shape[-1]
     # Always float32, so that a seed means the same Z for every type of map.
-    drawn = torch.randn(
-        positions, projections, generator=generator, device=generator.device, dtype=torch.float32
-    )
+    drawn = torch.randn(positions, projections, generator=generator, device=generator.device, dtype=torch.float32)
     # non_blocking: a copy from the CPU must not make every step wait for the accelerator.
     directions = drawn.to(device=student.device, dtype=_working_type(student), non_blocking=True)
     scale = 1 / (positions**2 * projections)
 
-    def kernel(
-        student_unit: Tensor, teacher_unit: Tensor, wants_gradient: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def kernel(student_unit: Tensor, teacher_unit: Tensor, wants_gradient: bool) -> tuple[Tensor, Tensor | None]:
         projected = student_unit @ directions
         difference = torch.bmm(student_unit.mT, projected)
         difference.baddbmm_(teacher_unit.mT, teacher_unit @ directions, alpha=-1)
@@ -161,9 +155,7 @@ def gram_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     positions = student.shape[-2] * student.shape[-1]
 
-    def kernel(
-        student_unit: Tensor, teacher_unit: Tensor, wants_gradient: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def kernel(student_unit: Tensor, teacher_unit: Tensor, wants_gradient: bool) -> tuple[Tensor, Tensor | None]:
         channels = max(student_unit.shape[1], teacher_unit.shape[1])
         wide_student = _with_channels(student_unit, channels)
         wide_teacher = _with_channels(teacher_unit, channels)
@@ -189,9 +181,7 @@ class _BatchMean(torch.autograd.Function):
     """Batch average of a kernel's loss, its gradient computed beside it while the parts are in the cache."""
 
     @staticmethod
-    def forward(
-        ctx: Any, student: Tensor, teacher: Tensor, kernel: _Kernel, elements_per_image: int
-    ) -> Tensor:
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, kernel: _Kernel, elements_per_image: int) -> Tensor:
         wants_gradient: bool = ctx.needs_input_grad[0]
         student_columns, teacher_columns = student.flatten(2), teacher.flatten(2)
         images, _, positions = student_columns.shape
@@ -223,8 +213,7 @@ class _BatchMean(torch.autograd.Function):
 def _apply(kernel: _Kernel, student: Tensor, teacher: Tensor, *, elements_per_image: int) -> Tensor:
     if student.ndim != 4 or teacher.ndim != 4 or student.shape[0] != teacher.shape[0]:
         raise ValueError(
-            "affinity needs two maps [B, C, H, W] of one batch, "
-            f"got {tuple(student.shape)} and {tuple(teacher.shape)}"
+            f"affinity needs two maps [B, C, H, W] of one batch, got {tuple(student.shape)} and {tuple(teacher.shape)}"
         )
     with torch.autocast(student.device.type, enabled=False):
         teacher = teacher.detach()

@@ -66,9 +66,7 @@ def form_cost(
     return macs + MACS_PER_MAP_ELEMENT * positions * (student_channels + teacher_channels)
 
 
-def choose_form(
-    *, positions: int, student_channels: int, teacher_channels: int, projections: int
-) -> AffinityForm:
+def choose_form(*, positions: int, student_channels: int, teacher_channels: int, projections: int) -> AffinityForm:
     """The cheapest form of the squared affinity loss for one map.
 
     The cheaper exact form is taken unless FFA saves more than a fifth of its cost (EXACT_FORM_ALLOWANCE).

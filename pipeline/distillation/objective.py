@@ -68,9 +68,7 @@ class ObjectiveConfig:
         _check_above_zero("logit-weight", self.logit_weight)
         if self.affinity == "none":
             return
-        _check_above_zero(
-            "affinity-weight", self.affinity_weight, instead="--affinity none trains on the logits alone"
-        )
+        _check_above_zero("affinity-weight", self.affinity_weight, instead="--affinity none trains on the logits alone")
         if self.projections < 1:
             raise UserError(f"--projections {self.projections}: must be at least 1")
         if self.affinity in ("auto", "gram") and self.affinity_order != "squared":
@@ -113,7 +111,7 @@ def distillation_loss(
         ValueError: taps or shapes of student and teacher that do not belong together.
     """
     parts: dict[str, Tensor] = {}
-    logit_part = _logit_loss(student_logits, teacher_logits, config)
+    logit_part = logit_loss(student_logits, teacher_logits, config)
     parts["logits"] = logit_part.detach()
     total = config.logit_weight * logit_part
     if config.affinity == "none":
@@ -129,9 +127,7 @@ def distillation_loss(
     for tap, student_map in student_maps.items():
         teacher_map = teacher_maps[tap]
         form = affinity_form(tap, student_map.shape, teacher_map.shape, config=config)
-        part = AFFINITY_FORMS[form](
-            student_map, teacher_map, config.affinity_order, config.projections, generator
-        )
+        part = AFFINITY_FORMS[form](student_map, teacher_map, config.affinity_order, config.projections, generator)
         parts[f"affinity/{tap}"] = part.detach()
         affinity_parts.append(part)
     affinity_part = torch.stack(affinity_parts).sum()
@@ -154,7 +150,7 @@ def uninformed_loss(teacher_logits: Tensor, *, config: ObjectiveConfig) -> Tenso
     teacher_logits = teacher_logits.detach().float()
     others = [dimension for dimension in range(teacher_logits.ndim) if dimension != 1]
     mean = teacher_logits.mean(others, keepdim=True).expand_as(teacher_logits)
-    return config.logit_weight * _logit_loss(mean, teacher_logits, config)
+    return config.logit_weight * logit_loss(mean, teacher_logits, config)
 
 
 def affinity_form(
@@ -190,7 +186,12 @@ def affinity_form(
     )
 
 
-def _logit_loss(student_logits: Tensor, teacher_logits: Tensor, config: ObjectiveConfig) -> Tensor:
+def logit_loss(student_logits: Tensor, teacher_logits: Tensor, config: ObjectiveConfig) -> Tensor:
+    """Unweighted loss between the logits, [B, K] or dense [B, K, ...]: the chosen one; a scalar.
+
+    Raises:
+        UserError: kl of a single class, which is always 0.
+    """
     if config.logit_loss == "mse":
         return mse_loss(student_logits, teacher_logits)
     if student_logits.shape[1] == 1:
@@ -205,6 +206,4 @@ def _check_known(flag: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def _check_above_zero(flag: str, value: float, *, instead: str = "") -> None:
     if not (value > 0 and math.isfinite(value)):
-        raise UserError(
-            f"--{flag} {value:g}: must be a finite number above 0" + (f"; {instead}" if instead else "")
-        )
+        raise UserError(f"--{flag} {value:g}: must be a finite number above 0" + (f"; {instead}" if instead else ""))

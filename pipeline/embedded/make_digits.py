@@ -60,9 +60,7 @@ def npz_bytes(arrays: dict[str, NDArray[np.generic]]) -> bytes:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the archive to the file named on the command line and print its size and hash."""
-    parser = argparse.ArgumentParser(
-        description="Make digits.npz from scikit-learn's copy of the UCI digits."
-    )
+    parser = argparse.ArgumentParser(description="Make digits.npz from scikit-learn's copy of the UCI digits.")
     parser.add_argument("file", type=Path, nargs="?", default=Path("digits.npz"), help="file to write")
     file: Path = parser.parse_args(arguments).file
     contents = npz_bytes(digits_arrays())

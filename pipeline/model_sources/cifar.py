@@ -43,14 +43,10 @@ def load_cifar(rest: str, weights: Path | None) -> SourcedModel:
             return CifarResNet(BLOCKS[name], count or 10)
 
     if weights is not None:
-        module, notes = module_with_state(
-            build, load_state(weights), classes=classes, path=weights, source=source
-        )
+        module, notes = module_with_state(build, load_state(weights), classes=classes, path=weights, source=source)
         return SourcedModel(module=module, preprocessing=PREPROCESSING, notes=notes)
     if options.get("weights") != "none":
-        raise UserError(
-            f"{source} carries no weights: add --weights FILE.safetensors or .pth (?weights=none: random)"
-        )
+        raise UserError(f"{source} carries no weights: add --weights FILE.safetensors or .pth (?weights=none: random)")
     return SourcedModel(
         module=build(classes),
         preprocessing=PREPROCESSING,

@@ -25,8 +25,7 @@ class SourcedModel:
 
 @contextmanager
 def reproducible_weights() -> Iterator[None]:
-    """Random initialisation inside gives the same weights every time and leaves the global generator "
-    "alone."""
+    """Inside, random weights are the same every time, and the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         yield

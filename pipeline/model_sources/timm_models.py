@@ -52,9 +52,7 @@ def load_timm(rest: str, weights: Path | None) -> SourcedModel:
         raise UserError(f"{source} has no published weights: add --weights FILE (?pretrained=false: random)")
     try:
         if weights is not None:
-            module, notes = module_with_state(
-                build, load_state(weights), classes=classes, path=weights, source=source
-            )
+            module, notes = module_with_state(build, load_state(weights), classes=classes, path=weights, source=source)
         else:
             module = build(classes, pretrained=pretrained)
             notes = () if pretrained else ("random weights, as asked for by ?pretrained=false",)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
+import torch
 from torch import nn
 
 from calibration.errors import UserError
@@ -14,23 +19,27 @@ from pipeline.preprocessing import INTERPOLATIONS, Preprocessing
 from pipeline.source_text import close_matches, split_options, whole_number
 from pipeline.weights import load_state
 
-# Without pretrained weights these two warn that their default initialisation is slow and about to change, and
-# do not apply the input transformation that their own checkpoints need.
+_LOGGER = logging.getLogger(__name__)
+
+# Published weights of these expect their input transformed inside the network; init_weights=False spares a
+# warning and a slow initialisation.
 _INCEPTION_OPTIONS = {"init_weights": False, "transform_input": True}
 _BUILDER_OPTIONS: dict[str, dict[str, Any]] = {
     "googlenet": _INCEPTION_OPTIONS,
     "inception_v3": _INCEPTION_OPTIONS,
 }
+# DenseNets' published files have a dot where the modules' names may have none (torchvision's own renaming).
+_DENSENET_KEY = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
 
 
 def load_torchvision(rest: str, weights: Path | None) -> SourcedModel:
     """Load `NAME[?weights=ENUM|none&num_classes=N]`.
 
-    Without a file the architecture's best published weights are loaded (from the local cache, or downloaded),
+    Without a file the architecture's best published weights are loaded (from torch's cache, or downloaded),
     or those that ?weights= names, such as IMAGENET1K_V1; none: random. The preprocessing is always theirs.
 
     Raises:
-        UserError: unknown name or weights, no network, or weights that do not fit.
+        UserError: unknown name or weights, no connection, or weights that do not fit.
     """
     source = f"torchvision:{rest}"
     name, options = split_options(rest, ("weights", "num_classes"), source)
@@ -41,55 +50,70 @@ def load_torchvision(rest: str, weights: Path | None) -> SourcedModel:
     if name not in known:
         raise UserError(f"unknown torchvision network {name!r}: {close_matches(name, known)}")
     classes = whole_number(options, "num_classes", source)
-    published = models.get_model_weights(name)
-    asked = options.get("weights", "DEFAULT" if len(published) else "none")
-    if asked not in ("none", "DEFAULT", *published.__members__):
-        known_weights = ", ".join(("none", "DEFAULT", *published.__members__))
-        raise UserError(f"{source}: unknown weights {asked!r}; known: {known_weights}")
-    chosen = published[asked if asked != "none" else "DEFAULT"] if len(published) else None
+    published = models.get_model_weights(name).__members__
+    asked = options.get("weights", "DEFAULT")
+    if asked not in ("none", *(published or ("DEFAULT",))):
+        raise UserError(f"{source}: unknown weights {asked!r}; known: {', '.join(('none', *published))}")
+    chosen: Any = published.get(asked, published.get("DEFAULT"))
     preprocessing, notes = _preprocessing(chosen)
+    parameters = inspect.signature(models.get_model_builder(name)).parameters
 
-    def build(count: int | None) -> nn.Module:
+    def build(count: int | None, *, auxiliary: bool = False) -> nn.Module:
         kwargs = _BUILDER_OPTIONS.get(name, {}) | ({} if count is None else {"num_classes": count})
-        if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+        if "weights_backbone" in parameters:
             kwargs["weights_backbone"] = None  # otherwise the backbone would be downloaded
+        if auxiliary and "aux_loss" in parameters:
+            kwargs["aux_loss"] = True
         with reproducible_weights():
             module: nn.Module = models.get_model(name, weights=None, **kwargs)
         return module
 
-    if weights is not None:
-        state = load_state(weights)
-        module, more = module_with_state(build, state, classes=classes, path=weights, source=source)
-        if chosen is not None and len(published) > 1 and "weights" not in options:
-            others = ", ".join(member for member in published.__members__ if published[member] is not chosen)
-            more += (f"preprocessing of {chosen.name} assumed (?weights= chooses that of {others})",)
-        return SourcedModel(module=module, preprocessing=preprocessing, notes=notes + more)
-    if asked == "none" or chosen is None:
-        if "weights" not in options:
-            raise UserError(f"{source} has no published weights: add --weights FILE (?weights=none: random)")
-        return SourcedModel(
-            module=build(classes), preprocessing=preprocessing, notes=(*notes, "random weights")
-        )
-    if classes is not None:
-        raise UserError(
-            f"{source}: num_classes needs --weights FILE or weights=none; {chosen.name} has its own"
-        )
+    if weights is None and asked == "none":
+        return SourcedModel(module=build(classes), preprocessing=preprocessing, notes=(*notes, "random weights"))
+    if weights is None and classes is not None:
+        raise UserError(f"{source}: num_classes needs --weights FILE or weights=none")
+    if weights is None and chosen is None:
+        raise UserError(f"{source} has no published weights: add --weights FILE (?weights=none: random)")
+    file = weights if weights is not None else _published_file(chosen.url, source)
+    state = {_DENSENET_KEY.sub(r"\1\2", key): tensor for key, tensor in load_state(file).items()}
+    auxiliary = any(key.startswith("aux_classifier.") for key in state)
+    module, more = module_with_state(
+        partial(build, auxiliary=auxiliary), state, classes=classes, path=file, source=source
+    )
+    if auxiliary and hasattr(module, "aux_classifier"):
+        module.register_module("aux_classifier", None)  # a second output that only training looks at
+    if weights is not None and len(set(published.values())) > 1 and "weights" not in options:
+        others = ", ".join(member for member, value in published.items() if value is not chosen)
+        more += (f"preprocessing of {chosen.name} assumed (?weights= chooses that of {others})",)
+    return SourcedModel(module=module, preprocessing=preprocessing, notes=notes + more)
+
+
+def _published_file(url: str, source: str) -> Path:
+    """Return a published checkpoint in torch's cache; a download is checked against the hash in its name.
+
+    Not torchvision's own loading, which would unpickle the file.
+
+    Raises:
+        UserError: it cannot be downloaded.
+    """
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if file.is_file():
+        return file
+    _LOGGER.info("downloading %s to %s", url, file)
+    expected = re.search(r"-([a-f0-9]+)\.", file.name)
     try:
-        with reproducible_weights():
-            module = models.get_model(name, weights=chosen, progress=False)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), expected[1] if expected else None, progress=False)
     except OSError as error:
+        reason = getattr(error, "reason", error)
         raise UserError(
-            f"{source}: cannot download {chosen.url} ({getattr(error, 'reason', error)}): fetch it "
-            "elsewhere and "
-            "give it with --weights FILE"
+            f"{source}: cannot download {url} ({reason}): fetch it elsewhere and give it with --weights FILE"
         ) from None
     except RuntimeError as error:
-        if "hash" not in str(error):
+        if "invalid hash value" not in str(error):
             raise
-        raise UserError(
-            f"{source}: the download of {chosen.url} is damaged ({error}): give --weights FILE"
-        ) from None
-    return SourcedModel(module=module, preprocessing=preprocessing, notes=notes)
+        raise UserError(f"{source}: the download of {url} is damaged ({error}): try again") from None
+    return file
 
 
 def _preprocessing(chosen: Any) -> tuple[Preprocessing | None, tuple[str, ...]]:
@@ -103,9 +127,7 @@ def _preprocessing(chosen: Any) -> tuple[Preprocessing | None, tuple[str, ...]]:
     if crop is None:
         # Dense prediction: torchvision evaluates whole images of any size, a device needs one size.
         crop = [resize]
-        notes = (
-            f"torchvision evaluates this network on whole images; a centre crop of {resize} px is taken",
-        )
+        notes = (f"torchvision evaluates this network on whole images; a centre crop of {resize} px is taken",)
     interpolation = transforms.interpolation.value
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"{chosen}: unexpected interpolation {interpolation}")

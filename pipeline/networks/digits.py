@@ -54,9 +54,7 @@ class DigitsNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         first, second, third = _STAGE_CHANNELS
-        self.stem = nn.Sequential(
-            nn.Conv2d(1, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU()
-        )
+        self.stem = nn.Sequential(nn.Conv2d(1, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU())
         self.stage1 = ResidualBlock(first, first, stride=1)
         self.stage2 = ResidualBlock(first, second, stride=2)
         self.stage3 = ResidualBlock(second, third, stride=2)

@@ -245,9 +245,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return the report as one JSON object in schema 1's order, without empty optional blocks."""
         tree: dict[str, Any] = records.to_json(self)
-        return {
-            key: value for key, value in tree.items() if key not in OPTIONAL_BLOCKS or value not in (None, [])
-        }
+        return {key: value for key, value in tree.items() if key not in OPTIONAL_BLOCKS or value not in (None, [])}
 
     def to_text(self) -> str:
         """Return the text of `report.json`."""

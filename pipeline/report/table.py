@@ -52,9 +52,7 @@ def _facts(report: Report) -> Table:
             f"quantised {wording.milliseconds(latency.quantised_ms)}, "
             f"{wording.factor(latency.speedup)}; batch {latency.batch}, threads {latency.threads}"
         )
-    shrunk = (
-        f"float {wording.kilobytes(size.float_bytes)}, quantised {wording.kilobytes(size.quantised_bytes)}"
-    )
+    shrunk = f"float {wording.kilobytes(size.float_bytes)}, quantised {wording.kilobytes(size.quantised_bytes)}"
     if (ratio := wording.size_ratio(report)) is not None:
         shrunk += f", {wording.factor(ratio)}"
     rows = [("runtime vs oracle", wording.parity_words(report)), ("kernels", wording.kernel_words(report))]
@@ -67,9 +65,7 @@ def _facts(report: Report) -> Table:
         rows.append(("distillation", training))
     if report.data is not None and report.data.unreadable:
         names = ", ".join(report.data.unreadable_names)
-        rows.append(
-            ("images skipped", f"{report.data.unreadable} unreadable of {report.data.images}: {names}")
-        )
+        rows.append(("images skipped", f"{report.data.unreadable} unreadable of {report.data.images}: {names}"))
     spent = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.seconds.items())
     rows.append(("seconds", f"{sum(report.seconds.values()):.1f}: {spent}"))
     rows += [("note", note) for note in report.notes]

@@ -21,7 +21,8 @@ VERDICTS: Mapping[Status, str] = {
 GATES = {
     "max-drop": ("accuracy lost", "at most", "points"),
     "min-speedup": ("speed-up", "at least", "x"),
-    "parity": ("same argmax as the oracle", "at least", "%"),
+    "parity": ("same argmax everywhere", "at least", "%"),
+    "kernels": ("planned integer layers run in float", "at most", ""),
 }
 """Gate -> what is measured, which way its limit counts, the unit shown; % shows fractions as percentages."""
 

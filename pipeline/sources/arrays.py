@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -46,18 +48,14 @@ class ArraySource:
     def image(self, index: int, *, at_least: int | None = None) -> Image.Image:
         """Return one image in mode L or RGB; see `ImageSource.image`."""
         pixels = self.pixels[index]
-        return Image.fromarray(
-            pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
-        )
+        return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
     def is_prepared(self, preprocessing: Preprocessing) -> bool:
-        """Whether the images are stored at the network's input size: whoever did so has resized and "
-        "cropped them."""
+        """Whether images are stored at the network's input size, resized and cropped by their owner."""
         return self.pixels.shape[2:] == (preprocessing.height, preprocessing.width)
 
     def prepared(self, indices: NDArray[np.int64], preprocessing: Preprocessing) -> Tensor:
-        """Return prepared images as uint8 [B, C, H, W] in the network's channels, without a loop over "
-        "images."""
+        """Return prepared images as uint8 [B, C, H, W] in the network's channels, all at once."""
         pixels = self.pixels[indices]
         if pixels.shape[1] == 3 and preprocessing.channels == 1:
             pixels = _luma(pixels)
@@ -78,32 +76,20 @@ def open_npz(rest: str, *, labelled: bool) -> EvaluationSet:
         UserError: no such file, key, or not such arrays.
     """
     where = f"npz:{rest}"
-    file, _, keys = (
-        (rest, "", "") if Path(rest).is_file() else rest.rpartition("#") if "#" in rest else (rest, "", "")
-    )
+    file, _, keys = (rest, "", "") if Path(rest).is_file() else rest.rpartition("#") if "#" in rest else (rest, "", "")
     path = Path(file).expanduser()
     if not path.is_file():
         raise UserError(f"{where}: there is no file {path}")
     image_key, _, label_key = keys.partition(",")
-    try:
-        archive = np.load(path, allow_pickle=False)
-    except _NPZ_ERRORS as error:
-        raise UserError(f"{where}: {path} is damaged or no npz file: {error}") from None
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise UserError(f"{where}: {path} is a single array; store it with numpy.savez(FILE, images=array)")
-    with archive:
+    with _archive(path, where) as archive:
         if not image_key:
             if len(archive.files) != 1:
-                raise UserError(
-                    f"{where}: name the array as npz:{path}#KEY; keys: {', '.join(archive.files)}"
-                )
+                raise UserError(f"{where}: name the array as npz:{path}#KEY; keys: {', '.join(archive.files)}")
             image_key = archive.files[0]
         pixels = channels_first(_array(archive, image_key, where), f"{where}: array {image_key!r}")
         labels = None
         if labelled and label_key:
-            labels = checked_labels(
-                _array(archive, label_key, where), len(pixels), f"{where}: array {label_key!r}"
-            )
+            labels = checked_labels(_array(archive, label_key, where), len(pixels), f"{where}: array {label_key!r}")
     return EvaluationSet(images=ArraySource(f"npz:{path}#{image_key}", pixels), labels=labels)
 
 
@@ -135,9 +121,7 @@ def channels_first(array: NDArray[Any], where: str) -> NDArray[np.uint8]:
         raise UserError(f"{where} is {shape}; {expected}")
     first, last = shape[1] in (1, 3), shape[3] in (1, 3)
     if first and last:
-        raise UserError(
-            f"{where} is {shape}: either axis of {shape[1]} and {shape[3]} may be the channels; {expected}"
-        )
+        raise UserError(f"{where} is {shape}: either axis of {shape[1]} and {shape[3]} may be the channels; {expected}")
     if not first and not last:
         raise UserError(f"{where} is {shape}, with no axis of 1 or 3 channels; {expected}")
     return array if first else array.transpose(0, 3, 1, 2)
@@ -156,6 +140,23 @@ def checked_labels(array: NDArray[Any], count: int, where: str) -> NDArray[np.in
     if array.size and int(array.min()) < 0:
         raise UserError(f"{where} has the label {int(array.min())}; labels are class indices from 0")
     return array.astype(np.int64)
+
+
+@contextmanager
+def _archive(path: Path, where: str) -> Iterator[Any]:
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{where}: cannot read {path}: {error.strerror}") from None
+    with stream:  # numpy would leave a damaged file open
+        try:
+            archive = np.load(stream, allow_pickle=False)
+        except _NPZ_ERRORS as error:
+            raise UserError(f"{where}: {path} is damaged or no npz file: {error}") from None
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise UserError(f"{where}: {path} is a single array; store it with numpy.savez(FILE, images=array)")
+        with archive:
+            yield archive
 
 
 def _array(archive: Any, key: str, where: str) -> NDArray[Any]:

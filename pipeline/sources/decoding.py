@@ -12,9 +12,8 @@ from PIL import Image
 from pipeline.image_modes import plain_image
 from pipeline.sources.image_source import UnreadableImage
 
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "GIF")
-"""Pillow's decoders that are tried, whatever the file's name says: MPO is what some cameras write into "
-".jpg."""
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")
+"""Pillow's decoders that are tried, whatever the file's name says; JPEG takes cameras' MPO files too."""
 
 # What Pillow raised over 40,000 corrupted files, and what its format readers document.
 READ_ERRORS = (
@@ -22,7 +21,7 @@ READ_ERRORS = (
     SyntaxError,
     ValueError,
     EOFError,
-    LookupError,
+    IndexError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -63,9 +62,7 @@ def decode_image(path: Path, name: str, *, at_least: int | None = None) -> Image
             return plain.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else plain
     except READ_ERRORS as error:
         # The system's words end with the whole path, which the name says already.
-        reason = (
-            (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        )
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise UnreadableImage(name, reason.replace(f" {str(path)!r}", "")) from None
 
 

@@ -104,24 +104,16 @@ def _labels(root: Path, files: tuple[str, ...], classes: str | None, where: str)
         unknown = [name for name in used if name not in names]
         if None in tops or unknown:
             what = (
-                f"class folders {shortened(unknown)} are not in it"
-                if unknown
-                else "images lie outside class folders"
+                f"class folders {shortened(unknown)} are not in it" if unknown else "images lie outside class folders"
             )
-            raise UserError(
-                f"{where}: with classes={classes} every image needs a class folder named there; {what}"
-            )
+            raise UserError(f"{where}: with classes={classes} every image needs a class folder named there; {what}")
     else:
         if None in tops or len(used) < 2:
             return None
         if {name.lower() for name in used} <= _SPLITS:
-            raise UserError(
-                f"{where}: {', '.join(used)} are splits, not classes; give one, such as {root / used[0]}"
-            )
+            raise UserError(f"{where}: {', '.join(used)} are splits, not classes; give one, such as {root / used[0]}")
         # Folders without images count, as they did when the teacher was trained.
-        folders = sorted(
-            entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-        )
+        folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         names = {name: index for index, name in enumerate(folders)}
     return np.array([names[top] for top in tops if top is not None], dtype=np.int64)
 

@@ -43,11 +43,7 @@ def item_count(items: Any, where: str) -> int:
     Raises:
         UserError: it is neither, or empty.
     """
-    if (
-        not hasattr(items, "__len__")
-        or not hasattr(items, "__getitem__")
-        or isinstance(items, str | bytes | dict)
-    ):
+    if not hasattr(items, "__len__") or not hasattr(items, "__getitem__") or isinstance(items, str | bytes | dict):
         raise UserError(
             f"{where} returned a {type(items).__name__}; it must return a sequence or Dataset (with len() "
             "and [index]) of images or of (image, label)"

@@ -160,7 +160,7 @@ def test_torchvision_segmentation_is_prepared_at_one_size() -> None:
 
 def test_torchvision_mistakes(tmp_path: Path) -> None:
     assert "did you mean resnet18" in _message("torchvision:resnet81")
-    assert "known: none, DEFAULT, IMAGENET1K_V1" in _message("torchvision:resnet18?weights=V9")
+    assert "known: none, IMAGENET1K_V1, DEFAULT" in _message("torchvision:resnet18?weights=V9")
     assert "num_classes needs --weights" in _message("torchvision:resnet18?num_classes=3")
     assert "did you mean resnet18" in _message("torchvision:quantized_resnet18")
 
@@ -175,7 +175,7 @@ def test_pretrained_torchvision_weights_come_from_the_cache_or_are_asked_for(
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     message = _message("torchvision:squeezenet1_1")
-    assert "cannot download https://download.pytorch.org/models/squeezenet1_1" in message
+    assert "cannot download https://" in message and "/squeezenet1_1" in message
     assert "--weights FILE" in message
     cached = tmp_path / "hub" / "checkpoints" / models.SqueezeNet1_1_Weights.DEFAULT.url.rsplit("/", 1)[1]
     network = models.squeezenet1_1()

@@ -40,7 +40,7 @@ def save(bundle: Path, inputs: np.ndarray, outputs: np.ndarray) -> None:
 
 
 def check(bundle: Path, repository: Path) -> subprocess.CompletedProcess[str]:
-    script = repository / "docker" / "check_bundle.py"
+    script = repository / "pipeline" / "device_check.py"
     return subprocess.run(
         [sys.executable, str(script), str(bundle)], capture_output=True, text=True, check=False
     )

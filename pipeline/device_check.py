@@ -1,7 +1,7 @@
 """Check a bundle on the machine where it will run; needs numpy and onnxruntime only.
 
-Usage: python check_bundle.py BUNDLE. Exit status: 0 every golden input gets the golden argmax, 1 not,
-2 the bundle is damaged.
+Every bundle holds a copy of this file. Usage: python check.py [BUNDLE]; the folder of the file by default. Exit
+status: 0 every golden input gets the golden argmax, 1 not, 2 the bundle is damaged.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ def damaged_files(bundle: Path) -> list[str]:
     return [
         name
         for name, expected in hashes.items()
-        if not (bundle / name).is_file()
-        or hashlib.sha256((bundle / name).read_bytes()).hexdigest() != expected
+        if not (bundle / name).is_file() or hashlib.sha256((bundle / name).read_bytes()).hexdigest() != expected
     ]
 
 
@@ -37,16 +36,17 @@ def main(bundle: Path) -> int:
     with np.load(bundle / "golden.npz", allow_pickle=False) as golden:
         inputs, expected = golden["inputs"], golden["outputs"]
     session = onnxruntime.InferenceSession(str(bundle / "model.onnx"), providers=["CPUExecutionProvider"])
-    (outputs,) = session.run(None, {session.get_inputs()[0].name: inputs})
+    outputs = session.run(None, {session.get_inputs()[0].name: inputs})[0]
     same = int((outputs.argmax(1) == expected.argmax(1)).sum())
+    total = expected.argmax(1).size
     equal = float((outputs == expected).mean())
     difference = float(np.abs(outputs.astype(np.float64) - expected).max())
-    print(f"argmax {same} of {len(expected)}, equal outputs {equal:.6f}, largest difference {difference:g}")
-    return 0 if same == expected[:, 0].size else 1
+    print(f"argmax {same} of {total}, equal outputs {equal:.6f}, largest difference {difference:g}")
+    return 0 if same == total else 1
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        print("usage: python check_bundle.py BUNDLE", file=sys.stderr)
+    if len(sys.argv) > 2:
+        print("usage: python check.py [BUNDLE]", file=sys.stderr)
         raise SystemExit(2)
-    raise SystemExit(main(Path(sys.argv[1])))
+    raise SystemExit(main(Path(sys.argv[1]) if len(sys.argv) == 2 else Path(__file__).resolve().parent))

@@ -1,0 +1,108 @@
+"""What stages hand to each other, and what of it a folder keeps so that a killed run can go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.fx import GraphModule
+
+from calibration.errors import UserError
+from calibration.freeze import FrozenNetwork
+from calibration.insert import insert
+from calibration.observe import Range
+from calibration.plan import Plan
+from calibration.prepared import PreparedNetwork
+from pipeline.atomic import write_bytes, write_text
+from pipeline.preprocessing import Preprocessing
+from pipeline.report.schema import Distillation
+from pipeline.sources.image_source import ImageSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A float network as a folded graph, with what its images must look like."""
+
+    source: str
+    folded: GraphModule
+    preprocessing: Preprocessing
+    fold_difference: float
+    """Largest difference that folding made to an output, relative to the largest output."""
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlabelledImages:
+    """The images of a run: most train, some are kept out to judge the result by its distillation loss."""
+
+    source: ImageSource
+    training: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+    workers: int
+    augmentation: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedStudent:
+    """A student with quantisers and calibrated ranges; `network()` builds it anew, always the same."""
+
+    folded: GraphModule
+    plan: Plan
+    ranges: Mapping[str, Range]
+
+    def network(self) -> PreparedNetwork:
+        """The prepared network, calibrated and untrained."""
+        return insert(self.folded, self.plan, self.ranges)
+
+    def save(self, path: Path) -> None:
+        """Keep plan and ranges as one JSON file."""
+        ranges = {name: [chosen.scale, chosen.zero_point] for name, chosen in self.ranges.items()}
+        write_text(path, json.dumps({"plan": self.plan.to_json(), "ranges": ranges}, indent=1))
+
+    @classmethod
+    def load(cls, path: Path, folded: GraphModule) -> PreparedStudent:
+        """What `save` kept, for the same folded graph."""
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        ranges = {name: Range(scale=scale, zero_point=zero) for name, (scale, zero) in tree["ranges"].items()}
+        return cls(folded=folded, plan=Plan.from_json(tree["plan"]), ranges=ranges)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedStudent:
+    """A student after distillation, on the CPU, in evaluation mode, with the weights that go on."""
+
+    network: PreparedNetwork
+    distillation: Distillation
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompiledModel:
+    """The artifact and its float counterpart, serialised."""
+
+    frozen: FrozenNetwork
+    model: bytes
+    float_model: bytes
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON record into one safetensors file, at once."""
+    kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_bytes(path, save(kept, {"record": json.dumps(record)}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote. Raises UserError when the file is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {})["record"])
+            return {name: file.get_tensor(name) for name in file.keys()}, record  # noqa: SIM118  # no mapping
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): start anew with --overwrite") from error

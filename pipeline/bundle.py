@@ -1,0 +1,147 @@
+"""The bundle: everything a device needs to run the network and to prove that it runs as it should."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from calibration.errors import UserError
+from calibration.plan import Plan
+from pipeline.atomic import directory, write_bytes, write_text
+from pipeline.preprocessing import Preprocessing, preprocessing_from_fields
+from pipeline.report.files import write_report
+from pipeline.report.schema import Report
+
+FORMAT = 1
+#: Files of a bundle that the manifest vouches for; it cannot vouch for itself.
+MODEL, GOLDEN, CHECK, MANIFEST = "model.onnx", "golden.npz", "check.py", "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """A few inputs with what must come out: the oracle's outputs, and the float teacher's for comparison."""
+
+    inputs: NDArray[np.float32]
+    outputs: NDArray[np.float32]
+    teacher: NDArray[np.float32]
+
+    def to_bytes(self) -> bytes:
+        """The arrays as one npz; equal arrays give equal bytes."""
+        buffer = io.BytesIO()
+        np.savez(buffer, inputs=self.inputs, outputs=self.outputs, teacher=self.teacher)
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A bundle that was read and whose files are what the manifest says."""
+
+    folder: Path
+    model: bytes
+    golden: Golden
+    manifest: Mapping[str, Any]
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that the bundle was made for."""
+        return str(self.manifest["backend"])
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What must be done to an image before the network."""
+        return preprocessing_from_fields(self.manifest["preprocessing"], where=str(self.folder / MANIFEST))
+
+    @property
+    def plan(self) -> Plan:
+        """The placement that the model was made by."""
+        return Plan.from_json(self.manifest["plan"])
+
+
+def write_bundle(
+    target: Path,
+    *,
+    model: bytes,
+    golden: Golden,
+    plan: Plan,
+    preprocessing: Preprocessing,
+    report: Report,
+    overwrite: bool,
+) -> None:
+    """Write a complete bundle, or nothing. Raises UserError when the place is taken, full or not writable."""
+    files = {MODEL: model, GOLDEN: golden.to_bytes()}
+    if report.backend != "tensorrt":
+        files[CHECK] = (Path(__file__).parent / "device_check.py").read_bytes()
+    with directory(target, overwrite=overwrite) as folder:
+        for name, content in files.items():
+            write_bytes(folder / name, content)
+        write_report(report, folder)
+        written = sorted(path.name for path in folder.iterdir())
+        manifest = {
+            "format": FORMAT,
+            "backend": report.backend,
+            "bits": {"weights": report.bits.weights, "activations": report.bits.activations},
+            "teacher": report.teacher,
+            "student": report.student,
+            "seed": report.seed,
+            **_tensors(model),
+            "preprocessing": preprocessing.to_json(),
+            "versions": report.versions,
+            "files": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in written},
+            "plan": plan.to_json(),
+        }
+        write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+
+
+def _tensors(model: bytes) -> dict[str, list[dict[str, Any]]]:
+    """Names, types and shapes of the model's inputs and outputs; a free dimension is its name."""
+    graph = onnx.load_model_from_string(model).graph
+    described: dict[str, list[dict[str, Any]]] = {}
+    for word, values in (("inputs", graph.input), ("outputs", graph.output)):
+        described[word] = [
+            {
+                "name": value.name,
+                "type": onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower(),
+                "shape": [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim],
+            }
+            for value in values
+        ]
+    return described
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Read a bundle and verify every file's hash before anything in it runs.
+
+    Raises UserError when the folder is no bundle, a file is missing or changed, or its format is unknown.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: give the bundle folder that a run has written")
+    if not path.is_file():
+        raise UserError(f"{folder} is no bundle: it has no {MANIFEST}; a run writes one at DIR/bundle")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        files = dict(manifest["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): make the bundle anew") from error
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{path} has format {manifest.get('format')!r}: this version reads format {FORMAT}")
+    for name, expected in files.items():
+        file = folder / name
+        if Path(name).name != name or not file.is_file():
+            raise UserError(f"{folder} is incomplete: {name} is missing; make the bundle anew")
+        if hashlib.sha256(file.read_bytes()).hexdigest() != expected:
+            raise UserError(f"{file} is not what the manifest says (SHA-256 differs): make the bundle anew")
+    if not {MODEL, GOLDEN} <= files.keys():
+        raise UserError(f"{path} vouches for no {MODEL} and {GOLDEN}: make the bundle anew")
+    with np.load(folder / GOLDEN, allow_pickle=False) as arrays:
+        golden = Golden(inputs=arrays["inputs"], outputs=arrays["outputs"], teacher=arrays["teacher"])
+    return Bundle(folder=folder, model=(folder / MODEL).read_bytes(), golden=golden, manifest=manifest)

@@ -1,0 +1,27 @@
+"""What "auto" means: choices that depend on the machine or the bits."""
+
+from __future__ import annotations
+
+import torch
+
+from calibration.errors import UserError
+
+#: Training steps by weight bits: enough for the held-out distillation loss to level off (docs/benchmarks.md).
+STEPS = {8: 200, 4: 600}
+
+
+def resolve_steps(steps: int | None, bits: int) -> int:
+    """Training steps: those asked for, else by the bits of the weights."""
+    return STEPS[bits] if steps is None else steps
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that trains. Raises UserError when a GPU is asked for and there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: torch finds no CUDA GPU here; use --device cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
+    return device

@@ -1,0 +1,199 @@
+"""The chain, read from top to bottom: teacher, quantisers, distillation, artifact, validation, bundle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from backends import backend_named
+from backends.placement import Widths
+from pipeline.artifacts import (
+    Network,
+    PreparedStudent,
+    TrainedStudent,
+    UnlabelledImages,
+    load_tensors,
+    save_tensors,
+)
+from pipeline.atomic import write_bytes
+from pipeline.batches import suggested_workers
+from pipeline.bundle import read_bundle, write_bundle
+from pipeline.config import RunConfig, ValidationConfig
+from pipeline.data import open_images, split_held_out
+from pipeline.defaults import resolve_device, resolve_steps
+from pipeline.distillation.objective import ObjectiveConfig
+from pipeline.progress import Progress
+from pipeline.records import from_json, to_json
+from pipeline.report.files import write_report
+from pipeline.report.schema import Distillation, Report, read_report
+from pipeline.stages.convert import compile_model
+from pipeline.stages.distill import Schedule, distil
+from pipeline.stages.observe import prepare
+from pipeline.stages.teacher import check_same_outputs, load_network
+from pipeline.state import RunFolder, open_folder
+from pipeline.validation import validate_network, validate_stored
+
+
+def run(config: RunConfig, progress: Progress) -> Report:
+    """Do the whole job of a configuration; the report, whose files and bundle are in `config.folder` then.
+
+    Raises UserError for the user's mistakes; nothing half-written is left behind by one.
+    """
+    backend = backend_named(config.quantisation.backend)
+    folder = open_folder(config)
+    if config.output.resume and folder.bundle.exists():
+        progress.say(f"{folder.bundle} is finished already")
+        return read_report(folder.root / "report.json")
+    seconds: dict[str, float] = {}
+
+    with _stage("teacher", progress, seconds):
+        teacher, student = _networks(config)
+        images = _images(config, teacher)
+        for note in (
+            *teacher.notes,
+            *(student.notes if student is not teacher else ()),
+            *images.source.notes,
+        ):
+            progress.say(note)
+    with _stage("observe", progress, seconds):
+        if config.output.resume and folder.prepared.exists():
+            prepared = PreparedStudent.load(folder.prepared, student.folded)
+        else:
+            prepared = prepare(
+                student.folded,
+                backend,
+                images,
+                teacher.preprocessing,
+                widths=_widths(config),
+                method=config.quantisation.range_method,
+                count=config.data.calibration_images,
+                seed=config.execution.seed,
+                step=lambda done, total: progress.step(done, total),
+            )
+            prepared.save(folder.prepared)
+    with _stage("distil", progress, seconds):
+        trained = _distilled(config, folder, prepared, teacher, images, progress)
+    with _stage("convert", progress, seconds):
+        compiled = compile_model(
+            trained.network, student.folded, teacher.folded, backend, opset=config.quantisation.opset
+        )
+        write_bytes(folder.float_model, compiled.float_model)
+    with _stage("validate", progress, seconds):
+        validated = validate_network(config, backend, teacher, prepared, trained, compiled, images, progress)
+    report = replace(validated.report, seconds={name: round(value, 3) for name, value in seconds.items()})
+    write_bundle(
+        folder.bundle,
+        model=compiled.model,
+        golden=validated.golden,
+        plan=prepared.plan,
+        preprocessing=teacher.preprocessing,
+        report=report,
+        overwrite=config.output.overwrite or config.output.resume,
+    )
+    write_report(report, folder.root)
+    return report
+
+
+def validate_bundle(path: Path, config: ValidationConfig, progress: Progress) -> Report:
+    """Validate a finished bundle on this machine's runtime; nothing is written."""
+    with progress.stage("validate"):
+        return validate_stored(read_bundle(path), config, progress)
+
+
+@contextmanager
+def _stage(name: str, progress: Progress, seconds: dict[str, float]) -> Iterator[None]:
+    start = time.monotonic()
+    with progress.stage(name):
+        yield
+    seconds[name] = time.monotonic() - start
+
+
+def _networks(config: RunConfig) -> tuple[Network, Network]:
+    """Teacher and student; the same object unless another student is named."""
+    given = config.teacher
+    teacher = load_network(
+        given.source, weights=given.weights, image_size=given.image_size, mean=given.mean, std=given.std
+    )
+    if config.student.source is None:
+        return teacher, teacher
+    p = teacher.preprocessing
+    student = load_network(
+        config.student.source, weights=config.student.weights, image_size=p.height, mean=p.mean, std=p.std
+    )
+    check_same_outputs(student, teacher)
+    return teacher, student
+
+
+def _images(config: RunConfig, teacher: Network) -> UnlabelledImages:
+    source = open_images(config.data.source, teacher.preprocessing)
+    training, held_out = split_held_out(len(source), config.execution.seed, most=config.data.held_out_images)
+    workers = config.data.workers
+    if workers is None:
+        workers = suggested_workers(source, teacher.preprocessing)
+    return UnlabelledImages(
+        source=source,
+        training=training,
+        held_out=held_out,
+        workers=workers,
+        augmentation=config.data.augmentation,
+    )
+
+
+def _widths(config: RunConfig) -> Widths:
+    bits = config.quantisation
+    return Widths(weights=bits.bits, first=bits.first_bits, depthwise=bits.depthwise_bits, last=bits.last_bits)
+
+
+def _distilled(
+    config: RunConfig,
+    folder: RunFolder,
+    prepared: PreparedStudent,
+    teacher: Network,
+    images: UnlabelledImages,
+    progress: Progress,
+) -> TrainedStudent:
+    """Distil, or take what an interrupted run had finished."""
+    if config.output.resume and folder.trained.exists():
+        tensors, record = load_tensors(folder.trained)
+        network = prepared.network()
+        network.load_state_dict(tensors)
+        return TrainedStudent(
+            network=network.eval(), distillation=from_json(Distillation, record, where=str(folder.trained))
+        )
+    settings = config.distillation
+    device = resolve_device(config.execution.device)
+    trained = distil(
+        prepared,
+        teacher.folded,
+        images,
+        teacher.preprocessing,
+        objective=ObjectiveConfig(
+            logit_loss=settings.logit_loss,
+            temperature=settings.temperature,
+            affinity=settings.affinity if settings.affinity_weight else "none",
+            affinity_order=settings.affinity_order,
+            affinity_weight=settings.affinity_weight or 1.0,
+            projections=settings.projections,
+        ),
+        schedule=Schedule(
+            steps=resolve_steps(settings.steps, config.quantisation.bits),
+            batch_size=min(settings.batch_size, len(images.training)),
+            learning_rate=settings.learning_rate,
+            scale_learning_rate=settings.scale_learning_rate,
+            learned_scales=config.quantisation.learned_scales,
+        ),
+        taps=settings.taps,
+        device=device,
+        fast=config.execution.precision == "bfloat16"
+        or (config.execution.precision == "auto" and device.type == "cuda"),
+        seed=config.execution.seed,
+        checkpoint=folder.checkpoint,
+        step=lambda done, total, figures: progress.step(done, total, **figures),
+        say=progress.say,
+    )
+    save_tensors(folder.trained, trained.network.state_dict(), to_json(trained.distillation))
+    folder.checkpoint.unlink(missing_ok=True)
+    return trained

@@ -1,0 +1,32 @@
+"""Freeze the trained student and write the artifact, linted for its runtime."""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule
+
+from backends.base import Backend
+from backends.onnx_graph import emit
+from calibration.freeze import freeze
+from calibration.prepared import PreparedNetwork
+from pipeline.artifacts import CompiledModel
+
+# The float counterpart is only compared with: any opset that all runtimes read serves.
+_FLOAT_OPSET = 20
+
+
+def compile_model(
+    network: PreparedNetwork,
+    folded: GraphModule,
+    teacher: GraphModule,
+    backend: Backend,
+    *,
+    opset: int | None,
+) -> CompiledModel:
+    """The quantised artifact and the float teacher's, over a free batch size.
+
+    Raises UserError naming node and rule when the file would break one of the backend's rules.
+    """
+    frozen = freeze(network, folded)
+    model = backend.emit(frozen, opset=opset, batch=None)
+    float_model = emit(teacher, opset=opset or _FLOAT_OPSET)
+    return CompiledModel(frozen=frozen, model=model.SerializeToString(), float_model=float_model.SerializeToString())

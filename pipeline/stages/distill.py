@@ -1,0 +1,307 @@
+"""Train the quantised student to be its float teacher, from images alone."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from calibration.prepared import PreparedNetwork
+from pipeline.artifacts import PreparedStudent, TrainedStudent, UnlabelledImages, load_tensors, save_tensors
+from pipeline.data import ordered_batches, training_batches
+from pipeline.distillation.divergence import DivergenceWatch
+from pipeline.distillation.objective import ObjectiveConfig, distillation_loss, logit_loss, uninformed_loss
+from pipeline.distillation.schedules import learning_rate_factor
+from pipeline.distillation.taps import Tapped, match_taps, tap_float, tap_prepared
+from pipeline.preprocessing import Preprocessing, normalise
+from pipeline.randomness import generator_for
+from pipeline.report.schema import Distillation
+
+# Seconds between two checkpoints on disk; what is trained does not depend on it, as a resumed run is the same run.
+_CHECKPOINT_SECONDS = 20.0
+# Below this share of an ignorant student's loss a rise is no divergence (see DivergenceWatch).
+_HARMLESS_SHARE = 0.05
+_BACKOFF, _MOST_BACKOFFS = 0.3, 3
+_CURVE_POINTS = 200
+_WARM_UP_SHARE, _MOST_WARM_UP = 0.1, 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast: steps, images per step, peak rates of Adam for weights and for log-scales."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    scale_learning_rate: float
+    learned_scales: Literal["all", "weights", "none"]
+
+
+Step = Callable[[int, int, Mapping[str, float]], None]
+
+
+def distil(
+    student: PreparedStudent,
+    teacher: GraphModule,
+    images: UnlabelledImages,
+    preprocessing: Preprocessing,
+    *,
+    objective: ObjectiveConfig,
+    schedule: Schedule,
+    taps: tuple[str, ...] | None,
+    device: torch.device,
+    fast: bool,
+    seed: int,
+    checkpoint: Path,
+    step: Step,
+    say: Callable[[str], None],
+) -> TrainedStudent:
+    """Distil the teacher into the calibrated student; the last step's weights, or the calibrated ones if better.
+
+    Better is a lower distillation loss on held-out unlabelled images: no label is read anywhere. A run whose loss
+    diverges starts again at a lower learning rate, at most three times, and says so. `fast` allows TF32, which is
+    exact on the student's integers, and bfloat16 for the teacher. `checkpoint` is written every few seconds and
+    when interrupted; a run that finds it goes on from there and ends with the same weights.
+    """
+    trainer = _Trainer(student, teacher, images, preprocessing, objective, schedule, taps, device, fast, seed)
+    with _matmul_precision(fast and device.type == "cuda"):
+        trainer.measure_start()
+        if checkpoint.exists():
+            trainer.restore(*load_tensors(checkpoint))
+        if schedule.steps:
+            _train(trainer, checkpoint, step, say)
+        return trainer.finish()
+
+
+def _train(trainer: _Trainer, checkpoint: Path, step: Step, say: Callable[[str], None]) -> None:
+    while not trainer.diverged:
+        reason = _attempt(trainer, checkpoint, step)
+        if reason is None:
+            return
+        if trainer.backoffs == _MOST_BACKOFFS:
+            trainer.diverged = True
+            say(f"{reason}; given up after {trainer.backoffs} lower learning rates: the calibrated network goes on")
+            return
+        trainer.back_off()
+        say(f"{reason}; starting again at learning rate {trainer.learning_rate:.3g}")
+
+
+def _attempt(trainer: _Trainer, checkpoint: Path, step: Step) -> str | None:
+    """Train to the last step, or return why the run has diverged; state is kept on the way and on Ctrl-C."""
+    kept = time.monotonic()
+    try:
+        for batch in trainer.batches():
+            loss = trainer.update(batch)
+            reason = trainer.watch.observe(loss)
+            if reason is not None:
+                return reason
+            step(trainer.step, trainer.schedule.steps, {"loss": loss})
+            if time.monotonic() - kept > _CHECKPOINT_SECONDS:
+                save_tensors(checkpoint, *trainer.state())
+                kept = time.monotonic()
+    except KeyboardInterrupt:
+        save_tensors(checkpoint, *trainer.state())
+        raise
+    return None
+
+
+class _Trainer:
+    """The moving parts of one training run: networks, optimiser, position, history."""
+
+    def __init__(
+        self,
+        student: PreparedStudent,
+        teacher: GraphModule,
+        images: UnlabelledImages,
+        preprocessing: Preprocessing,
+        objective: ObjectiveConfig,
+        schedule: Schedule,
+        taps: tuple[str, ...] | None,
+        device: torch.device,
+        fast: bool,
+        seed: int,
+    ) -> None:
+        self.student, self.images, self.preprocessing = student, images, preprocessing
+        self.objective, self.schedule, self.device, self.seed = objective, schedule, device, seed
+        self.fast = fast
+        pairs = match_taps(student.folded, teacher, taps) if objective.affinity != "none" else {}
+        self.taps = pairs
+        self.teacher: Tapped = tap_float(teacher, list(pairs.values()), list(pairs))
+        self.teacher = self.teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+        self.backoffs, self.diverged = 0, False
+        self.learning_rate = schedule.learning_rate
+        self.loss_calibrated = self.floor = 0.0
+        self._begin()
+
+    def _begin(self) -> None:
+        """The calibrated student, a fresh optimiser, step 0."""
+        self.network = self.student.network().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.tapped = tap_prepared(self.network, list(self.taps))
+        scales = self.schedule.learned_scales
+        learned = self.network.scale_parameters(activations=scales == "all", weights=scales != "none")
+        ids = {id(parameter) for parameter in learned}
+        for parameter in self.network.scale_parameters(activations=True, weights=True):
+            parameter.requires_grad_(id(parameter) in ids)
+        groups = [{"params": self.network.weight_parameters(), "share": 1.0}]
+        if learned:
+            share = self.schedule.scale_learning_rate / self.schedule.learning_rate
+            groups.append({"params": learned, "share": share})
+        self.optimiser = torch.optim.Adam(groups, lr=self.learning_rate, fused=self.device.type in {"cpu", "cuda"})
+        self.step = 0
+        self.curve: list[tuple[int, float]] = []
+        self.watch = DivergenceWatch(reference=self.loss_calibrated, floor=self.floor)
+
+    # Losses.
+
+    def _teacher(self, images: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
+            outputs, maps = self.teacher(images)
+        return tuple(output.float() for output in outputs), maps
+
+    def _on_device(self, images: Tensor) -> Tensor:
+        moved = images.to(self.device, non_blocking=True)
+        return normalise(moved, self.preprocessing).contiguous(memory_format=torch.channels_last)
+
+    def held_out_loss(self) -> tuple[float, float]:
+        """Logit loss of the student on the held-out images, and that of one that ignores its input."""
+        total, ignorant, count = 0.0, 0.0, 0
+        self.network.eval()
+        with torch.no_grad():
+            for batch in ordered_batches(
+                self.images.source,
+                self.images.held_out,
+                self.preprocessing,
+                batch_size=self.schedule.batch_size,
+            ):
+                images = self._on_device(batch.images)
+                targets, _ = self._teacher(images)
+                for output, target in zip(self.network(images), targets, strict=True):
+                    total += float(logit_loss(output, target, self.objective)) * len(images)
+                    ignorant += float(uninformed_loss(target, config=self.objective)) * len(images)
+                count += len(images)
+        self.network.train()
+        return total / count, ignorant / count
+
+    def measure_start(self) -> None:
+        """Judge the calibrated student: what training must improve, and what divergence is measured by."""
+        self.loss_calibrated, ignorant = self.held_out_loss()
+        self.floor = _HARMLESS_SHARE * ignorant
+        self.watch = DivergenceWatch(reference=self.loss_calibrated, floor=self.floor)
+
+    # Steps.
+
+    def batches(self) -> Iterator[Tensor]:
+        """Images of the steps that remain, on the device."""
+        remaining = self.schedule.steps - self.step
+        for batch in training_batches(
+            self.images.source,
+            self.images.training,
+            self.preprocessing,
+            batch_size=self.schedule.batch_size,
+            first_step=self.step,
+            steps=remaining,
+            seed=self.seed,
+            augmentation=self.images.augmentation,
+            workers=self.images.workers,
+            pin_memory=self.device.type == "cuda",
+        ):
+            yield self._on_device(batch.images)
+
+    def update(self, images: Tensor) -> float:
+        """One step of Adam; the loss before it."""
+        targets, teacher_maps = self._teacher(images)
+        outputs, student_maps = self.tapped(images)
+        generator = generator_for(self.seed, "projections", self.step)
+        loss, _ = distillation_loss(
+            outputs[0], targets[0], student_maps, teacher_maps, config=self.objective, generator=generator
+        )
+        for output, target in zip(outputs[1:], targets[1:], strict=True):
+            loss = loss + logit_loss(output, target, self.objective)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        steps = self.schedule.steps
+        warm_up = min(_MOST_WARM_UP, int(steps * _WARM_UP_SHARE))
+        factor = learning_rate_factor(self.step, steps=steps, warmup_steps=warm_up, kind="cosine")
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate * group["share"] * factor
+        self.optimiser.step()
+        value = float(loss.detach())
+        if self.step % max(1, steps // _CURVE_POINTS) == 0:
+            self.curve.append((self.step, value))
+        self.step += 1
+        return value
+
+    def back_off(self) -> None:
+        """Start again from the calibrated student with a lower learning rate."""
+        self.backoffs += 1
+        self.learning_rate *= _BACKOFF
+        self._begin()
+
+    # Keeping and ending.
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a resumed run needs, as tensors and a JSON record."""
+        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        for index, values in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{name}": tensor for name, tensor in values.items()}
+        record = {
+            "step": self.step,
+            "learning_rate": self.learning_rate,
+            "backoffs": self.backoffs,
+            "watch": self.watch.state(),
+            "curve": self.curve,
+        }
+        return tensors, record
+
+    def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.network.load_state_dict(
+            {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
+        )
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimiser."):
+                _, index, key = name.split(".", 2)
+                state.setdefault(int(index), {})[key] = tensor
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        self.step, self.learning_rate = int(record["step"]), float(record["learning_rate"])
+        self.backoffs = int(record["backoffs"])
+        self.watch.restore(record["watch"])
+        self.curve = [(int(step), float(loss)) for step, loss in record["curve"]]
+
+    def finish(self) -> TrainedStudent:
+        """The better of trained and calibrated, by the held-out distillation loss."""
+        final = self.loss_calibrated if self.diverged or not self.schedule.steps else self.held_out_loss()[0]
+        trained = bool(self.schedule.steps) and not self.diverged and final <= self.loss_calibrated
+        network: PreparedNetwork = self.network if trained else self.student.network()
+        record = Distillation(
+            steps=self.schedule.steps,
+            learning_rate=self.learning_rate,
+            loss_calibrated=self.loss_calibrated,
+            loss_final=None if self.diverged or not self.schedule.steps else final,
+            chosen="trained" if trained else "calibrated",
+            backoffs=self.backoffs,
+            diverged=self.diverged,
+            curve=tuple(self.curve),
+        )
+        # Plain memory layout: what is saved and frozen must not depend on the layout that trained fastest.
+        plain = network.cpu().to(memory_format=torch.contiguous_format)
+        return TrainedStudent(network=plain.eval(), distillation=record)
+
+
+@contextlib.contextmanager
+def _matmul_precision(tf32: bool) -> Iterator[None]:
+    """TF32 for convolutions inside the block: 11 bits hold the student's integers exactly, sums are float32."""
+    if not tf32:
+        yield
+        return
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        yield

@@ -1,0 +1,59 @@
+"""Load a float network, capture it as a graph and fold its BatchNorms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from calibration.capture import capture
+from calibration.errors import UserError
+from calibration.fold import fold, largest_difference
+from calibration.operators import static_shape
+from pipeline.artifacts import Network
+from pipeline.models import load_model
+from pipeline.randomness import generator_for
+
+# Folding is exact algebra; float32 rounding of a deep network's output stays below this.
+LARGEST_FOLD_DIFFERENCE = 1e-4
+
+
+def load_network(
+    source: str,
+    *,
+    weights: Path | None = None,
+    image_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Network:
+    """Load `kind:rest`, capture it over a free batch size and fold it; the fold is checked on random images.
+
+    Raises UserError for whatever is wrong with the source, and RuntimeError when folding changed the network.
+    """
+    loaded = load_model(source, weights=weights, image_size=image_size, mean=mean, std=std)
+    p = loaded.preprocessing
+    example = torch.randn((2, p.channels, p.height, p.width), generator=generator_for(0, "fold check"))
+    captured = capture(loaded.module, example, source=source)
+    folded = fold(captured)
+    difference = largest_difference(captured, folded, example)
+    if not difference <= LARGEST_FOLD_DIFFERENCE:
+        raise RuntimeError(f"{source}: folding BatchNorm changed an output by {difference:.3g} of the largest one")
+    return Network(source=source, folded=folded, preprocessing=p, fold_difference=difference, notes=loaded.notes)
+
+
+def check_same_outputs(student: Network, teacher: Network) -> None:
+    """Raise UserError when the two networks' inputs or outputs have other shapes: nothing could be distilled."""
+    if student.preprocessing != teacher.preprocessing:
+        raise UserError(
+            f"--student {student.source} takes other images than --teacher {teacher.source}:"
+            " give both networks the same --image-size, --mean and --std"
+        )
+    shapes = []
+    for network in (student, teacher):
+        output = next(node for node in network.folded.graph.nodes if node.op == "output")
+        shapes.append([static_shape(value) for value in output.args[0]])
+    if shapes[0] != shapes[1]:
+        raise UserError(
+            f"--student {student.source} has outputs {shapes[0]} and --teacher {teacher.source} {shapes[1]}:"
+            " they must be the same, but for the batch"
+        )

@@ -1,0 +1,343 @@
+"""Validation of a run and of a finished bundle: the same measurements, put together as one report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backends import backend_named
+from backends.base import Backend, Census, Runner
+from calibration.errors import UserError
+from calibration.plan import Plan
+from pipeline import __version__
+from pipeline.artifacts import CompiledModel, Network, PreparedStudent, TrainedStudent, UnlabelledImages
+from pipeline.bundle import Bundle, Golden
+from pipeline.config import ACTIVATION_BITS, RunConfig, ValidationConfig
+from pipeline.data import EvaluationSet, open_evaluation, ordered_batches
+from pipeline.doctor import INTEGER_INSTRUCTIONS, REQUIRED, cpu_flags
+from pipeline.preprocessing import Preprocessing, normalise
+from pipeline.progress import Progress
+from pipeline.report.schema import (
+    Accuracy,
+    Bits,
+    Data,
+    FloatLayer,
+    Gate,
+    Kernels,
+    Latency,
+    Layer,
+    Parity,
+    Report,
+    Size,
+    verdict,
+)
+from pipeline.stages.sensitivity import layer_sqnr
+from pipeline.stages.validate import (
+    Outputs,
+    ScoredImages,
+    count_kernels,
+    measure_latency,
+    no_latency,
+    oracle_outputs,
+    score,
+)
+
+_BATCH = 64
+_GOLDEN_IMAGES = 16
+_SQNR_IMAGES = 32
+# Float operations inside a network may round a last bit differently on two runtimes, so argmax ties can fall apart.
+_PARITY_WITH_FLOAT = 0.99
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validated:
+    """A report without its times, and the golden inputs and outputs that belong into the bundle."""
+
+    report: Report
+    golden: Golden
+
+
+def validate_network(
+    config: RunConfig,
+    backend: Backend,
+    teacher: Network,
+    prepared: PreparedStudent,
+    trained: TrainedStudent,
+    compiled: CompiledModel,
+    images: UnlabelledImages,
+    progress: Progress,
+) -> Validated:
+    """Score teacher, simulation, oracle and runtime on the same images and measure the artifact on its runtime."""
+    preprocessing, absent = teacher.preprocessing, backend.unavailable()
+    oracle = oracle_outputs(compiled.model)
+    columns: dict[str, Outputs] = {
+        "teacher": _module_outputs(teacher.folded),
+        "calibrated": _module_outputs(prepared.network().eval()),
+        "simulated": _module_outputs(trained.network),
+        "oracle": oracle,
+    }
+    evaluation, indices = _evaluation(config, images, preprocessing)
+    sample = next(ordered_batches(evaluation.images, indices[:_SQNR_IMAGES], preprocessing, batch_size=_SQNR_IMAGES))
+    inputs = normalise(sample.images, preprocessing)
+    with _maybe_runner(backend, compiled.model, absent) as runner:
+        if runner is not None:
+            columns["runtime"] = _runner_outputs(runner)
+        batches = _scored(evaluation, indices, preprocessing, images.workers)
+        accuracy, parity, calibrated = score(columns, batches, step=lambda done: progress.step(done, len(indices)))
+    layers = [placement.layer for placement in prepared.plan.weights]
+    census = count_kernels(backend, compiled.model, layers)
+    latency = no_latency(config.validation.batch, config.validation.threads)
+    if absent is None:
+        wanted = np.resize(inputs.numpy(), (config.validation.batch, *inputs.shape[1:]))
+        latency = measure_latency(
+            backend, compiled.model, compiled.float_model, wanted, threads=config.validation.threads
+        )
+    gates = _gates(config.validation, accuracy, parity, census, latency, prepared.plan)
+    noise = layer_sqnr(prepared.folded, trained.network, inputs)
+    golden_inputs = inputs[:_GOLDEN_IMAGES]
+    notes = [*teacher.notes, *images.source.notes, *evaluation.images.notes]
+    if absent is not None:
+        notes.append(absent)
+    unreadable = images.source.unreadable
+    report = Report(
+        status=verdict(gates, on_target=accuracy.runtime is not None),
+        backend=backend.name,
+        bits=Bits(weights=config.quantisation.bits, activations=ACTIVATION_BITS),
+        teacher=teacher.source,
+        student=config.student.source or teacher.source,
+        seed=config.execution.seed,
+        versions=versions(),
+        host=host(),
+        accuracy=accuracy,
+        parity=parity,
+        kernels=_kernels(prepared.plan, census),
+        latency=latency,
+        size=Size(float_bytes=len(compiled.float_model), quantised_bytes=len(compiled.model)),
+        seconds={},
+        gates=gates,
+        distillation=replace(trained.distillation, accuracy_calibrated=calibrated),
+        data=Data(images=len(images.source), unreadable=unreadable.count, unreadable_names=unreadable.names[:5]),
+        preprocessing=preprocessing.to_json(),
+        notes=tuple(dict.fromkeys(notes)),
+        layers=_layers(prepared.plan, census, noise),
+    )
+    golden = Golden(
+        inputs=golden_inputs.numpy(),
+        outputs=oracle(golden_inputs)[0].numpy(),
+        teacher=columns["teacher"](golden_inputs)[0].numpy(),
+    )
+    return Validated(report=report, golden=golden)
+
+
+def validate_stored(bundle: Bundle, config: ValidationConfig, progress: Progress) -> Report:
+    """Validate a bundle here: golden inputs without --eval-data, else those images; against oracle and runtime."""
+    backend = backend_named(bundle.backend)
+    absent = backend.unavailable()
+    columns: dict[str, Outputs] = {"oracle": oracle_outputs(bundle.model)}
+    with _maybe_runner(backend, bundle.model, absent) as runner:
+        if runner is not None:
+            columns["runtime"] = _runner_outputs(runner)
+        if config.eval_data is None:
+            golden = torch.from_numpy(bundle.golden.teacher).argmax(1).numpy()
+            images = torch.from_numpy(bundle.golden.inputs)
+            batches: Iterator[ScoredImages] = iter([ScoredImages(images=images, labels=golden)])
+            count = len(images)
+        else:
+            evaluation = open_evaluation(config.eval_data, bundle.preprocessing)
+            count = len(evaluation.images)
+            batches = _scored(evaluation, np.arange(count), bundle.preprocessing, 0)
+        accuracy, parity, _ = score(columns, batches, step=lambda done: progress.step(done, count))
+    if config.eval_data is None:
+        accuracy = replace(accuracy, metric="agreement", teacher=1.0)
+    census = count_kernels(backend, bundle.model, [placement.layer for placement in bundle.plan.weights])
+    float_file = bundle.folder.parent / "float.onnx"
+    float_model = float_file.read_bytes() if float_file.is_file() else None
+    latency = no_latency(config.batch, config.threads)
+    if absent is None:
+        inputs = np.resize(bundle.golden.inputs, (config.batch, *bundle.golden.inputs.shape[1:]))
+        latency = measure_latency(backend, bundle.model, float_model, inputs, threads=config.threads)
+    gates = _gates(config, accuracy, parity, census, latency, bundle.plan)
+    return Report(
+        status=verdict(gates, on_target=accuracy.runtime is not None),
+        backend=backend.name,
+        bits=Bits(**bundle.manifest["bits"]),
+        teacher=str(bundle.manifest["teacher"]),
+        student=str(bundle.manifest["student"]),
+        seed=int(bundle.manifest["seed"]),
+        versions=versions(),
+        host=host(),
+        accuracy=accuracy,
+        parity=parity,
+        kernels=_kernels(bundle.plan, census),
+        latency=latency,
+        size=Size(float_bytes=len(float_model) if float_model else None, quantised_bytes=len(bundle.model)),
+        seconds={},
+        gates=gates,
+        preprocessing=bundle.preprocessing.to_json(),
+        notes=() if absent is None else (absent,),
+        layers=_layers(bundle.plan, census, {}),
+    )
+
+
+# Columns and batches.
+
+
+class _maybe_runner:
+    """The backend's runner as a context, or None where the runtime is absent."""
+
+    def __init__(self, backend: Backend, model: bytes, absent: str | None) -> None:
+        # As many threads as the machine has: scoring is no timing.
+        self._context = None if absent is not None else backend.runner(model, threads=os.cpu_count() or 1)
+
+    def __enter__(self) -> Runner | None:
+        return None if self._context is None else self._context.__enter__()
+
+    def __exit__(self, *exception: object) -> None:
+        if self._context is not None:
+            self._context.__exit__(*exception)  # type: ignore[arg-type]
+
+
+def _module_outputs(module: torch.nn.Module) -> Outputs:
+    def run(images: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            return list(module(images))
+
+    return run
+
+
+def _runner_outputs(runner: Runner) -> Outputs:
+    return lambda images: [torch.from_numpy(np.asarray(output)) for output in runner.run(images.numpy())]
+
+
+def _evaluation(
+    config: RunConfig, images: UnlabelledImages, preprocessing: Preprocessing
+) -> tuple[EvaluationSet, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    source = config.evaluation_source
+    if source is None:
+        return EvaluationSet(images=images.source, labels=None), images.held_out
+    evaluation = open_evaluation(source, preprocessing)
+    if not len(evaluation.images):
+        raise UserError(f"--eval-data {source} has no images")
+    return evaluation, np.arange(len(evaluation.images), dtype=np.int64)
+
+
+def _scored(
+    evaluation: EvaluationSet,
+    indices: np.ndarray[tuple[int], np.dtype[np.int64]],
+    preprocessing: Preprocessing,
+    workers: int,
+) -> Iterator[ScoredImages]:
+    for batch in ordered_batches(evaluation.images, indices, preprocessing, batch_size=_BATCH, workers=workers):
+        labels = None if evaluation.labels is None else evaluation.labels[batch.indices.numpy()]
+        yield ScoredImages(images=normalise(batch.images, preprocessing), labels=labels)
+
+
+# Parts of the report.
+
+
+def _kernels(plan: Plan, census: Census | None) -> Kernels:
+    left = [
+        FloatLayer(name=name, reason=reason)
+        for name, reason in plan.float_nodes.items()
+        if plan.kinds.get(name) in {"conv", "conv_transpose", "linear"}
+    ]
+    if census is None:
+        return Kernels(integer=None, float=None, float_layers=tuple(left))
+    refused = [
+        FloatLayer(name=name, reason="planned as integer, but this runtime kept it in float")
+        for name in census.floating
+    ]
+    return Kernels(integer=len(census.integer), float=len(left) + len(refused), float_layers=(*left, *refused))
+
+
+def _layers(plan: Plan, census: Census | None, noise: Mapping[str, float]) -> tuple[Layer, ...]:
+    integer = None if census is None else set(census.integer)
+    planned = [
+        Layer(
+            name=placement.layer,
+            kind=plan.kinds.get(placement.layer, "other"),
+            weight_bits=placement.grid.bits,
+            sqnr_db=round(noise[placement.layer], 2) if placement.layer in noise else None,
+            integer=None if integer is None else placement.layer in integer,
+            reason="" if integer is None or placement.layer in integer else "this runtime kept it in float",
+        )
+        for placement in plan.weights
+    ]
+    left = [
+        Layer(
+            name=f.name,
+            kind=plan.kinds[f.name],
+            weight_bits=None,
+            sqnr_db=None,
+            integer=False,
+            reason=f.reason,
+        )
+        for f in _kernels(plan, None).float_layers
+    ]
+    return (*planned, *left)
+
+
+def _gates(
+    config: ValidationConfig,
+    accuracy: Accuracy,
+    parity: Parity,
+    census: Census | None,
+    latency: Latency,
+    plan: Plan,
+) -> tuple[Gate, ...]:
+    gates = []
+    if accuracy.teacher is not None:
+        final = accuracy.runtime
+        drop = None if final is None else round(100 * (accuracy.teacher - final), 9)
+        passed = None if drop is None else drop <= config.max_drop
+        gates.append(Gate(name="max-drop", limit=config.max_drop, value=drop, passed=passed))
+    least, found = _PARITY_WITH_FLOAT if plan.float_nodes else 1.0, parity.argmax_agreement
+    gates.append(Gate(name="parity", limit=least, value=found, passed=None if found is None else found >= least))
+    refused = None if census is None else float(len(census.floating))
+    gates.append(Gate(name="kernels", limit=0.0, value=refused, passed=None if refused is None else refused == 0))
+    if config.min_speedup is not None:
+        speedup = latency.speedup
+        passed = None if speedup is None else speedup >= config.min_speedup
+        gates.append(Gate(name="min-speedup", limit=config.min_speedup, value=speedup, passed=passed))
+    return tuple(gates)
+
+
+def versions() -> dict[str, str]:
+    """Versions of faqd, Python and every library that the result may depend on."""
+    found = {"faqd": __version__, "python": platform.python_version()}
+    for name in REQUIRED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def host() -> dict[str, str | int | float | bool | None]:
+    """The machine, as far as results and latencies depend on it."""
+    flags = cpu_flags() or frozenset()
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "integer_instructions": ", ".join(name for name in INTEGER_INSTRUCTIONS if name in flags) or "none known",
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }
+
+
+def _processor() -> str | None:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or None
