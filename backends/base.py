@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from backends.placement import Profile
+from backends.profile import Profile
 from calibration.freeze import FrozenNetwork
 
 Array = NDArray[np.float32]

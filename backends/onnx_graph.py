@@ -61,9 +61,7 @@ def emit(
 class Emitter:
     """The file being written: its nodes and initialisers so far, and where every graph node's value is found."""
 
-    def __init__(
-        self, network: FrozenNetwork | GraphModule, opset: int, pack_int4: bool, batch: int | None
-    ) -> None:
+    def __init__(self, network: FrozenNetwork | GraphModule, opset: int, pack_int4: bool, batch: int | None) -> None:
         self.frozen = network if isinstance(network, FrozenNetwork) else None
         self.module = network.graph_module if isinstance(network, FrozenNetwork) else network
         self.opset, self.pack_int4, self.batch = opset, pack_int4, batch
@@ -98,9 +96,7 @@ class Emitter:
 
     def int64s(self, values: Sequence[int]) -> str:
         """An int64 vector as an initialiser, shared by all who need these numbers."""
-        return self.constant(
-            np.array(values, np.int64), "i64_" + "_".join(map(str, values)).replace("-", "m")
-        )
+        return self.constant(np.array(values, np.int64), "i64_" + "_".join(map(str, values)).replace("-", "m"))
 
     def scalar(self, value: float) -> str:
         """A float32 number as a rank-0 initialiser."""
@@ -143,7 +139,7 @@ class Emitter:
         return self.integers[node].zero_point if self.current.name in self.passthrough else self.scalar(0.0)
 
     def weight(self, node: Node, *, transposed: bool = False) -> str:
-        """Name of the current layer's weight, dequantised from integers where it is quantised; [in, out] if transposed."""
+        """Name of the current layer's weight, dequantised where it is quantised; [in, out] if transposed."""
         assert self.current is not None
         stored = self.frozen.weights.get(self.current.name) if self.frozen else None
         base = _flat(node) + ("_t" if transposed else "")
@@ -182,9 +178,7 @@ class Emitter:
             self.current = node
             if node.op == "placeholder":
                 self.floats[node] = node.name
-                inputs.append(
-                    helper.make_tensor_value_info(node.name, TensorProto.FLOAT, self._declared_shape(node))
-                )
+                inputs.append(helper.make_tensor_value_info(node.name, TensorProto.FLOAT, self._declared_shape(node)))
             elif node.op == "call_function" and isinstance(node.meta.get("val"), (Tensor, list, tuple)):
                 self._operator(node)
             elif node.op == "output":
@@ -192,9 +186,7 @@ class Emitter:
             if node.name in self.placements:
                 self._quantise(node)
         graph = helper.make_graph(self.nodes, name, inputs, results, list(self.initialisers.values()))
-        model = helper.make_model(
-            graph, producer_name="faqd", opset_imports=[helper.make_opsetid("", self.opset)]
-        )
+        model = helper.make_model(graph, producer_name="faqd", opset_imports=[helper.make_opsetid("", self.opset)])
         model.ir_version = _IR_VERSION
         onnx.checker.check_model(model)
         return model
@@ -231,9 +223,7 @@ class Emitter:
         scale = self.constant(frozen.scale, f"{group}_scale")
         zero = self.constant(np.array(frozen.zero_point, kind), f"{np.dtype(kind)}_{frozen.zero_point}")
         name = f"{node.name}_q"
-        self.nodes.append(
-            helper.make_node("QuantizeLinear", [self.floats[node], scale, zero], [name], name=name)
-        )
+        self.nodes.append(helper.make_node("QuantizeLinear", [self.floats[node], scale, zero], [name], name=name))
         self.integers[node] = Integers(name=name, scale=scale, zero_point=zero)
 
     def _constant_integers(self, stored: FrozenConstant, base: str, transposed: bool) -> str:
@@ -247,7 +237,7 @@ class Emitter:
         read = self._store(integers, base, packed=self.pack_int4 and stored.bits <= 4)
         count = None if stored.scale.ndim == 0 else len(stored.scale)
         inputs = [read, self.constant(stored.scale, f"{base}_scale"), self._zeros(integers.dtype.type, count)]
-        attributes = {} if axis is None else {"axis": axis}
+        attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
         self.nodes.append(helper.make_node("DequantizeLinear", inputs, [output], name=output, **attributes))
         self.dequantised[base] = output
         return output
@@ -282,20 +272,14 @@ class Emitter:
                 if name not in {n.name for n in self.module.graph.nodes if n.op == "placeholder"}
                 else f"{name}_out"
             )
-            self.nodes.append(
-                helper.make_node("Identity", [self.read_float(value)], [public], name=f"{public}_result")
-            )
-            results.append(
-                helper.make_tensor_value_info(public, TensorProto.FLOAT, self._declared_shape(value))
-            )
+            self.nodes.append(helper.make_node("Identity", [self.read_float(value)], [public], name=f"{public}_result"))
+            results.append(helper.make_tensor_value_info(public, TensorProto.FLOAT, self._declared_shape(value)))
         self._drop_identities()
         return results
 
     def _drop_identities(self) -> None:
         """Let the node that computes a result write it under its public name where nobody else reads it."""
-        for identity in [
-            node for node in self.nodes if node.op_type == "Identity" and node.name.endswith("_result")
-        ]:
+        for identity in [node for node in self.nodes if node.op_type == "Identity" and node.name.endswith("_result")]:
             source, public = identity.input[0], identity.output[0]
             readers = [node for node in self.nodes if source in node.input]
             writer = next((node for node in self.nodes if source in node.output), None)

@@ -52,19 +52,13 @@ def _conv(e: Emitter, node: Node) -> list[str]:
     else:
         pads = _pair(padding) * 2
     bias = argument(node, 2, "bias")
-    inputs = [e.read(_input(node)), e.weight(_input(node, 1))] + (
-        [e.bias(bias)] if isinstance(bias, Node) else []
-    )
-    return e.add(
-        "Conv", inputs, strides=stride, pads=pads, dilations=dilation, group=groups, kernel_shape=list(kernel)
-    )
+    inputs = [e.read(_input(node)), e.weight(_input(node, 1))] + ([e.bias(bias)] if isinstance(bias, Node) else [])
+    return e.add("Conv", inputs, strides=stride, pads=pads, dilations=dilation, group=groups, kernel_shape=list(kernel))
 
 
 def _conv_transpose(e: Emitter, node: Node) -> list[str]:
     bias = argument(node, 2, "bias")
-    inputs = [e.read(_input(node)), e.weight(_input(node, 1))] + (
-        [e.bias(bias)] if isinstance(bias, Node) else []
-    )
+    inputs = [e.read(_input(node)), e.weight(_input(node, 1))] + ([e.bias(bias)] if isinstance(bias, Node) else [])
     return e.add(
         "ConvTranspose",
         inputs,
@@ -81,9 +75,7 @@ def _linear(e: Emitter, node: Node) -> list[str]:
     bias = argument(node, 2, "bias")
     source = _input(node)
     if len(static_shape(source)) == 2:
-        inputs = [e.read(source), e.weight(_input(node, 1))] + (
-            [e.bias(bias)] if isinstance(bias, Node) else []
-        )
+        inputs = [e.read(source), e.weight(_input(node, 1))] + ([e.bias(bias)] if isinstance(bias, Node) else [])
         return e.add("Gemm", inputs, transB=1)
     product = [e.read(source), e.weight(_input(node, 1), transposed=True)]
     if not isinstance(bias, Node):
@@ -154,14 +146,10 @@ def _layer_norm(e: Emitter, node: Node) -> list[str]:
     assert isinstance(sizes, (list, tuple))
     ones = np.ones([int(size) for size in sizes], np.float32)  # type: ignore[arg-type]  # fx arguments are untyped
     scale = (
-        e.read_float(weight)
-        if isinstance(weight, Node)
-        else e.constant(ones, f"ones_{'x'.join(map(str, ones.shape))}")
+        e.read_float(weight) if isinstance(weight, Node) else e.constant(ones, f"ones_{'x'.join(map(str, ones.shape))}")
     )
     inputs = [e.read(_input(node)), scale] + ([e.read_float(bias)] if isinstance(bias, Node) else [])
-    return e.add(
-        "LayerNormalization", inputs, axis=-len(sizes), epsilon=float(argument(node, 4, "eps", 1e-5))
-    )
+    return e.add("LayerNormalization", inputs, axis=-len(sizes), epsilon=float(argument(node, 4, "eps", 1e-5)))
 
 
 # Arithmetic.
@@ -222,9 +210,7 @@ def _adaptive_average_pool(e: Emitter, node: Node) -> list[str]:
     if wanted == [1, 1]:
         return e.add("GlobalAveragePool", [e.read(_input(node))])
     if any(size <= 0 or size % want for size, want in zip(sizes, wanted, strict=True)):
-        raise e.unsupported(
-            f"an adaptive pooling from {list(sizes)} to {wanted} needs windows of unequal size"
-        )
+        raise e.unsupported(f"an adaptive pooling from {list(sizes)} to {wanted} needs windows of unequal size")
     kernel = [size // want for size, want in zip(sizes, wanted, strict=True)]
     return e.add("AveragePool", [e.read(_input(node))], kernel_shape=kernel, strides=kernel)
 
@@ -237,7 +223,7 @@ def _resize(mode: str) -> Translator:
         scales = np.array([1, 1, height / source_height, width / source_width], np.float32)
         inputs = [e.read(_input(node)), "", e.constant(scales, f"{node.name}_scales")]
         transform = "align_corners" if corners else "half_pixel" if mode == "linear" else "asymmetric"
-        extra = {} if mode == "linear" else {"nearest_mode": "floor"}
+        extra: dict[str, Any] = {} if mode == "linear" else {"nearest_mode": "floor"}
         return e.add("Resize", inputs, mode=mode, coordinate_transformation_mode=transform, **extra)
 
     return translate
@@ -248,11 +234,7 @@ def _resize(mode: str) -> Translator:
 
 def _reshape(e: Emitter, node: Node) -> list[str]:
     sizes = static_shape(node)
-    if (
-        node.target is aten.flatten.using_ints
-        and len(sizes) == 2
-        and int(argument(node, 1, "start_dim", 0)) == 1
-    ):
+    if node.target is aten.flatten.using_ints and len(sizes) == 2 and int(argument(node, 1, "start_dim", 0)) == 1:
         return e.add("Flatten", [e.read(_input(node))], axis=1)
     if sizes.count(-1) > 1:
         raise e.unsupported("a reshape with more than one free dimension has no translation to ONNX")
@@ -282,9 +264,7 @@ def _slice(e: Emitter, node: Node) -> list[str]:
 
 def _select(e: Emitter, node: Node) -> list[str]:
     axis, index = int(node.args[1]), int(node.args[2])  # type: ignore[arg-type]  # fx arguments are untyped
-    return e.add(
-        "Gather", [e.read(_input(node)), e.constant(np.array(index, np.int64), f"index_{index}")], axis=axis
-    )
+    return e.add("Gather", [e.read(_input(node)), e.constant(np.array(index, np.int64), f"index_{index}")], axis=axis)
 
 
 def _split(e: Emitter, node: Node) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
+import torch
 from torch.fx import GraphModule, Node
 
+from backends.profile import LayerShape, Profile, Rule
 from backends.residual import skip_input
 from calibration.errors import UserError
 from calibration.grid import Grid
@@ -21,42 +23,10 @@ from calibration.operators import (
     is_tensor,
     kind,
     shape,
+    static_shape,
     tensor_inputs,
 )
 from calibration.plan import ActivationPlacement, Plan, WeightPlacement
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """What a runtime does with one kind of operator; `source` says where that is known from.
-
-    `integer`: "always", "fed" (when all full-size inputs come from integer kernels) or "never". `inputs`: which
-    inputs are rounded ("skip": only the skip branch of a residual add). `output`: "quantised" when the integer
-    kernel needs a rounded output, "free" when it can write float. `absorbs`: kinds of activation that the kernel
-    performs when the rounding comes behind them.
-    """
-
-    integer: Literal["always", "fed", "never"]
-    source: str
-    inputs: Literal["all", "skip"] = "all"
-    output: Literal["quantised", "free"] = "quantised"
-    absorbs: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """One runtime's facts as data. `non_negative` and `signed` are the grids of the two sorts of activation;
-    `integer_movement`: operators that only move values run on the integers themselves; `weight_limit` bounds weight
-    integers (63 on x86 without VNNI); `skip_layer` names a reason to leave a weighted layer float, or None.
-    """
-
-    name: str
-    rules: Mapping[str, Rule]
-    non_negative: Grid
-    signed: Grid
-    integer_bias: bool
-    integer_movement: bool
-    weight_limit: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +37,25 @@ class Widths:
     first: int = 8
     depthwise: int = 8
     last: int = 8
+
+
+class _Groups:
+    """Which tensors must share one scale: sets that are joined as their reasons are found."""
+
+    def __init__(self) -> None:
+        self._parent: dict[Node, Node] = {}
+
+    def root(self, tensor: Node) -> Node:
+        """What stands for the tensor's set."""
+        while tensor in self._parent:
+            tensor = self._parent[tensor]
+        return tensor
+
+    def join(self, first: Node, second: Node) -> None:
+        """Put two tensors' sets into one, which the first one's root stands for."""
+        kept, merged = self.root(first), self.root(second)
+        if kept is not merged:
+            self._parent[merged] = kept
 
 
 _UNLISTED = Rule(integer="never", source="no rule for this operator: it runs in float")
@@ -87,7 +76,7 @@ class _Placement:
         self.integer: set[Node] = set()
         self.carried: set[Node] = set()
         self.needed: dict[Node, set[Node]] = {}
-        self.group: dict[Node, Node] = {}
+        self.groups = _Groups()
 
     def plan(self) -> Plan:
         """Run the passes in order and collect what they found."""
@@ -96,15 +85,14 @@ class _Placement:
         weighted = [node for node in self.nodes if kind(node) in WEIGHTED and node in self.integer]
         if not weighted:
             raise UserError(
-                "the network has no layer that this backend can quantise (no convolution or linear layer with constant weights)"
+                "the network has no layer that this backend can quantise:"
+                " no convolution or linear layer with constant weights and enough channels"
             )
         for node in self.nodes:
             if node in self.integer:
                 self._need_operands(node)
-        if self.profile.integer_movement:
-            for node in self.nodes:
-                if kind(node) == "concat" and all(source in self.carried for source in tensor_inputs(node)):
-                    self._need(node, None)
+        for node in self.nodes:
+            self._share_scales(node)
         activations = self._activations()
         on_grid = self._passthrough({placement.tensor: placement for placement in activations})
         absorbed = self._absorbed({placement.tensor for placement in activations})
@@ -120,9 +108,7 @@ class _Placement:
             absorbed=absorbed,
             passthrough=on_grid,
             float_nodes=floats,
-            kinds={
-                node.name: kind(node) for node in self.nodes if node in self.integer or node.name in floats
-            },
+            kinds={node.name: kind(node) for node in self.nodes if node in self.integer or node.name in floats},
         )
 
     # Which operators run on integers.
@@ -144,53 +130,74 @@ class _Placement:
         reason = self._reason_against(node, rule, sources)
         if reason is None:
             self.integer.add(node)
-            self.carried.add(node)
-            return
+            if rule.integer != "stored":
+                self.carried.add(node)
+                return
+            reason = rule.source
         self.float_reason[node] = reason
         if len(sources) == 1 and self._performs(sources[0], node):
             self.carried.add(node)
 
     def _moves(self, node: Node) -> bool:
+        """Whether the node hands values on as they are, so that what is on a grid before is on it behind."""
         word = kind(node)
-        # A border of zeros is on every grid; any other value is not.
-        return word in MOVEMENT and not (
-            word == "pad" and float(argument(node, 2 if node.args[1:] else 3, "value", 0) or 0)
-        )
+        if word == "pad":
+            return _border(node) == 0.0  # a border of zeros is on every grid; any other value is not
+        if word == "concat" and self.profile.non_negative != self.profile.signed:
+            # A ReLU is absorbed on the grid of non-negative values only: with others, each part keeps its own grid.
+            return len({is_non_negative(source) for source in tensor_inputs(node)}) == 1
+        return word in MOVEMENT
 
     def _reason_against(self, node: Node, rule: Rule, sources: list[Node]) -> str | None:
         """Why the node cannot run on integers; None when it can."""
         if rule.integer == "never":
             return rule.source
-        if kind(node) in WEIGHTED and constant(self.module, argument(node, 1, "weight")) is None:
-            return "its weight is computed at run time"
+        if kind(node) in WEIGHTED:
+            if constant(self.module, argument(node, 1, "weight")) is None:
+                return "its weight is computed at run time"
+            return self.profile.skip_layer(self._layer_shape(node)) if self.profile.skip_layer else None
+        if rule.inputs == "skip" and skip_input(node) is None:
+            return "not the addition of a residual block"
         if kind(node) == "adaptive_average_pool" and list(node.args[1]) not in ([1, 1], [1]):  # type: ignore[arg-type]
             return "an adaptive pooling to more than 1x1 has no integer kernel"
         if rule.integer == "fed":
-            if len(sources) < sum(
-                not isinstance(a, (int, float, list, tuple, bool, type(None))) for a in node.args
-            ):
+            if len(sources) < sum(not isinstance(a, (int, float, list, tuple, bool, type(None))) for a in node.args):
                 return "one operand is a constant"
             if not all(isinstance(argument, Node) for argument in node.args[:2]) and kind(node) in {
                 "add",
                 "mul",
             }:
                 return "one operand is a number"
-            full = (
-                [s for s in sources if shape(s) == shape(node)] if kind(node) in {"add", "mul"} else sources
-            )
+            full = [s for s in sources if shape(s) == shape(node)] if kind(node) in {"add", "mul"} else sources
             if not full or not all(source in self.carried for source in full):
                 return "its input is computed in float"
         return None
 
+    def _layer_shape(self, layer: Node) -> LayerShape:
+        weight = constant(self.module, argument(layer, 1, "weight"))
+        assert weight is not None
+        sizes, rows = tuple(weight.shape), static_shape(layer)[:-1]
+        transposed = kind(layer) == "conv_transpose"  # weight [Cin, Cout/groups, kh, kw]
+        groups = int(argument(layer, 8 if transposed else 6, "groups", 1)) if kind(layer) != "linear" else 1
+        return LayerShape(
+            kind=kind(layer),
+            inputs=sizes[0] // groups if transposed else sizes[1],
+            outputs=sizes[1] * groups if transposed else sizes[0],
+            kernel=sizes[2:],
+            groups=groups,
+            first=kind(layer.args[0]) == "input" if isinstance(layer.args[0], Node) else False,
+            rows=math.prod(rows) if kind(layer) == "linear" and min(rows) >= 0 else None,
+        )
+
     def _performs(self, producer: Node, activation: Node) -> bool:
         """Whether the kernel of `producer` can perform the activation behind it."""
-        if producer not in self.integer or len(producer.users) != 1:
+        rule = self._rule(producer)
+        if producer not in self.integer or len(producer.users) != 1 or kind(activation) not in rule.absorbs:
             return False
-        if kind(activation) not in self._rule(producer).absorbs:
-            return False
-        return kind(activation) != "clip" or (
-            clip_bounds(activation)[0] == 0.0 and clip_bounds(activation)[1] < float("inf")
-        )
+        if rule.epilogue == "any" or kind(activation) != "clip":
+            return True
+        low, high = clip_bounds(activation)
+        return low == 0.0 and high < math.inf
 
     # Which tensors must therefore be rounded.
 
@@ -206,7 +213,18 @@ class _Placement:
         if rule.output == "quantised":
             users = list(node.users)
             tail = users[0] if len(users) == 1 and self._performs(node, users[0]) else node
-            self._need(tail, None)
+            self._need_output(tail)
+
+    def _need_output(self, tensor: Node) -> None:
+        """Ask for a kernel's rounded output: for all its readers, or where movement is float, for the float ones."""
+        if self.profile.integer_movement:
+            self._need(tensor, None)
+            return
+        for user in tensor.users:
+            if self._moves(user):
+                self._need_output(user)
+            elif user not in self.integer and kind(user) != "output":
+                self._need(tensor, user)
 
     def _need(self, tensor: Node, reader: Node | None) -> None:
         """Ask for a rounded tensor; where movement runs on integers, its source is rounded instead."""
@@ -214,32 +232,33 @@ class _Placement:
             sources = tensor_inputs(tensor)
             for source in sources:
                 self._need(source, tensor)
-            roots = [self._root(self._origin(source)) for source in sources]
-            for root in roots[1:]:
-                self.group[root] = roots[0]
-            self.group.pop(roots[0], None)
+                self.groups.join(sources[0], source)
+            self.groups.join(sources[0], tensor)
             return
         self.needed.setdefault(tensor, set())
         if reader is not None:
             self.needed[tensor].add(reader)
 
-    def _origin(self, tensor: Node) -> Node:
-        while self.profile.integer_movement and self._moves(tensor):
-            tensor = tensor_inputs(tensor)[0]
-        return tensor
-
-    def _root(self, tensor: Node) -> Node:
-        while tensor in self.group:
-            tensor = self.group[tensor]
-        return tensor
+    def _share_scales(self, node: Node) -> None:
+        """Give one scale to what a movement reads and writes, wherever both sides may be rounded."""
+        sources = tensor_inputs(node)
+        if not self._moves(node) or not is_tensor(node):
+            return
+        if not self.profile.integer_movement:
+            # The runtime moves roundings over movement; different scales would make it round again (rule 6).
+            for source in sources:
+                self.groups.join(sources[0], source)
+            self.groups.join(sources[0], node)
+        elif kind(node) == "concat" and all(source in self.carried for source in sources):
+            self._need(node, None)
 
     def _activations(self) -> list[ActivationPlacement]:
         members: dict[Node, list[Node]] = {}
         for tensor in self.nodes:
             if tensor in self.needed:
-                members.setdefault(self._root(tensor), []).append(tensor)
+                members.setdefault(self.groups.root(tensor), []).append(tensor)
         placements = {}
-        for root, tensors in members.items():
+        for tensors in members.values():
             non_negative = all(is_non_negative(tensor) for tensor in tensors)
             limits = [clip_bounds(t)[1] if kind(t) == "clip" else float("inf") for t in tensors]
             limit = max(limits) if non_negative and max(limits) < float("inf") else None
@@ -251,7 +270,7 @@ class _Placement:
                     tensor=tensor.name,
                     grid=self.profile.non_negative if non_negative else self.profile.signed,
                     readers=tuple(node.name for node in self.nodes if node in readers),
-                    group=root.name,
+                    group=tensors[0].name,
                     limit=limit,
                 )
         return [placements[tensor] for tensor in self.nodes if tensor in placements]
@@ -276,14 +295,15 @@ class _Placement:
         return found
 
     def _absorbed(self, quantised: set[str]) -> dict[str, str]:
-        return {
-            node.name: tensor_inputs(node)[0].name
-            for node in self.nodes
-            if node in self.float_reason
-            and node.name in quantised
-            and len(tensor_inputs(node)) == 1
-            and self._performs(tensor_inputs(node)[0], node)
-        }
+        """Activations that the kernel before them performs."""
+        found = {}
+        for node in self.float_reason:
+            sources = tensor_inputs(node)
+            if len(sources) != 1 or not self._performs(sources[0], node):
+                continue
+            if self._rule(sources[0]).epilogue == "any" or node.name in quantised:
+                found[node.name] = sources[0].name
+        return found
 
     # Weights.
 
@@ -321,3 +341,11 @@ class _Placement:
                     seen.add(neighbour)
                     stack.append(neighbour)
         return False
+
+
+def _border(node: Node) -> float:
+    """The value that a pad operator writes around its input."""
+    if node.target is torch.ops.aten.pad.default:
+        mode, value = argument(node, 2, "mode", "constant"), argument(node, 3, "value")
+        return 0.0 if mode != "constant" else float(value or 0.0)  # the other modes repeat values of the input
+    return float(argument(node, 2, "value", 0.0) or 0.0)

@@ -90,9 +90,7 @@ class IntegerOracle:
                 readers.setdefault(name, []).append(index)
         self.readers = readers
         self.targets = {
-            index: target
-            for index, node in enumerate(self.nodes)
-            if (target := self._target(node)) is not None
+            index: target for index, node in enumerate(self.nodes) if (target := self._target(node)) is not None
         }
 
     def _target(self, node: onnx.NodeProto) -> Target | None:
@@ -141,11 +139,7 @@ class IntegerOracle:
                     continue
                 target = self.targets.get(index)
                 inputs = [self._value(name, values) for name in node.input]
-                if (
-                    target is not None
-                    and (kernel := _KERNELS[node.op_type])
-                    and _all_quantised(inputs, node.op_type)
-                ):
+                if target is not None and (kernel := _KERNELS[node.op_type]) and _all_quantised(inputs, node.op_type):
                     values[target.name] = kernel(inputs, self.attributes[index], target)
                     rounded[target.name] = _as_tensor(values[target.name])
                     done.update(self._chain(node, target.name))
@@ -249,9 +243,7 @@ def _output_scale(operator: str, inputs: list[Tensor | Quantised | None]) -> Ten
     return scale.reshape(-1, 1, 1) if operator == "Conv" and scale.dim() else scale
 
 
-def _accumulate_to_float(
-    operator: str, inputs: list[Tensor | Quantised | None], attributes: Attributes
-) -> Tensor:
+def _accumulate_to_float(operator: str, inputs: list[Tensor | Quantised | None], attributes: Attributes) -> Tensor:
     """A weighted operator that writes float32: exact sums, one multiplication, then a float bias if it has one."""
     result = _accumulate(operator, inputs, attributes).float() * _output_scale(operator, inputs)
     bias = inputs[2] if len(inputs) > 2 else None
@@ -293,9 +285,7 @@ def _mul(inputs: list[Tensor | Quantised | None], attributes: Attributes, target
     return product.round().clamp(target.low, target.high).to(torch.int32)
 
 
-def _global_average_pool(
-    inputs: list[Tensor | Quantised | None], attributes: Attributes, target: Target
-) -> Tensor:
+def _global_average_pool(inputs: list[Tensor | Quantised | None], attributes: Attributes, target: Target) -> Tensor:
     """MLAS qlgavgpool: the exact sum times sx / (sy * positions)."""
     x = inputs[0]
     assert isinstance(x, Quantised)

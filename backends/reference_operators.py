@@ -193,9 +193,7 @@ def _layer_normalization(inputs: Sequence[Tensor | None], attributes: Attributes
     x, weight, bias = (*inputs, None)[:3]
     assert x is not None and weight is not None
     axes = list(range(attributes.get("axis", -1) % x.dim(), x.dim()))
-    return [
-        functional.layer_norm(x, [x.shape[a] for a in axes], weight, bias, attributes.get("epsilon", 1e-5))
-    ]
+    return [functional.layer_norm(x, [x.shape[a] for a in axes], weight, bias, attributes.get("epsilon", 1e-5))]
 
 
 def _reduce_mean(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:

@@ -1,36 +1,101 @@
-"""Where TensorRT executes integers: one row per kind of operator, with its source."""
+"""Where TensorRT executes integers: one row per kind of operator and per shape of layer, with its source."""
 
 from __future__ import annotations
 
-from backends.placement import Profile, Rule
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from backends.profile import LayerShape, Profile, Rule
 from calibration.grid import Grid
 
 _GUIDANCE = "NVIDIA TensorRT developer guide, explicit quantisation; ModelOpt 0.47 onnx/quantization"
-_EPILOGUE = frozenset(
-    {"relu", "clip", "leaky_relu", "hardswish", "silu", "gelu", "sigmoid", "tanh", "hardsigmoid"}
-)
+# A layer's kernel ends in one pointwise epilogue, which needs no rounding behind it.
+_EPILOGUE = frozenset({"relu", "clip", "leaky_relu", "hardswish", "silu", "gelu", "sigmoid", "tanh", "hardsigmoid"})
+_POINTWISE = f"a pointwise operator runs in float, fused with its neighbours ({_GUIDANCE})"
+_POOLING = f"pooling does not commute with rounding: both sides ({_GUIDANCE})"
+
+
+# A weighted layer: its inputs are rounded, its activation is computed in the same kernel.
+_LAYER = Rule(integer="always", output="free", absorbs=_EPILOGUE, epilogue="any", source=f"inputs only ({_GUIDANCE})")
 
 RULES: dict[str, Rule] = {
-    "conv": Rule(integer="always", output="free", absorbs=_EPILOGUE, source=f"inputs only ({_GUIDANCE})"),
-    "conv_transpose": Rule(
-        integer="always", output="free", absorbs=_EPILOGUE, source=f"inputs only ({_GUIDANCE})"
-    ),
-    "linear": Rule(integer="always", output="free", absorbs=_EPILOGUE, source=f"inputs only ({_GUIDANCE})"),
+    "conv": _LAYER,
+    "conv_transpose": _LAYER,
+    "linear": _LAYER,
     "matmul": Rule(integer="always", output="free", source=f"inputs only ({_GUIDANCE})"),
     "add": Rule(
         integer="fed",
         inputs="skip",
         output="free",
         absorbs=_EPILOGUE,
-        source=f"skip branch only ({_GUIDANCE})",
+        epilogue="any",
+        source=f"skip branch only: the other is the layer's own epilogue ({_GUIDANCE})",
     ),
-    "adaptive_average_pool": Rule(
-        integer="fed", source=f"pooling does not commute with rounding: both sides ({_GUIDANCE})"
-    ),
-    "average_pool": Rule(
-        integer="fed", source=f"pooling does not commute with rounding: both sides ({_GUIDANCE})"
-    ),
+    "adaptive_average_pool": Rule(integer="fed", source=_POOLING),
+    "average_pool": Rule(integer="fed", source=_POOLING),
+    **{
+        word: Rule(integer="never", source=_POINTWISE)
+        for word in ("relu", "clip", "leaky_relu", "prelu", "elu", "sigmoid", "hardsigmoid", "hardswish", "silu")
+    },
+    **{word: Rule(integer="never", source=_POINTWISE) for word in ("gelu", "tanh", "mul", "sub", "div")},
+    "softmax": Rule(integer="never", source=f"normalisations get no quantiser ({_GUIDANCE})"),
+    "layer_norm": Rule(integer="never", source=f"normalisations get no quantiser ({_GUIDANCE})"),
+    "mean": Rule(integer="never", source="a mean over other axes than height and width has no integer kernel"),
+    "resize_bilinear": Rule(integer="never", source=f"Resize gets no quantiser of its own ({_GUIDANCE})"),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedShape:
+    """One row of the table of layers that gain nothing from integers: whom it concerns, and why."""
+
+    reason: str
+    concerns: Callable[[LayerShape], bool]
+
+
+# An INT8 tensor core takes 16 channels at a time, some kernels 8.
+_CHANNELS = 16
+_LEAST_CHANNELS = 8
+
+
+def _is_narrow(layer: LayerShape) -> bool:
+    return layer.kind != "linear" and min(layer.inputs, layer.outputs) < _CHANNELS
+
+
+def _narrow_dense(layer: LayerShape) -> bool:
+    """A dense convolution with few channels on one side, other than those that INT8 kernels exist for."""
+    if not _is_narrow(layer) or layer.groups > 1:
+        return False
+    divisible = layer.inputs % _LEAST_CHANNELS == 0 or layer.outputs % _LEAST_CHANNELS == 0
+    wide_enough = layer.first or max(layer.inputs, layer.outputs) >= _CHANNELS
+    return not (divisible and wide_enough and len(set(layer.kernel)) == 1)
+
+
+def _narrow_grouped(layer: LayerShape) -> bool:
+    if not _is_narrow(layer) or layer.groups == 1:
+        return False
+    return layer.outputs % _LEAST_CHANNELS != 0 or min(layer.kernel) < 3
+
+
+#: Weighted layers that stay float, by shape (rule 7): ModelOpt 0.47, onnx/quantization/graph_utils.py,
+#: `find_nodes_from_convs_to_exclude` and `find_nodes_from_matmul_to_exclude`; channels count per group there as here.
+SKIPPED: tuple[SkippedShape, ...] = (
+    SkippedShape(reason="a convolution with fewer than 16 channels gains nothing from INT8", concerns=_narrow_dense),
+    SkippedShape(
+        reason="a grouped convolution needs a multiple of 8 outputs and a kernel of 3 or more for INT8",
+        concerns=_narrow_grouped,
+    ),
+    SkippedShape(
+        reason="a product of a matrix and one vector is bound by memory, not by arithmetic",
+        concerns=lambda layer: layer.kind == "linear" and (layer.rows == 1 or layer.outputs == 1),
+    ),
+)
+
+
+def skip_layer(layer: LayerShape) -> str | None:
+    """Why a layer of this shape stays float; None when it runs on integers."""
+    return next((row.reason for row in SKIPPED if row.concerns(layer)), None)
+
 
 # Symmetric int8 everywhere: the parser refuses any other zero point and reads uint8 as int8 (rules 1 and 2).
 PROFILE = Profile(
@@ -40,4 +105,5 @@ PROFILE = Profile(
     signed=Grid(bits=8, signed=True, symmetric=True),
     integer_bias=False,
     integer_movement=False,
+    skip_layer=skip_layer,
 )

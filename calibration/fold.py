@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from calibration.constants import fold_constants, new_constants
 from calibration.errors import UserError
-from calibration.operators import attribute, constant, kind, make_graph_module, shape, static_shape
+from calibration.operators import argument, constant, kind, make_graph_module, shape, static_shape
 
 aten = torch.ops.aten
 
@@ -19,40 +21,49 @@ def fold(graph_module: GraphModule) -> GraphModule:
 
     A BatchNorm whose input is a convolution, transposed convolution or linear layer read by nobody else is folded
     into that layer's weight and bias; any other becomes a depthwise 1x1 convolution, so that it too runs in
-    integers. Averages over a whole map become `adaptive_avg_pool2d(1)`. Equal to the original up to float32
+    integers. Averages over a whole map become `adaptive_avg_pool2d(1)`, adaptive poolings of a map to its own size
+    disappear, and what is computed from constants alone becomes a constant. Equal to the original up to float32
     rounding. Raises UserError for a BatchNorm that has no running statistics.
     """
     graph_module = copy.deepcopy(graph_module)
     outputs = graph_module.meta["outputs"]
+    fold_constants(graph_module)
     for node in list(graph_module.graph.nodes):
-        if kind(node) == "batch_norm":
+        if kind(node) == "batch_norm" and node.users:
             _fold_batch_norm(graph_module, node)
-        elif kind(node) in {"mean", "average_pool"}:
-            _canonical_global_pool(graph_module.graph, node)
+        elif kind(node) in {"mean", "average_pool", "adaptive_average_pool"}:
+            _canonical_pool(graph_module.graph, node)
     folded = make_graph_module(graph_module, graph_module.graph)
     folded.meta["outputs"] = outputs
     return folded
 
 
 def largest_difference(first: GraphModule, second: GraphModule, images: Tensor) -> float:
-    """Largest absolute difference between two graphs' outputs, relative to the first one's largest output."""
+    """Largest absolute difference between two graphs' outputs, relative to the first one's largest value.
+
+    `images` float32 [B, C, H, W]. The largest over all outputs; 0 where both are zero everywhere.
+    """
     with torch.no_grad():
         pairs = list(zip(first(images), second(images), strict=True))
+    # The floor only keeps 0 / 0 apart: outputs that small are zero for every purpose.
     return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)) for a, b in pairs)
 
 
 def _affine(graph_module: GraphModule, node: Node) -> tuple[Tensor, Tensor]:
     """The multiplier and offset [C], float64, that a BatchNorm in evaluation mode applies."""
-    _, gamma, beta, mean, variance, _, _, epsilon, *_ = node.args
+    _, gamma, beta, mean, variance, training, _, epsilon, *_ = node.args
     running_mean, running_variance = constant(graph_module, mean), constant(graph_module, variance)
-    if running_mean is None or running_variance is None:
-        raise UserError(f"{node.name}: a BatchNorm without running statistics cannot be folded; set track_running_stats")
-    multiplier = (running_variance.double() + float(epsilon)).rsqrt()  # type: ignore[arg-type]  # fx arguments are untyped
-    scale = constant(graph_module, gamma)
+    if running_mean is None or running_variance is None or training:
+        raise UserError(
+            f"{node.name}: a BatchNorm that normalises by the statistics of its batch cannot be folded, as an image's"
+            " result would depend on the others; use running statistics (track_running_stats=True, training=False)"
+        )
+    assert isinstance(epsilon, float)
+    multiplier = (running_variance.double() + epsilon).rsqrt()
+    scale, shift = constant(graph_module, gamma), constant(graph_module, beta)
     if scale is not None:
         multiplier = multiplier * scale.detach().double()
     offset = -running_mean.double() * multiplier
-    shift = constant(graph_module, beta)
     if shift is not None:
         offset = offset + shift.detach().double()
     return multiplier, offset
@@ -62,9 +73,9 @@ def _fold_batch_norm(graph_module: GraphModule, node: Node) -> None:
     multiplier, offset = _affine(graph_module, node)
     layer = node.args[0]
     assert isinstance(layer, Node)
-    if kind(layer) in {"conv", "conv_transpose", "linear"} and len(layer.users) == 1 and _owns_weight(graph_module, layer):
-        if kind(layer) == "linear" and len(shape(layer)) != 2:
-            raise UserError(f"{node.name}: a BatchNorm over the tokens of a linear layer is not supported")
+    # The channel axis of a BatchNorm is the second; a linear layer's outputs lie on the last.
+    on_channels = kind(layer) in {"conv", "conv_transpose"} or (kind(layer) == "linear" and len(shape(layer)) == 2)
+    if on_channels and len(layer.users) == 1 and _owns_weight(layer):
         _fold_into(graph_module, layer, multiplier, offset)
         node.replace_all_uses_with(layer)
     else:
@@ -72,14 +83,14 @@ def _fold_batch_norm(graph_module: GraphModule, node: Node) -> None:
     graph_module.graph.erase_node(node)
 
 
-def _owns_weight(graph_module: GraphModule, layer: Node) -> bool:
+def _owns_weight(layer: Node) -> bool:
     """Whether the layer's weight is a constant that no other node reads."""
     weight = layer.args[1]
-    if constant(graph_module, weight) is None or not isinstance(weight, Node):
+    if not isinstance(weight, Node) or weight.op != "get_attr":
         return False
     readers = {
         user
-        for node in graph_module.graph.nodes
+        for node in layer.graph.nodes
         if node.op == "get_attr" and node.target == weight.target
         for user in node.users
     }
@@ -87,13 +98,11 @@ def _owns_weight(graph_module: GraphModule, layer: Node) -> bool:
 
 
 def _fold_into(graph_module: GraphModule, layer: Node, multiplier: Tensor, offset: Tensor) -> None:
-    weight, bias = constant(graph_module, layer.args[1]), None
+    weight, bias = constant(graph_module, layer.args[1]), constant(graph_module, argument(layer, 2, "bias"))
     assert weight is not None
-    if len(layer.args) > 2:
-        bias = constant(graph_module, layer.args[2])
     folded = weight.detach().double()
     if kind(layer) == "conv_transpose":  # weight [Cin, Cout/groups, kh, kw]: output channels group by group
-        groups = int(layer.args[6]) if len(layer.args) > 6 else 1  # type: ignore[arg-type]  # fx arguments are untyped
+        groups = int(argument(layer, 6, "groups", 1))
         per_group = multiplier.reshape(groups, 1, -1, 1, 1)
         folded = (folded.reshape(groups, -1, *folded.shape[1:]) * per_group).reshape(folded.shape)
     else:
@@ -104,60 +113,80 @@ def _fold_into(graph_module: GraphModule, layer: Node, multiplier: Tensor, offse
 
 def _set_constants(graph_module: GraphModule, layer: Node, weight: Tensor, bias: Tensor) -> None:
     """Give a layer a weight and bias of its own, stored under the layer's name."""
-    holder = nn.Module()
-    holder.weight, holder.bias = nn.Parameter(weight), nn.Parameter(bias)
-    graph_module.add_module(f"{layer.name}_folded", holder)
-    with graph_module.graph.inserting_before(layer):
-        nodes = []
-        for name in ("weight", "bias"):
-            node = graph_module.graph.get_attr(f"{layer.name}_folded.{name}")
-            node.meta["val"] = attribute(graph_module, str(node.target))
-            nodes.append(node)
+    nodes = new_constants(graph_module, layer, {"weight": weight, "bias": bias}, holder="folded")
     layer.args = (layer.args[0], *nodes, *layer.args[3:])
 
 
 def _as_depthwise(graph_module: GraphModule, node: Node, multiplier: Tensor, offset: Tensor) -> Node:
-    source = node.args[0]
+    """A BatchNorm as a depthwise 1x1 convolution; vectors [B, C] and rows [B, C, L] take the form of maps for it."""
+    source, graph, channels = node.args[0], graph_module.graph, multiplier.numel()
     assert isinstance(source, Node)
-    graph = graph_module.graph
-    if len(shape(source)) != 4:
-        raise UserError(f"{node.name}: a BatchNorm over {len(shape(source))} dimensions with no layer before it is not supported")
-    channels = multiplier.numel()
+    sizes = static_shape(source)
+    if len(sizes) > 4 or -1 in sizes[1:]:
+        raise UserError(
+            f"{node.name}: a BatchNorm over a tensor of shape {list(sizes)} with no layer before it cannot be folded;"
+            " 2 to 4 dimensions are possible, all but the batch of fixed size"
+        )
     with graph.inserting_before(node):
-        layer = graph.call_function(aten.conv2d.default, (source, None, None, [1, 1], [0, 0], [1, 1], channels))
-    layer.meta = dict(node.meta)
+        as_map = source
+        if len(sizes) < 4:
+            map_sizes = [-1, *sizes[1:], *[1] * (4 - len(sizes))]
+            as_map = _call(graph, aten.reshape.default, (source, map_sizes), node)
+            as_map.meta["val"] = source.meta["val"].new_empty((*shape(source), *[1] * (4 - len(sizes))))
+        layer = _call(graph, aten.conv2d.default, (as_map, None, None, [1, 1], [0, 0], [1, 1], channels), node)
+        layer.meta["val"] = as_map.meta["val"]
     layer._rename(node.name)
-    _set_constants(graph_module, layer, multiplier.float().reshape(channels, 1, 1, 1), offset.float())
-    return layer
+    weight = multiplier.float().reshape(channels, 1, 1, 1)
+    _set_constants(graph_module, layer, weight, offset.float())
+    if len(sizes) == 4:
+        return layer
+    with graph.inserting_before(node):
+        return _call(graph, aten.reshape.default, (layer, [-1, *sizes[1:]]), node)
 
 
-def _canonical_global_pool(graph: Graph, node: Node) -> None:
-    """Rewrite a mean over height and width, or a pooling window as large as its map, as adaptive_avg_pool2d(1)."""
+def _call(graph: Graph, target: Any, arguments: tuple[Any, ...], like: Node) -> Node:
+    """A new operator that says it comes from where `like` does and has its shape."""
+    node = graph.call_function(target, arguments)
+    node.meta = dict(like.meta)
+    return node
+
+
+def _canonical_pool(graph: Graph, node: Node) -> None:
+    """Rewrite a mean over height and width, or a pooling window as large as its map, as adaptive_avg_pool2d(1).
+
+    An adaptive pooling of a map to its own size is dropped: it averages single values.
+    """
     source = node.args[0]
     assert isinstance(source, Node)
     sizes = static_shape(source)
-    if len(sizes) != 4:
+    if len(sizes) != 4 or -1 in sizes[2:]:
         return
     keeps = True
     if kind(node) == "mean":
-        axes = node.args[1]
-        if not isinstance(axes, (list, tuple)) or sorted(int(axis) % 4 for axis in axes) != [2, 3]:  # type: ignore[arg-type]
+        axes = argument(node, 1, "dim")
+        if not isinstance(axes, (list, tuple)) or sorted(axis % 4 for axis in axes) != [2, 3]:
             return
-        keeps = bool(node.args[2]) if len(node.args) > 2 else bool(node.kwargs.get("keepdim", False))
+        keeps = bool(argument(node, 2, "keepdim", False))
+    elif kind(node) == "average_pool":
+        has_own_divisor = argument(node, 6, "divisor_override") is not None
+        if _pair(argument(node, 1, "size")) != sizes[2:] or _pair(argument(node, 3, "padding", 0)) != (0, 0) or has_own_divisor:
+            return
     else:
-        window = node.args[1]
-        padding = node.args[3] if len(node.args) > 3 else [0, 0]
-        if list(window) not in ([sizes[2], sizes[3]], [sizes[2]] if sizes[2] == sizes[3] else None) or any(padding):  # type: ignore[arg-type]
-            return
+        if _pair(argument(node, 1, "size")) == sizes[2:]:
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+        return
     with graph.inserting_before(node):
-        pooled = graph.call_function(aten.adaptive_avg_pool2d.default, (source, [1, 1]))
-        pooled.meta = dict(node.meta)
+        pooled = _call(graph, aten.adaptive_avg_pool2d.default, (source, [1, 1]), node)
         pooled.meta["val"] = source.meta["val"].new_empty((*shape(source)[:2], 1, 1))
-        result = pooled
-        if not keeps:
-            result = graph.call_function(aten.flatten.using_ints, (pooled, 1))
-            result.meta = dict(node.meta)
+        result = pooled if keeps else _call(graph, aten.flatten.using_ints, (pooled, 1), node)
     name = node.name
     node.replace_all_uses_with(result)
     graph.erase_node(node)
     pooled._rename(name)
+
+
+def _pair(value: Any) -> tuple[int, ...]:
+    """A size given for both axes at once or for each."""
+    sizes = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    return sizes * 2 if len(sizes) == 1 else sizes

@@ -1,4 +1,4 @@
-"""The integer grids that tensors are rounded to, and the arithmetic between reals and integers."""
+"""The integer grids that tensors are rounded to."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 
 from calibration.errors import UserError
 
-# The smallest scale that is kept: 2**-24 is far above float32's smallest normal number, so neither the scale nor
-# the product of two scales is ever denormal; runtimes only ask for > 0 (rule 24).
+# The smallest scale that is kept [ours]: neither it nor the product of two is ever denormal in float32, which is what
+# rule 24 asks for, and a grid this fine resolves nothing that a network of normalised tensors would notice.
 SMALLEST_SCALE = 2.0**-24
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A uniform integer grid: value = scale * (integer - zero_point).
+    """A uniform integer grid: value = scale * (integer - zero point).
 
-    `bits` 2 to 8; `signed` two's complement; `symmetric` fixes the zero point at 0 (signed) or, for unsigned
-    grids, at 0 as well, which is right only for values that are never negative; `narrow` drops the most negative
-    integer of a signed grid (rule 23); `channel_axis` is the axis with one scale per index, or None for one scale
-    in all; `limit` bounds the integers of a signed grid further (63 on x86 without VNNI, rule 22).
+    `bits` 2 to 8; `signed` two's complement; `symmetric` fixes the zero point at 0, which on an unsigned grid is
+    right only for values that are never negative; `narrow` drops the most negative integer of a signed grid
+    (rule 23); `channel_axis` is the axis with one scale per index, or None for one scale in all; `limit` bounds
+    the integers of a signed grid further (63 on x86 without VNNI, rule 22). Rules: docs/runtimes.md, section F.
     """
 
     bits: int
@@ -45,13 +45,13 @@ class Grid:
         """Smallest integer of the grid."""
         if not self.signed:
             return 0
-        lowest = -(2 ** (self.bits - 1)) + (1 if self.narrow else 0)
+        lowest = -(1 << (self.bits - 1)) + (1 if self.narrow else 0)
         return lowest if self.limit is None else max(lowest, -self.limit)
 
     @property
     def quant_max(self) -> int:
         """Largest integer of the grid."""
-        highest = 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        highest = (1 << (self.bits - 1 if self.signed else self.bits)) - 1
         return highest if self.limit is None else min(highest, self.limit)
 
     def to_json(self) -> dict[str, Any]:
@@ -68,29 +68,20 @@ def broadcast_scale(scale: Tensor, axis: int | None, dimensions: int) -> Tensor:
     return scale.reshape(shape)
 
 
-def quantise(values: Tensor, scale: Tensor, zero_point: int, grid: Grid) -> Tensor:
-    """Round reals to the grid's integers, half to even, saturating (ONNX QuantizeLinear).
-
-    `values` float of any shape; `scale` rank 0, or [C] along the grid's channel axis. Returns int32.
-    """
-    scaled = values / broadcast_scale(scale, grid.channel_axis, values.dim())
-    return (scaled.round() + zero_point).clamp(grid.quant_min, grid.quant_max).to(torch.int32)
-
-
-def dequantise(integers: Tensor, scale: Tensor, zero_point: int, grid: Grid) -> Tensor:
-    """The reals that integers of the grid stand for (ONNX DequantizeLinear); float32, the same shape."""
-    scale = broadcast_scale(scale, grid.channel_axis, integers.dim())
-    return (integers - zero_point).to(scale.dtype) * scale
-
-
 def affine_parameters(low: float, high: float, grid: Grid) -> tuple[float, int]:
-    """Scale and zero point that cover [low, high], the range being widened to hold zero exactly.
+    """Scale and zero point of a grid that covers [low, high], widened to hold zero exactly.
 
-    A grid of one sign whose range has the other gives the smallest scale that loses nothing on its own side.
+    A symmetric unsigned grid covers the positive part only. A range of nothing but zero gives the scale of [0, 1]:
+    the tensor may still hold something for other images, and a vanishing scale would make the bias behind it
+    overflow.
     """
     low, high = min(low, 0.0), max(high, 0.0)
+    if grid.symmetric and not grid.signed:
+        low = 0.0
+    if low == high:
+        high = 1.0
     if grid.symmetric:
-        reach = max(-low / -grid.quant_min, high / grid.quant_max) if grid.signed else high / grid.quant_max
+        reach = max(low / grid.quant_min if grid.signed else 0.0, high / grid.quant_max)
         return max(reach, SMALLEST_SCALE), 0
     scale = max((high - low) / (grid.quant_max - grid.quant_min), SMALLEST_SCALE)
     zero_point = round(grid.quant_min - low / scale)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 aten = torch.ops.aten
 
@@ -73,7 +74,7 @@ KINDS: dict[Any, str] = {
     aten.split.Tensor: "split",
     aten.split_with_sizes.default: "split",
     aten.constant_pad_nd.default: "pad",
-    aten.pad.default: "pad",
+    aten.pad.default: "mirror_pad",
     aten.cat.default: "concat",
     aten.pixel_shuffle.default: "depth_to_space",
     aten.channel_shuffle.default: "channel_shuffle",
@@ -95,6 +96,7 @@ MOVEMENT = frozenset(
         "split",
         "item",
         "pad",
+        "mirror_pad",
         "concat",
         "depth_to_space",
         "channel_shuffle",
@@ -143,8 +145,19 @@ def static_shape(node: Node) -> tuple[int, ...]:
 
 
 def tensor_inputs(node: Node) -> list[Node]:
-    """The nodes whose tensors this operator computes on, constants left out, in argument order."""
-    return [source for source in node.all_input_nodes if kind(source) != "constant" and is_tensor(source)]
+    """The nodes whose tensors this operator computes on, constants left out, in argument order.
+
+    A node that is read twice is listed twice: x + x has two inputs.
+    """
+    found: list[Node] = []
+
+    def visit(source: Node) -> Node:
+        if kind(source) != "constant" and is_tensor(source):
+            found.append(source)
+        return source
+
+    map_arg((node.args, node.kwargs), visit)
+    return found
 
 
 def is_tensor(node: Node) -> bool:

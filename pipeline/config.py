@@ -192,6 +192,13 @@ class DistillationConfig:
     scale_learning_rate: Annotated[
         float, Parameter(metavar="RATE", help="Peak learning rate of the logarithms of the learned scales.")
     ] = 1e-3
+    targets: Annotated[
+        Literal["auto", "image", "mirror"],
+        Parameter(
+            help="Teacher logits to learn: of the image, or averaged with those of its mirror image; auto: mirror "
+            "where training flips images and the teacher hardly minds."
+        ),
+    ] = "auto"
     logit_loss: Annotated[Literal["kl", "mse"], Parameter(help="Loss between the logits of teacher and student.")] = (
         "kl"
     )
@@ -207,7 +214,7 @@ class DistillationConfig:
     ] = "squared"
     affinity_weight: Annotated[
         float, Parameter(metavar="NUMBER", help="Weight of the affinity loss beside the logit loss's 1.")
-    ] = 0.1
+    ] = 1.0
     projections: Annotated[
         int, Parameter(metavar="COUNT", help="Random vectors per step of the fast affinity form (ffa).")
     ] = 15

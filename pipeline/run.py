@@ -10,6 +10,7 @@ from pathlib import Path
 
 from backends import backend_named
 from backends.placement import Widths
+from calibration.errors import UserError
 from pipeline.artifacts import (
     Network,
     PreparedStudent,
@@ -32,6 +33,7 @@ from pipeline.report.schema import Distillation, Report, read_report
 from pipeline.stages.convert import compile_model
 from pipeline.stages.distill import Schedule, distil
 from pipeline.stages.observe import prepare
+from pipeline.stages.targets import LEAST_AGREEMENT, can_mirror, flips_in_training, mirror_agreement
 from pipeline.stages.teacher import check_same_outputs, load_network
 from pipeline.state import RunFolder, open_folder
 from pipeline.validation import validate_network, validate_stored
@@ -52,11 +54,10 @@ def run(config: RunConfig, progress: Progress) -> Report:
     with _stage("teacher", progress, seconds):
         teacher, student = _networks(config)
         images = _images(config, teacher)
-        for note in (
-            *teacher.notes,
-            *(student.notes if student is not teacher else ()),
-            *images.source.notes,
-        ):
+        mirror, reason = _mirrored_targets(config, teacher, images)
+        student_notes = student.notes if student is not teacher else ()
+        notes = (*teacher.notes, *student_notes, *images.source.notes, *reason)
+        for note in notes:
             progress.say(note)
     with _stage("observe", progress, seconds):
         if config.output.resume and folder.prepared.exists():
@@ -75,14 +76,25 @@ def run(config: RunConfig, progress: Progress) -> Report:
             )
             prepared.save(folder.prepared)
     with _stage("distil", progress, seconds):
-        trained = _distilled(config, folder, prepared, teacher, images, progress)
+        trained = _distilled(config, folder, prepared, teacher, images, progress, mirror=mirror)
     with _stage("convert", progress, seconds):
         compiled = compile_model(
             trained.network, student.folded, teacher.folded, backend, opset=config.quantisation.opset
         )
         write_bytes(folder.float_model, compiled.float_model)
     with _stage("validate", progress, seconds):
-        validated = validate_network(config, backend, teacher, prepared, trained, compiled, images, progress)
+        validated = validate_network(
+            config,
+            backend,
+            teacher,
+            prepared,
+            trained,
+            compiled,
+            images,
+            progress,
+            mirror=mirror,
+            notes=notes,
+        )
     report = replace(validated.report, seconds={name: round(value, 3) for name, value in seconds.items()})
     write_bundle(
         folder.bundle,
@@ -142,6 +154,22 @@ def _images(config: RunConfig, teacher: Network) -> UnlabelledImages:
     )
 
 
+def _mirrored_targets(config: RunConfig, teacher: Network, images: UnlabelledImages) -> tuple[bool, tuple[str, ...]]:
+    """Whether targets are averaged over mirror images, and what to say about it."""
+    wanted, possible = config.distillation.targets, can_mirror(teacher.folded)
+    if wanted == "mirror" and not possible:
+        raise UserError("--targets mirror needs a classifier: the outputs of this network are maps")
+    if wanted != "auto":
+        return wanted == "mirror", ()
+    if not possible or not flips_in_training(images, teacher.preprocessing):
+        return False, ()
+    agreement = mirror_agreement(teacher.folded, images, teacher.preprocessing)
+    found = f"the teacher gives {100 * agreement:.1f} % of held-out images the class of their mirror image"
+    if agreement < LEAST_AGREEMENT:
+        return False, (f"{found}: too few to average its logits over both (--targets mirror does it all the same)",)
+    return True, (f"{found}: the student learns its mean over both (--targets image learns the image's alone)",)
+
+
 def _widths(config: RunConfig) -> Widths:
     bits = config.quantisation
     return Widths(weights=bits.bits, first=bits.first_bits, depthwise=bits.depthwise_bits, last=bits.last_bits)
@@ -154,6 +182,8 @@ def _distilled(
     teacher: Network,
     images: UnlabelledImages,
     progress: Progress,
+    *,
+    mirror: bool,
 ) -> TrainedStudent:
     """Distil, or take what an interrupted run had finished."""
     if config.output.resume and folder.trained.exists():
@@ -186,6 +216,7 @@ def _distilled(
             learned_scales=config.quantisation.learned_scales,
         ),
         taps=settings.taps,
+        mirror=mirror,
         device=device,
         fast=config.execution.precision == "bfloat16"
         or (config.execution.precision == "auto" and device.type == "cuda"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from pipeline.report.schema import (
     verdict,
 )
 from pipeline.stages.sensitivity import layer_sqnr
+from pipeline.stages.targets import target_outputs
 from pipeline.stages.validate import (
     Outputs,
     ScoredImages,
@@ -74,11 +75,15 @@ def validate_network(
     compiled: CompiledModel,
     images: UnlabelledImages,
     progress: Progress,
+    *,
+    mirror: bool,
+    notes: Sequence[str],
 ) -> Validated:
     """Score teacher, simulation, oracle and runtime on the same images and measure the artifact on its runtime."""
     preprocessing, absent = teacher.preprocessing, backend.unavailable()
     oracle = oracle_outputs(compiled.model)
     columns: dict[str, Outputs] = {
+        "target": target_outputs(teacher.folded, mirror=mirror),
         "teacher": _module_outputs(teacher.folded),
         "calibrated": _module_outputs(prepared.network().eval()),
         "simulated": _module_outputs(trained.network),
@@ -103,9 +108,9 @@ def validate_network(
     gates = _gates(config.validation, accuracy, parity, census, latency, prepared.plan)
     noise = layer_sqnr(prepared.folded, trained.network, inputs)
     golden_inputs = inputs[:_GOLDEN_IMAGES]
-    notes = [*teacher.notes, *images.source.notes, *evaluation.images.notes]
+    said = [*notes, *evaluation.images.notes]
     if absent is not None:
-        notes.append(absent)
+        said.append(absent)
     unreadable = images.source.unreadable
     report = Report(
         status=verdict(gates, on_target=accuracy.runtime is not None),
@@ -126,7 +131,7 @@ def validate_network(
         distillation=replace(trained.distillation, accuracy_calibrated=calibrated),
         data=Data(images=len(images.source), unreadable=unreadable.count, unreadable_names=unreadable.names[:5]),
         preprocessing=preprocessing.to_json(),
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys(said)),
         layers=_layers(prepared.plan, census, noise),
     )
     golden = Golden(

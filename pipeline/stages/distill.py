@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -56,6 +58,7 @@ def distil(
     objective: ObjectiveConfig,
     schedule: Schedule,
     taps: tuple[str, ...] | None,
+    mirror: bool,
     device: torch.device,
     fast: bool,
     seed: int,
@@ -66,11 +69,12 @@ def distil(
     """Distil the teacher into the calibrated student; the last step's weights, or the calibrated ones if better.
 
     Better is a lower distillation loss on held-out unlabelled images: no label is read anywhere. A run whose loss
-    diverges starts again at a lower learning rate, at most three times, and says so. `fast` allows TF32, which is
+    diverges starts again at a lower learning rate, at most three times, and says so. `mirror` averages the teacher's
+    logits over each image and its mirror image (see `pipeline.stages.targets`). `fast` allows TF32, which is
     exact on the student's integers, and bfloat16 for the teacher. `checkpoint` is written every few seconds and
     when interrupted; a run that finds it goes on from there and ends with the same weights.
     """
-    trainer = _Trainer(student, teacher, images, preprocessing, objective, schedule, taps, device, fast, seed)
+    trainer = _Trainer(student, teacher, images, preprocessing, objective, schedule, taps, mirror, device, fast, seed)
     with _matmul_precision(fast and device.type == "cuda"):
         trainer.measure_start()
         if checkpoint.exists():
@@ -124,17 +128,19 @@ class _Trainer:
         objective: ObjectiveConfig,
         schedule: Schedule,
         taps: tuple[str, ...] | None,
+        mirror: bool,
         device: torch.device,
         fast: bool,
         seed: int,
     ) -> None:
         self.student, self.images, self.preprocessing = student, images, preprocessing
         self.objective, self.schedule, self.device, self.seed = objective, schedule, device, seed
-        self.fast = fast
+        self.fast, self.mirror = fast, mirror
         pairs = match_taps(student.folded, teacher, taps) if objective.affinity != "none" else {}
         self.taps = pairs
-        self.teacher: Tapped = tap_float(teacher, list(pairs.values()), list(pairs))
-        self.teacher = self.teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+        # A copy: the student is made from the same graph, and the caller's stays on its device.
+        self.teacher: Tapped = tap_float(copy.deepcopy(teacher), list(pairs.values()), list(pairs))
+        self.teacher = self.teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.backoffs, self.diverged = 0, False
         self.learning_rate = schedule.learning_rate
         self.loss_calibrated = self.floor = 0.0
@@ -163,6 +169,9 @@ class _Trainer:
     def _teacher(self, images: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
             outputs, maps = self.teacher(images)
+            if self.mirror:
+                mirrored, _ = self.teacher(images.flip(3))
+                outputs = tuple((one + other) / 2 for one, other in zip(outputs, mirrored, strict=True))
         return tuple(output.float() for output in outputs), maps
 
     def _on_device(self, images: Tensor) -> Tensor:
@@ -233,7 +242,7 @@ class _Trainer:
             group["lr"] = self.learning_rate * group["share"] * factor
         self.optimiser.step()
         value = float(loss.detach())
-        if self.step % max(1, steps // _CURVE_POINTS) == 0:
+        if math.isfinite(value) and self.step % max(1, steps // _CURVE_POINTS) == 0:
             self.curve.append((self.step, value))
         self.step += 1
         return value
@@ -265,11 +274,17 @@ class _Trainer:
         self.network.load_state_dict(
             {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
         )
+        parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimiser."):
                 _, index, key = name.split(".", 2)
-                state.setdefault(int(index), {})[key] = tensor
+                like = parameters[int(index)]
+                # Fused Adam walks parameter and moments in storage order: they must have one memory layout.
+                laid_out = (
+                    torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape and key != "step" else tensor
+                )
+                state.setdefault(int(index), {})[key] = laid_out
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": state, "param_groups": groups})
         self.step, self.learning_rate = int(record["step"]), float(record["learning_rate"])

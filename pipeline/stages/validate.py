@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 import torch
-from backends.timing import interleaved_latency
 from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.base import Array, Backend, Census
 from backends.reference import IntegerOracle
+from backends.timing import interleaved_latency
 from calibration.errors import UserError
 from pipeline.report.schema import Accuracy, Latency, Parity, Percentiles
 
 #: Stages whose outputs are scored, in the order of the way; "runtime" is absent where it does not run.
-COLUMNS = ("teacher", "calibrated", "simulated", "oracle", "runtime")
+#: "target", scored only against itself, is what the student was asked for: without labels it stands in for them.
+COLUMNS = ("target", "teacher", "calibrated", "simulated", "oracle", "runtime")
 
 Outputs = Callable[[Tensor], list[Tensor]]
 
@@ -52,7 +53,8 @@ def score(
 ) -> tuple[Accuracy, Parity, float | None]:
     """Accuracy of every column, parity of simulation, oracle and runtime, and the calibrated column's score.
 
-    The metric is top-1 where batches have labels, else agreement with the teacher's argmax; dense outputs
+    The metric is top-1 where batches have labels, else agreement with the argmax of the distillation targets (column
+    "target", needed then): the teacher's own, unless its logits are averaged over mirror images. Dense outputs
     [B, K, H, W] count per position. Raises UserError when a label is no class of the network.
     """
     tally, labelled = _Tally(), False
@@ -68,7 +70,7 @@ def score(
                 )
             target = torch.from_numpy(batch.labels)
         else:
-            target = outputs["teacher"][0].argmax(1) if "teacher" in outputs else first.argmax(1)
+            target = outputs["target"][0].argmax(1)
         tally.images += len(batch.images)
         tally.positions += target.numel()
         for name, values in outputs.items():

@@ -40,9 +40,7 @@ def report_with(**changes: Any) -> Report:
             metric="top1", images=1017, teacher=0.9164, simulated=0.9223, oracle=0.9223, runtime=0.9213
         ),
         "parity": Parity(argmax_agreement=0.99999, exact_fraction=1.0, max_difference=0.0625),
-        "kernels": Kernels(
-            integer=19, float=1, float_layers=(FloatLayer(name="head", reason="<Gemm> [no] Q"),)
-        ),
+        "kernels": Kernels(integer=19, float=1, float_layers=(FloatLayer(name="head", reason="<Gemm> [no] Q"),)),
         "latency": Latency(
             batch=1,
             threads=1,
@@ -81,9 +79,7 @@ def report_with(**changes: Any) -> Report:
         "notes": ("no preprocessing in the source: <32 px> assumed",),
         "layers": (
             Layer(name="conv1", kind="conv", weight_bits=8, sqnr_db=31.5, integer=True, reason=""),
-            Layer(
-                name="head", kind="linear", weight_bits=None, sqnr_db=None, integer=False, reason="asked for"
-            ),
+            Layer(name="head", kind="linear", weight_bits=None, sqnr_db=None, integer=False, reason="asked for"),
         ),
     }
     return Report(**(blocks | changes))
@@ -94,9 +90,7 @@ def report_elsewhere() -> Report:
     return report_with(
         status="not-validated-on-target",
         backend="tensorrt",
-        accuracy=Accuracy(
-            metric="agreement", images=512, teacher=1.0, simulated=0.998, oracle=None, runtime=None
-        ),
+        accuracy=Accuracy(metric="agreement", images=512, teacher=1.0, simulated=0.998, oracle=None, runtime=None),
         parity=Parity(argmax_agreement=None, exact_fraction=None, max_difference=None),
         kernels=Kernels(integer=None, float=None, float_layers=()),
         latency=Latency(batch=1, threads=1, float_ms=None, quantised_ms=None, speedup=None),

@@ -52,9 +52,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_every_layout_gives_the_same_images(file: Path) -> None:
-    first, last, grey = (
-        open_npz(f"{file}#{key}", labelled=False).images for key in ("first", "last", "grey")
-    )
+    first, last, grey = (open_npz(f"{file}#{key}", labelled=False).images for key in ("first", "last", "grey"))
     assert len(first) == len(last) == len(grey) == 5
     for index in range(5):
         assert np.array_equal(np.asarray(first.image(index)), np.asarray(last.image(index)))

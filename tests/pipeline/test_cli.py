@@ -129,9 +129,7 @@ def test_flags_reach_their_fields() -> None:
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
-    file.write_text(
-        "bits = 4\nseed = 9\nmean = [0.5]\nstd = [0.25]\nresume = true\nopset = 21\n", encoding="utf-8"
-    )
+    file.write_text("bits = 4\nseed = 9\nmean = [0.5]\nstd = [0.25]\nresume = true\nopset = 21\n", encoding="utf-8")
     config = parsed("run", "--config", str(file), "--seed", "1", "--no-resume")
     assert config.quantisation.bits == 4
     assert config.execution.seed == 1
@@ -180,9 +178,7 @@ def chain(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Report]], 
 def test_the_exit_status_is_the_reports(
     chain: Any, make_report: Callable[..., Report], elsewhere: Report, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failed = make_report(
-        status="gate-failed", gates=(Gate(name="max-drop", limit=1.0, value=2.0, passed=False),)
-    )
+    failed = make_report(status="gate-failed", gates=(Gate(name="max-drop", limit=1.0, value=2.0, passed=False),))
     for report, status, words in (
         (make_report(), 0, "validated (exit status 0)"),
         (failed, 1, "FAIL"),

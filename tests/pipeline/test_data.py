@@ -44,9 +44,7 @@ def test_embedded_digits_train_without_labels_and_score_with_them() -> None:
     assert (len(training), len(evaluation.images)) == (1347, 450)
     assert evaluation.labels is not None
     assert evaluation.labels.shape == (450,)
-    (batch,) = training_batches(
-        training, np.arange(1347), preprocessing, batch_size=64, first_step=7, steps=1, seed=0
-    )
+    (batch,) = training_batches(training, np.arange(1347), preprocessing, batch_size=64, first_step=7, steps=1, seed=0)
     assert batch.images.shape == (64, 1, 8, 8)
     assert training.notes == ()
 

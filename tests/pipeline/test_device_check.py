@@ -32,18 +32,13 @@ def bundle(tmp_path: Path) -> Path:
 
 def save(bundle: Path, inputs: np.ndarray, outputs: np.ndarray) -> None:
     np.savez(bundle / "golden.npz", inputs=inputs, outputs=outputs)
-    files = {
-        name: hashlib.sha256((bundle / name).read_bytes()).hexdigest()
-        for name in ("model.onnx", "golden.npz")
-    }
+    files = {name: hashlib.sha256((bundle / name).read_bytes()).hexdigest() for name in ("model.onnx", "golden.npz")}
     (bundle / "manifest.json").write_text(json.dumps({"files": files}), encoding="utf-8")
 
 
 def check(bundle: Path, repository: Path) -> subprocess.CompletedProcess[str]:
     script = repository / "pipeline" / "device_check.py"
-    return subprocess.run(
-        [sys.executable, str(script), str(bundle)], capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, str(script), str(bundle)], capture_output=True, text=True, check=False)
 
 
 def test_a_good_bundle_passes(bundle: Path, repository: Path) -> None:

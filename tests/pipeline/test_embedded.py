@@ -81,9 +81,7 @@ def test_preprocessing_holds_the_training_splits_own_statistics() -> None:
 
 
 def test_archive_equals_scikit_learns_digits() -> None:
-    datasets = pytest.importorskip(
-        "sklearn.datasets", reason="scikit-learn is needed only to remake digits.npz"
-    )
+    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is needed only to remake digits.npz")
     digits = datasets.load_digits()
     arrays = digits_arrays()
     unlabelled, held_out, labels = digits_images()
@@ -154,9 +152,7 @@ def test_training_script_reproduces_the_teacher(tmp_path: Path, capsys: pytest.C
     assert float(said.split()[-1]) >= 0.98
     retrained = safetensors.torch.load_file(file)
     shipped = safetensors.torch.load(read_embedded(TEACHER_NAME))
-    assert {n: (t.shape, t.dtype) for n, t in retrained.items()} == {
-        n: (t.shape, t.dtype) for n, t in shipped.items()
-    }
+    assert {n: (t.shape, t.dtype) for n, t in retrained.items()} == {n: (t.shape, t.dtype) for n, t in shipped.items()}
 
 
 def test_impossible_training_recipes_are_refused() -> None:

@@ -71,12 +71,8 @@ def test_embedded_teacher(tmp_path: Path) -> None:
     assert "no variants" in _message("digits:small")
 
 
-@pytest.mark.parametrize(
-    ("depth", "correct"), [(20, 932), pytest.param(56, 943, marks=pytest.mark.benchmark)]
-)
-def test_cifar_checkpoints_reach_their_published_accuracy(
-    shared_folder: Path, depth: int, correct: int
-) -> None:
+@pytest.mark.parametrize(("depth", "correct"), [(20, 932), pytest.param(56, 943, marks=pytest.mark.benchmark)])
+def test_cifar_checkpoints_reach_their_published_accuracy(shared_folder: Path, depth: int, correct: int) -> None:
     checkpoint = shared_folder / "models" / f"resnet{depth}_cifar10.safetensors"
     loaded = load_model(f"cifar:resnet{depth}", weights=checkpoint)
     _check(loaded)
@@ -102,9 +98,7 @@ def test_random_weights_are_asked_for_and_repeatable() -> None:
     state = torch.get_rng_state()
     first, second = (load_model("cifar:resnet20?weights=none&num_classes=5") for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(
-        first.module.get_parameter("conv1.weight"), second.module.get_parameter("conv1.weight")
-    )
+    assert torch.equal(first.module.get_parameter("conv1.weight"), second.module.get_parameter("conv1.weight"))
     assert first.module(torch.zeros(1, 3, 32, 32)).shape == (1, 5)
     assert "random" in first.notes[0]
 
@@ -137,9 +131,7 @@ def test_torchvision_with_a_users_checkpoint(tmp_path: Path) -> None:
 
     network = models.mobilenet_v3_small(num_classes=12)
     loaded = load_model("torchvision:mobilenet_v3_small", weights=_save(network, tmp_path / "w.pth"))
-    assert torch.equal(
-        loaded.module.get_parameter("classifier.3.bias"), network.get_parameter("classifier.3.bias")
-    )
+    assert torch.equal(loaded.module.get_parameter("classifier.3.bias"), network.get_parameter("classifier.3.bias"))
     assert loaded.preprocessing.resize == 256
     assert loaded.notes == ("12 classes, as in w.pth",)
     # Two published sets of weights were evaluated differently: the user is told which is assumed.
@@ -181,9 +173,7 @@ def test_pretrained_torchvision_weights_come_from_the_cache_or_are_asked_for(
     network = models.squeezenet1_1()
     _save(network, cached)
     loaded = load_model("torchvision:squeezenet1_1")
-    assert torch.equal(
-        loaded.module.get_parameter("features.0.weight"), network.get_parameter("features.0.weight")
-    )
+    assert torch.equal(loaded.module.get_parameter("features.0.weight"), network.get_parameter("features.0.weight"))
     assert loaded.notes == ()
 
 
@@ -243,9 +233,7 @@ def test_timm_mistakes(tmp_path: Path) -> None:
 
 
 def test_a_users_builder_without_preprocessing_gets_imagenets_said_aloud(write_module: WriteModule) -> None:
-    name = write_module(
-        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Conv2d(3, 2, 3)).half()\n"
-    )
+    name = write_module("from torch import nn\ndef build():\n    return nn.Sequential(nn.Conv2d(3, 2, 3)).half()\n")
     loaded = load_model(f"python:{name}:build")
     _check(loaded)
     assert (loaded.preprocessing.height, loaded.preprocessing.resize) == (224, 256)
@@ -333,9 +321,9 @@ def test_modules_that_cannot_be_imported(write_module: WriteModule) -> None:
     assert "no module 'absent_package' in" in _message("python:absent_package.nets:build")
     assert "no module 'torch.absent' in" in _message("python:torch.absent:build")
     syntax = write_module("def build(:\n")
-    assert f"raised SyntaxError: invalid syntax ({syntax}.py, line 1)" in _message(
-        f"python:{syntax}:build"
-    ) or (f"{syntax}.py, line 1)" in _message(f"python:{syntax}:build"))
+    assert f"raised SyntaxError: invalid syntax ({syntax}.py, line 1)" in _message(f"python:{syntax}:build") or (
+        f"{syntax}.py, line 1)" in _message(f"python:{syntax}:build")
+    )
     inner = write_module("import absent_dependency\n")
     message = _message(f"python:{inner}:build")
     assert "ModuleNotFoundError: No module named 'absent_dependency'" in message

@@ -83,9 +83,7 @@ def test_very_long_strips_are_prepared_without_making_them_whole() -> None:
     assert larger.shape == (3, 224, 224)
 
 
-@pytest.mark.parametrize(
-    "mode", ["L", "1", "LA", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "RGBa", "La"]
-)
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "RGBa", "La"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_usual_mode_becomes_the_networks_channels(mode: str, channels: int) -> None:
     order = "RGB" if channels == 3 else "L"
@@ -114,9 +112,7 @@ def test_sixteen_bit_grey_keeps_its_high_byte() -> None:
     assert prepared[0].tolist() == [[0, 0, 1], [18, 254, 255]]
 
 
-@pytest.mark.parametrize(
-    "pixels", [np.zeros((4, 4), dtype=np.float32), np.full((4, 4), 70_000, dtype=np.int32)]
-)
+@pytest.mark.parametrize("pixels", [np.zeros((4, 4), dtype=np.float32), np.full((4, 4), 70_000, dtype=np.int32)])
 def test_modes_without_a_defined_conversion_are_refused(pixels: Any) -> None:
     with pytest.raises(ValueError, match="no defined conversion to 8 bits"):
         image_to_tensor(Image.fromarray(pixels), IMAGENET)
@@ -195,9 +191,7 @@ def test_some_fields_are_completed_by_imagenets() -> None:
     assert (small.mean, small.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     grey = preprocessing_from_fields({"mean": (0.1,), "std": (0.2,)}, where="test")
     assert (grey.channels, grey.channel_order) == (1, "L")
-    with pytest.raises(
-        UserError, match="python:x: unknown preprocessing fields size; known: channels, height"
-    ):
+    with pytest.raises(UserError, match="python:x: unknown preprocessing fields size; known: channels, height"):
         preprocessing_from_fields({"size": 3}, where="python:x")
 
 

@@ -50,9 +50,7 @@ SCHEMA_1 = {
 }
 
 
-def test_the_keys_and_their_order_are_those_of_schema_1(
-    make_report: Callable[..., Report], elsewhere: Report
-) -> None:
+def test_the_keys_and_their_order_are_those_of_schema_1(make_report: Callable[..., Report], elsewhere: Report) -> None:
     for report in (make_report(), elsewhere):
         tree = json.loads(report.to_text())
         assert list(tree)[: len(SCHEMA_1)] == list(SCHEMA_1)
@@ -67,9 +65,7 @@ def test_the_keys_and_their_order_are_those_of_schema_1(
     assert list(full)[len(SCHEMA_1) :] == ["distillation", "data", "preprocessing", "notes", "layers"]
 
 
-def test_a_report_survives_its_file(
-    make_report: Callable[..., Report], elsewhere: Report, tmp_path: Path
-) -> None:
+def test_a_report_survives_its_file(make_report: Callable[..., Report], elsewhere: Report, tmp_path: Path) -> None:
     for report in (make_report(), elsewhere):
         write_report(report, tmp_path / "out")
         assert read_report(tmp_path / "out" / "report.json") == report
@@ -188,9 +184,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
-        self.references += [
-            value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")
-        ]
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -202,9 +196,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_is_whole_and_needs_nothing_else(
-    make_report: Callable[..., Report], elsewhere: Report
-) -> None:
+def test_the_page_is_whole_and_needs_nothing_else(make_report: Callable[..., Report], elsewhere: Report) -> None:
     for report in (make_report(), elsewhere):
         text = page(report)
         parser = Page()

@@ -62,9 +62,7 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     meta = write("batches.meta", {"label_names": [str(number) for number in range(10)]})
     monkeypatch.setattr(datasets.CIFAR10, "train_list", [["data_batch_1", train]])
     monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", test]])
-    monkeypatch.setattr(
-        datasets.CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": meta}
-    )
+    monkeypatch.setattr(datasets.CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": meta})
     return tmp_path
 
 
@@ -146,9 +144,7 @@ def test_mistakes(tmp_path: Path) -> None:
     assert "there is no folder" in _message(f"CIFAR10?root={tmp_path / 'absent'}")
     message = _message(f"CIFAR10?root={tmp_path}&split=train")
     assert f"the files of CIFAR10 are not in {tmp_path} or are damaged" in message
-    assert "has no option 'size'; known: download, root, split, train" in _message(
-        f"CIFAR10?root={tmp_path}&size=1"
-    )
+    assert "has no option 'size'; known: download, root, split, train" in _message(f"CIFAR10?root={tmp_path}&size=1")
     assert "has no option 'transform'" in _message(f"CIFAR10?root={tmp_path}&transform=x")
     assert "download=maybe must be true or false" in _message(f"CIFAR10?root={tmp_path}&download=maybe")
 

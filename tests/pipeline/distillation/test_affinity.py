@@ -29,19 +29,13 @@ Array = NDArray[np.float64]
 PROJECTIONS = 4
 
 FORMS_AND_ORDERS: list[tuple[AffinityForm, AffinityOrder]] = [
-    (form, order)
-    for form, order in product(AFFINITY_FORMS, AFFINITY_ORDERS)
-    if form != "gram" or order == "squared"
+    (form, order) for form, order in product(AFFINITY_FORMS, AFFINITY_ORDERS) if form != "gram" or order == "squared"
 ]
 every_form = pytest.mark.parametrize(("form", "order"), FORMS_AND_ORDERS)
-every_form_per_image = pytest.mark.parametrize(
-    ("form", "order"), [pair for pair in FORMS_AND_ORDERS if pair[1] != "2"]
-)
+every_form_per_image = pytest.mark.parametrize(("form", "order"), [pair for pair in FORMS_AND_ORDERS if pair[1] != "2"])
 
 
-def loss_of(
-    form: AffinityForm, order: AffinityOrder, student: Tensor, teacher: Tensor, seed: int = 5
-) -> Tensor:
+def loss_of(form: AffinityForm, order: AffinityOrder, student: Tensor, teacher: Tensor, seed: int = 5) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return AFFINITY_FORMS[form](student, teacher, order, PROJECTIONS, generator)
 
@@ -69,9 +63,7 @@ def slow_affinity(image: Array) -> Array:
     return np.array([[float(np.dot(a, b)) for b in units] for a in units])
 
 
-def slow_loss(
-    form: AffinityForm, order: AffinityOrder, student: Tensor, teacher: Tensor, seed: int = 5
-) -> float:
+def slow_loss(form: AffinityForm, order: AffinityOrder, student: Tensor, teacher: Tensor, seed: int = 5) -> float:
     """The formulas as they are written, with S in full whatever the form."""
     count = student.shape[2] * student.shape[3]
     generator = torch.Generator().manual_seed(seed)
@@ -148,9 +140,7 @@ def test_independent_of_the_batch_size_and_order(form: AffinityForm, order: Affi
     expected = loss_of(form, order, student, teacher).item()
     shuffled = torch.tensor([3, 0, 4, 2, 1])
     for chosen in (shuffled, torch.cat([shuffled, shuffled]), torch.arange(5).repeat(7)):
-        assert loss_of(form, order, student[chosen], teacher[chosen]).item() == pytest.approx(
-            expected, rel=1e-5
-        )
+        assert loss_of(form, order, student[chosen], teacher[chosen]).item() == pytest.approx(expected, rel=1e-5)
     per_image = gradient_of(lambda s: loss_of(form, order, s, teacher), student)
     doubled = gradient_of(
         lambda s: loss_of(form, order, s, torch.cat([teacher, teacher])), torch.cat([student, student])
@@ -171,9 +161,7 @@ def test_each_image_counts_alone(form: AffinityForm, order: AffinityOrder) -> No
 
 @every_form
 @pytest.mark.parametrize("channels", [(3, 3), (2, 4), (4, 2)])
-def test_gradient_by_finite_differences(
-    form: AffinityForm, order: AffinityOrder, channels: tuple[int, int]
-) -> None:
+def test_gradient_by_finite_differences(form: AffinityForm, order: AffinityOrder, channels: tuple[int, int]) -> None:
     student, teacher = maps(2, channels[0], 2, 3, dtype=torch.float64, teacher_channels=channels[1])
     assert torch.autograd.gradcheck(
         lambda s: loss_of(form, order, s, teacher), student.requires_grad_(), eps=1e-6, atol=1e-6
@@ -271,9 +259,7 @@ def test_memory_layout_does_not_matter(form: AffinityForm, order: AffinityOrder)
     for laid_out in (student.contiguous(memory_format=torch.channels_last), wide[..., :6]):
         torch.testing.assert_close(loss_of(form, order, laid_out, teacher), expected)
         laid_out = laid_out.detach().requires_grad_()
-        torch.autograd.backward(
-            loss_of(form, order, laid_out, teacher.contiguous(memory_format=torch.channels_last))
-        )
+        torch.autograd.backward(loss_of(form, order, laid_out, teacher.contiguous(memory_format=torch.channels_last)))
         torch.testing.assert_close(laid_out.grad, expected_gradient, rtol=1e-4, atol=1e-7)
 
 
@@ -337,10 +323,7 @@ def test_squared_ffa_is_unbiased_with_the_stated_deviation() -> None:
     effective_rank = np.sum(difference**2) ** 2 / np.sum((difference @ difference.T) ** 2)
     generator = torch.Generator().manual_seed(0)
     draws = np.array(
-        [
-            ffa_loss(student, teacher, order="squared", projections=5, generator=generator).item()
-            for _ in range(4000)
-        ]
+        [ffa_loss(student, teacher, order="squared", projections=5, generator=generator).item() for _ in range(4000)]
     )
     deviation = math.sqrt(2 / (5 * effective_rank))
     assert abs(draws.mean() / exact - 1) < 4 * deviation / math.sqrt(len(draws))
@@ -368,8 +351,7 @@ def test_gram_keeps_its_digits_near_convergence() -> None:
 
     # The textbook identity in float32 does not: it is off by more than the loss itself.
     units = [
-        x.flatten(2) / (torch.linalg.vector_norm(x.flatten(2), dim=1, keepdim=True) + 1e-5)
-        for x in (student, teacher)
+        x.flatten(2) / (torch.linalg.vector_norm(x.flatten(2), dim=1, keepdim=True) + 1e-5) for x in (student, teacher)
     ]
     grams = [(a @ b.mT).square().sum() for a, b in ((units[0],) * 2, (units[1],) * 2, units)]
     textbook = (grams[0] + grams[1] - 2 * grams[2]).item() / 4 / 144**2

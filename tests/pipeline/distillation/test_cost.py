@@ -56,16 +56,12 @@ def test_savings_of_the_paper() -> None:
     ],
 )
 def test_choice(positions: int, channels: int, expected: AffinityForm) -> None:
-    chosen = choose_form(
-        positions=positions, student_channels=channels, teacher_channels=channels, projections=15
-    )
+    chosen = choose_form(positions=positions, student_channels=channels, teacher_channels=channels, projections=15)
     assert chosen == expected
 
 
 def test_choice_is_never_far_from_the_cheapest() -> None:
-    for positions, student, teacher, projections in product(
-        (1, 16, 49, 400), (1, 8, 64, 512), (3, 64), (1, 15, 60)
-    ):
+    for positions, student, teacher, projections in product((1, 16, 49, 400), (1, 8, 64, 512), (3, 64), (1, 15, 60)):
         cost = {
             form: form_cost(
                 form,

@@ -43,10 +43,7 @@ def slow_mse(student: list[float], teacher: list[float]) -> float:
 @pytest.mark.parametrize("shape", [(5, 7), (2, 4, 3, 5), (3, 2, 6)])
 def test_equal_the_slow_versions_position_by_position(shape: tuple[int, ...]) -> None:
     student, teacher = logits(*shape, dtype=torch.float64)
-    rows = [
-        [row.tolist() for row in np.moveaxis(x.numpy(), 1, -1).reshape(-1, shape[1])]
-        for x in (student, teacher)
-    ]
+    rows = [[row.tolist() for row in np.moveaxis(x.numpy(), 1, -1).reshape(-1, shape[1])] for x in (student, teacher)]
     pairs = list(zip(*rows, strict=True))
     assert mse_loss(student, teacher).item() == pytest.approx(np.mean([slow_mse(a, b) for a, b in pairs]))
     for temperature in (0.5, 1.0, 3.0):

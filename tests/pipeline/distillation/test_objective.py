@@ -49,8 +49,7 @@ def test_total_is_the_weighted_sum_of_the_named_parts() -> None:
     config = ObjectiveConfig(affinity="fa", affinity_order="1", logit_weight=2.0, affinity_weight=3.0)
     total, parts = loss_of(config, given)
     expected = {
-        f"affinity/{tap}": fa_loss(student_maps[tap], teacher_maps[tap], order="1").item()
-        for tap in student_maps
+        f"affinity/{tap}": fa_loss(student_maps[tap], teacher_maps[tap], order="1").item() for tap in student_maps
     }
     expected["affinity"] = sum(expected.values())
     expected["logits"] = kl_loss(student_logits, teacher_logits, temperature=4.0).item()
@@ -69,9 +68,7 @@ def test_logits_alone_look_at_no_map() -> None:
 def test_auto_takes_each_form_and_never_changes_the_meaning() -> None:
     given = outputs()
     config = ObjectiveConfig(affinity="auto")
-    forms = {
-        tap: affinity_form(tap, given[2][tap].shape, given[3][tap].shape, config=config) for tap in given[2]
-    }
+    forms = {tap: affinity_form(tap, given[2][tap].shape, given[3][tap].shape, config=config) for tap in given[2]}
     assert forms == {"early": "gram", "wide": "ffa", "late": "fa"}
     _, parts = loss_of(config, given)
     for tap in ("early", "late"):
@@ -116,8 +113,7 @@ def test_gradients_reach_the_student_alone_and_parts_are_detached() -> None:
 def test_the_batch_size_changes_nothing() -> None:
     given = outputs()
     twice: Any = [
-        torch.cat([x, x]) if isinstance(x, Tensor) else {tap: torch.cat([m, m]) for tap, m in x.items()}
-        for x in given
+        torch.cat([x, x]) if isinstance(x, Tensor) else {tap: torch.cat([m, m]) for tap, m in x.items()} for x in given
     ]
     config = ObjectiveConfig()
     assert loss_of(config, twice)[0].item() == pytest.approx(loss_of(config, given)[0].item(), rel=1e-5)
@@ -224,6 +220,4 @@ def test_what_only_the_networks_show_is_refused() -> None:
         loss_of(ObjectiveConfig(), single)
     loss_of(ObjectiveConfig(logit_loss="mse"), single)
     with pytest.raises(ValueError, match="has no form"):
-        affinity_form(
-            "a", torch.Size((1, 2, 3, 3)), torch.Size((1, 2, 3, 3)), config=ObjectiveConfig(affinity="none")
-        )
+        affinity_form("a", torch.Size((1, 2, 3, 3)), torch.Size((1, 2, 3, 3)), config=ObjectiveConfig(affinity="none"))

@@ -25,9 +25,7 @@ def test_by_hand(kind: ScheduleKind, expected: list[float]) -> None:
 @pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize(("steps", "warmup_steps"), [(1, 0), (1, 1), (10, 0), (10, 10), (1000, 50)])
 def test_shape(kind: ScheduleKind, steps: int, warmup_steps: int) -> None:
-    factors = [
-        learning_rate_factor(step, steps=steps, warmup_steps=warmup_steps, kind=kind) for step in range(steps)
-    ]
+    factors = [learning_rate_factor(step, steps=steps, warmup_steps=warmup_steps, kind=kind) for step in range(steps)]
     assert all(0 < factor <= 1 for factor in factors)
     rise, fall = factors[:warmup_steps], factors[warmup_steps:]
     assert rise == sorted(set(rise))

@@ -1,0 +1,31 @@
+"""How every target writes its artifact: emitted, then held against the target's rules."""
+
+from __future__ import annotations
+
+import onnx
+
+from backends.onnx_graph import INT4_OPSET, emit
+from backends.onnx_lint import lint_rules, require_clean
+from backends.profile import Profile
+from calibration.freeze import FrozenNetwork
+
+# The newest opset that every version of the runtimes from pyproject on reads, and the exporter's default of torch.
+_DEFAULT_OPSET = 20
+# What int4 initialisers can hold.
+_INT4_BITS = 4
+
+
+def linted_artifact(
+    network: FrozenNetwork, profile: Profile, *, packs_int4: bool, opset: int | None, batch: int | None
+) -> onnx.ModelProto:
+    """The linted ONNX file of a frozen network.
+
+    `packs_int4`: weights on grids of 4 bits or fewer are stored as int4, which needs opset 21 or newer; `opset`
+    None takes the oldest that suits; `batch` None leaves the batch size free. Raises UserError naming node and rule
+    when the file would break one of the profile's rules.
+    """
+    packed = packs_int4 and any(placement.grid.bits <= _INT4_BITS for placement in network.plan.weights)
+    chosen = opset if opset is not None else INT4_OPSET if packed else _DEFAULT_OPSET
+    model = emit(network, opset=chosen, pack_int4=packed, batch=batch)
+    require_clean(model, lint_rules(profile, network.plan))
+    return model

@@ -1,0 +1,246 @@
+"""The linter of artifacts: which rules of its target a file breaks, read from the file alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import onnx
+
+from backends import onnx_lint_checks as checks
+from backends import onnx_lint_fusion as fusion
+from backends.onnx_view import OnnxView
+from backends.profile import Profile
+from calibration.errors import UserError
+from calibration.plan import Plan
+
+Target = Literal["onnxruntime", "tensorrt"]
+_BOTH: frozenset[Target] = frozenset({"onnxruntime", "tensorrt"})
+_ONNX_RUNTIME: frozenset[Target] = frozenset({"onnxruntime"})
+_TENSORRT: frozenset[Target] = frozenset({"tensorrt"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Violation:
+    """One broken rule: its number, the node that breaks it, and how."""
+
+    rule: int
+    node: str
+    problem: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LintRules:
+    """What a file is held against: a target, its bound on weight integers, and the bits that a plan gave each layer.
+
+    `weight_limit` is the largest magnitude of an 8-bit weight (127 where the profile sets none); `weight_bits` maps
+    a layer to the bits of its weight, which the file does not show where fewer than 8 are stored as int8.
+    """
+
+    target: Target
+    weight_limit: int = 127
+    weight_bits: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.weight_limit <= 127:
+            raise ValueError(f"a weight limit of {self.weight_limit} is outside 1 to 127")
+
+
+def lint_rules(profile: Profile, plan: Plan | None = None) -> LintRules:
+    """The rules for files of a profile, with the weight bits of a plan where there is one."""
+    return LintRules(
+        target="tensorrt" if profile.name == "tensorrt" else "onnxruntime",
+        weight_limit=profile.weight_limit or 127,
+        weight_bits={placement.layer: placement.grid.bits for placement in plan.weights} if plan else {},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LintRule:
+    """One row: the number and title of a rule, who it binds, how a file shows that it is broken, and why it exists."""
+
+    number: int
+    title: str
+    targets: frozenset[Target]
+    check: Callable[[OnnxView, LintRules], Iterable[tuple[str, str]]]
+    source: str
+
+
+_ORT = "measured on ONNX Runtime 1.31.1"
+_RTX = "measured on the ONNX parser of TensorRT-RTX 1.7.1, the same family as TensorRT 11"
+
+RULES: tuple[LintRule, ...] = (
+    LintRule(
+        number=1,
+        title="zero points are 0",
+        targets=_TENSORRT,
+        check=checks.zero_points_are_zero,
+        source=f"the parser asserts shiftIsAllZeros ({_RTX})",
+    ),
+    LintRule(
+        number=2,
+        title="no uint8",
+        targets=_TENSORRT,
+        check=checks.no_uint8,
+        source=f"uint8 activations are silently read as int8, uint8 weights refused ({_RTX})",
+    ),
+    LintRule(
+        number=3,
+        title="biases are float",
+        targets=_TENSORRT,
+        check=checks.float_biases,
+        source=f"the parser refuses an int32 DequantizeLinear ({_RTX})",
+    ),
+    LintRule(
+        number=9,
+        title="per-tensor scales have rank 0",
+        targets=_BOTH,
+        check=checks.scale_ranks,
+        source=f"shape [1] fails session creation at QLinearAdd ({_ORT}), and convolutions run in float ({_RTX})",
+    ),
+    LintRule(
+        number=10,
+        title="zero points are written, output_dtype is not",
+        targets=_BOTH,
+        check=checks.explicit_zero_points,
+        source="onnxruntime issues 28491 and 25526; an omitted zero point means uint8",
+    ),
+    LintRule(
+        number=11,
+        title="weight scales lie on the output channels",
+        targets=_BOTH,
+        check=checks.weight_axes,
+        source=f"axis 1 on a square convolution gives wrong outputs without a word ({_ORT}; pull request 21712)",
+    ),
+    LintRule(
+        number=12,
+        title="activations are uint8",
+        targets=_ONNX_RUNTIME,
+        check=checks.uint8_activations,
+        source="int8 activations stay float wherever a tensor has two readers (qdq_s8_to_u8.cc)",
+    ),
+    LintRule(
+        number=13,
+        title="a ReLU is part of the rounding behind it",
+        targets=_ONNX_RUNTIME,
+        check=fusion.absorbed_relus,
+        source=f"a convolution fuses with a ReLU only when the zero point is the smallest integer ({_ORT})",
+    ),
+    LintRule(
+        number=14,
+        title="a clip is part of the rounding behind it",
+        targets=_ONNX_RUNTIME,
+        check=fusion.absorbed_clips,
+        source=f"a range that reaches beyond the clip leaves the convolution float ({_ORT})",
+    ),
+    LintRule(
+        number=15,
+        title="every convolution's output is rounded",
+        targets=_ONNX_RUNTIME,
+        check=fusion.rounded_convolutions,
+        source=f"a convolution without a QuantizeLinear behind it runs in float ({_ORT})",
+    ),
+    LintRule(
+        number=16,
+        title="activations with integer kernels are rounded on both sides",
+        targets=_ONNX_RUNTIME,
+        check=fusion.rounded_activations,
+        source=f"QLinearLeakyRelu and QLinearSigmoid need a rounding before and behind ({_ORT})",
+    ),
+    LintRule(
+        number=17,
+        title="poolings are rounded on both sides, linear layers read a DequantizeLinear",
+        targets=_ONNX_RUNTIME,
+        check=fusion.rounded_poolings,
+        source=f"a Flatten between DequantizeLinear and Gemm, or a ReduceMean, means float ({_ORT})",
+    ),
+    LintRule(
+        number=18,
+        title="what only moves values keeps scale and zero point",
+        targets=_ONNX_RUNTIME,
+        check=fusion.unchanged_movement,
+        source=f"MaxPool between different scales runs in float ({_ORT})",
+    ),
+    LintRule(
+        number=19,
+        title="biases are int32 at input scale times weight scale",
+        targets=_ONNX_RUNTIME,
+        check=checks.integer_biases,
+        source=f"another scale leaves the layer float; float weights and biases are rounded at load ({_ORT})",
+    ),
+    LintRule(
+        number=20,
+        title="no BatchNormalization",
+        targets=_BOTH,
+        check=checks.no_batch_norm,
+        source=f"a BatchNormalization behind integer weights cannot be folded any more ({_ORT})",
+    ),
+    LintRule(
+        number=21,
+        title="one rounding per tensor",
+        targets=_BOTH,
+        check=fusion.one_rounding,
+        source=f"a second QuantizeLinear or a float reader makes the kernel before it float ({_ORT})",
+    ),
+    LintRule(
+        number=22,
+        title="weights respect the profile's limit",
+        targets=_BOTH,
+        check=checks.limited_weights,
+        source="x86 without VNNI saturates sums of two products at 16 bits (onnxruntime issue 24711)",
+    ),
+    LintRule(
+        number=23,
+        title="weights have the narrow range",
+        targets=_BOTH,
+        check=checks.narrow_weights,
+        source="the most negative integer has no positive counterpart: negated weights would not fit",
+    ),
+    LintRule(
+        number=24,
+        title="scales are positive and normal",
+        targets=_BOTH,
+        check=checks.positive_scales,
+        source="onnx-tensorrt issue 764; denormal scales are flushed to zero by some kernels",
+    ),
+    LintRule(
+        number=25,
+        title="4-bit weights are stored as the target can read them",
+        targets=_BOTH,
+        check=checks.four_bit_weights,
+        source=f"DequantizeLinear(int4) in front of a convolution: float ({_ORT}), no build ({_RTX})",
+    ),
+    LintRule(
+        number=27,
+        title="the opset is one that the target fuses",
+        targets=_BOTH,
+        check=checks.opset,
+        source=f"int4 initialisers exist from opset 21 on; 17 to 23 were tried ({_ORT}; {_RTX})",
+    ),
+)
+
+
+def lint(model: onnx.ModelProto, rules: LintRules) -> list[Violation]:
+    """Every violation of the target's rules that the file shows, by rule number, then in file order."""
+    view = OnnxView(model)
+    return [
+        Violation(rule=rule.number, node=node, problem=problem)
+        for rule in RULES
+        if rules.target in rule.targets
+        for node, problem in rule.check(view, rules)
+    ]
+
+
+def require_clean(model: onnx.ModelProto, rules: LintRules) -> None:
+    """Raise UserError naming node and rule of the first violation, and how many more there are."""
+    found = lint(model, rules)
+    if not found:
+        return
+    first = found[0]
+    title = next(rule.title for rule in RULES if rule.number == first.rule)
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    raise UserError(
+        f"{first.node}: the file breaks rule {first.rule} of {rules.target} ({title}): {first.problem}{more};"
+        " it would not run as simulated, so it was not written"
+    )

@@ -1,0 +1,157 @@
+"""ONNX Runtime on x86-64 CPUs: integer kernels where its optimiser finds explicit roundings."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from backends.artifact import linted_artifact
+from backends.base import Array, Backend, Census, Runner
+from backends.onnxruntime_rules import X64
+from calibration.errors import UserError
+from calibration.freeze import FrozenNetwork
+
+#: Kernels that multiply integers; everything else that reads a weight multiplies floats.
+INTEGER_KERNELS = frozenset(
+    {
+        "QLinearConv",
+        "QGemm",
+        "QLinearMatMul",
+        "ConvInteger",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+    }
+)
+# The optimiser names a kernel after the node it came from, plus a token when a name was taken, and a translator
+# writes a linear layer over tokens as LAYER_product.
+_KERNEL_NAME = r"{layer}(_product)?(_token_\d+)?"
+_NOT_INSTALLED = "the package onnxruntime is not installed: pip install onnxruntime"
+# Messages of the library below this level (warnings, notes) never reach the terminal; errors are raised as well.
+_LOG_ERRORS = 3
+
+
+@final
+class OnnxRuntime(Backend):
+    """Artifacts and runs for ONNX Runtime's CPU provider."""
+
+    name = "onnxruntime"
+    profile = X64
+
+    def emit(self, network: FrozenNetwork, *, opset: int | None = None, batch: int | None = None) -> onnx.ModelProto:
+        """The artifact, linted: weights of 4 bits or fewer stored as int4 and executed as int8."""
+        return linted_artifact(network, self.profile, packs_int4=True, opset=opset, batch=batch)
+
+    def unavailable(self) -> str | None:
+        """None where the package is installed."""
+        if importlib.util.find_spec("onnxruntime") is None:
+            return _NOT_INSTALLED
+        return None
+
+    @contextmanager
+    def runner(self, model: bytes, *, threads: int) -> Iterator[Runner]:
+        """A session on the CPU provider with that many threads, none of which spins while it waits.
+
+        Raises UserError when the runtime cannot load the model.
+        """
+        if threads < 1:
+            raise ValueError("a runner needs at least one thread")
+        session = _SessionRunner(_session(model, threads=threads))
+        try:
+            yield session
+        finally:
+            session.close()
+
+    def census(self, model: bytes, layers: Sequence[str]) -> Census:
+        """Integer and float layers as the runtime's own optimiser leaves them; what cannot be found counts as float."""
+        optimised = _optimised(model)
+        return Census(
+            integer=tuple(found := _integer_layers(optimised, layers)),
+            floating=tuple(layer for layer in layers if layer not in set(found)),
+            histogram=dict(sorted(Counter(node.op_type for node in optimised.graph.node).items())),
+        )
+
+
+class _SessionRunner:
+    """Runs one session; the session is dropped when its context ends."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._input = str(session.get_inputs()[0].name)
+
+    def run(self, images: Array) -> list[NDArray[Any]]:
+        """Outputs in the file's order for images float32 [B, C, H, W]."""
+        if self._session is None:
+            raise RuntimeError("this runner's context has ended")
+        outputs: list[NDArray[Any]] = self._session.run(None, {self._input: np.ascontiguousarray(images, np.float32)})
+        return outputs
+
+    def close(self) -> None:
+        """Let the session and its threads go."""
+        self._session = None
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What the library raises for a model that it cannot load: its exceptions share no base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
+    return tuple(getattr(state, name) for name in names if hasattr(state, name))
+
+
+def _session(model: bytes, *, threads: int, optimised: Path | None = None) -> Any:
+    """A session over a serialised model; with `optimised`, the graph that it executes is also written there."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(_NOT_INSTALLED) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = _LOG_ERRORS
+    # Spinning threads take the other processes' cores, and then the medians depend on what else runs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+        # It warns that such a file is for this very machine, which is what it is read for.
+        options.log_severity_level = _LOG_ERRORS + 1
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except _failures() as error:
+        raise UserError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load the model: {str(error)[:400]};"
+            " a version that is older than the model's opset needs a lower --opset or an update"
+        ) from error
+
+
+def _optimised(model: bytes) -> onnx.ModelProto:
+    """The graph that the runtime executes."""
+    with tempfile.TemporaryDirectory(prefix="faqd-census-") as folder:
+        path = Path(folder) / "optimised.onnx"
+        _session(model, threads=1, optimised=path)
+        # Large constants may be written beside the file, so it is read while the folder is there.
+        return onnx.load(str(path))
+
+
+def _integer_layers(optimised: onnx.ModelProto, layers: Sequence[str]) -> list[str]:
+    """The layers for which an integer kernel of their name exists, each kernel counting for one layer."""
+    kernels = [node.name for node in optimised.graph.node if node.op_type in INTEGER_KERNELS]
+    found = []
+    for layer in layers:
+        pattern = re.compile(_KERNEL_NAME.format(layer=re.escape(layer)))
+        match = next((name for name in kernels if pattern.fullmatch(name)), None)
+        if match is not None:
+            kernels.remove(match)
+            found.append(layer)
+    return found

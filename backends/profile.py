@@ -1,0 +1,62 @@
+"""The vocabulary in which a backend states its facts: rules per operator, grids, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from calibration.grid import Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What a runtime does with one kind of operator; `source` says where that is known from.
+
+    `integer`: "always"; "fed" (when all full-size inputs come from integer kernels); "stored" (the weight is stored
+    and the input rounded, but the kernel computes in float on them) or "never". `inputs`: which inputs are rounded
+    ("skip": only the skip branch of a residual add). `output`: "quantised" when the integer kernel needs a rounded
+    output, "free" when it can write float. `absorbs`: kinds of activation that the kernel performs; `epilogue` says
+    when: "rounding", where a rounding behind the activation does its work, or "any".
+    """
+
+    integer: Literal["always", "fed", "stored", "never"]
+    source: str
+    inputs: Literal["all", "skip"] = "all"
+    output: Literal["quantised", "free"] = "quantised"
+    absorbs: frozenset[str] = frozenset()
+    epilogue: Literal["rounding", "any"] = "rounding"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerShape:
+    """What a backend may decide a weighted layer's fate by.
+
+    `inputs` channels per group; `kernel` empty for a linear layer; `first`: it reads the network's input itself;
+    `rows` of the matrix product of a linear layer, None where the batch size is free.
+    """
+
+    kind: str
+    inputs: int
+    outputs: int
+    kernel: tuple[int, ...] = ()
+    groups: int = 1
+    first: bool = False
+    rows: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """One runtime's facts as data. `non_negative` and `signed` are the grids of the two sorts of activation;
+    `integer_movement`: operators that only move values run on the integers themselves; `weight_limit` bounds weight
+    integers (63 on x86 without VNNI); `skip_layer` names a reason to leave a weighted layer float, or None.
+    """
+
+    name: str
+    rules: Mapping[str, Rule]
+    non_negative: Grid
+    signed: Grid
+    integer_bias: bool
+    integer_movement: bool
+    weight_limit: int | None = None
+    skip_layer: Callable[[LayerShape], str | None] | None = None

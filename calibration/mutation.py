@@ -1,0 +1,54 @@
+"""In-place operators: when they can be replaced one by one, and what each is without its side effect."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+aten = torch.ops.aten
+
+
+def is_in_place(node: Node) -> bool:
+    """Whether the operator writes one of its inputs."""
+    schema = _schema(node)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def functional(node: Node) -> Any:
+    """The operator without the trailing underscore that computes what the in-place one writes."""
+    packet, overload = str(node.target).removeprefix("aten.").split(".")
+    return getattr(getattr(aten, packet.removesuffix("_")), overload)
+
+
+def mutates_a_view(graph: Graph) -> bool:
+    """Whether an in-place operator writes a tensor that another node sees under another name.
+
+    If not, every in-place operator's result is read in its written form only, and its functional form is the same.
+    """
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if not is_in_place(node):
+            continue
+        written = node.args[0]
+        if not isinstance(written, Node):
+            return True
+        # A part of a split is a view as well: it is an item of the operator that has the schema.
+        shared = _is_view(written) or written.op in {"get_attr", "placeholder"} or written.target is operator.getitem
+        if shared or any(order[user] > order[node] or _is_view(user) for user in written.users):
+            return True
+    return False
+
+
+def _is_view(node: Node) -> bool:
+    """Whether the operator's result may share memory with an input without being written."""
+    schema = _schema(node)
+    if schema is None or schema.is_mutable:
+        return False
+    return any(value.alias_info is not None for value in schema.returns)
+
+
+def _schema(node: Node) -> Any:
+    return getattr(node.target, "_schema", None) if node.op == "call_function" else None

@@ -1,0 +1,249 @@
+"""What all benchmarks share: where rows are kept and shown as tables, how many threads, networks set up as a run does.
+
+Environment: FAQD_BENCHMARK_OUTPUT folder of the tables and of the rows they are made from (a temporary one by
+default; its path is printed); FAQD_BENCHMARK_THREADS threads of training (2 by default); FAQD_SHARED the shared data
+and checkpoints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from backends import backend_named
+from backends.base import Backend
+from backends.placement import Widths
+from pipeline.artifacts import Network, PreparedStudent, UnlabelledImages
+from pipeline.batches import suggested_workers
+from pipeline.config import DataConfig, ExecutionConfig, QuantisationConfig, RunConfig, TeacherConfig
+from pipeline.data import open_images, split_held_out
+from pipeline.defaults import resolve_steps
+from pipeline.distillation.objective import ObjectiveConfig
+from pipeline.stages.distill import Schedule
+from pipeline.stages.observe import prepare
+from pipeline.stages.teacher import load_network
+from pipeline.validation import host, versions
+
+DEFAULT_THREADS = 2  # the machine that the figures are promised for has two cores
+_SHOWN_VERSIONS = ("faqd", "python", "torch", "onnx", "onnxruntime", "numpy")
+
+Row = dict[str, Any]
+Columns = Mapping[str, Callable[[Row], object]]
+"""Heading -> function from a row to what its cell shows; None is shown as a dash."""
+
+
+class Results:
+    """The rows of one benchmark: appended to NAME.jsonl as they are measured, shown as the table NAME.md.
+
+    Rows of earlier runs in the same folder stay, so a benchmark whose cases run one by one has them in one table.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._kept, self._table = folder / f"{name}.jsonl", folder / f"{name}.md"
+
+    def rows(self) -> list[Row]:
+        """All rows so far, oldest first; a last line that a killed run left unfinished is dropped."""
+        if not self._kept.exists():
+            return []
+        text = self._kept.read_text(encoding="utf-8")
+        complete = text[: text.rfind("\n") + 1]
+        if complete != text:
+            self._kept.write_text(complete, encoding="utf-8")
+        return [json.loads(line) for line in complete.splitlines()]
+
+    def find(self, key: Mapping[str, Any]) -> Row | None:
+        """The newest row whose key is this one."""
+        return next((row for row in reversed(self.rows()) if row["key"] == dict(key)), None)
+
+    def add(self, key: Mapping[str, Any], **measured: Any) -> None:
+        """Keep a row: what `key` says was measured, the figures, and where and when."""
+        self.rows()  # ends the file at a whole line
+        row = {"key": dict(key), **measured, "circumstances": _circumstances()}
+        with self._kept.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def publish(self, title: str, columns: Columns, rows: Sequence[Row], *, notes: Sequence[str] = ()) -> None:
+        """Print the rows as a table and write it, with the circumstances of the newest row and of all that differ."""
+        cells = [[_text(show(row)) for show in columns.values()] for row in rows]
+        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+        lines = [
+            "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+            for line in (list(columns), ["-" * width for width in widths], *cells)
+        ]
+        all_notes = [*_said(rows), *notes]
+        text = "\n".join([f"# {title}", "", *(f"- {note}" for note in all_notes), "", *lines, ""])
+        self._table.write_text(text, encoding="utf-8")
+        print(f"\n{text}\n{self._table}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A student that is calibrated as `faqd run` calibrates it, with everything that its training takes."""
+
+    config: RunConfig
+    backend: Backend
+    teacher: Network
+    images: UnlabelledImages
+    prepared: PreparedStudent
+
+    def objective(self, affinity: str) -> ObjectiveConfig:
+        """The run's loss with another form of the affinity."""
+        settings = self.config.distillation
+        return ObjectiveConfig(
+            logit_loss=settings.logit_loss,
+            temperature=settings.temperature,
+            affinity=affinity,  # type: ignore[arg-type]  # checked by the dataclass
+            affinity_order=settings.affinity_order,
+            affinity_weight=settings.affinity_weight,
+            projections=settings.projections,
+        )
+
+    def schedule(self, steps: int | None = None) -> Schedule:
+        """The run's schedule, over another number of steps if one is given."""
+        settings = self.config.distillation
+        return Schedule(
+            steps=resolve_steps(settings.steps, self.config.quantisation.bits) if steps is None else steps,
+            batch_size=min(settings.batch_size, len(self.images.training)),
+            learning_rate=settings.learning_rate,
+            scale_learning_rate=settings.scale_learning_rate,
+            learned_scales=self.config.quantisation.learned_scales,
+        )
+
+
+def make_ready(config: RunConfig) -> Ready:
+    """Teacher, images and calibrated student of a configuration, in process."""
+    backend, given, bits = backend_named(config.quantisation.backend), config.teacher, config.quantisation
+    teacher = load_network(given.source, weights=given.weights, image_size=given.image_size)
+    source = open_images(config.data.source, teacher.preprocessing)
+    training, held_out = split_held_out(len(source), config.execution.seed, most=config.data.held_out_images)
+    images = UnlabelledImages(
+        source=source,
+        training=training,
+        held_out=held_out,
+        workers=suggested_workers(source, teacher.preprocessing),
+        augmentation=config.data.augmentation,
+    )
+    prepared = prepare(
+        teacher.folded,
+        backend,
+        images,
+        teacher.preprocessing,
+        widths=Widths(weights=bits.bits, first=bits.first_bits, depthwise=bits.depthwise_bits, last=bits.last_bits),
+        method=bits.range_method,
+        count=config.data.calibration_images,
+        seed=config.execution.seed,
+        step=lambda done, total: None,
+    )
+    return Ready(config=config, backend=backend, teacher=teacher, images=images, prepared=prepared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar:
+    """The shared CIFAR sample and the checkpoints of the networks trained for it."""
+
+    folder: Path
+
+    @property
+    def unlabelled(self) -> str:
+        """Source of the images that calibrate and train."""
+        return f"npz:{self.folder / 'data' / 'cifar10_sample.npz'}#unlabelled"
+
+    @property
+    def test(self) -> str:
+        """Source of the labelled images that score."""
+        return f"npz:{self.folder / 'data' / 'cifar10_sample.npz'}#test_images,test_labels"
+
+    def weights(self, network: str) -> Path:
+        """Checkpoint of a network such as resnet20."""
+        return self.folder / "models" / f"{network}_cifar10.safetensors"
+
+    def config(self, network: str, *, bits: int, seed: int = 0) -> RunConfig:
+        """The default run of a network on these images."""
+        return RunConfig(
+            teacher=TeacherConfig(source=f"cifar:{network}", weights=self.weights(network)),
+            data=DataConfig(source=self.unlabelled),
+            quantisation=QuantisationConfig(bits=bits),  # type: ignore[arg-type]  # checked by the dataclass
+            execution=ExecutionConfig(seed=seed),
+        )
+
+
+@pytest.fixture(scope="session")
+def benchmark_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tables: $FAQD_BENCHMARK_OUTPUT, else a temporary one."""
+    given = os.environ.get("FAQD_BENCHMARK_OUTPUT")
+    folder = Path(given) if given else tmp_path_factory.mktemp("benchmarks")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def results(benchmark_folder: Path, request: pytest.FixtureRequest) -> Results:
+    """The rows of the benchmark that asks, in a file named after its own."""
+    return Results(benchmark_folder, request.path.stem.removeprefix("test_"))
+
+
+@pytest.fixture
+def training_threads() -> Iterator[int]:
+    """How many threads torch uses in this test."""
+    before, wanted = torch.get_num_threads(), int(os.environ.get("FAQD_BENCHMARK_THREADS") or DEFAULT_THREADS)
+    torch.set_num_threads(wanted)
+    yield wanted
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def cifar(shared_folder: Path) -> Cifar:
+    """The shared CIFAR sample and its networks."""
+    return Cifar(folder=shared_folder)
+
+
+@pytest.fixture(scope="session")
+def ready() -> Callable[[RunConfig], Ready]:
+    """Builder of a calibrated student from a configuration."""
+    return make_ready
+
+
+def _circumstances() -> Row:
+    machine, found = host(), versions()
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "host": f"{machine['processor']}, {machine['cores']} cores, {machine['integer_instructions']}",
+        "versions": ", ".join(f"{name} {found[name]}" for name in _SHOWN_VERSIONS if name in found),
+        "code": _fingerprint(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _fingerprint() -> str:
+    """Eight hexadecimal digits that change with any line of the packages: rows of older code can be told."""
+    root, digest = Path(__file__).resolve().parents[2], hashlib.blake2b(digest_size=4)
+    for package in ("calibration", "backends", "pipeline"):
+        for file in sorted((root / package).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _said(rows: Sequence[Row]) -> list[str]:
+    """Date, host, versions, load of the rows, one line each; several values where rows differ."""
+    lines = []
+    for name in ("date", "host", "versions", "code"):
+        values = list(dict.fromkeys(row["circumstances"][name] for row in rows))
+        shown = f"{min(values)} to {max(values)}" if name == "date" and len(values) > 1 else "; ".join(values)
+        lines.append(f"{name}: {shown}")
+    loads = [row["circumstances"]["load"] for row in rows if row["circumstances"]["load"] is not None]
+    if loads:
+        lines.append(f"load average of the machine after each row: {min(loads)} to {max(loads)}")
+    return lines
+
+
+def _text(value: object) -> str:
+    return "-" if value is None else str(value)

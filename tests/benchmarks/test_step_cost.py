@@ -1,0 +1,163 @@
+"""What one training step costs: float with BatchNorm, ours, and the whole distillation step, interleaved.
+
+    python3 -m pytest -m benchmark tests/benchmarks/test_step_cost.py -s [-k 8bits]
+
+FAQD_BENCHMARK_REPEATS sets the timed rounds (25). All steps see the same batch of 128 images in memory and use the
+same fused Adam; the float network is timed in both memory layouts and compared with at its faster one.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.data import training_batches
+from pipeline.models import load_model
+from pipeline.randomness import generator_for
+from pipeline.stages.distill import _Trainer  # the stage's own step, not a copy that could drift from it
+
+if TYPE_CHECKING:
+    from tests.benchmarks.conftest import Cifar, Columns, Ready, Results
+
+pytestmark = pytest.mark.benchmark
+
+NETWORK = "resnet20"
+WARM_UP_ROUNDS = 3
+ROUNDS = 25
+_ENDLESS = 10**6  # steps of the schedule: none of those timed is its last
+
+COLUMNS: Columns = {
+    "W/A": lambda row: f"{row['key']['bits']}/8",
+    "step": lambda row: row["key"]["step"],
+    "median ms": lambda row: f"{row['median_ms']:.1f}",
+    "p10 to p90": lambda row: f"{row['p10_ms']:.1f} to {row['p90_ms']:.1f}",
+    "ratio to float": lambda row: f"{row['ratio']:.2f}",
+    "goal": lambda row: row["goal"],
+}
+
+FLOAT_LAYOUTS = {
+    "float with BatchNorm, contiguous": torch.contiguous_format,
+    "float with BatchNorm, channels last": torch.channels_last,
+}
+OURS = "quantised: student forward, backward, update"
+LOGITS = "with teacher and logit loss"
+WHOLE = "whole step: with affinity losses as well"
+BATCH = "reading, augmenting, normalising one batch"
+GOALS = {OURS: "<= 1.0", WHOLE: "<= 1.6"}
+
+
+@pytest.mark.parametrize("bits", [8, 4], ids=["8bits", "4bits"])
+def test_training_step(
+    bits: int, cifar: Cifar, ready: Callable[..., Ready], results: Results, training_threads: int
+) -> None:
+    student = ready(cifar.config(NETWORK, bits=bits))
+    steps = _steps(student, load_model(f"cifar:{NETWORK}", weights=cifar.weights(NETWORK)).module)
+    rounds = int(os.environ.get("FAQD_BENCHMARK_REPEATS") or ROUNDS)
+    times = interleaved_times(steps, rounds=rounds)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    reference = min(medians[name] for name in FLOAT_LAYOUTS)
+    for name, values in times.items():
+        ordered = sorted(values)
+        results.add(
+            {"bits": bits, "step": name, "threads": training_threads},
+            median_ms=medians[name],
+            p10_ms=ordered[len(ordered) // 10],
+            p90_ms=ordered[(9 * len(ordered)) // 10],
+            ratio=medians[name] / reference,
+            goal=GOALS.get(name),
+        )
+    batch_size = student.schedule().batch_size
+    newest = {(row["key"]["bits"], row["key"]["step"]): row for row in results.rows()}
+    results.publish(
+        f"One training step of {NETWORK}, batch {batch_size}, {training_threads} threads",
+        COLUMNS,
+        list(newest.values()),
+        notes=[f"{rounds} interleaved rounds after {WARM_UP_ROUNDS}; ratio: median over the faster float layout's"],
+    )
+
+
+def interleaved_times(steps: dict[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each call, one per round; who comes first changes from round to round."""
+    names, times = list(steps), {name: list[float]() for name in steps}
+    for number in range(-WARM_UP_ROUNDS, rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            start = time.perf_counter()
+            steps[name]()
+            elapsed = time.perf_counter() - start
+            if number >= 0:
+                times[name].append(1000 * elapsed)
+    return times
+
+
+def _steps(student: Ready, module: nn.Module) -> dict[str, Callable[[], object]]:
+    """Every step as a function without arguments, each with a network and an optimiser of its own."""
+    p, schedule = student.teacher.preprocessing, student.schedule(_ENDLESS)
+    (batch,) = training_batches(
+        student.images.source,
+        student.images.training,
+        p,
+        batch_size=schedule.batch_size,
+        first_step=0,
+        steps=1,
+        seed=0,
+        augmentation=student.images.augmentation,
+    )
+
+    def trainer(affinity: str) -> _Trainer:
+        made = _Trainer(
+            student.prepared,
+            student.teacher.folded,
+            student.images,
+            p,
+            student.objective(affinity),
+            schedule,
+            None,
+            torch.device("cpu"),
+            False,
+            0,
+        )
+        made.network.train()
+        return made
+
+    ours, logits, whole, loading = (trainer(form) for form in ("none", "none", "auto", "none"))
+    images = ours._on_device(batch.images)
+    targets = torch.randn((len(images), 10), generator=generator_for(0, "targets"))
+    batches = loading.batches()
+    steps: dict[str, Callable[[], object]] = {}
+    for name, layout in FLOAT_LAYOUTS.items():
+        steps[name] = _float_step(module, images, targets, layout, schedule.learning_rate)
+    steps[OURS] = lambda: _update(lambda x: ours.network(x)[0], ours.optimiser, images, targets)
+    steps[LOGITS] = lambda: logits.update(images)
+    steps[WHOLE] = lambda: whole.update(images)
+    steps[BATCH] = lambda: next(batches)
+    return steps
+
+
+def _float_step(
+    module: nn.Module, images: Tensor, targets: Tensor, layout: torch.memory_format, learning_rate: float
+) -> Callable[[], object]:
+    module = copy.deepcopy(module).to(memory_format=layout).train()  # type: ignore[call-overload]
+    images = images.contiguous(memory_format=layout)
+    optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate, fused=True)
+    return lambda: _update(module, optimiser, images, targets)
+
+
+def _update(
+    network: Callable[[Tensor], Tensor], optimiser: torch.optim.Optimizer, images: Tensor, targets: Tensor
+) -> float:
+    """Forward, mean squared error to fixed targets, backward, Adam: the cheapest loss, the same for all."""
+    loss = functional.mse_loss(network(images), targets)
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    return float(loss.detach())

@@ -1,0 +1,35 @@
+"""The embedded network and images, ready for any stage; small enough to train in a test."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from backends.onnxruntime import OnnxRuntime
+from backends.placement import Widths
+from pipeline.artifacts import UnlabelledImages
+from pipeline.data import open_images, split_held_out
+from pipeline.stages.observe import prepare
+from pipeline.stages.teacher import load_network
+
+
+@pytest.fixture(scope="session")
+def example() -> SimpleNamespace:
+    """Embedded teacher and digits, W4A8 for ONNX Runtime, calibrated: backend, teacher, images, prepared."""
+    teacher, backend = load_network("digits"), OnnxRuntime()
+    source = open_images("digits", teacher.preprocessing)
+    training, held_out = split_held_out(len(source), 0)
+    images = UnlabelledImages(source=source, training=training, held_out=held_out, workers=0, augmentation="auto")
+    prepared = prepare(
+        teacher.folded,
+        backend,
+        images,
+        teacher.preprocessing,
+        widths=Widths(weights=4),
+        method="auto",
+        count=256,
+        seed=0,
+        step=lambda done, total: None,
+    )
+    return SimpleNamespace(backend=backend, teacher=teacher, images=images, prepared=prepared)

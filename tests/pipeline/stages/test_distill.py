@@ -1,0 +1,173 @@
+"""Distillation: it learns, resumes to the same bits, notices divergence, and chooses weights without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from calibration.errors import UserError
+from pipeline.artifacts import TrainedStudent
+from pipeline.distillation.objective import ObjectiveConfig
+from pipeline.stages.distill import Schedule, distil
+
+
+def train(example: SimpleNamespace, folder: Path, **changes: Any) -> TrainedStudent:
+    settings: dict[str, Any] = {
+        "objective": ObjectiveConfig(),
+        "schedule": schedule(),
+        "taps": None,
+        "mirror": False,
+        "device": torch.device("cpu"),
+        "fast": False,
+        "seed": 0,
+        "checkpoint": folder / "checkpoint.safetensors",
+        "step": lambda done, total, figures: None,
+        "say": lambda line: None,
+    }
+    return distil(
+        example.prepared, example.teacher.folded, example.images, example.teacher.preprocessing, **settings | changes
+    )
+
+
+def schedule(**changes: Any) -> Schedule:
+    settings: dict[str, Any] = {
+        "steps": 40,
+        "batch_size": 64,
+        "learning_rate": 3e-4,
+        "scale_learning_rate": 1e-3,
+        "learned_scales": "all",
+    }
+    return Schedule(**settings | changes)
+
+
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_training_lowers_the_held_out_loss(example: SimpleNamespace, tmp_path: Path) -> None:
+    record = train(example, tmp_path).distillation
+
+    assert record.loss_calibrated is not None and record.loss_final is not None
+    assert record.loss_final < 0.7 * record.loss_calibrated
+    assert record.chosen == "trained" and not record.diverged and record.backoffs == 0
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(example: SimpleNamespace, tmp_path: Path) -> None:
+    first, again = (train(example, tmp_path).network.state_dict() for _ in range(2))
+
+    assert same(first, again)
+    assert not same(first, train(example, tmp_path, seed=1).network.state_dict())
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(example: SimpleNamespace, tmp_path: Path) -> None:
+    whole = train(example, tmp_path)
+
+    def interrupt(done: int, total: int, figures: Mapping[str, float]) -> None:
+        if done == 17:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(example, tmp_path, step=interrupt)
+    steps: list[int] = []
+    resumed = train(example, tmp_path, step=lambda done, total, figures: steps.append(done))
+
+    assert steps[0] == 18
+    assert same(whole.network.state_dict(), resumed.network.state_dict())
+    assert whole.distillation == resumed.distillation
+
+
+def test_a_damaged_checkpoint_is_the_users_line(example: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"not safetensors")
+
+    with pytest.raises(UserError, match="damaged"):
+        train(example, tmp_path)
+
+
+def test_divergence_is_noticed_backed_off_and_named(example: SimpleNamespace, tmp_path: Path) -> None:
+    said: list[str] = []
+    record = train(
+        example, tmp_path, schedule=schedule(steps=80, learning_rate=0.3, scale_learning_rate=0.3), say=said.append
+    ).distillation
+
+    assert record.backoffs >= 1
+    assert any("diverged" in line and "learning rate" in line for line in said)
+
+
+def test_a_hopeless_run_ends_with_the_calibrated_network(example: SimpleNamespace, tmp_path: Path) -> None:
+    said: list[str] = []
+    trained = train(
+        example, tmp_path, schedule=schedule(steps=60, learning_rate=1e4, scale_learning_rate=1e4), say=said.append
+    )
+
+    assert trained.distillation.diverged and trained.distillation.chosen == "calibrated"
+    assert same(trained.network.state_dict(), example.prepared.network().state_dict())
+    assert "given up" in said[-1]
+
+
+def test_no_step_is_calibration_only(example: SimpleNamespace, tmp_path: Path) -> None:
+    trained = train(example, tmp_path, schedule=schedule(steps=0))
+
+    assert trained.distillation.chosen == "calibrated" and trained.distillation.loss_final is None
+    assert same(trained.network.state_dict(), example.prepared.network().state_dict())
+
+
+@pytest.mark.parametrize(
+    ("learned", "activations_move", "weights_move"),
+    [("all", True, True), ("weights", False, True), ("none", False, False)],
+)
+def test_only_the_chosen_scales_are_learned(
+    example: SimpleNamespace, tmp_path: Path, learned: str, activations_move: bool, weights_move: bool
+) -> None:
+    before = example.prepared.network()
+    after = train(example, tmp_path, schedule=schedule(steps=5, learned_scales=learned)).network
+    for kinds, moves in (((True, False), activations_move), ((False, True), weights_move)):
+        pairs = zip(
+            before.scale_parameters(activations=kinds[0], weights=kinds[1]),
+            after.scale_parameters(activations=kinds[0], weights=kinds[1]),
+            strict=True,
+        )
+        assert any(not torch.equal(first, second) for first, second in pairs) == moves
+
+
+def test_weights_are_trained_whatever_is_learned_of_the_scales(example: SimpleNamespace, tmp_path: Path) -> None:
+    before, after = (
+        example.prepared.network(),
+        train(example, tmp_path, schedule=schedule(steps=3, learned_scales="none")).network,
+    )
+    pairs = zip(before.weight_parameters(), after.weight_parameters(), strict=True)
+
+    assert all(not torch.equal(first, second) for first, second in pairs)
+
+
+def test_the_teacher_is_left_as_it_was(example: SimpleNamespace, tmp_path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in example.teacher.folded.state_dict().items()}
+    train(example, tmp_path, schedule=schedule(steps=3))
+
+    assert same(before, example.teacher.folded.state_dict())
+    assert all(parameter.requires_grad for parameter in example.teacher.folded.parameters())
+
+
+def test_mirrored_targets_are_the_mean_over_both(example: SimpleNamespace, tmp_path: Path) -> None:
+    plain = train(example, tmp_path, schedule=schedule(steps=0)).distillation
+    mirrored = train(example, tmp_path, schedule=schedule(steps=0), mirror=True).distillation
+
+    assert plain.loss_calibrated is not None and mirrored.loss_calibrated is not None
+    assert mirrored.loss_calibrated > 2 * plain.loss_calibrated, "mirrored digits are other characters"
+
+
+def test_the_global_generator_is_left_alone(example: SimpleNamespace, tmp_path: Path) -> None:
+    state = torch.random.get_rng_state()
+    train(example, tmp_path, schedule=schedule(steps=3), objective=ObjectiveConfig(affinity="ffa", projections=3))
+
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_an_unknown_tap_lists_the_known_ones(example: SimpleNamespace, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--taps nowhere.*stage1"):
+        train(example, tmp_path, taps=("nowhere",))

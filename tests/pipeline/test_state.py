@@ -1,0 +1,86 @@
+"""The output folder: what may be replaced, what can be resumed, what is refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from calibration.errors import UserError
+from pipeline.config import DistillationConfig, ExecutionConfig, OutputConfig, RunConfig, ValidationConfig
+from pipeline.state import open_folder
+
+
+def config(folder: Path, *, overwrite: bool = False, resume: bool = False, steps: int = 5) -> RunConfig:
+    return RunConfig(
+        output=OutputConfig(folder=folder, overwrite=overwrite, resume=resume),
+        distillation=DistillationConfig(steps=steps),
+    )
+
+
+def test_a_new_folder_is_made(tmp_path: Path) -> None:
+    folder = open_folder(config(tmp_path / "deep" / "run"))
+
+    assert folder.settings.is_file()
+
+
+def test_a_finished_run_is_not_replaced_by_accident(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+
+    with pytest.raises(UserError, match="bundle exists already: add --overwrite"):
+        open_folder(config(tmp_path))
+    open_folder(config(tmp_path, overwrite=True))
+    assert (tmp_path / "bundle").is_dir(), "only a new bundle may take the old one's place"
+
+
+def test_an_interrupted_run_is_not_lost_by_accident(tmp_path: Path) -> None:
+    folder = open_folder(config(tmp_path))
+    folder.checkpoint.write_bytes(b"hours of work")
+
+    with pytest.raises(UserError, match="interrupted run: add --resume"):
+        open_folder(config(tmp_path))
+    assert folder.checkpoint.read_bytes() == b"hours of work"
+    open_folder(config(tmp_path, resume=True))
+    assert folder.checkpoint.exists()
+    open_folder(config(tmp_path, overwrite=True))
+    assert not folder.checkpoint.exists()
+
+
+def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run to go on with"):
+        open_folder(config(tmp_path, resume=True))
+
+
+def test_other_settings_cannot_be_resumed(tmp_path: Path) -> None:
+    open_folder(config(tmp_path))
+
+    with pytest.raises(UserError, match=r"--steps was 5 and is 6 now"):
+        open_folder(config(tmp_path, resume=True, steps=6))
+
+
+def test_settings_that_change_no_result_may_change(tmp_path: Path) -> None:
+    open_folder(config(tmp_path))
+    changed = RunConfig(
+        output=OutputConfig(folder=tmp_path, resume=True),
+        distillation=DistillationConfig(steps=5),
+        validation=ValidationConfig(threads=2, max_drop=3.0),
+        execution=ExecutionConfig(device="cpu"),
+    )
+
+    open_folder(changed)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_place_is_said(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+
+    with pytest.raises(UserError, match="cannot write"):
+        open_folder(config(tmp_path / "run"))
+
+
+def test_a_file_in_the_way_is_said(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+
+    with pytest.raises(UserError, match="cannot write"):
+        open_folder(config(tmp_path / "run"))
