@@ -207,6 +207,8 @@ def _average_pool(e: Emitter, node: Node) -> list[str]:
 
 def _adaptive_average_pool(e: Emitter, node: Node) -> list[str]:
     wanted, sizes = _pair(node.args[1]), static_shape(_input(node))[-2:]
+    if wanted == list(sizes):
+        return e.add("Identity", [e.read(_input(node))])
     if wanted == [1, 1]:
         return e.add("GlobalAveragePool", [e.read(_input(node))])
     if any(size <= 0 or size % want for size, want in zip(sizes, wanted, strict=True)):

@@ -141,6 +141,8 @@ class _Placement:
     def _moves(self, node: Node) -> bool:
         """Whether the node hands values on as they are, so that what is on a grid before is on it behind."""
         word = kind(node)
+        if word == "adaptive_average_pool":
+            return static_shape(node)[-2:] == static_shape(tensor_inputs(node)[0])[-2:]  # windows of one position
         if word == "pad":
             return _border(node) == 0.0  # a border of zeros is on every grid; any other value is not
         if word == "concat" and self.profile.non_negative != self.profile.signed:

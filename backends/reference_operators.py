@@ -83,9 +83,9 @@ def _gemm(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tenso
 def _max_pool(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
     x = inputs[0]
     assert x is not None
-    # Integers go through float64, which holds them exactly; torch pads with minus infinity, as ONNX does.
+    # Integers of 8 bits go through float32, which holds them exactly; torch pads with minus infinity, as ONNX does.
     pooled = functional.max_pool2d(
-        x if x.is_floating_point() else x.double(),
+        x if x.is_floating_point() else x.float(),
         attributes["kernel_shape"],
         attributes["strides"],
         attributes.get("pads", [0, 0, 0, 0])[:2],
@@ -132,16 +132,16 @@ def _pad(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor
     assert x is not None
     rank = len(pads) // 2
     amounts = [amount for axis in reversed(range(rank)) for amount in (pads[axis], pads[axis + rank])]
-    mode = {"edge": "replicate"}.get(attributes.get("mode", "constant"), attributes.get("mode", "constant"))
+    mode = str(attributes.get("mode", "constant")).replace("edge", "replicate")
     if mode != "constant":
-        return [functional.pad(x.double(), amounts[:4], mode=mode).to(x.dtype)]
+        return [functional.pad(x.float(), amounts[:4], mode=mode).to(x.dtype)]
     fill = inputs[2] if len(inputs) > 2 else None
     return [functional.pad(x, amounts, value=0 if fill is None else fill.item())]
 
 
 def _split(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
     assert inputs[0] is not None
-    return list(inputs[0].split(_integers(inputs[1]), attributes.get("axis", 0)))
+    return list(torch.split(inputs[0], _integers(inputs[1]), attributes.get("axis", 0)))
 
 
 def _reshape(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
@@ -171,7 +171,7 @@ def _gather(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Ten
 
 def _depth_to_space(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
     assert inputs[0] is not None
-    return [functional.pixel_shuffle(inputs[0].double(), attributes["blocksize"]).to(inputs[0].dtype)]
+    return [functional.pixel_shuffle(inputs[0].float(), attributes["blocksize"]).to(inputs[0].dtype)]
 
 
 def _resize(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
@@ -179,7 +179,7 @@ def _resize(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Ten
     assert x is not None and scales is not None
     size = [round(x.shape[axis] * float(scales[axis])) for axis in (2, 3)]
     if attributes["mode"] == "nearest":
-        return [functional.interpolate(x.double(), size, mode="nearest").to(x.dtype)]
+        return [functional.interpolate(x.float(), size, mode="nearest").to(x.dtype)]
     corners = attributes.get("coordinate_transformation_mode") == "align_corners"
     return [functional.interpolate(x, size, mode="bilinear", align_corners=corners)]
 

@@ -46,7 +46,9 @@ def fold_constants(graph_module: GraphModule) -> None:
             known[node] = attribute(graph_module, str(node.target))
         elif node.op == "call_function" and all(source in known for source in node.all_input_nodes) and _is_pure(node):
             with torch.no_grad():
-                known[node] = node.target(*map_arg(node.args, known.__getitem__), **map_arg(node.kwargs, known.__getitem__))
+                known[node] = node.target(
+                    *map_arg(node.args, known.__getitem__), **map_arg(node.kwargs, known.__getitem__)
+                )
     for node in list(graph_module.graph.nodes):
         if node not in known or node.op == "get_attr" or not isinstance(known[node], Tensor):
             continue

@@ -19,4 +19,6 @@ class MissingExtra(UserError):
     """An optional dependency is not installed; the line holds the pip command that installs it."""
 
     def __init__(self, package: str, *, extra: str, needed_for: str) -> None:
-        super().__init__(f"{needed_for} needs the package {package}, which is not installed: pip install 'faqd[{extra}]'")
+        super().__init__(
+            f"{needed_for} needs the package {package}, which is not installed: pip install 'faqd[{extra}]'"
+        )

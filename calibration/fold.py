@@ -11,7 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from calibration.constants import fold_constants, new_constants
 from calibration.errors import UserError
-from calibration.operators import argument, constant, kind, make_graph_module, shape, static_shape
+from calibration.operators import argument, constant, kind, make_graph_module, output_groups, shape, static_shape
 
 aten = torch.ops.aten
 
@@ -102,7 +102,7 @@ def _fold_into(graph_module: GraphModule, layer: Node, multiplier: Tensor, offse
     assert weight is not None
     folded = weight.detach().double()
     if kind(layer) == "conv_transpose":  # weight [Cin, Cout/groups, kh, kw]: output channels group by group
-        groups = int(argument(layer, 6, "groups", 1))
+        groups = output_groups(layer)
         per_group = multiplier.reshape(groups, 1, -1, 1, 1)
         folded = (folded.reshape(groups, -1, *folded.shape[1:]) * per_group).reshape(folded.shape)
     else:
@@ -169,7 +169,11 @@ def _canonical_pool(graph: Graph, node: Node) -> None:
         keeps = bool(argument(node, 2, "keepdim", False))
     elif kind(node) == "average_pool":
         has_own_divisor = argument(node, 6, "divisor_override") is not None
-        if _pair(argument(node, 1, "size")) != sizes[2:] or _pair(argument(node, 3, "padding", 0)) != (0, 0) or has_own_divisor:
+        if (
+            _pair(argument(node, 1, "size")) != sizes[2:]
+            or _pair(argument(node, 3, "padding", 0)) != (0, 0)
+            or has_own_divisor
+        ):
             return
     else:
         if _pair(argument(node, 1, "size")) == sizes[2:]:

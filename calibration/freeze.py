@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from calibration.errors import UserError
-from calibration.operators import constant, shape
+from calibration.integer_products import LARGEST_ACTIVATION
+from calibration.operators import argument, constant, output_groups
 from calibration.plan import Plan
 from calibration.prepared import PreparedNetwork
-from calibration.quantisers import BiasIntegers
 
 _INT32_MAX = 2**31 - 1
 
@@ -33,7 +33,10 @@ class FrozenActivation:
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenConstant:
-    """Integers of a weight (int8) or bias (int32) and their scale, float32 [C] or rank 0; `bits` of the grid."""
+    """Integers of a weight (int8) or bias (int32) and their scale, float32 [C] or rank 0.
+
+    `axis` is the axis of the scale in `integers`, None for one scale in all; `bits` the width of the grid.
+    """
 
     integers: NDArray[Any]
     scale: NDArray[np.float32]
@@ -43,7 +46,10 @@ class FrozenConstant:
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenNetwork:
-    """A folded graph with its trained float constants, the plan, and every integer that the plan asks for."""
+    """A folded graph with its trained float constants, the plan, and every integer that the plan asks for.
+
+    `activations` by tensor, `weights` and `biases` by layer.
+    """
 
     graph_module: GraphModule
     plan: Plan
@@ -53,71 +59,80 @@ class FrozenNetwork:
 
 
 def freeze(prepared: PreparedNetwork, folded: GraphModule) -> FrozenNetwork:
-    """Read the integers out of a prepared graph; `folded` is the graph that it was made from.
+    """Read the integers out of a prepared graph; `folded` is the graph that it was made from. Changes neither.
 
-    Raises UserError when a layer's sums could leave int32, naming the layer.
+    Raises UserError when training has left a value that is not finite, or a layer's sums could leave int32, naming
+    tensor or layer.
     """
     prepared = copy.deepcopy(prepared).cpu().eval()
-    plan = prepared.plan
-    trained = copy.deepcopy(folded)
+    plan, trained = prepared.plan, copy.deepcopy(folded).cpu()
     learned = dict(prepared.graph.named_parameters()) | dict(prepared.graph.named_buffers())
+    weights: dict[str, FrozenConstant] = {}
+    biases: dict[str, FrozenConstant] = {}
     with torch.no_grad():
-        for name, parameter in [*trained.named_parameters(), *trained.named_buffers()]:
-            parameter.copy_(learned[name])
+        for name, value in [*trained.named_parameters(), *trained.named_buffers()]:
+            value.copy_(_finite(learned[name], name))
         activations = {placement.tensor: _activation(prepared, placement.group) for placement in plan.activations}
         nodes = {node.name: node for node in trained.graph.nodes}
-        weights: dict[str, FrozenConstant] = {}
-        biases: dict[str, FrozenConstant] = {}
         for placement in plan.weights:
             layer = nodes[placement.layer]
             weights[layer.name] = _weight(prepared, trained, layer)
-            if placement.integer_bias and len(layer.args) > 2 and isinstance(layer.args[2], Node):
+            if placement.integer_bias and argument(layer, 2, "bias") is not None:
                 biases[layer.name] = _bias(prepared, trained, layer)
             _check_sums(layer, weights[layer.name], biases.get(layer.name))
     return FrozenNetwork(graph_module=trained, plan=plan, activations=activations, weights=weights, biases=biases)
 
 
+def _finite(values: Tensor, name: str) -> Tensor:
+    if not bool(values.isfinite().all()):
+        raise UserError(f"{name}: training has left values there that are not finite; use a lower learning rate")
+    return values
+
+
 def _activation(prepared: PreparedNetwork, group: str) -> FrozenActivation:
     grid = prepared.activation_grid(group)
-    return FrozenActivation(
-        scale=grid.scale().numpy().astype(np.float32), zero_point=int(grid.zero_point), signed=grid.grid.signed
-    )
+    scale = _finite(grid.scale(), f"the scale of {group}")
+    return FrozenActivation(scale=scale.numpy(), zero_point=grid.zero, signed=grid.grid.signed)
 
 
 def _integers(values: Tensor, kind: type[np.generic]) -> NDArray[Any]:
-    return values.round().double().numpy().astype(kind)
+    return values.double().numpy().astype(kind)
 
 
 def _weight(prepared: PreparedNetwork, trained: GraphModule, layer: Node) -> FrozenConstant:
     assert isinstance(layer.args[1], Node)
     grid, weight = prepared.weight_grid(str(layer.args[1].target)), constant(trained, layer.args[1])
     assert weight is not None
+    scale = _finite(grid.scale(), f"the weight scale of {layer.name}")
     return FrozenConstant(
         integers=_integers(grid(weight), np.int8),
-        scale=grid.scale().numpy().astype(np.float32),
+        scale=scale.numpy(),
         axis=grid.grid.channel_axis,
         bits=grid.grid.bits,
     )
 
 
 def _bias(prepared: PreparedNetwork, trained: GraphModule, layer: Node) -> FrozenConstant:
-    module, bias = prepared.graph.get_submodule(f"{layer.name}_bias"), constant(trained, layer.args[2])
-    assert isinstance(module, BiasIntegers) and bias is not None
+    module, bias = prepared.bias_integers(layer.name), constant(trained, argument(layer, 2, "bias"))
+    assert bias is not None
     integers, scale = module(bias), module.scale()
     if float(integers.abs().max()) > _INT32_MAX:
-        raise UserError(f"{layer.name}: its bias does not fit int32 at the scale of its input and weight; keep it float")
-    return FrozenConstant(
-        integers=_integers(integers, np.int32),
-        scale=scale.numpy().astype(np.float32),
-        axis=0 if scale.dim() else None,
-        bits=32,
-    )
+        raise UserError(
+            f"{layer.name}: its bias does not fit int32 at the scales of its input and weight, which training has"
+            " made too small; use a lower learning rate for the scales"
+        )
+    axis = 0 if scale.dim() else None
+    return FrozenConstant(integers=_integers(integers, np.int32), scale=scale.numpy(), axis=axis, bits=32)
 
 
 def _check_sums(layer: Node, weight: FrozenConstant, bias: FrozenConstant | None) -> None:
-    """Refuse a layer whose largest possible sum leaves int32 (255 is the widest centred activation)."""
-    axis = weight.axis or 0
-    sums = np.abs(np.moveaxis(weight.integers.astype(np.int64), axis, 0)).reshape(weight.integers.shape[axis], -1).sum(1)
-    largest = int(sums.max()) * 255 + (0 if bias is None else int(np.abs(bias.integers.astype(np.int64)).max()))
-    if largest > _INT32_MAX:
-        raise UserError(f"{layer.name}: its integer sums may reach {largest}, beyond int32, for an output of {shape(layer)}")
+    """Refuse a layer whose largest possible sum leaves int32."""
+    channels = np.moveaxis(weight.integers.astype(np.int64), weight.axis or 0, 0)
+    sums = np.abs(channels).reshape(channels.shape[0], -1).sum(1) * LARGEST_ACTIVATION
+    if bias is not None:
+        sums = np.tile(sums, output_groups(layer)) + np.abs(bias.integers.astype(np.int64))
+    if int(sums.max()) > _INT32_MAX:
+        raise UserError(
+            f"{layer.name}: its integer sums may reach {int(sums.max())}, beyond int32's {_INT32_MAX};"
+            " quantise it to fewer bits or split it"
+        )

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from calibration.errors import UserError
 
-# The smallest scale that is kept [ours]: neither it nor the product of two is ever denormal in float32, which is what
-# rule 24 asks for, and a grid this fine resolves nothing that a network of normalised tensors would notice.
+# The smallest scale that is kept [ours]: neither it nor the product of two is denormal in float32, which runtimes may
+# flush to zero, and a grid this fine resolves nothing that a network of normalised tensors would notice.
 SMALLEST_SCALE = 2.0**-24
 
 
@@ -20,9 +19,10 @@ class Grid:
     """A uniform integer grid: value = scale * (integer - zero point).
 
     `bits` 2 to 8; `signed` two's complement; `symmetric` fixes the zero point at 0, which on an unsigned grid is
-    right only for values that are never negative; `narrow` drops the most negative integer of a signed grid
-    (rule 23); `channel_axis` is the axis with one scale per index, or None for one scale in all; `limit` bounds
-    the integers of a signed grid further (63 on x86 without VNNI, rule 22). Rules: docs/runtimes.md, section F.
+    right only for values that are never negative; `narrow` drops the most negative integer of a signed grid, so that
+    it reaches equally far on both sides; `channel_axis` is the axis with one scale per index, or None for one scale
+    in all; `limit` bounds the integers of a signed grid further (63 on x86 without VNNI, whose 16-bit sums of two
+    8-bit products saturate).
     """
 
     bits: int
@@ -69,7 +69,7 @@ def broadcast_scale(scale: Tensor, axis: int | None, dimensions: int) -> Tensor:
 
 
 def affine_parameters(low: float, high: float, grid: Grid) -> tuple[float, int]:
-    """Scale and zero point of a grid that covers [low, high], widened to hold zero exactly.
+    """Scale and zero point of a grid that covers [low, high], to half a step, widened to hold zero exactly.
 
     A symmetric unsigned grid covers the positive part only. A range of nothing but zero gives the scale of [0, 1]:
     the tensor may still hold something for other images, and a vanishing scale would make the bias behind it

@@ -1,41 +1,74 @@
-"""The one place that edits graphs for quantisation: a plan and ranges go in, a graph of integer operations comes out."""
+"""The one place that edits graphs for quantisation: plan and ranges go in, a graph of integer operations comes out."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
+from torch import nn
 from torch.fx import GraphModule, Node
 
+from calibration.grids import ActivationGrid, WeightGrid
+from calibration.integer_products import (
+    EXACT_IN_FLOAT32,
+    LARGEST_ACTIVATION,
+    integer_conv2d,
+    integer_conv_transpose2d,
+    integer_linear,
+    wide_matmul,
+)
 from calibration.observe import Range
-from calibration.operators import WEIGHTED, constant, kind, make_graph_module, shape, tensor_inputs
+from calibration.operators import (
+    argument,
+    constant,
+    kind,
+    make_graph_module,
+    output_groups,
+    shape,
+    static_shape,
+    tensor_inputs,
+)
 from calibration.plan import ActivationPlacement, Plan, WeightPlacement
-from calibration.prepared import PreparedNetwork
+from calibration.prepared import OPERATIONS, PreparedNetwork
 from calibration.quantisers import (
-    ActivationGrid,
     BiasIntegers,
+    BiasReals,
     Dequantise,
+    Prescale,
     Quantise,
     RequantiseMean,
     RequantiseMultiplication,
     RequantiseProduct,
     RequantiseSum,
     RescaleProduct,
-    WeightGrid,
 )
+
+_INTEGER_PRODUCTS: dict[str, Any] = {
+    "conv": integer_conv2d,
+    "conv_transpose": integer_conv_transpose2d,
+    "linear": integer_linear,
+}
+
+#: The integer forms of operations on whole tensors, by kind: each takes the output's grid and the inputs'.
+_INTEGER_FORMS: dict[str, type[RequantiseSum | RequantiseMultiplication | RequantiseMean]] = {
+    "add": RequantiseSum,
+    "mul": RequantiseMultiplication,
+    "adaptive_average_pool": RequantiseMean,
+}
+
+# A bias is held in int32. To begin with it may take this much of it, which leaves training a factor of eight; where a
+# channel's weights are so small beside its bias that their scale asks for more, a coarser one does no harm [ours].
+_LARGEST_FIRST_BIAS = 2.0**28
 
 
 def insert(graph_module: GraphModule, plan: Plan, ranges: Mapping[str, Range]) -> PreparedNetwork:
     """A trainable copy of a folded graph in which everything that the plan rounds is integers.
 
-    The copy owns its parameters. Raises ValueError for a plan that names nodes which the graph does not have.
+    `ranges` by group, as `choose_ranges` gives them. The copy owns its parameters. Raises ValueError for a plan
+    that names nodes which the graph does not have, or groups that have no range.
     """
     return _Insertion(copy.deepcopy(graph_module), plan, ranges).run(graph_module.meta["outputs"])
-
-
-def _weight_grid_path(weight: str) -> str:
-    """Where the rewritten graph calls the grid of a stored weight, given its dotted path."""
-    return f"{weight.replace('.', '_')}_grid"
 
 
 class _Insertion:
@@ -45,22 +78,36 @@ class _Insertion:
         self.module, self.plan, self.graph = module, plan, module.graph
         self.nodes = {node.name: node for node in module.graph.nodes}
         self.placements = {placement.tensor: placement for placement in plan.activations}
-        missing = (self.placements.keys() | {p.layer for p in plan.weights}) - self.nodes.keys()
-        if missing:
-            raise ValueError(f"the plan names nodes that the graph does not have: {sorted(missing)}")
-        self.activation_grids: dict[str, ActivationGrid] = {}
+        self.groups = {placement.group: placement for placement in plan.activations}
+        if unknown := plan.names() - self.nodes.keys():
+            raise ValueError(f"the plan names nodes that the graph does not have: {sorted(unknown)}")
+        if missing := self.groups.keys() - ranges.keys():
+            raise ValueError(f"there is no range for the tensors {sorted(missing)}")
+        self.activation_grids = {
+            group: ActivationGrid(
+                placement.grid,
+                scale=ranges[group].scale,
+                zero_point=ranges[group].zero_point,
+                limit=placement.limit,
+            )
+            for group, placement in self.groups.items()
+        }
+        #: By the dotted path of the stored weight.
         self.weight_grids: dict[str, WeightGrid] = {}
-        for placement in plan.activations:
-            if placement.group not in self.activation_grids:
-                chosen = ranges[placement.group]
-                self.activation_grids[placement.group] = ActivationGrid(
-                    placement.grid, scale=chosen.scale, zero_point=chosen.zero_point, limit=placement.limit
-                )
-        #: Original node -> node of its centred integers, and the grid these lie on.
+        self.bias_integers: dict[str, BiasIntegers] = {}
+        self.operations = nn.Module()
+        module.add_module(OPERATIONS, self.operations)
+        # What stands for the tensor of an original node. Readers keep original nodes as arguments until it is their
+        # turn, so whatever they ask about a source is asked about the folded graph.
+        #: Its centred integers, and the grid that these lie on.
         self.integers: dict[Node, Node] = {}
         self.grid_of: dict[Node, ActivationGrid] = {}
-        #: Original node -> node of its reals, written when first asked for.
-        self.reals: dict[Node, Node] = {}
+        #: The reals that its integers stand for, written when first asked for.
+        self.dequantised: dict[Node, Node] = {}
+        #: Its reals before rounding, where the node itself does not hold them.
+        self.unrounded: dict[Node, Node] = {}
+        #: The integers of a stored weight, by dotted path.
+        self.weight_integers: dict[str, Node] = {}
 
     def run(self, outputs: tuple[str, ...]) -> PreparedNetwork:
         """Rewrite every node in order and build the new network."""
@@ -73,13 +120,14 @@ class _Insertion:
             plan=self.plan,
             activation_grids=self.activation_grids,
             weight_grids=self.weight_grids,
-            integers={tensor: self.integers[self.nodes[tensor]].name for tensor in self.placements if tensor in self.nodes},
+            bias_integers=self.bias_integers,
+            integers={tensor: self.integers[self.nodes[tensor]].name for tensor in self.placements},
         )
 
     # Values.
 
     def _reads_integers(self, reader: Node, source: Node) -> bool:
-        """Whether `reader` sees the rounded values of `source`: it is a reader of its quantiser, or movement hands them on."""
+        """Whether `reader` sees the rounded values of `source`: the plan lists it, or movement hands them on."""
         placement = self.placements.get(source.name)
         if placement is not None:
             return reader.name in placement.readers
@@ -87,165 +135,170 @@ class _Insertion:
 
     def _real(self, reader: Node, source: Node) -> Node:
         """The node of the real values of `source` as `reader` sees them."""
-        if source in self.integers and self._reads_integers(reader, source):
-            if source not in self.reals:
-                integers = self.integers[source]
-                path = f"{source.name}_dequantise"
-                self.module.add_module(path, Dequantise(self.grid_of[source]))
-                with self.graph.inserting_after(integers):
-                    self.reals[source] = self._call(path, (integers,), source)
-            return self.reals[source]
-        return source
+        if source not in self.integers or not self._reads_integers(reader, source):
+            return self.unrounded.get(source, source)
+        if source not in self.dequantised:
+            integers = self.integers[source]
+            operation = Dequantise(self.grid_of[source])
+            self.dequantised[source] = self._after(
+                integers, f"{source.name}_dequantise", operation, (integers,), source
+            )
+        return self.dequantised[source]
 
-    def _call(self, path: str, arguments: tuple[Node, ...], like: Node) -> Node:
-        node = self.graph.call_module(path, arguments)
+    def _call(self, name: str, operation: nn.Module, arguments: tuple[Node, ...], like: Node) -> Node:
+        """A node that calls a new module; `like` is the original node whose tensor it gives another form."""
+        path = name
+        while hasattr(self.operations, path):  # a.b and a_b
+            path += "_"
+        self.operations.add_module(path, operation)
+        node = self.graph.create_node("call_module", f"{OPERATIONS}.{path}", arguments, name=name)
         node.meta = dict(like.meta)
         return node
+
+    def _after(self, place: Node, name: str, operation: nn.Module, arguments: tuple[Node, ...], like: Node) -> Node:
+        with self.graph.inserting_after(place):
+            return self._call(name, operation, arguments, like)
 
     # Nodes.
 
     def _rewrite(self, node: Node) -> None:
-        weights = self.plan.weight(node.name)
-        placement = self._output_placement(node)
-        if node.name in self.plan.passthrough:
-            self._move(node)
-        elif weights is not None:
-            self._product(node, weights, placement)
-        elif node.op in {"call_function", "output"} and not self._fused(node, placement):
-            for source in node.all_input_nodes:
-                real = self._real(node, source)
-                if real is not source:
-                    node.replace_input_with(source, real)
+        if node in self.integers:
+            return  # an activation that the kernel before it performs
+        placement = self.placements.get(node.name)
+        if node.op in {"call_function", "output"}:
+            self._rewrite_operator(node)
         # A tensor that no fused operation has rounded is rounded where it is made.
-        if node.name in self.placements and node not in self.integers:
-            self._quantise(node, self.placements[node.name])
+        if placement is not None and node not in self.integers:
+            real, grid = self.unrounded.get(node, node), self.activation_grids[placement.group]
+            self.integers[node] = self._after(real, f"{node.name}_quantise", Quantise(grid), (real,), node)
+            self.grid_of[node] = grid
+
+    def _rewrite_operator(self, node: Node) -> None:
+        weights, sources = self.plan.weight(node.name), tensor_inputs(node)
+        if node.name in self.plan.passthrough:
+            self.grid_of[node] = self.grid_of[sources[0]]
+            for source in sources:
+                node.replace_input_with(source, self.integers[source])
+            self.integers[node] = node
+        elif weights is not None:
+            self._product(node, weights)
+        elif self._has_integer_inputs(node, sources) and kind(node) == "matmul":
+            self._matrix_product(node, sources)
+        elif self._has_integer_inputs(node, sources) and self._replace_by_integer_form(node, sources):
+            pass
+        else:
+            for source in node.all_input_nodes:
+                node.replace_input_with(source, self._real(node, source))
+
+    def _has_integer_inputs(self, node: Node, sources: list[Node]) -> bool:
+        """Whether the plan lets an operator compute on integers and all its tensors are such."""
+        return (
+            bool(sources)
+            and node.name not in self.plan.float_nodes
+            and all(source in self.integers and self._reads_integers(node, source) for source in sources)
+        )
 
     def _output_placement(self, node: Node) -> ActivationPlacement | None:
         """The rounding that the node's own kernel performs: of its output, or of the activation it absorbs."""
-        if node.name in self.placements:
-            everybody = {user.name for user in node.users} <= set(self.placements[node.name].readers)
-            return self.placements[node.name] if everybody else None
-        users = list(node.users)
-        if len(users) == 1 and self.plan.absorbed.get(users[0].name) == node.name:
-            placement = self.placements.get(users[0].name)
-            floor_is_zero = placement is not None and placement.grid.symmetric and not placement.grid.signed
-            if placement is not None and floor_is_zero and {u.name for u in users[0].users} <= set(placement.readers):
-                return placement
-        return None
-
-    def _move(self, node: Node) -> None:
-        sources = tensor_inputs(node)
-        for source in sources:
-            if source in self.integers:
-                node.replace_input_with(source, self.integers[source])
-        self.integers[node], self.grid_of[node] = node, self.grid_of[sources[0]]
-
-    def _quantise(self, node: Node, placement: ActivationPlacement) -> None:
-        grid = self._grid(placement)
-        path = f"{node.name}_quantise"
-        self.module.add_module(path, Quantise(grid))
-        with self.graph.inserting_after(node):
-            integers = self._call(path, (node,), node)
-        self.integers[node], self.grid_of[node] = integers, grid
-
-    def _grid(self, placement: ActivationPlacement) -> ActivationGrid:
-        return self.activation_grids[placement.group]
-
-    def _finish(self, node: Node, result: Node, placement: ActivationPlacement) -> None:
-        """Record that `result` holds the integers of the placement's tensor; an absorbed activation is gone."""
-        tensor = self.nodes[placement.tensor]
-        self.integers[tensor], self.grid_of[tensor] = result, self._grid(placement)
-
-    def _product(self, layer: Node, weights: WeightPlacement, placement: ActivationPlacement | None) -> None:
-        source = layer.args[0]
-        assert isinstance(source, Node) and isinstance(layer.args[1], Node)
-        if source not in self.integers:
-            raise ValueError(f"{layer.name} has integer weights but its input is not quantised")
-        grid, weight_grid = self.grid_of[source], self._weight_grid(layer, weights)
-        bias = layer.args[2] if len(layer.args) > 2 and isinstance(layer.args[2], Node) else None
-        with self.graph.inserting_before(layer):
-            integers = self._call(_weight_grid_path(str(layer.args[1].target)), (layer.args[1],), layer.args[1])
-            rounded_bias = None
-            if bias is not None and weights.integer_bias:
-                self.module.add_module(f"{layer.name}_bias", BiasIntegers(grid, weight_grid))
-                rounded_bias = self._call(f"{layer.name}_bias", (bias,), bias)
-        users = list(layer.users)
-        layer.args = (self.integers[source], integers, rounded_bias, *layer.args[3:])
-        trailing = len(shape(layer)) - 2 if kind(layer) != "linear" else 0
-        with self.graph.inserting_after(layer):
-            if placement is not None and (bias is None or weights.integer_bias):
-                path = f"{layer.name}_requantise"
-                operation = RequantiseProduct(self._grid(placement), grid, weight_grid, channel_dimensions=trailing)
-                self.module.add_module(path, operation)
-                self._finish(layer, self._call(path, (layer,), layer), placement)
-                return
-            path = f"{layer.name}_rescale"
-            self.module.add_module(path, RescaleProduct(grid, weight_grid, channel_dimensions=trailing))
-            kept = (bias,) if bias is not None and not weights.integer_bias else ()
-            real = self._call(path, (layer, *kept), layer)
-        for user in users:
-            user.replace_input_with(layer, real)
-        self._stand_in(layer, real)
-
-    def _stand_in(self, node: Node, real: Node) -> None:
-        """Let `real` be found wherever the plan speaks of `node`."""
         placement = self.placements.get(node.name)
-        if placement is not None:
-            grid, path = self._grid(placement), f"{node.name}_quantise"
-            self.module.add_module(path, Quantise(grid))
-            with self.graph.inserting_after(real):
-                integers = self._call(path, (real,), node)
-            self.integers[node] = self.integers[real] = integers
-            self.grid_of[node] = self.grid_of[real] = grid
-            self.placements[real.name] = placement
+        readers = list(node.users)
+        if placement is None and len(readers) == 1 and self.plan.absorbed.get(readers[0].name) == node.name:
+            # Only a grid that begins at zero does the work of a ReLU, or of a clip whose end is the grid's limit.
+            placement = self.placements.get(readers[0].name)
+            if placement is None or placement.grid.signed or not placement.grid.symmetric:
+                return None
+            if kind(readers[0]) not in {"relu", "clip"}:
+                return None
+            readers = list(readers[0].users)
+        if placement is None or not {reader.name for reader in readers} <= set(placement.readers):
+            return None  # somebody needs the values before they are rounded
+        return placement
+
+    def _finish(
+        self, node: Node, operation: nn.Module, arguments: tuple[Node, ...], placement: ActivationPlacement
+    ) -> None:
+        """Round the node's result to the placement's tensor: its own, or that of the activation behind it."""
+        tensor = self.nodes[placement.tensor]
+        self.integers[tensor] = self._after(node, f"{node.name}_requantise", operation, arguments, tensor)
+        self.grid_of[tensor] = self.activation_grids[placement.group]
+
+    def _product(self, layer: Node, weights: WeightPlacement) -> None:
+        source, weight, bias = layer.args[0], layer.args[1], argument(layer, 2, "bias")
+        assert isinstance(source, Node) and isinstance(weight, Node)
+        if source not in self.integers or not self._reads_integers(layer, source):
+            raise ValueError(f"{layer.name} has integer weights but its input is not quantised")
+        placement = self._output_placement(layer)
+        grid, weight_grid = self.grid_of[source], self._weight_grid(layer, weights)
+        form = {"channel_dimensions": 0 if kind(layer) == "linear" else len(shape(layer)) - 2}
+        form["groups"] = output_groups(layer)
+        in_sums: Node | None = None
+        in_reals = () if bias is None else (bias,)
+        with self.graph.inserting_before(layer):
+            if str(weight.target) not in self.weight_integers:
+                name = f"{weight.name}_integers"
+                self.weight_integers[str(weight.target)] = self._call(name, weight_grid, (weight,), weight)
+            if bias is not None and weights.integer_bias:
+                rounding = self.bias_integers[layer.name] = BiasIntegers(grid, weight_grid, **form)
+                if kind(layer) == "linear" and len(shape(layer)) != 2:
+                    # A matrix product over rows has no bias of its own: runtimes add it to the rescaled sums.
+                    in_reals = (self._call(f"{layer.name}_bias", BiasReals(rounding), (bias,), bias),)
+                else:
+                    in_sums, in_reals = self._call(f"{layer.name}_bias", rounding, (bias,), bias), ()
+        layer.target = _INTEGER_PRODUCTS[kind(layer)]
+        output = self.activation_grids[placement.group] if placement is not None and not in_reals else None
+        constants = [self.weight_integers[str(weight.target)], in_sums]
+        with self.graph.inserting_before(layer):
+            for index, (word, axis) in enumerate((("weight", weight_grid.grid.channel_axis or 0), ("bias", 0))):
+                integers = constants[index]
+                if integers is not None:
+                    operation: nn.Module = Prescale(output, grid, weight_grid, axis=axis, groups=form["groups"])
+                    constants[index] = self._call(f"{layer.name}_{word}_prescale", operation, (integers,), integers)
+        layer.args = (self.integers[source], *constants, *layer.args[3:])
+        if output is not None and placement is not None:
+            requantisation = RequantiseProduct(output, grid, weight_grid, **form)
+            requantisation.prescaled = True
+            self._finish(layer, requantisation, (layer,), placement)
+        else:
+            rescaling = RescaleProduct(grid, weight_grid, **form)
+            rescaling.prescaled = True
+            self.unrounded[layer] = self._after(layer, f"{layer.name}_rescale", rescaling, (layer, *in_reals), layer)
 
     def _weight_grid(self, layer: Node, placement: WeightPlacement) -> WeightGrid:
-        weight = constant(self.module, layer.args[1])
-        assert weight is not None and isinstance(layer.args[1], Node)
-        name = str(layer.args[1].target)
-        if name not in self.weight_grids:  # layers that share a weight share its grid
-            self.weight_grids[name] = WeightGrid(placement.grid, weight)
-            self.module.add_module(_weight_grid_path(name), self.weight_grids[name])
-        return self.weight_grids[name]
+        """The grid of a layer's weight; layers that share a weight share it."""
+        weight, bias = constant(self.module, layer.args[1]), constant(self.module, argument(layer, 2, "bias"))
+        assert weight is not None and isinstance(layer.args[1], Node) and isinstance(layer.args[0], Node)
+        path = str(layer.args[1].target)
+        if path not in self.weight_grids:
+            floor = None
+            if bias is not None and placement.integer_bias:
+                step = self.grid_of[layer.args[0]].scale().detach()
+                floor = (bias.detach().abs() / (step * _LARGEST_FIRST_BIAS)).reshape(output_groups(layer), -1).amax(0)
+                floor = floor if placement.grid.channel_axis is not None else floor.max()
+            self.weight_grids[path] = WeightGrid(placement.grid, weight, floor=floor)
+        if self.weight_grids[path].grid != placement.grid:
+            raise ValueError(f"{layer.name} shares its weight with a layer that the plan gives another grid")
+        return self.weight_grids[path]
 
-    def _fused(self, node: Node, placement: ActivationPlacement | None) -> bool:
-        """Replace an operation between integers by its integer form; False when it has none."""
-        word, sources = kind(node), tensor_inputs(node)
-        if node.op != "call_function" or word in WEIGHTED or not sources:
-            return False
-        if node.name in self.plan.absorbed and node in self.integers:
-            return True  # the kernel before it has done its work
-        if word not in {"add", "mul", "adaptive_average_pool", "matmul"} or node.name in self.plan.float_nodes:
-            return False
-        if not all(source in self.integers and self._reads_integers(node, source) for source in sources):
-            return False
-        grids = [self.grid_of[source] for source in sources]
-        arguments = tuple(self.integers[source] for source in sources)
-        if word == "matmul":
-            self._matrix_product(node, grids, arguments, placement)
-            return True
-        if placement is None or (word != "adaptive_average_pool" and len(node.args) != len(sources)):
-            return False
-        operations = {"add": RequantiseSum, "mul": RequantiseMultiplication, "adaptive_average_pool": RequantiseMean}
-        path = f"{node.name}_requantise"
-        self.module.add_module(path, operations[word](self._grid(placement), *grids))
-        with self.graph.inserting_after(node):
-            self._finish(node, self._call(path, arguments, node), placement)
+    def _matrix_product(self, node: Node, sources: list[Node]) -> None:
+        """Multiply two activations as integers."""
+        placement, grids = self._output_placement(node), [self.grid_of[source] for source in sources]
+        length = static_shape(sources[0])[-1]
+        if length < 0 or length * LARGEST_ACTIVATION**2 >= EXACT_IN_FLOAT32:
+            node.target = wide_matmul
+        node.args = tuple(self.integers[source] for source in sources)
+        if placement is not None:
+            output = self.activation_grids[placement.group]
+            self._finish(node, RequantiseProduct(output, *grids), (node,), placement)
+        else:
+            operation = RescaleProduct(*grids)
+            self.unrounded[node] = self._after(node, f"{node.name}_rescale", operation, (node,), node)
+
+    def _replace_by_integer_form(self, node: Node, sources: list[Node]) -> bool:
+        """Put an operation's integer form in its place; False when it has none for its operands and readers."""
+        placement, form = self._output_placement(node), _INTEGER_FORMS.get(kind(node))
+        operands = node.args[:1] if kind(node) == "adaptive_average_pool" else node.args
+        if placement is None or form is None or list(operands) != sources:
+            return False  # an operand is a number or a constant
+        operation = form(self.activation_grids[placement.group], *(self.grid_of[source] for source in sources))
+        self._finish(node, operation, tuple(self.integers[source] for source in sources), placement)
         return True
-
-    def _matrix_product(
-        self, node: Node, grids: list[ActivationGrid], arguments: tuple[Node, ...], placement: ActivationPlacement | None
-    ) -> None:
-        users = list(node.users)
-        node.args = arguments
-        with self.graph.inserting_after(node):
-            if placement is not None:
-                operation = RequantiseProduct(self._grid(placement), *grids, channel_dimensions=0)
-                self.module.add_module(f"{node.name}_requantise", operation)
-                self._finish(node, self._call(f"{node.name}_requantise", (node,), node), placement)
-                return
-            self.module.add_module(f"{node.name}_rescale", RescaleProduct(*grids, channel_dimensions=0))
-            real = self._call(f"{node.name}_rescale", (node,), node)
-        for user in users:
-            user.replace_input_with(node, real)
-        self._stand_in(node, real)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from calibration.mutation import functional, is_in_place
@@ -162,7 +161,7 @@ def _clamp(graph: Graph, node: Node) -> None:
 
 
 def _scaled_operand(graph: Graph, node: Node) -> None:
-    """a + alpha * b: the product becomes a node of its own."""
+    """Make the product in a + alpha * b a node of its own."""
     factor = node.kwargs.get("alpha", 1)
     node.kwargs = {}
     if factor == 1:
@@ -178,7 +177,7 @@ def _scaled_operand(graph: Graph, node: Node) -> None:
 
 
 def _reversed_subtraction(graph: Graph, node: Node) -> None:
-    """b - alpha * a, as (-alpha * a) + b."""
+    """Write b - alpha * a as (-alpha * a) + b."""
     first, second = node.args[:2]
     with graph.inserting_before(node):
         scaled = graph.call_function(aten.mul.Tensor, (first, -argument(node, 2, "alpha", 1)))

@@ -9,16 +9,21 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from calibration.grid import Grid, affine_parameters
+from calibration.grid import SMALLEST_SCALE, Grid, affine_parameters
 
 RangeMethod = Literal["auto", "mse", "minmax", "moving-average", "percentile"]
 RANGE_METHODS: tuple[str, ...] = get_args(RangeMethod)
 
-# Resolution: the histogram reaches at most twice the largest value, so an 8-bit step spans 16 bins or more.
-_BINS = 8192
+# The histogram reaches at most twice the largest magnitude, so an 8-bit step of a tensor of one sign spans at least
+# 2**14 / 2 / 2 / 256 = 16 bins, and one of a tensor of both signs 32.
+_BINS = 2**14
+# The magnitudes that a histogram can reach: below, every value is zero on any grid (255 steps of the smallest scale
+# are 2**-16); above, the reach would not be a float32.
+_SMALLEST_REACH, _LARGEST_REACH = 2.0**-30, 2.0**127
 # Jacob et al. (arXiv 1712.05877) smooth ranges with a decay close to 1; with the few batches of a calibration
-# pass 0.9 lets the last ten of them count.
+# pass 0.9 lets the last ten of them count [ours].
 _DECAY = 0.9
+# One value in ten thousand lies beyond each end: what vendors' calibrators use as "99.99 %".
 _PERCENTILE = 0.9999
 
 
@@ -26,8 +31,10 @@ _PERCENTILE = 0.9999
 class RangeObserver:
     """Collects minimum, maximum, their moving average and a histogram of one tensor over many batches.
 
-    The histogram spans [-reach, reach]; when a value falls outside, the reach doubles and bins merge in pairs
-    around zero, which is exact: no value ever changes sides of a bin edge that remains.
+    The histogram spans [-reach, reach) with a reach that is a power of two. When a value falls outside, the reach
+    doubles and bins merge in pairs around zero. That is exact: dividing by a bin's width is a shift of exponents,
+    so no value ever changes sides of an edge that remains, and the order of the batches does not matter. The
+    largest values themselves count into the last bins.
     """
 
     minimum: float = 0.0
@@ -43,7 +50,8 @@ class RangeObserver:
         """Add a batch: float tensor of any shape. One value that is not finite clears `finite` for good."""
         values = values.detach().float()
         low, high = (float(bound) for bound in torch.aminmax(values))
-        if not (math.isfinite(low) and math.isfinite(high)):
+        largest = max(-low, high)
+        if not largest <= _LARGEST_REACH:  # NaN compares false
             self.finite = False
             return
         if self.batches == 0:
@@ -52,30 +60,33 @@ class RangeObserver:
         self.average_minimum += (1 - _DECAY) * (low - self.average_minimum)
         self.average_maximum += (1 - _DECAY) * (high - self.average_maximum)
         self.batches += 1
-        self._count(values, max(-low, high, 2.0**-20))
+        self._count(values, max(largest, _SMALLEST_REACH))
 
     def _count(self, values: Tensor, needed: float) -> None:
+        mantissa, exponent = math.frexp(needed)
         if self.counts is None:
-            # A power of two, so that the result does not depend on which batch came first.
-            self.reach = 2.0 ** torch.tensor(needed).log2().ceil().item()
+            self.reach = 2.0 ** (exponent - (mantissa == 0.5))
             self.counts = torch.zeros(_BINS, dtype=torch.float64)
         while self.reach < needed:
             merged = torch.zeros_like(self.counts)
             merged[_BINS // 4 : 3 * _BINS // 4] = self.counts.reshape(-1, 2).sum(1)
             self.counts, self.reach = merged, self.reach * 2
-        self.counts += torch.histc(values, _BINS, -self.reach, self.reach).double().cpu()
+        # The factor is a power of two, so that the product is exact.
+        bins = (values * (_BINS / 2 / self.reach)).floor_().clamp_(-_BINS // 2, _BINS // 2 - 1).to(torch.int32)
+        self.counts += torch.bincount(bins.add_(_BINS // 2).flatten(), minlength=_BINS).double().cpu()
 
     def centres(self) -> Tensor:
-        """Centre of every bin, float64."""
+        """Centre of every bin, float64 [bins]."""
         return (torch.arange(_BINS, dtype=torch.float64) + 0.5) * (2 * self.reach / _BINS) - self.reach
 
 
 def choose_range(observer: RangeObserver, grid: Grid, method: RangeMethod) -> tuple[float, float]:
     """Lower and upper end of the range that a tensor's grid should cover.
 
-    "auto" is "mse": the error of rounding and clipping together, which is minmax when a tensor has no tail.
+    "auto" is "mse": the least error of rounding and clipping together, which is "minmax" for a tensor without a
+    tail. Raises ValueError when nothing was observed.
     """
-    if observer.counts is None or observer.batches == 0:
+    if observer.counts is None:
         raise ValueError("no batch was observed")
     if method == "minmax":
         return observer.minimum, observer.maximum
@@ -83,15 +94,18 @@ def choose_range(observer: RangeObserver, grid: Grid, method: RangeMethod) -> tu
         return observer.average_minimum, observer.average_maximum
     if method == "percentile":
         cumulative = observer.counts.cumsum(0) / observer.counts.sum()
-        centres = observer.centres()
-        low = centres[int(torch.searchsorted(cumulative, 1 - _PERCENTILE))]
-        high = centres[min(int(torch.searchsorted(cumulative, _PERCENTILE)), _BINS - 1)]
-        return max(float(low), observer.minimum), min(float(high), observer.maximum)
+        ends = torch.tensor([1 - _PERCENTILE, _PERCENTILE], dtype=torch.float64)
+        low, high = observer.centres()[torch.searchsorted(cumulative, ends).clamp_max(_BINS - 1)].tolist()
+        return max(low, observer.minimum), min(high, observer.maximum)
     return _least_squares_range(observer, grid)
 
 
 def _least_squares_range(observer: RangeObserver, grid: Grid) -> tuple[float, float]:
-    """The shrunken [minimum, maximum] with the least mean squared error of rounding plus clipping."""
+    """The shrunken [minimum, maximum] with the least mean squared error of rounding plus clipping.
+
+    Values count as the centre of their bin. Both ends shrink together in steps of 1/40 down to a fifth; on a grid
+    with a zero point also each for itself, in steps of 1/10.
+    """
     assert observer.counts is not None
     filled = observer.counts > 0
     centres, counts = observer.centres()[filled], observer.counts[filled]
@@ -101,11 +115,11 @@ def _least_squares_range(observer: RangeObserver, grid: Grid) -> tuple[float, fl
         pairs += [(first, second) for first in shrinks[::4] for second in shrinks[::4]]
     # Narrow ranges first and "<=" below: among equals the wider wins, as clipping is what unseen images make worse.
     pairs.sort(key=sum)
-    best, best_range = float("inf"), (observer.minimum, observer.maximum)
+    best, best_range = math.inf, (observer.minimum, observer.maximum)
     for shrink_low, shrink_high in pairs:
         low, high = observer.minimum * shrink_low, observer.maximum * shrink_high
         scale, zero_point = affine_parameters(low, high, grid)
-        integers = (centres * (1 / scale)).round_().clamp_(grid.quant_min - zero_point, grid.quant_max - zero_point)
+        integers = (centres / scale).round_().clamp_(grid.quant_min - zero_point, grid.quant_max - zero_point)
         error = float(torch.dot(counts, integers.mul_(scale).sub_(centres).square_()))
         if error <= best:
             best, best_range = error, (low, high)
@@ -113,22 +127,23 @@ def _least_squares_range(observer: RangeObserver, grid: Grid) -> tuple[float, fl
 
 
 def weight_scale(weight: Tensor, grid: Grid) -> Tensor:
-    """Scale per channel [C] (or rank 0) of a symmetric weight grid.
+    """Scale of a symmetric weight grid: float32 [C] along the grid's channel axis, or rank 0.
 
     At 8 bits the largest magnitude is kept; below, the scale with the least squared error among 80 shrunken ones
-    is taken, as clipping a few large weights then pays.
+    is taken, as clipping a few large weights then pays. A channel of zeros gets the smallest scale.
     """
-    axis = grid.channel_axis
-    flat = weight.detach().double().reshape(1, -1) if axis is None else weight.detach().double().movedim(axis, 0).flatten(1)
-    # A channel of zeros keeps a scale that any value would have: half of float32's smallest step loses nothing.
-    full = (flat.abs().amax(1) / grid.quant_max).clamp_min(2.0**-24)
+    axis, values = grid.channel_axis, weight.detach().double()
+    channels = values.reshape(1, -1) if axis is None else values.movedim(axis, 0).flatten(1)
+    full = (channels.abs().amax(1) / grid.quant_max).clamp_min(SMALLEST_SCALE)
     best_scale = full.clone()
     if grid.bits < 8:
-        best_error = torch.full_like(full, float("inf"))
-        for shrink in torch.linspace(0.3, 1.0, 80, dtype=torch.float64):
+        best_error = torch.full_like(full, math.inf)
+        for shrink in torch.linspace(0.3, 1.0, 80, dtype=torch.float64).tolist():
             scale = full * shrink
-            integers = (flat / scale[:, None]).round().clamp(grid.quant_min, grid.quant_max)
-            error = (integers * scale[:, None] - flat).square().sum(1)
+            integers = (channels / scale[:, None]).round().clamp(grid.quant_min, grid.quant_max)
+            error = (integers * scale[:, None] - channels).square().sum(1)
             better = error < best_error
-            best_error, best_scale = torch.where(better, error, best_error), torch.where(better, scale, best_scale)
-    return best_scale.float() if axis is not None else best_scale.float().reshape(())
+            best_error = torch.where(better, error, best_error)
+            best_scale = torch.where(better, scale, best_scale)
+    scale = best_scale.clamp_min(SMALLEST_SCALE).float()
+    return scale if axis is not None else scale.reshape(())

@@ -10,6 +10,13 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from calibration.integer_products import (
+    integer_conv2d,
+    integer_conv_transpose2d,
+    integer_linear,
+    wide_matmul,
+)
+
 aten = torch.ops.aten
 
 
@@ -28,10 +35,14 @@ KINDS: dict[Any, str] = {
     operator.getitem: "item",
     aten.conv2d.default: "conv",
     aten.conv2d.padding: "conv",
+    integer_conv2d: "conv",
     aten.conv_transpose2d.input: "conv_transpose",
+    integer_conv_transpose2d: "conv_transpose",
     aten.linear.default: "linear",
+    integer_linear: "linear",
     aten.matmul.default: "matmul",
     aten.bmm.default: "matmul",
+    wide_matmul: "matmul",
     aten.batch_norm.default: "batch_norm",
     aten.relu.default: "relu",
     absorbed_relu: "relu",
@@ -175,6 +186,14 @@ def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
     return node.kwargs.get(name, default)
 
 
+def output_groups(layer: Node) -> int:
+    """How often the output channels of a weighted layer's weight repeat: the groups of a transposed convolution.
+
+    Its weight is [Cin, Cout / groups, kh, kw], so that one index of the channel axis is a channel of every group.
+    """
+    return int(argument(layer, 6, "groups", 1)) if kind(layer) == "conv_transpose" else 1
+
+
 def clip_bounds(node: Node) -> tuple[float, float]:
     """Lower and upper bound of a node of kind "clip"; infinite where it has none."""
     if node.target is aten.relu6.default:
@@ -208,5 +227,3 @@ def make_graph_module(root: torch.nn.Module, graph: torch.fx.Graph) -> GraphModu
     graph.eliminate_dead_code()
     graph.lint()
     return GraphModule(root, graph)
-
-

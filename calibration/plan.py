@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from calibration.grid import Grid
@@ -53,17 +55,32 @@ class Plan:
     kinds: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        tensors = [placement.tensor for placement in self.activations]
-        if len(set(tensors)) != len(tensors):
-            raise ValueError(f"a tensor is quantised twice: {sorted({t for t in tensors if tensors.count(t) > 1})}")
-        grids: dict[str, Grid] = {}
+        _refuse_duplicates("tensor", (placement.tensor for placement in self.activations))
+        _refuse_duplicates("weight of layer", (placement.layer for placement in self.weights))
+        groups: dict[str, ActivationPlacement] = {}
         for placement in self.activations:
-            if grids.setdefault(placement.group, placement.grid) != placement.grid:
-                raise ValueError(f"the tensors that share the scale {placement.group} have different grids")
+            first = groups.setdefault(placement.group, placement)
+            if (first.grid, first.limit) != (placement.grid, placement.limit):
+                raise ValueError(f"the tensors that share the scale {placement.group} have different grids or limits")
+        for name in ("absorbed", "passthrough", "float_nodes", "kinds"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
+        """The plan itself: nothing in it can change."""
+        return self
 
     def weight(self, layer: str) -> WeightPlacement | None:
         """The placement of a layer's weight, or None when the layer stays float."""
         return next((placement for placement in self.weights if placement.layer == layer), None)
+
+    def names(self) -> frozenset[str]:
+        """Every node of the graph that the plan speaks of."""
+        found = {placement.layer for placement in self.weights}
+        for placement in self.activations:
+            found |= {placement.tensor, *placement.readers}
+        for table in (self.absorbed, self.passthrough):
+            found |= {*table, *table.values()}
+        return frozenset(found | {*self.float_nodes, *self.kinds})
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, in a fixed order."""
@@ -121,3 +138,9 @@ class Plan:
     def dumps(self) -> str:
         """The plan as JSON text; equal plans give equal text."""
         return json.dumps(self.to_json(), indent=1)
+
+
+def _refuse_duplicates(what: str, names: Iterable[str]) -> None:
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated:
+        raise ValueError(f"the {what} {', '.join(repeated)} is quantised twice")

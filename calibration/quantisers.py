@@ -1,196 +1,203 @@
-"""Modules of a prepared graph: grids with learned scales, and integer operations in the arithmetic of the device.
+"""Operations of a prepared graph: integer operations in the arithmetic of the device.
 
 Between two quantisers a tensor is held as *centred integers* (integer minus zero point, in float32), not as rounded
-reals: a convolution of such integers is exact as long as its sums stay below 2**24, so what is trained is what an
-integer kernel computes, bit for bit, and one multiplication less is needed than with fake quantisation.
+reals: a convolution of such integers is exact as long as its sums stay below 2**24 (`integer_products` sees to the
+rest), so what is trained is what an integer kernel computes, bit for bit, and one multiplication less is needed than
+with fake quantisation.
 """
 
 from __future__ import annotations
 
-import math
+from typing import Generic, TypeVarTuple
 
 import torch
 from torch import Tensor, nn
 
-from calibration.grid import SMALLEST_SCALE, Grid, broadcast_scale
-from calibration.observers import weight_scale
-from calibration.rounding import requantise, requantise_sum, round_straight_through
+from calibration.grid import broadcast_scale
+from calibration.grids import ActivationGrid, WeightGrid
+from calibration.integer_products import EXACT_BIAS, EXACT_IN_FLOAT32, LARGEST_ACTIVATION
+from calibration.rounding import requantise, requantise_sum, round_straight_through, round_to_grid
+
+_Grids = TypeVarTuple("_Grids")
 
 
-class ActivationGrid(nn.Module):
-    """Grid, learned scale and fixed zero point of one activation tensor, or of a group that shares them.
+class _Operation(nn.Module, Generic[*_Grids]):
+    """An operation that reads scales which grids elsewhere in the network own, so that they are stored once."""
 
-    The scale is stored as its logarithm, so that one learning rate means one relative change whatever the tensor's
-    magnitude, and so that it stays positive [ours]. `limit`: the largest real value that the grid may reach.
-    """
-
-    zero_point: Tensor
-
-    def __init__(self, grid: Grid, *, scale: float, zero_point: int, limit: float | None = None) -> None:
-        super().__init__()
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"a scale of {scale} is no scale")
-        if not grid.quant_min <= zero_point <= grid.quant_max:
-            raise ValueError(f"the zero point {zero_point} is not on the grid")
-        self.grid, self.limit = grid, limit
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
-        self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.int32))
-        #: Range of the centred integers.
-        self.lowest, self.highest = grid.quant_min - zero_point, grid.quant_max - zero_point
-
-    def scale(self) -> Tensor:
-        """The scale in use: float32, rank 0, positive, small enough for the limit."""
-        scale = self.log_scale.exp().clamp_min(SMALLEST_SCALE)
-        if self.limit is not None:
-            # Rounded down, so that the largest integer stands for no more than the limit (rule 14).
-            scale = scale.clamp_max(self.limit / self.highest * (1 - 2.0**-22))
-        return scale
-
-
-class WeightGrid(nn.Module):
-    """Symmetric grid of one weight with a learned scale per channel, logarithmic as for activations."""
-
-    def __init__(self, grid: Grid, weight: Tensor) -> None:
-        super().__init__()
-        self.grid = grid
-        self.log_scale = nn.Parameter(weight_scale(weight, grid).log())
-
-    def scale(self) -> Tensor:
-        """The scale in use: float32 [C], or rank 0; positive."""
-        return self.log_scale.exp().clamp_min(SMALLEST_SCALE)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The weight's integers, float32, same shape; straight-through gradient inside the grid, zero outside."""
-        scale = broadcast_scale(self.scale(), self.grid.channel_axis, weight.dim())
-        return round_straight_through((weight / scale).clamp(self.grid.quant_min, self.grid.quant_max))
-
-
-class _Operation(nn.Module):
-    """An operation that reads scales which grids elsewhere in the graph own (so they are neither stored nor moved twice)."""
-
-    def __init__(self, *grids: ActivationGrid | WeightGrid) -> None:
+    def __init__(self, *grids: *_Grids) -> None:
         super().__init__()
         self._grids = grids  # a tuple: as module attributes they would be registered here as well
 
 
-class BiasIntegers(_Operation):
-    """A bias [C] as integers at input scale x weight scale, as an int32 bias holds it; straight-through gradient."""
-
-    def scale(self) -> Tensor:
-        """The step of the bias: float32 [C], or rank 0."""
-        inputs, weights = self._grids
-        return inputs.scale() * weights.scale()
-
-    def forward(self, bias: Tensor) -> Tensor:
-        """The integers, float32 [C]."""
-        return round_straight_through(bias / self.scale())
-
-
-class Quantise(_Operation):
+class Quantise(_Operation[ActivationGrid]):
     """Reals to centred integers of a grid (ONNX QuantizeLinear)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Round x, float32 of any shape."""
+        """Round x, float32 of any shape, to integers of the same shape."""
         (output,) = self._grids
-        assert isinstance(output, ActivationGrid)
         if self.training:
             return requantise(x, output.scale().reciprocal(), output.lowest, output.highest)
         # The runtime divides: a multiplication by the reciprocal would decide some ties otherwise.
         return (x / output.scale()).round_().clamp_(output.lowest, output.highest)
 
 
-class Dequantise(_Operation):
+class Dequantise(_Operation[ActivationGrid]):
     """Centred integers to reals (ONNX DequantizeLinear)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x * scale, float32."""
-        return x * self._grids[0].scale()
+        """Multiply x, float32 of any shape, by the scale."""
+        (inputs,) = self._grids
+        return x * inputs.scale()
 
 
-class RequantiseProduct(_Operation):
-    """The sums of an integer convolution, linear layer or matrix product, rescaled and rounded to the output's grid.
+class _Product(_Operation[*_Grids]):
+    """Shared by what follows a convolution, linear layer or matrix product.
 
     `channel_dimensions`: how many axes follow the channel axis in the output (2 for a map, 0 for a vector).
+    `groups`: how often the weight's channels repeat along it (the groups of a transposed convolution).
     """
 
-    def __init__(
-        self,
-        output: ActivationGrid,
-        first: ActivationGrid,
-        second: ActivationGrid | WeightGrid,
-        *,
-        channel_dimensions: int,
-    ) -> None:
-        super().__init__(output, first, second)
-        self.channel_dimensions = channel_dimensions
+    def __init__(self, *grids: *_Grids, channel_dimensions: int = 0, groups: int = 1) -> None:
+        super().__init__(*grids)
+        self.channel_dimensions, self.groups = channel_dimensions, groups
+
+    def _step(self, first: ActivationGrid, second: ActivationGrid | WeightGrid) -> Tensor:
+        """What one unit of the sums stands for: float32 [C], or rank 0."""
+        second_scale = second.scale()
+        if second_scale.dim() and self.groups > 1:
+            second_scale = second_scale.repeat(self.groups)
+        return first.scale() * second_scale
+
+    def _along_channels(self, values: Tensor) -> Tensor:
+        return values.reshape(-1, *[1] * self.channel_dimensions) if values.dim() else values
+
+
+class BiasIntegers(_Product[ActivationGrid, WeightGrid]):
+    """A bias as integers at input scale x weight scale, as an int32 bias holds it; straight-through gradient."""
+
+    def scale(self) -> Tensor:
+        """The step of the bias: float32 [C], or rank 0."""
+        return self._step(*self._grids)
+
+    def forward(self, bias: Tensor) -> Tensor:
+        """The integers of a bias [C], float32; in evaluation float64 where sums with it may be too large."""
+        integers = round_straight_through(bias / self.scale())
+        if self.training or float(integers.detach().abs().max()) < EXACT_BIAS:
+            return integers
+        return integers.double()
+
+
+class BiasReals(_Operation[BiasIntegers]):
+    """A bias rounded to int32 and read as reals, where the runtime adds it after rescaling the sums."""
+
+    def forward(self, bias: Tensor) -> Tensor:
+        """The reals of a bias [C] that its integers stand for, float32."""
+        (rounding,) = self._grids
+        integers: Tensor = rounding(bias)
+        return integers.to(bias.dtype) * rounding.scale()
+
+
+class RequantiseProduct(_Product[ActivationGrid, ActivationGrid, ActivationGrid | WeightGrid]):
+    """The sums of an integer convolution, linear layer or matrix product, rounded to the output's grid.
+
+    `prescaled`: in training on a CPU the layer's constants come multiplied already (see `Prescale`).
+    """
+
+    prescaled = False
 
     def forward(self, sums: Tensor) -> Tensor:
-        """Integers of the output's grid: clamp(round(sums * float32(first * second / output)))."""
+        """Integers of the output's grid, of the sums' shape: clamp(round(sums * float32(first * second / output)))."""
         output, first, second = self._grids
-        assert isinstance(output, ActivationGrid)
-        multiplier = first.scale() * second.scale() / output.scale()
-        if multiplier.dim():
-            multiplier = multiplier.reshape(-1, *[1] * self.channel_dimensions)
+        if self.prescaled and _prescales(self, sums):
+            return round_to_grid(sums, output.lowest, output.highest)
+        multiplier = self._along_channels(self._step(first, second) / output.scale())
         return requantise(sums, multiplier, output.lowest, output.highest)
 
 
-class RescaleProduct(_Operation):
+class RescaleProduct(_Product[ActivationGrid, ActivationGrid | WeightGrid]):
     """The sums of an integer operation as reals, plus a float bias where the runtime keeps it so."""
 
-    def __init__(self, first: ActivationGrid, second: ActivationGrid | WeightGrid, *, channel_dimensions: int) -> None:
-        super().__init__(first, second)
-        self.channel_dimensions = channel_dimensions
+    prescaled = False
 
     def forward(self, sums: Tensor, bias: Tensor | None = None) -> Tensor:
-        """sums * float32(first * second) + bias, float32."""
-        first, second = self._grids
-        scale = first.scale() * second.scale()
-        shape = [-1, *[1] * self.channel_dimensions]
-        if scale.dim():
-            scale = scale.reshape(shape)
-        return sums * scale if bias is None else sums * scale + bias.reshape(shape)
+        """Reals of the sums' shape, float32: sums * float32(first * second) + bias; bias [C]."""
+        real = sums
+        if not (self.prescaled and _prescales(self, sums)):
+            real = sums * self._along_channels(self._step(*self._grids))
+        return real if bias is None else real + self._along_channels(bias)
 
 
-class RequantiseSum(_Operation):
+def _prescales(module: nn.Module, values: Tensor) -> bool:
+    # On a GPU the sums of unscaled integers are kept: TF32 multiplies those exactly, and passes over memory are cheap.
+    return module.training and values.device.type == "cpu"
+
+
+class Prescale(_Product[ActivationGrid | None, ActivationGrid, WeightGrid]):
+    """A layer's integer constants, multiplied in training by what would rescale the layer's sums.
+
+    The sums then come out in steps of the output (or as reals, without an output grid), which saves four passes over
+    the map in each training step: the multiplier's gradient is part of the weights'. The same real numbers, rounded
+    last bits apart; in evaluation the integers pass unchanged and the sums are exact.
+    `axis`: the axis of the constant that holds the output channels.
+    """
+
+    def __init__(
+        self, output: ActivationGrid | None, first: ActivationGrid, second: WeightGrid, *, axis: int, groups: int = 1
+    ) -> None:
+        super().__init__(output, first, second, groups=groups)
+        self.axis = axis
+
+    def forward(self, integers: Tensor) -> Tensor:
+        """The constant, a weight of any shape or a bias [C], float32, in its own shape."""
+        if not _prescales(self, integers):
+            return integers
+        output, first, second = self._grids
+        # A transposed convolution's weight has one group's channels on its axis, its bias all of them.
+        repeated = integers.dim() == 1
+        step = self._step(first, second) if repeated else first.scale() * second.scale()
+        multiplier = step if output is None else step / output.scale()
+        return integers * broadcast_scale(multiplier, self.axis if multiplier.dim() else None, integers.dim())
+
+
+class RequantiseSum(_Operation[ActivationGrid, ActivationGrid, ActivationGrid]):
     """The sum of two tensors on grids of their own, on a third (QLinearAdd)."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """clamp(round(a * sa / sy + b * sb / sy)) in centred integers; a and b broadcast."""
         output, first, second = self._grids
-        assert all(isinstance(grid, ActivationGrid) for grid in self._grids) and isinstance(output, ActivationGrid)
         ratio_a, ratio_b = first.scale() / output.scale(), second.scale() / output.scale()
         if self.training:
             return requantise_sum(a, b, ratio_a, ratio_b, output.lowest, output.highest)
         # MLAS's order of float32 operations, two fused multiply-adds on the integers as stored; a product of an
         # 8-bit integer and a float32 is exact in float64, so rounding the sum there once is the fused operation.
-        zero_a, zero_b, zero_y = (grid.zero_point for grid in self._grids)
-        fixed = zero_y - (ratio_a * zero_a + ratio_b * zero_b)
-        inner = ((a + zero_a).double() * ratio_a.double() + fixed.double()).float()
-        total = ((b + zero_b).double() * ratio_b.double() + inner.double()).float()
-        return (total.round_() - zero_y).clamp_(output.lowest, output.highest)
+        fixed = output.zero - (ratio_a.double() * first.zero + (ratio_b * second.zero).double()).float()
+        inner = ((b + second.zero).double() * ratio_b.double() + fixed.double()).float()
+        total = ((a + first.zero).double() * ratio_a.double() + inner.double()).float()
+        return (total.round_() - output.zero).clamp_(output.lowest, output.highest)
 
 
-class RequantiseMultiplication(_Operation):
+class RequantiseMultiplication(_Operation[ActivationGrid, ActivationGrid, ActivationGrid]):
     """The element-wise product of two tensors on grids of their own, on a third (QLinearMul)."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """clamp(round(a * b * float32(sa * sb / sy))) in centred integers; a and b broadcast."""
         output, first, second = self._grids
-        assert isinstance(output, ActivationGrid)
         multiplier = first.scale() * second.scale() / output.scale()
         if self.training:
             return requantise(a * b, multiplier, output.lowest, output.highest)
         # The runtime adds the zero point before it rounds, which decides some ties.
-        rounded = (a * b * multiplier + output.zero_point).round_()
-        return (rounded - output.zero_point).clamp_(output.lowest, output.highest)
+        rounded = (a * b * multiplier + output.zero).round_()
+        return (rounded - output.zero).clamp_(output.lowest, output.highest)
 
 
-class RequantiseMean(_Operation):
+class RequantiseMean(_Operation[ActivationGrid, ActivationGrid]):
     """The mean over height and width of a map on one grid, on another (QLinearGlobalAveragePool)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, C, H, W] to [B, C, 1, 1]: clamp(round(sum * float32(sx / (sy * H * W))))."""
+        """From x [B, C, H, W] to [B, C, 1, 1]: clamp(round(sum * float32(sx / (sy * H * W))))."""
         output, inputs = self._grids
-        assert isinstance(output, ActivationGrid)
-        multiplier = inputs.scale() / (output.scale() * float(x.shape[2] * x.shape[3]))
-        return requantise(x.sum((2, 3), keepdim=True), multiplier, output.lowest, output.highest)
+        positions = x.shape[2] * x.shape[3]
+        multiplier = inputs.scale() / (output.scale() * float(positions))
+        is_wide = not self.training and positions * LARGEST_ACTIVATION >= EXACT_IN_FLOAT32
+        sums = x.sum((2, 3), keepdim=True, dtype=torch.float64 if is_wide else None).to(x.dtype)
+        return requantise(sums, multiplier, output.lowest, output.highest)

@@ -28,6 +28,7 @@ from pipeline.config import DataConfig, ExecutionConfig, QuantisationConfig, Run
 from pipeline.data import open_images, split_held_out
 from pipeline.defaults import resolve_steps
 from pipeline.distillation.objective import ObjectiveConfig
+from pipeline.run import _mirrored_targets  # the run's own decision, not a copy that could drift from it
 from pipeline.stages.distill import Schedule
 from pipeline.stages.observe import prepare
 from pipeline.stages.teacher import load_network
@@ -64,6 +65,13 @@ class Results:
         """The newest row whose key is this one."""
         return next((row for row in reversed(self.rows()) if row["key"] == dict(key)), None)
 
+    def newest(self) -> list[Row]:
+        """The newest row of every key, in the order in which the keys first came."""
+        found: dict[str, Row] = {}
+        for row in self.rows():
+            found[json.dumps(row["key"], sort_keys=True)] = row
+        return list(found.values())
+
     def add(self, key: Mapping[str, Any], **measured: Any) -> None:
         """Keep a row: what `key` says was measured, the figures, and where and when."""
         self.rows()  # ends the file at a whole line
@@ -72,14 +80,15 @@ class Results:
             file.write(json.dumps(row) + "\n")
 
     def publish(self, title: str, columns: Columns, rows: Sequence[Row], *, notes: Sequence[str] = ()) -> None:
-        """Print the rows as a table and write it, with the circumstances of the newest row and of all that differ."""
+        """Print the rows as a table and write it, under when and where they were measured."""
         cells = [[_text(show(row)) for show in columns.values()] for row in rows]
         widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
         lines = [
             "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
             for line in (list(columns), ["-" * width for width in widths], *cells)
         ]
-        all_notes = [*_said(rows), *notes]
+        said = [_circumstances_of(row) for row in rows]
+        all_notes = [*_said([one for several in said for one in several]), *notes]
         text = "\n".join([f"# {title}", "", *(f"- {note}" for note in all_notes), "", *lines, ""])
         self._table.write_text(text, encoding="utf-8")
         print(f"\n{text}\n{self._table}")
@@ -94,6 +103,8 @@ class Ready:
     teacher: Network
     images: UnlabelledImages
     prepared: PreparedStudent
+    mirror: bool
+    """Whether the run averages its targets over mirror images."""
 
     def objective(self, affinity: str) -> ObjectiveConfig:
         """The run's loss with another form of the affinity."""
@@ -143,7 +154,8 @@ def make_ready(config: RunConfig) -> Ready:
         seed=config.execution.seed,
         step=lambda done, total: None,
     )
-    return Ready(config=config, backend=backend, teacher=teacher, images=images, prepared=prepared)
+    mirror, _ = _mirrored_targets(config, teacher, images)
+    return Ready(config=config, backend=backend, teacher=teacher, images=images, prepared=prepared, mirror=mirror)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +215,7 @@ def training_threads() -> Iterator[int]:
 @pytest.fixture(scope="session")
 def cifar(shared_folder: Path) -> Cifar:
     """The shared CIFAR sample and its networks."""
-    return Cifar(folder=shared_folder)
+    return Cifar(folder=shared_folder.resolve())
 
 
 @pytest.fixture(scope="session")
@@ -232,14 +244,20 @@ def _fingerprint() -> str:
     return digest.hexdigest()
 
 
-def _said(rows: Sequence[Row]) -> list[str]:
-    """Date, host, versions, load of the rows, one line each; several values where rows differ."""
+def _circumstances_of(row: Row) -> list[Row]:
+    """Those of one measurement, or of all that a row sums up."""
+    found = row["circumstances"]
+    return found if isinstance(found, list) else [found]
+
+
+def _said(circumstances: Sequence[Row]) -> list[str]:
+    """Date, host, versions, state of the code and load, one line each; several values where they differ."""
     lines = []
     for name in ("date", "host", "versions", "code"):
-        values = list(dict.fromkeys(row["circumstances"][name] for row in rows))
+        values = list(dict.fromkeys(one[name] for one in circumstances))
         shown = f"{min(values)} to {max(values)}" if name == "date" and len(values) > 1 else "; ".join(values)
         lines.append(f"{name}: {shown}")
-    loads = [row["circumstances"]["load"] for row in rows if row["circumstances"]["load"] is not None]
+    loads = [one["load"] for one in circumstances if one["load"] is not None]
     if loads:
         lines.append(f"load average of the machine after each row: {min(loads)} to {max(loads)}")
     return lines

@@ -9,6 +9,7 @@ several states. FAQD_ABLATION_STEPS shortens all runs. Nothing but the last colu
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import time
@@ -20,12 +21,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from calibration.prepared import PreparedNetwork
 from pipeline.data import open_evaluation, ordered_batches
 from pipeline.defaults import resolve_device
 from pipeline.preprocessing import normalise
+from pipeline.sources.image_source import ImageSource
 from pipeline.stages.distill import distil
+from pipeline.stages.targets import target_outputs
 
 if TYPE_CHECKING:
     from tests.benchmarks.conftest import Cifar, Columns, Ready, Results, Row
@@ -75,6 +79,7 @@ def test_affinity_forms(
     common = {
         "threads": training_threads,
         "given_steps": given,
+        "targets": settings.targets,
         **{name: getattr(settings, name) for name in ("batch_size", "learning_rate", "scale_learning_rate")},
         **{name: getattr(settings, name) for name in ("logit_loss", "temperature", "affinity_weight", "projections")},
     }
@@ -94,6 +99,8 @@ def test_affinity_forms(
             f"held-out distillation loss: {settings.logit_loss} of the logits (T = {settings.temperature:g}) on "
             "unlabelled images that did not train; change: to logits only of the same seed, negative is better",
             "top-1: of the simulated network (equal to the runtime) on the labelled test images, reported only",
+            "held-out agreement: same class as the distillation target (--targets "
+            f"{settings.targets}: the mean over the image and its mirror image where the teacher hardly minds)",
             f"affinity weight {settings.affinity_weight:g}, batch {settings.batch_size}, {training_threads} threads; "
             "ms per step: median of the whole step with reading and augmenting",
         ],
@@ -111,7 +118,8 @@ def _measured(student: Ready, loss: str, steps: int, cifar: Cifar, folder: Path)
         preprocessing,
         objective=student.objective(FORMS.get(loss, "none")),
         schedule=student.schedule(steps),
-        taps=None,
+        taps=student.config.distillation.taps,
+        mirror=student.mirror,
         device=resolve_device(student.config.execution.device),
         fast=resolve_device(student.config.execution.device).type == "cuda",
         seed=student.config.execution.seed,
@@ -120,19 +128,59 @@ def _measured(student: Ready, loss: str, steps: int, cifar: Cifar, folder: Path)
         say=print,
     )
     record = trained.distillation
-    step_ms = [1000 * (after - before) for before, after in zip(ticks, ticks[1:], strict=False)]
+    step_ms = [1000 * (after - before) for before, after in itertools.pairwise(ticks)]
     evaluation = open_evaluation(cifar.test, preprocessing)
     assert evaluation.labels is not None
     everything = np.arange(len(evaluation.images), dtype=np.int64)
-    classes = partial(_classes, student)
-    teacher_classes = classes(student.teacher.folded, student.images.source, student.images.held_out)
-    student_classes = classes(trained.network, student.images.source, student.images.held_out)
+    classes, held_out = partial(_classes, student), student.images.held_out
+    target = target_outputs(student.teacher.folded, mirror=student.mirror)
+    target_classes = classes(target, student.images.source, held_out)
+    student_classes = classes(trained.network, student.images.source, held_out)
     test_classes = classes(trained.network, evaluation.images, everything)
     return {
         "held_out_loss": record.loss_calibrated if record.loss_final is None else record.loss_final,
-        "held_out_agreement": float((student_classes == teacher_classes).mean()),
+        "held_out_agreement": float((student_classes == target_classes).mean()),
         "top1": float((test_classes == evaluation.labels).mean()),
         "step_ms": statistics.median(step_ms) if step_ms else None,
         "chosen": record.chosen,
         "backoffs": record.backoffs,
     }
+
+
+def _classes(
+    student: Ready, network: Callable[[Tensor], Sequence[Tensor]], source: ImageSource, indices: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Argmax of a network's first output for the images of these indices."""
+    preprocessing, found = student.teacher.preprocessing, []
+    with torch.no_grad():
+        for batch in ordered_batches(source, indices, preprocessing, batch_size=_BATCH):
+            found.append(network(normalise(batch.images, preprocessing))[0].argmax(1))
+    classes: NDArray[np.int64] = torch.cat(found).numpy()
+    return classes
+
+
+def _table(rows: Sequence[Row]) -> list[Row]:
+    """One row per bits and loss, each figure a list over the seeds; the newest row of each run counts."""
+    runs = {(row["key"]["bits"], row["key"]["loss"], row["key"]["seed"]): row for row in rows}
+    lines = []
+    for bits in BITS:
+        for loss in (CALIBRATED, *FORMS):
+            found = {seed: runs[bits, loss, seed] for seed in SEEDS if (bits, loss, seed) in runs}
+            if not found:
+                continue
+            line: Row = {"bits": bits, "loss": loss, "seeds": len(found), "steps": next(iter(found.values()))["steps"]}
+            for name in ("held_out_loss", "held_out_agreement", "top1", "step_ms"):
+                line[name] = [row[name] for row in found.values() if row[name] is not None]
+            pairs = [(row, runs.get((bits, LOGITS, seed))) for seed, row in found.items() if loss != LOGITS]
+            line["change"] = [row["held_out_loss"] - base["held_out_loss"] for row, base in pairs if base is not None]
+            # The table says when and where of all runs that a line stands for.
+            line["circumstances"] = [row["circumstances"] for row in found.values()]
+            lines.append(line)
+    return lines
+
+
+def _spread(values: Sequence[float], factor: float, digits: int, *, sign: bool = False) -> str | None:
+    if not values:
+        return None
+    mean = f"{factor * statistics.mean(values):{'+' if sign else ''}.{digits}f}"
+    return f"{mean} +- {factor * statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean

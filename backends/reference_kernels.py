@@ -1,0 +1,188 @@
+"""The arithmetic of integer kernels: what ONNX Runtime's CPU library computes, operator by operator, on any machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from backends.reference_operators import FLOATS, Attributes, average_pool, convolve
+
+#: Integers up to here are exact in float32, and so is every partial sum of products that stays below.
+_EXACT_IN_FLOAT32 = 2**24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantised:
+    """Integers (held as int32, or as they come) with the scale and zero point of their real values."""
+
+    integers: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    axis: int | None
+    low: int
+    high: int
+
+    def real(self) -> Tensor:
+        """The float32 values: (integer - zero point) * scale, as DequantizeLinear computes them."""
+        shifted = self.integers.to(torch.int32) - _along(self.zero_point, self.axis, self.integers.dim())
+        return shifted.float() * _along(self.scale, self.axis, self.integers.dim())
+
+    def centred(self) -> Tensor:
+        """The integers minus the zero point, int32."""
+        return self.integers.to(torch.int32) - _along(self.zero_point, self.axis, self.integers.dim())
+
+
+def _along(parameter: Tensor, axis: int | None, rank: int) -> Tensor:
+    if parameter.dim() == 0 or axis is None:
+        return parameter
+    shape = [1] * rank
+    shape[axis] = -1
+    return parameter.reshape(shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where an integer kernel writes: scale, zero point and range of the rounded output."""
+
+    name: str
+    scale: Tensor
+    zero_point: int
+    low: int
+    high: int
+
+    def saturate(self, values: Tensor) -> Tensor:
+        """Round half to even, add the zero point, clip; int32. `values` are reals divided by the scale."""
+        return (values.round() + self.zero_point).clamp(self.low, self.high).to(torch.int32)
+
+
+Value = Tensor | Quantised | None
+Kernel = Callable[[Sequence[Value], Attributes, Target], Tensor]
+
+
+def all_quantised(inputs: Sequence[Value], operator: str) -> bool:
+    """Whether an operator's data (and weight) inputs are all integers; biases may be either."""
+    needed = {"Conv": 2, "Gemm": 2, "MatMul": 2, "Add": 2, "Mul": 2}.get(operator, 1)
+    return len(inputs) >= needed and all(isinstance(value, Quantised) for value in inputs[:needed])
+
+
+def _accumulate(operator: str, inputs: Sequence[Value], attributes: Attributes) -> Tensor:
+    """The exact integer sums of a weighted operator with its int32 bias, held in float32 or float64.
+
+    float32 where the largest possible sum stays below 2**24, so that no rounding can happen, else float64.
+    """
+    x, weight = inputs[0], inputs[1]
+    assert isinstance(x, Quantised) and isinstance(weight, Quantised)
+    bias = inputs[2].integers if len(inputs) > 2 and isinstance(inputs[2], Quantised) else None
+    weights = weight.centred()
+    reach = max(int((x.low - x.zero_point).abs().max()), int((x.high - x.zero_point).abs().max()))
+    axes = {"Conv": (1, 2, 3), "Gemm": (1,) if attributes.get("transB") else (0,)}.get(operator, (-2,))
+    largest = int(weights.abs().sum(axes, dtype=torch.int64).max()) * reach
+    largest += 0 if bias is None else int(bias.long().abs().max())
+    kind = torch.float32 if largest < _EXACT_IN_FLOAT32 else torch.float64
+    data, weights = x.centred().to(kind), weights.to(kind)
+    offset = None if bias is None else bias.to(kind)
+    if operator == "Conv":
+        return convolve(data, weights, offset, attributes)
+    total = data @ (weights.T if attributes.get("transB") else weights)
+    return total if offset is None else total + offset
+
+
+def _output_scale(operator: str, inputs: Sequence[Value]) -> Tensor:
+    """Input scale times weight scale in float32, shaped to multiply the operator's output."""
+    x, weight = inputs[0], inputs[1]
+    assert isinstance(x, Quantised) and isinstance(weight, Quantised)
+    scale = x.scale * weight.scale
+    return scale.reshape(-1, 1, 1) if operator == "Conv" and scale.dim() else scale
+
+
+def accumulate_to_float(operator: str, inputs: Sequence[Value], attributes: Attributes) -> Tensor:
+    """A weighted operator that writes float32: exact sums, one multiplication, then a float bias if it has one."""
+    result = _accumulate(operator, inputs, attributes).float() * _output_scale(operator, inputs)
+    bias = inputs[2] if len(inputs) > 2 else None
+    if isinstance(bias, Tensor):
+        result = result + (bias.reshape(-1, 1, 1) if operator == "Conv" else bias)
+    return result
+
+
+def _weighted_kernel(
+    operator: str,
+) -> Kernel:
+    def run(inputs: Sequence[Value], attributes: Attributes, target: Target) -> Tensor:
+        if len(inputs) > 2 and isinstance(inputs[2], Tensor):
+            return target.saturate(accumulate_to_float(operator, inputs, attributes) / target.scale)
+        multiplier = _output_scale(operator, inputs) / target.scale
+        return target.saturate(_accumulate(operator, inputs, attributes).float() * multiplier)
+
+    return run
+
+
+def _add(inputs: Sequence[Value], attributes: Attributes, target: Target) -> Tensor:
+    """MLAS qladd: a * (sa/sc) + (b * (sb/sc) + fixed), fused multiply-adds in float32 throughout, then rounding.
+
+    The order was found by trying: of 28 that the algebra allows, this one alone equals ONNX Runtime 1.31 on all 19.7
+    million sums of 300 random triples of scales and zero points (tests/backends).
+    """
+    first, second = inputs[0], inputs[1]
+    assert isinstance(first, Quantised) and isinstance(second, Quantised)
+    ratio_a, ratio_b = first.scale / target.scale, second.scale / target.scale
+    product_b = (ratio_b * second.zero_point).double()
+    fixed = target.zero_point - (ratio_a.double() * first.zero_point + product_b).float()
+    inner = (second.integers.double() * ratio_b.double() + fixed.double()).float()
+    total = (first.integers.double() * ratio_a.double() + inner.double()).float()
+    return total.round().clamp(target.low, target.high).to(torch.int32)
+
+
+def _mul(inputs: Sequence[Value], attributes: Attributes, target: Target) -> Tensor:
+    """MLAS qlmul: (a - za) * (b - zb) exactly, times sa * sb / sc, plus the zero point, then rounding."""
+    first, second = inputs[0], inputs[1]
+    assert isinstance(first, Quantised) and isinstance(second, Quantised)
+    ratio = first.scale * second.scale / target.scale
+    product = (first.centred() * second.centred()).float() * ratio + float(target.zero_point)
+    return product.round().clamp(target.low, target.high).to(torch.int32)
+
+
+def _global_average_pool(inputs: Sequence[Value], attributes: Attributes, target: Target) -> Tensor:
+    """MLAS qlgavgpool: the exact sum times sx / (sy * positions)."""
+    x = inputs[0]
+    assert isinstance(x, Quantised)
+    positions = x.integers.shape[2] * x.integers.shape[3]
+    multiplier = x.scale / (target.scale * float(positions))
+    total = x.centred().sum((2, 3), keepdim=True, dtype=torch.int64)
+    return target.saturate(total.float() * multiplier)
+
+
+def _average_pool(inputs: Sequence[Value], attributes: Attributes, target: Target) -> Tensor:
+    x = inputs[0]
+    assert isinstance(x, Quantised)
+    return target.saturate(average_pool(x.real(), attributes) / target.scale)
+
+
+def _table(operator: str) -> Kernel:
+    """A function of one integer: computed for each of the 256 inputs, then looked up (qlinear_lookup_table.cc)."""
+
+    def run(inputs: Sequence[Value], attributes: Attributes, target: Target) -> Tensor:
+        x = inputs[0]
+        assert isinstance(x, Quantised)
+        every = torch.arange(x.low, x.high + 1, dtype=torch.int32)
+        reals = (every - x.zero_point).float() * x.scale
+        table = target.saturate(FLOATS[operator]([reals], attributes)[0] / target.scale)
+        return table[(x.integers - x.low).long()]
+
+    return run
+
+
+#: Operators with an integer kernel that rounds its own output.
+KERNELS: dict[str, Kernel] = {
+    "Conv": _weighted_kernel("Conv"),
+    "Gemm": _weighted_kernel("Gemm"),
+    "MatMul": _weighted_kernel("MatMul"),
+    "Add": _add,
+    "Mul": _mul,
+    "GlobalAveragePool": _global_average_pool,
+    "AveragePool": _average_pool,
+    "Sigmoid": _table("Sigmoid"),
+    "LeakyRelu": _table("LeakyRelu"),
+}

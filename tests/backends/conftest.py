@@ -1,0 +1,327 @@
+"""Small networks, one per operator that a target treats in its own way, and the chain from network to artifact."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from backends.onnx_graph import emit
+from backends.onnxruntime_rules import X64
+from backends.placement import Widths, place
+from backends.profile import Profile
+from backends.tensorrt_rules import PROFILE
+from calibration.capture import capture
+from calibration.fold import fold
+from calibration.freeze import FrozenNetwork, freeze
+from calibration.insert import insert
+from calibration.observe import choose_ranges, observe
+from calibration.plan import Plan
+from calibration.prepared import PreparedNetwork
+
+PROFILES: dict[str, Profile] = {"onnxruntime": X64, "tensorrt": PROFILE}
+
+
+class Net(nn.Module):
+    """A network written in one line: its layers by name, and its forward pass over them."""
+
+    def __init__(self, compute: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
+        super().__init__()
+        self.compute = compute
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Any:
+        """Images [B, 3, 12, 12] to whatever the line computes."""
+        return self.compute(self, x)
+
+
+C = nn.Conv2d
+relu = torch.relu
+
+
+def pool(x: Tensor) -> Tensor:
+    """The mean over height and width, [B, C, 1, 1]."""
+    return F.adaptive_avg_pool2d(x, 1)
+
+
+def _residual(n: Any, x: Tensor) -> Tensor:
+    x = relu(n.a(x))
+    x = relu(x + n.b(x))
+    x = relu(n.down(x) + n.c(x))
+    logits: Tensor = n.fc(x.mean((2, 3)))
+    return logits
+
+
+def _split(n: Any, x: Tensor) -> Tensor:
+    kept, changed = relu(n.a(x)).chunk(2, 1)
+    result: Tensor = n.c(F.channel_shuffle(torch.cat([kept, relu(n.b(changed))], 1), 2))
+    return result
+
+
+def _mixed_concat(n: Any, x: Tensor) -> Tensor:
+    result: Tensor = n.c(torch.cat([n.a(x), relu(n.b(x))], 1))
+    return result
+
+
+def _shortcut_a(n: Any, x: Tensor) -> Tensor:
+    """He et al.'s option A: every second position, padded with channels of zeros."""
+    x = relu(n.a(x))
+    short = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 8, 8))
+    result: Tensor = n.c(relu(short + n.b(x)))
+    return result
+
+
+def _squeeze_excite(n: Any, x: Tensor) -> Tensor:
+    x = relu(n.a(x))
+    result: Tensor = n.b(x * torch.sigmoid(n.e2(relu(n.e1(pool(x))))))
+    return result
+
+
+def _dense(n: Any, x: Tensor) -> Tensor:
+    x = relu(n.a(x))
+    y = relu(n.b(x))
+    z = relu(n.d(torch.cat([x, y], 1)))
+    result: Tensor = n.c(torch.cat([x, y, z], 1))
+    return result
+
+
+def _tokens(n: Any, x: Tensor) -> Tensor:
+    result: Tensor = n.o(relu(n.l(n.a(x).flatten(2).transpose(1, 2)))).mean(1)
+    return result
+
+
+def _attention(n: Any, x: Tensor) -> Tensor:
+    t = n.a(x).flatten(2).transpose(1, 2)
+    weights = torch.softmax(t @ n.k(t).transpose(1, 2), -1)
+    result: Tensor = n.o(weights @ n.v(t)).mean(1)
+    return result
+
+
+#: Networks that a runtime executes to the bit as the oracle and the simulation do.
+EXACT: dict[str, Callable[[], nn.Module]] = {
+    "conv": lambda: Net(
+        lambda n, x: n.c(relu(n.b(relu(n.a(x))))),
+        a=C(3, 16, 3, padding=1),
+        b=C(16, 16, 5, stride=2, padding=(1, 2)),
+        c=C(16, 4, 1, bias=False),
+    ),
+    "same_padding": lambda: Net(
+        lambda n, x: n.b(relu(n.a(x))), a=C(3, 16, (2, 4), padding="same"), b=C(16, 8, 3, padding="valid")
+    ),
+    "depthwise": lambda: Net(
+        lambda n, x: n.c(F.relu6(n.b(F.relu6(n.a(x))))),
+        a=C(3, 16, 3, padding=1),
+        b=C(16, 16, 3, padding=1, groups=16),
+        c=C(16, 16, 1),
+    ),
+    "depth_multiplier": lambda: Net(lambda n, x: n.b(relu(n.a(x))), a=C(3, 12, 3, groups=3), b=C(12, 24, 3, groups=12)),
+    "grouped": lambda: Net(lambda n, x: n.b(relu(n.a(x))), a=C(3, 16, 3), b=C(16, 32, 3, groups=4)),
+    "dilated": lambda: Net(
+        lambda n, x: n.b(relu(n.a(x))), a=C(3, 16, 3, dilation=2), b=C(16, 16, 3, dilation=(1, 2), padding=1)
+    ),
+    "one_channel": lambda: Net(lambda n, x: n.b(relu(n.a(x))), a=C(3, 1, 3), b=C(1, 16, 3)),
+    "linear": lambda: Net(
+        lambda n, x: n.c(relu(n.b(relu(n.a(x.flatten(1)))))),
+        a=nn.Linear(432, 32),
+        b=nn.Linear(32, 32, bias=False),
+        c=nn.Linear(32, 10),
+    ),
+    "residual": lambda: Net(
+        _residual,
+        a=C(3, 16, 3, padding=1),
+        b=C(16, 16, 3, padding=1),
+        down=C(16, 32, 1, stride=2),
+        c=C(16, 32, 3, stride=2, padding=1),
+        fc=nn.Linear(32, 10),
+    ),
+    "shortcut_a": lambda: Net(
+        _shortcut_a, a=C(3, 16, 3, padding=1), b=C(16, 32, 3, stride=2, padding=1), c=C(32, 16, 1)
+    ),
+    "add_broadcast": lambda: Net(lambda n, x: n.b(relu((y := n.a(x)) + pool(y))), a=C(3, 16, 3), b=C(16, 16, 1)),
+    "add_input": lambda: Net(lambda n, x: n.b(relu(n.a(x) + x)), a=C(3, 3, 3, padding=1), b=C(3, 16, 3)),
+    "squeeze_excite": lambda: Net(_squeeze_excite, a=C(3, 16, 3), e1=C(16, 16, 1), e2=C(16, 16, 1), b=C(16, 16, 1)),
+    "multiply": lambda: Net(lambda n, x: n.c(n.a(x) * n.b(x)), a=C(3, 16, 3), b=C(3, 16, 3), c=C(16, 16, 1)),
+    "pool_signed": lambda: Net(lambda n, x: n.fc(pool(n.a(x)).flatten(1)), a=C(3, 16, 3), fc=nn.Linear(16, 10)),
+    "concat": lambda: Net(
+        lambda n, x: n.c(torch.cat([relu(n.a(x)), relu(n.b(x))], 1)),
+        a=C(3, 16, 3, padding=1),
+        b=C(3, 16, 1),
+        c=C(32, 16, 3),
+    ),
+    "mixed_concat": lambda: Net(_mixed_concat, a=C(3, 16, 3, padding=1), b=C(3, 16, 1), c=C(32, 16, 3)),
+    "dense": lambda: Net(
+        _dense, a=C(3, 16, 3, padding=1), b=C(16, 16, 3, padding=1), d=C(32, 16, 3, padding=1), c=C(48, 16, 1)
+    ),
+    "split_shuffle": lambda: Net(_split, a=C(3, 32, 3), b=C(16, 16, 1), c=C(32, 16, 1)),
+    "pad_slice": lambda: Net(lambda n, x: n.b(F.pad(n.a(x), (1, 2, 0, 1))[:, :, 1:-1]), a=C(3, 16, 3), b=C(16, 16, 3)),
+    "pad_reflect": lambda: Net(
+        lambda n, x: n.b(F.pad(relu(n.a(x)), (1, 1, 1, 1), mode="reflect")), a=C(3, 16, 3), b=C(16, 16, 3)
+    ),
+    "pad_ones": lambda: Net(
+        lambda n, x: n.b(F.pad(relu(n.a(x)), (1, 1, 1, 1), value=1.0)), a=C(3, 16, 3), b=C(16, 16, 3)
+    ),
+    "max_pool": lambda: Net(lambda n, x: n.b(F.max_pool2d(relu(n.a(x)), 3, 2, 1)), a=C(3, 16, 3), b=C(16, 16, 3)),
+    "max_pool_signed": lambda: Net(
+        lambda n, x: n.b(F.max_pool2d(n.a(x), 2, ceil_mode=True)), a=C(3, 16, 3, stride=2), b=C(16, 16, 2)
+    ),
+    "upsample": lambda: Net(
+        lambda n, x: n.b(F.interpolate(relu(n.a(x)), scale_factor=2.0, mode="nearest")), a=C(3, 16, 3), b=C(16, 16, 3)
+    ),
+    "pixel_shuffle": lambda: Net(lambda n, x: n.b(F.pixel_shuffle(relu(n.a(x)), 2)), a=C(3, 16, 3), b=C(4, 16, 3)),
+    "sigmoid": lambda: Net(lambda n, x: n.b(torch.sigmoid(n.a(x))), a=C(3, 16, 3), b=C(16, 16, 3)),
+    "leaky_relu": lambda: Net(lambda n, x: n.b(F.leaky_relu(n.a(x), 0.1)), a=C(3, 16, 3), b=C(16, 16, 3)),
+    "swish": lambda: Net(lambda n, x: n.b((y := n.a(x)) * torch.sigmoid(y)), a=C(3, 16, 3), b=C(16, 16, 3)),
+    "batch_norm_alone": lambda: Net(
+        lambda n, x: n.b(relu(n.norm(torch.cat([n.a(x), n.d(x)], 1)))),
+        a=C(3, 16, 3),
+        d=C(3, 16, 3),
+        norm=nn.BatchNorm2d(32),
+        b=C(32, 16, 3),
+    ),
+    "shared_weight": lambda: Net(
+        lambda n, x: n.b(relu(n.a(relu(n.a(relu(n.i(x))))))), i=C(3, 16, 1), a=C(16, 16, 3, padding=1), b=C(16, 16, 3)
+    ),
+    "three_outputs": lambda: Net(
+        lambda n, x: {"logits": n.fc(pool(y := relu(n.a(x))).flatten(1)), "mask": n.b(y), "map": y},
+        a=C(3, 16, 3),
+        fc=nn.Linear(16, 10),
+        b=C(16, 16, 3),
+    ),
+    "fork_before_relu": lambda: Net(
+        lambda n, x: n.b(relu(y := n.a(x))) + n.c(y), a=C(3, 16, 3), b=C(16, 16, 3), c=C(16, 16, 3)
+    ),
+}
+
+#: Networks with an operator that runtimes compute in float or round their own way: equal up to one step of a grid.
+CLOSE: dict[str, Callable[[], nn.Module]] = {
+    "average_pool": lambda: Net(lambda n, x: F.avg_pool2d(relu(n.a(x)), 3, 2, 1), a=C(3, 16, 3)),
+    "average_pool_signed": lambda: Net(lambda n, x: n.b(F.avg_pool2d(n.a(x), 2)), a=C(3, 16, 3), b=C(16, 16, 1)),
+    "silu": lambda: Net(lambda n, x: n.b(F.silu(n.a(x))), a=C(3, 16, 3), b=C(16, 16, 3)),
+    "hard_swish": lambda: Net(lambda n, x: n.b(F.hardswish(n.a(x))), a=C(3, 16, 3), b=C(16, 16, 3)),
+    "bilinear": lambda: Net(
+        lambda n, x: n.b(F.interpolate(relu(n.a(x)), scale_factor=2.0, mode="bilinear")), a=C(3, 16, 3), b=C(16, 16, 3)
+    ),
+    "transposed": lambda: Net(
+        lambda n, x: n.b(relu(n.t(relu(n.a(x))))),
+        a=C(3, 16, 3),
+        t=nn.ConvTranspose2d(16, 16, 2, stride=2),
+        b=C(16, 16, 3),
+    ),
+    "constants": lambda: Net(lambda n, x: n.b(relu(n.a(x * 2.0 + 0.5)) - 0.1), a=C(3, 16, 3), b=C(16, 16, 3)),
+    "clamp": lambda: Net(lambda n, x: n.b(torch.clamp(n.a(x), -1, 1)), a=C(3, 16, 3), b=C(16, 16, 3)),
+    "tokens": lambda: Net(_tokens, a=C(3, 16, 4, stride=4), l=nn.Linear(16, 32), o=nn.Linear(32, 10)),
+    "attention": lambda: Net(
+        _attention, a=C(3, 16, 4, stride=4), k=nn.Linear(16, 16), v=nn.Linear(16, 16), o=nn.Linear(16, 10)
+    ),
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for `exact_network` or `close_network` for every network of that table."""
+    for argument, table in (("exact_network", EXACT), ("close_network", CLOSE)):
+        if argument in metafunc.fixturenames:
+            metafunc.parametrize(argument, list(table))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """Everything between a network and its artifact."""
+
+    images: Tensor
+    folded: GraphModule
+    plan: Plan
+    prepared: PreparedNetwork
+    frozen: FrozenNetwork
+    profile: Profile
+
+    def model(self, *, opset: int = 20, pack_int4: bool = False) -> onnx.ModelProto:
+        """The artifact, not linted."""
+        return emit(self.frozen, opset=opset, pack_int4=pack_int4)
+
+    def simulate(self) -> list[Tensor]:
+        """What the prepared network computes for its images."""
+        with torch.no_grad():
+            return list(self.prepared(self.images))
+
+
+def resemble_trained(graph_module: GraphModule, seed: int, *, sparse: bool) -> None:
+    """Give a folded graph weights like trained ones: channels of unlike size, a few outliers; `sparse`: mostly zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in graph_module.parameters():
+            if parameter.dim() < 2:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+                continue
+            fan_in = parameter[0].numel()
+            values = torch.randn(parameter.shape, generator=generator) / fan_in**0.5
+            size = torch.randn((len(parameter), *[1] * (parameter.dim() - 1)), generator=generator)
+            values *= (0.7 * size).exp() * (1 + 3 * (torch.rand(parameter.shape, generator=generator) < 0.01))
+            if sparse:
+                values *= torch.rand(parameter.shape, generator=generator) < 0.25
+            parameter.copy_(values)
+
+
+Build = Callable[..., Built]
+_folded: dict[str, GraphModule] = {}
+
+
+def images(count: int = 8, seed: int = 7) -> Tensor:
+    """Normalised images [count, 3, 12, 12]."""
+    return torch.randn(count, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="session")
+def build() -> Build:
+    """From the name of a network, or a network, to everything up to its artifact."""
+
+    def run(
+        network: str | nn.Module,
+        target: str | Profile = "onnxruntime",
+        *,
+        bits: int = 8,
+        widths: Widths | None = None,
+        sparse: bool = False,
+        saturating: bool = False,
+        seed: int = 0,
+        inputs: Tensor | None = None,
+    ) -> Built:
+        given = images() if inputs is None else inputs
+        if isinstance(network, nn.Module):
+            folded = fold(capture(network.eval(), given[:2], source="test"))
+        else:
+            if network not in _folded:
+                module = (EXACT | CLOSE)[network]().eval()
+                _folded[network] = fold(capture(module, given[:2], source=network))
+            folded = copy.deepcopy(_folded[network])
+            resemble_trained(folded, seed, sparse=sparse)
+        profile = target if isinstance(target, Profile) else PROFILES[target]
+        plan = place(folded, profile, widths or Widths(weights=bits))
+        ranges = choose_ranges(observe(folded, plan, [given]), plan, "minmax")
+        if saturating:
+            ranges = {group: replace(chosen, scale=chosen.scale / 3) for group, chosen in ranges.items()}
+        prepared = insert(folded, plan, ranges).eval()
+        return Built(
+            images=given,
+            folded=folded,
+            plan=plan,
+            prepared=prepared,
+            frozen=freeze(prepared, folded),
+            profile=profile,
+        )
+
+    return run
+
+
+def numpy_of(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """A tensor as an array that owns nothing of the graph."""
+    return tensor.detach().numpy()

@@ -1,0 +1,91 @@
+"""Simulation, oracle and ONNX Runtime compute the same integers, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import helper
+
+from backends.onnx_view import OnnxView
+from backends.reference import IntegerOracle
+
+VARIANTS = {
+    "8 bits": {"bits": 8},
+    "zero-heavy and saturating": {"bits": 8, "sparse": True, "saturating": True, "seed": 1},
+    "4 bits": {"bits": 4, "seed": 2},
+}
+
+
+def runtime_tensors(model: onnx.ModelProto, images: Any, names: list[str]) -> tuple[list[Any], dict[str, Any]]:
+    """Outputs and rounded tensors of ONNX Runtime, the latter as additional outputs of the same file."""
+    view, extended = OnnxView(model), onnx.ModelProto()
+    extended.CopyFrom(model)
+    for name in names:
+        quantise = view.producer(name)
+        assert quantise is not None
+        kind = view.integer_type(quantise)
+        extended.graph.output.append(helper.make_tensor_value_info(name, kind, None))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    found = []
+    for proto in (model, extended):
+        session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        found.append(session.run(None, {session.get_inputs()[0].name: images}))
+    count = len(model.graph.output)
+    return found[0], dict(zip(names, found[1][count:], strict=True))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_simulation_oracle_and_runtime_are_equal(exact_network: str, variant: str, build: Callable[..., Any]) -> None:
+    built = build(exact_network, **VARIANTS[variant])
+    model = built.model(opset=21 if built.frozen.weights and "4" in variant else 20, pack_int4="4" in variant)
+    outputs, rounded = IntegerOracle(model).run(built.images, trace=True)
+    theirs, their_rounded = runtime_tensors(model, built.images.numpy(), list(rounded))
+    for name, values in rounded.items():
+        np.testing.assert_array_equal(values.numpy(), their_rounded[name], err_msg=f"rounded tensor {name}")
+    for mine, runtime, simulated in zip(outputs, theirs, built.simulate(), strict=True):
+        np.testing.assert_array_equal(mine.numpy(), runtime)
+        np.testing.assert_array_equal(mine.numpy(), simulated.numpy())
+    # A network whose integers are all the same would pass every comparison.
+    assert any(len(values.unique()) > 8 for values in rounded.values())
+
+
+def test_float_operators_differ_by_one_step_at_most(close_network: str, build: Callable[..., Any]) -> None:
+    built = build(close_network)
+    model = built.model()
+    outputs, rounded = IntegerOracle(model).run(built.images, trace=True)
+    theirs, their_rounded = runtime_tensors(model, built.images.numpy(), list(rounded))
+    for name, values in rounded.items():
+        assert np.abs(values.numpy() - their_rounded[name].astype(np.int32)).max() <= 1, name
+    for mine, runtime, simulated in zip(outputs, theirs, built.simulate(), strict=True):
+        step = float(mine.abs().max()) / 64
+        assert np.abs(mine.numpy() - runtime).max() <= step
+        assert float((mine - simulated).abs().max()) <= step
+
+
+def test_tensorrt_files_are_simulated_exactly(exact_network: str, build: Callable[..., Any]) -> None:
+    # TensorRT computes in float between its int8 inputs; the oracle computes the file as it is written.
+    if exact_network in ("one_channel", "add_input", "depth_multiplier"):
+        pytest.skip("its layers are too narrow for the TensorRT profile")
+    built = build(exact_network, "tensorrt")
+    outputs, _ = IntegerOracle(built.model()).run(built.images)
+    for mine, simulated in zip(outputs, built.simulate(), strict=True):
+        torch.testing.assert_close(mine, simulated, rtol=1e-5, atol=1e-5)
+
+
+def test_average_pooling_is_within_one_step(build: Callable[..., Any]) -> None:
+    built = build("average_pool", inputs=torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(3)))
+    model = built.model()
+    _, rounded = IntegerOracle(model).run(built.images, trace=True)
+    _, theirs = runtime_tensors(model, built.images.numpy(), list(rounded))
+    (pooled,) = [name for name in rounded if "pool" in name]
+    differences = np.abs(rounded[pooled].numpy() - theirs[pooled].astype(np.int32))
+    assert differences.max() <= 1
+    assert (differences > 0).mean() < 0.08
+    np.testing.assert_array_equal(rounded["relu_q"].numpy(), theirs["relu_q"])

@@ -1,0 +1,265 @@
+"""The main job through the real command: what it leaves behind, what it refuses, how it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from PIL import Image
+
+from pipeline.bundle import read_bundle
+from pipeline.report.schema import read_report
+
+QUICK = ("--steps", "12", "--calibration-images", "128")
+
+
+def command(repository: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(repository), "COLUMNS": "100"}
+    line = [sys.executable, "-m", "pipeline", *arguments]
+    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=environment, timeout=240, check=False)
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that a user's mistake gets."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def finished(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished run of the embedded default at 8 bits."""
+    folder = tmp_path_factory.mktemp("run") / "digits"
+    done = command(repository, "run", "--backend", "onnxruntime", "--bits", "8", *QUICK, "--output", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert all(len(line) <= 100 for line in done.stdout.splitlines())
+    return folder
+
+
+def test_the_default_run_is_validated_on_the_runtime(finished: Path) -> None:
+    report = read_report(finished / "report.json")
+
+    assert report.status == "validated" and report.accuracy.metric == "top1"
+    assert report.accuracy.images == 450
+    for score in (report.accuracy.simulated, report.accuracy.oracle, report.accuracy.runtime):
+        assert score is not None and score >= 0.98
+    assert report.parity.argmax_agreement == report.parity.exact_fraction == 1.0
+    assert (report.kernels.integer, report.kernels.float) == (10, 0)
+    assert report.size.quantised_bytes is not None and report.size.float_bytes is not None
+    assert report.size.quantised_bytes < 0.35 * report.size.float_bytes
+    assert set(report.seconds) == {"teacher", "observe", "distil", "convert", "validate"}
+
+
+def test_the_report_has_the_keys_of_schema_1_in_order(finished: Path) -> None:
+    tree = json.loads((finished / "report.json").read_text())
+
+    assert list(tree)[:16] == [
+        "schema", "status", "backend", "bits", "teacher", "student", "seed", "versions", "host", "accuracy",
+        "parity", "kernels", "latency", "size", "seconds", "gates",
+    ]  # fmt: skip
+    assert list(tree["accuracy"]) == ["metric", "images", "teacher", "simulated", "oracle", "runtime"]
+    assert list(tree["parity"]) == ["argmax_agreement", "exact_fraction", "max_difference"]
+    assert list(tree["latency"]) == ["batch", "threads", "float_ms", "quantised_ms", "speedup"]
+
+
+def test_the_bundle_runs_without_torch(finished: Path) -> None:
+    """Read through the manifest alone, with numpy and the runtime, as a device would."""
+    folder = finished / "bundle"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    golden = np.load(folder / "golden.npz", allow_pickle=False)
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    (outputs,) = session.run(None, {manifest["inputs"][0]["name"]: golden["inputs"]})
+
+    assert np.array_equal(outputs, golden["outputs"])
+    assert manifest["preprocessing"]["height"] == 8
+    code = f"import sys; sys.modules['torch'] = None; sys.argv = ['check.py', {str(folder)!r}]; "
+    code += f"import runpy; runpy.run_path({str(folder / 'check.py')!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0 and "argmax 16 of 16" in done.stdout
+
+
+def test_a_changed_bundle_is_refused(finished: Path, tmp_path: Path, repository: Path) -> None:
+    copy = tmp_path / "bundle"
+    copy.mkdir()
+    for path in (finished / "bundle").iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    (copy / "model.onnx").write_bytes(b"x" + (copy / "model.onnx").read_bytes()[1:])
+
+    assert "SHA-256" in refused(command(repository, "validate", str(copy)))
+    (copy / "model.onnx").unlink()
+    assert "missing" in refused(command(repository, "validate", str(copy)))
+
+
+def test_validate_repeats_the_verdict(finished: Path, repository: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again.json"
+    done = command(repository, "validate", str(finished / "bundle"), "--report", str(out), "--eval-data", "digits")
+
+    assert done.returncode == 0, done.stderr
+    assert read_report(out).accuracy.runtime == read_report(finished / "report.json").accuracy.runtime
+    assert command(repository, "validate", str(finished / "bundle")).returncode == 0
+
+
+def test_a_second_run_in_the_folder_is_refused_and_overwrite_gives_the_same_bytes(
+    finished: Path, repository: Path
+) -> None:
+    arguments = ("run", "--backend", "onnxruntime", "--bits", "8", *QUICK, "--output", str(finished))
+    assert "--overwrite" in refused(command(repository, *arguments))
+    before = (finished / "bundle" / "model.onnx").read_bytes()
+
+    assert command(repository, *arguments, "--overwrite").returncode == 0
+    assert (finished / "bundle" / "model.onnx").read_bytes() == before
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_ends_with_the_same_bytes(
+    finished: Path, repository: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "interrupted"
+    arguments = ["run", "--steps", "400", "--calibration-images", "128", "--output", str(folder)]
+    line = [sys.executable, "-m", "pipeline", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 60
+    while not (folder / "state" / "prepared.json").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert "Traceback" not in errors and "--resume" in errors.splitlines()[-1]
+    assert not (folder / "bundle").exists()
+    assert (folder / "state" / "checkpoint.safetensors").exists()
+    assert "interrupted run" in refused(command(repository, *arguments))
+    assert command(repository, *arguments, "--resume").returncode == 0
+    whole = tmp_path / "whole"
+    assert command(repository, *arguments[:-1], str(whole)).returncode == 0
+    assert (whole / "bundle" / "model.onnx").read_bytes() == (folder / "bundle" / "model.onnx").read_bytes()
+
+
+def test_four_bits_are_stored_as_four_and_multiplied_as_eight(repository: Path, tmp_path: Path) -> None:
+    done = command(repository, "run", "--bits", "4", *QUICK, "--output", str(tmp_path / "w4"))
+    report = read_report(tmp_path / "w4" / "report.json")
+
+    assert done.returncode == 0, done.stderr
+    assert report.bits.weights == 4 and report.kernels.float == 0
+    kinds = [t.data_type for t in onnx.load(tmp_path / "w4" / "bundle" / "model.onnx").graph.initializer]
+    assert kinds.count(onnx.TensorProto.INT4) == 8, "all but the first convolution and the last layer"
+    assert {layer.weight_bits for layer in report.layers} == {4, 8}
+
+
+def test_the_reference_backend_is_its_own_runtime(repository: Path, tmp_path: Path) -> None:
+    done = command(repository, "run", "--backend", "reference", *QUICK, "--output", str(tmp_path / "r"))
+
+    assert done.returncode == 0, done.stderr
+    assert read_report(tmp_path / "r" / "report.json").parity.exact_fraction == 1.0
+
+
+def test_tensorrt_ends_unvalidated_with_its_own_status(repository: Path, tmp_path: Path) -> None:
+    done = command(repository, "run", "--backend", "tensorrt", *QUICK, "--output", str(tmp_path / "t"))
+    report = read_report(tmp_path / "t" / "report.json")
+
+    assert done.returncode == 3, done.stderr
+    assert report.status == "not-validated-on-target" and report.accuracy.runtime is None
+    assert "faqd validate" in done.stdout
+    assert read_bundle(tmp_path / "t" / "bundle").backend == "tensorrt"
+
+
+def test_a_failed_gate_keeps_the_bundle_and_says_so(repository: Path, tmp_path: Path) -> None:
+    done = command(repository, "run", *QUICK, "--min-speedup", "1000", "--output", str(tmp_path / "gate"))
+
+    assert done.returncode == 1
+    assert read_report(tmp_path / "gate" / "report.json").status == "gate-failed"
+    assert (tmp_path / "gate" / "bundle" / "manifest.json").exists()
+
+
+BUILDER = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(8, 5),
+    )
+
+def nothing():
+    return nn.Sequential(nn.ReLU(), nn.Flatten())
+
+class Branch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        if x.sum() > 0:
+            return x.mean((2, 3))
+        return -x.mean((2, 3))
+
+def branch():
+    return Branch()
+"""
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: a module with builders, photographs of many sizes, a broken one among them."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "mine.py").write_text(BUILDER)
+    generator = np.random.default_rng(0)
+    (folder / "photos" / "deep").mkdir(parents=True)
+    for index in range(12):
+        pixels = generator.integers(0, 255, (40 + index, 52, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "photos" / f"{index}.jpg")
+    Image.fromarray(pixels[:, :, 0]).save(folder / "photos" / "deep" / "grey.png")
+    (folder / "photos" / "broken.jpg").write_bytes((folder / "photos" / "1.jpg").read_bytes()[:200])
+    return folder
+
+
+def test_own_builder_and_photographs(own: Path, repository: Path) -> None:
+    arguments = ("--teacher", "python:mine:build", "--image-size", "32", "--data", "images:photos", "--max-drop", "100")
+    done = command(repository, "run", *arguments, *QUICK, "--batch-size", "4", "--output", "out", cwd=own)
+    report = read_report(own / "out" / "report.json")
+
+    assert done.returncode == 0, done.stderr
+    assert report.accuracy.metric == "agreement" and report.accuracy.teacher is not None
+    assert report.data is not None and report.data.unreadable == 1
+    assert "broken.jpg" in report.data.unreadable_names[0]
+    assert any("mean" in note and "assumed" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--teacher", "python:mine:nothing"), "no layer"),
+        (("--teacher", "python:mine:branch"), "mine.py:"),
+        (("--teacher", "python:mine:absent"), "absent"),
+        (("--teacher", "python:mine:build", "--data", "images:nowhere"), "nowhere"),
+        (("--teacher", "python:mine:build", "--taps", "9"), "--taps 9"),
+        (("--teacher", "python:mine:build", "--device", "cuda:7"), "--device cuda:7"),
+    ],
+)
+def test_own_mistakes_are_one_line_and_leave_no_bundle(
+    own: Path, repository: Path, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    data: tuple[Any, ...] = () if "--data" in arguments else ("--data", "images:photos")
+    done = command(
+        repository, "run", *arguments, *data, "--image-size", "32", *QUICK, "--output", str(tmp_path / "o"), cwd=own
+    )
+
+    assert said in refused(done)
+    assert not (tmp_path / "o" / "bundle").exists()

@@ -1,0 +1,93 @@
+"""Every command of the README runs: in order, in one folder that holds the files it speaks of."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+
+from pipeline.networks.cifar_resnet import CifarResNet
+
+#: What makes a run short enough for a test; results are not what is tested here.
+QUICK = ("--steps", "2", "--batch-size", "2", "--calibration-images", "4", "--max-drop", "100")
+#: Networks of photographs get small ones.
+SMALL = ("--image-size", "64")
+
+BUILDER = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
+"""
+
+
+def blocks(readme: str) -> list[str]:
+    """The lines of all fenced blocks that hold commands."""
+    fenced = re.findall(r"^```\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    lines = [line for block in fenced for line in block.splitlines()]
+    return [line for line in lines if re.match(r"(python3 -m|faqd|docker) ", line)]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder with the files that the README names."""
+    folder = tmp_path_factory.mktemp("desk")
+    generator = np.random.default_rng(0)
+    for place in ("photos", "labelled/cat", "labelled/dog"):
+        (folder / place).mkdir(parents=True)
+        for index in range(8):
+            Image.fromarray(generator.integers(0, 255, (70, 80, 3), np.uint8)).save(folder / place / f"{index}.jpg")
+    torch.save(torchvision.models.resnet18().state_dict(), folder / "resnet18.pth")
+    save_file(CifarResNet(3).state_dict(), folder / "resnet20.safetensors")
+    np.savez(folder / "cifar.npz", images=generator.integers(0, 255, (24, 3, 32, 32), np.uint8))
+    (folder / "mynetworks.py").write_text(BUILDER)
+    space: dict[str, object] = {}
+    exec(BUILDER, space)  # the builder that the command names, to make weights that fit it
+    torch.save(space["build"]().state_dict(), folder / "best.pth")  # type: ignore[operator]
+    (folder / "settings.toml").write_text('output = "from-settings"\nseed = 3\n')
+    return folder
+
+
+def test_every_command_runs(repository: Path, desk: Path) -> None:
+    commands = blocks((repository / "README.md").read_text(encoding="utf-8"))
+    assert len(commands) >= 8
+    environment = os.environ | {"PYTHONPATH": str(repository), "COLUMNS": "100"}
+    for command in commands:
+        # Installing is what made this environment, and the tests are what runs here.
+        line = command.rpartition("&& ")[2]
+        if line == "python3 -m pytest":
+            continue
+        words = shlex.split(line)
+        words = words[3:] if words[0] == "python3" else words[1:]
+        if words[0] == "run":
+            words += [*QUICK, *(SMALL if any(word.startswith("images:") for word in words) else ())]
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", *words],
+            capture_output=True,
+            text=True,
+            cwd=desk,
+            env=environment,
+            timeout=240,
+            check=False,
+        )
+        expected = 3 if "tensorrt" in words else 0
+        assert done.returncode == expected, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_first_screen_shows_commands_and_table(repository: Path) -> None:
+    screen = "\n".join((repository / "README.md").read_text(encoding="utf-8").splitlines()[:45])
+
+    assert "python3 -m pip install . && python3 -m pipeline run --backend onnxruntime --bits 8" in screen
+    assert "python3 -m pip install '.[test]' && python3 -m pytest" in screen
+    for word in ("float teacher", "simulated", "oracle", "runtime", "latency", "validated"):
+        assert word in screen
