@@ -33,6 +33,10 @@ class Integers:
     zero_point: str
 
 
+def _equal(stored: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> bool:
+    return stored.dtype == values.dtype and np.array_equal(stored, values, equal_nan=stored.dtype.kind == "f")
+
+
 def _flat(node: Node) -> str:
     return str(node.target).replace(".", "_")
 
@@ -75,8 +79,20 @@ class Emitter:
         self.lists: dict[Node, list[str]] = {}
         self.dequantised: dict[str, str] = {}
         self.current: Node | None = None
+        inputs = {node.name for node in self.module.graph.nodes if node.op == "placeholder"}
+        #: Names that a result has in public; one that is also an input's name is told apart.
+        self.public = [f"{name}_out" if name in inputs else name for name in self.module.meta["outputs"]]
+        written = {node.name for node in self.module.graph.nodes if node.op not in ("get_attr", "output")}
+        self.taken = written | set(self.public)
 
     # What translators use.
+
+    def fresh(self, name: str) -> str:
+        """A name that no other tensor of the file has: this one, or this one and underscores."""
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name
 
     def add(
         self, operator: str, inputs: Sequence[str], *, outputs: int = 1, suffix: str = "", **attributes: Any
@@ -84,14 +100,21 @@ class Emitter:
         """Append a node named after the graph node being translated; its output names."""
         assert self.current is not None
         base = self.current.name + suffix
-        names = [base] if outputs == 1 else [f"{base}_{index}" for index in range(outputs)]
+        wanted = [base] if outputs == 1 else [f"{base}_{index}" for index in range(outputs)]
+        own = {self.current.name} - set(self.public)  # the tensor is called like its node, unless a result is
+        names = [name if name in own else self.fresh(name) for name in wanted]
         self.nodes.append(helper.make_node(operator, list(inputs), names, name=base, **attributes))
         return names
 
     def constant(self, values: np.ndarray[Any, Any], name: str) -> str:
-        """An initialiser; the same name always holds the same values."""
-        if name not in self.initialisers:
-            self.initialisers[name] = numpy_helper.from_array(np.array(values, order="C"), name)
+        """An initialiser's name: this one, or this one and underscores where it holds something else already."""
+        while name in self.taken:
+            stored = self.initialisers.get(name)
+            if stored is not None and _equal(numpy_helper.to_array(stored), values):
+                return name
+            name += "_"
+        self.taken.add(name)
+        self.initialisers[name] = numpy_helper.from_array(np.array(values, order="C"), name)
         return name
 
     def int64s(self, values: Sequence[int]) -> str:
@@ -127,7 +150,7 @@ class Emitter:
     def _dequantise(self, source: Integers) -> str:
         """One DequantizeLinear per tensor of integers, written when first read (rule 21)."""
         if source.name not in self.dequantised:
-            output = f"{source.name}_dq"
+            output = self.fresh(f"{source.name}_dq")
             inputs = [source.name, source.scale, source.zero_point]
             self.nodes.append(helper.make_node("DequantizeLinear", inputs, [output], name=output))
             self.dequantised[source.name] = output
@@ -222,15 +245,15 @@ class Emitter:
         kind = np.int8 if frozen.signed else np.uint8
         scale = self.constant(frozen.scale, f"{group}_scale")
         zero = self.constant(np.array(frozen.zero_point, kind), f"{np.dtype(kind)}_{frozen.zero_point}")
-        name = f"{node.name}_q"
+        name = self.fresh(f"{node.name}_q")
         self.nodes.append(helper.make_node("QuantizeLinear", [self.floats[node], scale, zero], [name], name=name))
         self.integers[node] = Integers(name=name, scale=scale, zero_point=zero)
 
     def _constant_integers(self, stored: FrozenConstant, base: str, transposed: bool) -> str:
         """A constant as integers behind a DequantizeLinear with an explicit zero point."""
-        output = f"{base}_dq"
         if base in self.dequantised:
             return self.dequantised[base]
+        output = self.fresh(f"{base}_dq")
         integers, axis = stored.integers, stored.axis
         if transposed:
             integers, axis = integers.T, None if axis is None else 1 - axis
@@ -249,9 +272,10 @@ class Emitter:
         if len(nibbles) % 2:
             nibbles = np.append(nibbles, np.uint8(0))
         data = (nibbles[0::2] | (nibbles[1::2] << 4)).tobytes()
+        name = self.fresh(name)
         tensor = TensorProto(name=name, data_type=TensorProto.INT4, dims=list(integers.shape), raw_data=data)
         self.initialisers[name] = tensor
-        output = f"{name}_i8"
+        output = self.fresh(f"{name}_i8")
         self.nodes.append(helper.make_node("Cast", [name], [output], name=output, to=TensorProto.INT8))
         return output
 
@@ -262,16 +286,10 @@ class Emitter:
 
     def _outputs(self, node: Node) -> list[onnx.ValueInfoProto]:
         """Give the results their public names; a result that is also read inside, or an input, is copied."""
-        (values,), names = node.args, self.module.meta["outputs"]
-        results = []
+        (values,), results = node.args, []
         assert isinstance(values, (list, tuple))
-        for value, name in zip(values, names, strict=True):
+        for value, public in zip(values, self.public, strict=True):
             assert isinstance(value, Node)
-            public = (
-                name
-                if name not in {n.name for n in self.module.graph.nodes if n.op == "placeholder"}
-                else f"{name}_out"
-            )
             self.nodes.append(helper.make_node("Identity", [self.read_float(value)], [public], name=f"{public}_result"))
             results.append(helper.make_tensor_value_info(public, TensorProto.FLOAT, self._declared_shape(value)))
         self._drop_identities()

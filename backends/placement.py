@@ -180,7 +180,7 @@ class _Placement:
         assert weight is not None
         sizes, rows = tuple(weight.shape), static_shape(layer)[:-1]
         transposed = kind(layer) == "conv_transpose"  # weight [Cin, Cout/groups, kh, kw]
-        groups = int(argument(layer, 8 if transposed else 6, "groups", 1)) if kind(layer) != "linear" else 1
+        groups = int(argument(layer, 6, "groups", 1)) if kind(layer) != "linear" else 1
         return LayerShape(
             kind=kind(layer),
             inputs=sizes[0] // groups if transposed else sizes[1],

@@ -220,6 +220,9 @@ class _OracleRunner:
 
 def _model(model: bytes) -> onnx.ModelProto:
     try:
-        return onnx.load_model_from_string(model)
+        loaded = onnx.load_model_from_string(model)
     except DecodeError as error:
         raise UserError(f"the model is no ONNX file: {error}") from error
+    if not loaded.graph.node or not loaded.graph.input:
+        raise UserError("the model is no ONNX file: it holds no graph")
+    return loaded

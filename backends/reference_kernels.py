@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backends.reference_operators import FLOATS, Attributes, average_pool, convolve
+from backends.reference_operators import FLOATS, Attributes, convolve, window_sums
 
 #: Integers up to here are exact in float32, and so is every partial sum of products that stays below.
 _EXACT_IN_FLOAT32 = 2**24
@@ -155,9 +155,12 @@ def _global_average_pool(inputs: Sequence[Value], attributes: Attributes, target
 
 
 def _average_pool(inputs: Sequence[Value], attributes: Attributes, target: Target) -> Tensor:
+    """qlinear_pool.cc: reals summed row by row in float32, divided; the zero point is added before the rounding."""
     x = inputs[0]
     assert isinstance(x, Quantised)
-    return target.saturate(average_pool(x.real(), attributes) / target.scale)
+    total, count = window_sums(x.real(), attributes)
+    values = (total / count / target.scale + float(target.zero_point)).round()
+    return values.clamp(target.low, target.high).to(torch.int32)
 
 
 def _table(operator: str) -> Kernel:

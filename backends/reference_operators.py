@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -95,21 +96,41 @@ def _max_pool(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[T
     return [pooled.to(x.dtype)]
 
 
-def average_pool(x: Tensor, attributes: Attributes) -> Tensor:
-    """ONNX AveragePool on floats [B, C, H, W]."""
-    return functional.avg_pool2d(
-        x,
-        attributes["kernel_shape"],
-        attributes["strides"],
-        attributes.get("pads", [0, 0, 0, 0])[:2],
-        bool(attributes.get("ceil_mode", 0)),
-        bool(attributes.get("count_include_pad", 0)),
-    )
+def window_sums(x: Tensor, attributes: Attributes) -> tuple[Tensor, Tensor]:
+    """Sums over the windows of an AveragePool, added up row by row in the precision of x [B, C, H, W].
+
+    Returns the sums [B, C, h, w] and what they are divided by, [h, w]: the window's size, or where the border does
+    not count the positions inside the map.
+    """
+    kernel, strides = attributes["kernel_shape"], attributes["strides"]
+    top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
+    rounding = math.ceil if attributes.get("ceil_mode", 0) else math.floor
+    sizes = [
+        rounding((n + p - k) / s) + 1
+        for n, p, k, s in zip(x.shape[2:], (top + bottom, left + right), kernel, strides, strict=True)
+    ]
+    # A window that would start behind the map and its border is left out, as ONNX does.
+    sizes = [
+        count - ((count - 1) * stride >= size + begin)
+        for count, stride, size, begin in zip(sizes, strides, x.shape[2:], (top, left), strict=True)
+    ]
+    reach = [(count - 1) * stride + k for count, stride, k in zip(sizes, strides, kernel, strict=True)]
+    margins = [left, max(reach[1] - x.shape[3] - left, 0), top, max(reach[0] - x.shape[2] - top, 0)]
+    values, inside = functional.pad(x, margins), functional.pad(torch.ones(x.shape[2:]), margins)
+    total, count = torch.zeros((*x.shape[:2], *sizes), dtype=x.dtype), torch.zeros(sizes)
+    for row in range(kernel[0]):
+        for column in range(kernel[1]):
+            rows = slice(row, row + (sizes[0] - 1) * strides[0] + 1, strides[0])
+            columns = slice(column, column + (sizes[1] - 1) * strides[1] + 1, strides[1])
+            total += values[:, :, rows, columns]
+            count += inside[rows, columns]
+    return total, torch.full_like(count, kernel[0] * kernel[1]) if attributes.get("count_include_pad", 0) else count
 
 
 def _average_pool(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
     assert inputs[0] is not None
-    return [average_pool(inputs[0], attributes)]
+    total, count = window_sums(inputs[0], attributes)
+    return [total / count]
 
 
 def _clip(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:

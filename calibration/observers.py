@@ -95,8 +95,9 @@ def choose_range(observer: RangeObserver, grid: Grid, method: RangeMethod) -> tu
     if method == "percentile":
         cumulative = observer.counts.cumsum(0) / observer.counts.sum()
         ends = torch.tensor([1 - _PERCENTILE, _PERCENTILE], dtype=torch.float64)
-        low, high = observer.centres()[torch.searchsorted(cumulative, ends).clamp_max(_BINS - 1)].tolist()
-        return max(low, observer.minimum), min(high, observer.maximum)
+        centres = observer.centres()[torch.searchsorted(cumulative, ends).clamp_max(_BINS - 1)]
+        low, high = centres.clamp(observer.minimum, observer.maximum).tolist()
+        return low, high
     return _least_squares_range(observer, grid)
 
 

@@ -186,9 +186,12 @@ class DistillationConfig:
     ] = None
     batch_size: Annotated[int, Parameter(metavar="COUNT", help="Images per training step.")] = 128
     learning_rate: Annotated[
-        float,
-        Parameter(metavar="RATE", help="Peak learning rate of Adam; it backs off by itself on divergence."),
-    ] = 1e-4
+        float | None,
+        Parameter(
+            metavar="RATE",
+            help="Peak learning rate of Adam; it backs off by itself on divergence. Default: chosen from --bits.",
+        ),
+    ] = None
     scale_learning_rate: Annotated[
         float, Parameter(metavar="RATE", help="Peak learning rate of the logarithms of the learned scales.")
     ] = 1e-3

@@ -24,7 +24,7 @@ from pipeline.batches import suggested_workers
 from pipeline.bundle import read_bundle, write_bundle
 from pipeline.config import RunConfig, ValidationConfig
 from pipeline.data import open_images, split_held_out
-from pipeline.defaults import resolve_device, resolve_steps
+from pipeline.defaults import resolve_device, resolve_learning_rate, resolve_steps
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.progress import Progress
 from pipeline.records import from_json, to_json
@@ -211,7 +211,7 @@ def _distilled(
         schedule=Schedule(
             steps=resolve_steps(settings.steps, config.quantisation.bits),
             batch_size=min(settings.batch_size, len(images.training)),
-            learning_rate=settings.learning_rate,
+            learning_rate=resolve_learning_rate(settings.learning_rate, config.quantisation.bits),
             scale_learning_rate=settings.scale_learning_rate,
             learned_scales=config.quantisation.learned_scales,
         ),

@@ -57,9 +57,7 @@ def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--no-deps",
         "--no-index",
     ]
-    done = subprocess.run(
-        [*command, "--wheel-dir", str(out), str(source)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, "--wheel-dir", str(out), str(source)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (built,) = out.glob("*.whl")
     return built
@@ -110,17 +108,13 @@ def test_the_wheel_names_its_command_licence_and_version(wheel: Path) -> None:
 
 
 def test_no_package_hides_another_from_below_tests_or_docker(repository: Path) -> None:
-    assert [
-        path for folder in ("tests", "docker") for path in (repository / folder).rglob("__init__.py")
-    ] == []
+    assert [path for folder in ("tests", "docker") for path in (repository / folder).rglob("__init__.py")] == []
 
 
 def commands(text: str) -> list[list[str]]:
     """Return the shell commands of a text's fenced blocks, split at && and into words."""
     blocks = re.findall(r"^```\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    lines = [
-        line for block in blocks for line in block.splitlines() if re.match(r"(python3|faqd|pip) ", line)
-    ]
+    lines = [line for block in blocks for line in block.splitlines() if re.match(r"(python3|faqd|pip) ", line)]
     return [shlex.split(part) for line in lines for part in line.split("&&")]
 
 

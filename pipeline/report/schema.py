@@ -156,7 +156,7 @@ class Distillation:
     loss_final: float | None
     """The same after training."""
     chosen: Literal["trained", "calibrated"]
-    """Which weights went on; the calibrated ones when training did not lower the held-out loss."""
+    """Which weights went on; the calibrated ones when training did harm to the held-out loss."""
     backoffs: int
     """Times that the learning rate was lowered because the loss diverged."""
     diverged: bool

@@ -66,9 +66,10 @@ def distil(
     step: Step,
     say: Callable[[str], None],
 ) -> TrainedStudent:
-    """Distil the teacher into the calibrated student; the last step's weights, or the calibrated ones if better.
+    """Distil the teacher into the calibrated student; the last step's weights, or the calibrated ones after harm.
 
-    Better is a lower distillation loss on held-out unlabelled images: no label is read anywhere. A run whose loss
+    Harm is a distillation loss on held-out unlabelled images above both the calibrated student's and 5 % of an
+    ignorant one's: no label is read anywhere. A run whose loss
     diverges starts again at a lower learning rate, at most three times, and says so. `mirror` averages the teacher's
     logits over each image and its mirror image (see `pipeline.stages.targets`). `fast` allows TF32, which is
     exact on the student's integers, and bfloat16 for the teacher. `checkpoint` is written every few seconds and
@@ -293,9 +294,11 @@ class _Trainer:
         self.curve = [(int(step), float(loss)) for step, loss in record["curve"]]
 
     def finish(self) -> TrainedStudent:
-        """The better of trained and calibrated, by the held-out distillation loss."""
+        """The last step's weights, or the calibrated ones where training did harm to the held-out distillation loss."""
         final = self.loss_calibrated if self.diverged or not self.schedule.steps else self.held_out_loss()[0]
-        trained = bool(self.schedule.steps) and not self.diverged and final <= self.loss_calibrated
+        # Small losses on held-out images rank students that all but equal their teacher no better than chance does.
+        worst = max(self.loss_calibrated, self.floor)
+        trained = bool(self.schedule.steps) and not self.diverged and final <= worst
         network: PreparedNetwork = self.network if trained else self.student.network()
         record = Distillation(
             steps=self.schedule.steps,

@@ -1,0 +1,175 @@
+"""Small networks written in one line, the chain from a network to its integer form, and one trained network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from backends.onnx_graph import emit
+from backends.onnxruntime_rules import X64
+from backends.placement import Widths, place
+from backends.profile import Profile
+from backends.reference import IntegerOracle
+from backends.tensorrt_rules import PROFILE
+from calibration.capture import capture
+from calibration.fold import fold
+from calibration.freeze import freeze
+from calibration.insert import insert
+from calibration.observe import choose_ranges, observe
+from calibration.plan import Plan
+from calibration.prepared import PreparedNetwork
+from pipeline.models import load_model
+
+PROFILES: dict[str, Profile] = {"onnxruntime": X64, "tensorrt": PROFILE}
+
+
+class Net(nn.Module):
+    """A network written in one line: its layers by name, and its forward pass over them."""
+
+    def __init__(self, compute: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
+        super().__init__()
+        self.compute = compute
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Any:
+        """Whatever the line computes from the images."""
+        return self.compute(self, x)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal values of a shape."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def resemble_trained(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter values of a trained network's size, and every BatchNorm statistics far from the initial."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for child in module.modules():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                for values, lowest in ((child.running_var, 0.2), (child.weight, 0.5)):
+                    if values is not None:
+                        values.copy_(torch.rand(values.shape, generator=generator) + lowest)
+                for values in (child.running_mean, child.bias):
+                    if values is not None:
+                        values.copy_(torch.randn(values.shape, generator=generator) * 0.4)
+            elif isinstance(child, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+                fan_in = child.weight[0].numel()
+                child.weight.copy_(torch.randn(child.weight.shape, generator=generator) / fan_in**0.5)
+                if child.bias is not None:
+                    child.bias.copy_(torch.randn(child.bias.shape, generator=generator) * 0.2)
+    return module.eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """Everything between a network and its integer form."""
+
+    images: Tensor
+    folded: GraphModule
+    plan: Plan
+    prepared: PreparedNetwork
+    bits: int
+
+    def simulate(self) -> list[Tensor]:
+        """What the prepared network computes for the images, in evaluation mode."""
+        with torch.no_grad():
+            return list(self.prepared.eval()(self.images))
+
+    def float_outputs(self) -> list[Tensor]:
+        """What the folded network computes for them."""
+        with torch.no_grad():
+            return list(self.folded(self.images))
+
+    def oracle(self) -> list[Tensor]:
+        """What the emitted file computes for them, in integers."""
+        opset = 21 if self.bits <= 4 else 20
+        model = emit(freeze(self.prepared, self.folded), opset=opset, pack_int4=self.bits <= 4)
+        return IntegerOracle(model).run(self.images)[0]
+
+
+MakeNet = Callable[..., nn.Module]
+Noise = Callable[..., Tensor]
+BuildChain = Callable[..., Chain]
+
+
+@pytest.fixture(scope="session")
+def net() -> MakeNet:
+    """A network from the line that it computes and its layers by name."""
+    return Net
+
+
+@pytest.fixture(scope="session", name="noise")
+def _noise() -> Noise:
+    """Standard normal values of a shape; `seed` chooses others."""
+    return noise
+
+
+@pytest.fixture(scope="session", name="resemble_trained")
+def _resemble_trained() -> Callable[[nn.Module], nn.Module]:
+    """Parameters and statistics like those of a trained network, in place of the initial ones."""
+    return resemble_trained
+
+
+@pytest.fixture(scope="session")
+def chain() -> BuildChain:
+    """From a network to its prepared form, the ranges taken from the very images."""
+
+    def build(
+        module: nn.Module,
+        images: Tensor,
+        profile: str | Profile = "onnxruntime",
+        *,
+        bits: int = 8,
+        plan: Plan | None = None,
+        trained: bool = False,
+    ) -> Chain:
+        given = module.eval() if trained else resemble_trained(copy.deepcopy(module))
+        folded = fold(capture(given, images[:2], source="test"))
+        chosen = profile if isinstance(profile, Profile) else PROFILES[profile]
+        wanted = plan or place(folded, chosen, Widths(weights=bits))
+        ranges = choose_ranges(observe(folded, wanted, images.split(4)), wanted, "auto")
+        return Chain(images=images, folded=folded, plan=wanted, prepared=insert(folded, wanted, ranges), bits=bits)
+
+    return build
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trained network with images that it never saw."""
+
+    module: nn.Module
+    images: Tensor
+
+
+@pytest.fixture(scope="session")
+def resnet20(shared_folder: Path) -> Trained:
+    """The shared ResNet-20 with 64 unlabelled images [64, 3, 32, 32], normalised as it expects."""
+    loaded = load_model("cifar:resnet20", weights=shared_folder / "models" / "resnet20_cifar10.safetensors")
+    with np.load(shared_folder / "data" / "cifar10_sample.npz", allow_pickle=False) as file:
+        pixels = torch.from_numpy(file["unlabelled"][:64]).float() / 255
+    mean, std = (
+        torch.tensor(values)[:, None, None] for values in (loaded.preprocessing.mean, loaded.preprocessing.std)
+    )
+    return Trained(module=loaded.module, images=(pixels - mean) / std)
+
+
+@pytest.fixture(scope="session")
+def signal_to_noise() -> Callable[[Tensor, Tensor], float]:
+    """Signal to quantisation noise ratio of a signal and its approximation, dB."""
+
+    def measure(signal: Tensor, approximation: Tensor) -> float:
+        power = (signal - approximation).double().square().mean()
+        return float(10 * torch.log10(signal.double().square().mean() / power.clamp_min(1e-30)))
+
+    return measure

@@ -1,0 +1,78 @@
+"""A plan is data: it cannot change, contradicts itself nowhere, and survives JSON."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from calibration.grid import Grid
+from calibration.plan import ActivationPlacement, Plan, WeightPlacement
+
+ACTIVATION = Grid(bits=8, signed=False, symmetric=True)
+WEIGHT = Grid(bits=4, signed=True, symmetric=True, narrow=True, channel_axis=0)
+
+
+def plan(**changes: Any) -> Plan:
+    content: dict[str, Any] = {
+        "backend": "onnxruntime",
+        "activations": (
+            ActivationPlacement(tensor="x", grid=ACTIVATION, readers=("conv",), group="x"),
+            ActivationPlacement(tensor="relu", grid=ACTIVATION, readers=("cat", "add"), group="relu", limit=6.0),
+            ActivationPlacement(tensor="relu_1", grid=ACTIVATION, readers=("cat",), group="relu", limit=6.0),
+        ),
+        "weights": (WeightPlacement(layer="conv", grid=WEIGHT, integer_bias=True),),
+        "absorbed": {"relu": "conv"},
+        "passthrough": {"cat": "relu"},
+        "float_nodes": {"tanh": "no integer kernel"},
+        "kinds": {"conv": "conv", "tanh": "tanh"},
+    }
+    return Plan(**(content | changes))
+
+
+def test_a_plan_survives_json() -> None:
+    given = plan()
+    read = Plan.from_json(json.loads(given.dumps()))
+    assert read == given
+    assert read.dumps() == given.dumps() == plan().dumps()
+    assert json.loads(given.dumps()) == given.to_json()
+
+
+def test_a_plan_cannot_change() -> None:
+    given, absorbed = plan(), {"relu": "conv"}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        given.backend = "other"  # type: ignore[misc]
+    for table in (given.absorbed, given.passthrough, given.float_nodes, given.kinds):
+        with pytest.raises(TypeError):
+            table["conv"] = "other"  # type: ignore[index]
+    other = plan(absorbed=absorbed)
+    absorbed["tanh"] = "conv"
+    assert "tanh" not in other.absorbed
+    assert copy.deepcopy(given) is given
+
+
+def test_a_tensor_or_weight_is_quantised_once() -> None:
+    twice = (ActivationPlacement(tensor="x", grid=ACTIVATION, readers=(), group="x"),) * 2
+    with pytest.raises(ValueError, match="the tensor x is quantised twice"):
+        plan(activations=twice)
+    with pytest.raises(ValueError, match="the weight of layer conv is quantised twice"):
+        plan(weights=(WeightPlacement(layer="conv", grid=WEIGHT, integer_bias=True),) * 2)
+
+
+@pytest.mark.parametrize("changes", [{"grid": Grid(bits=8, signed=True, symmetric=True)}, {"limit": None}])
+def test_tensors_that_share_a_scale_share_grid_and_limit(changes: dict[str, Any]) -> None:
+    first, second, third = plan().activations
+    with pytest.raises(ValueError, match="the tensors that share the scale relu have different grids or limits"):
+        plan(activations=(first, second, dataclasses.replace(third, **changes)))
+
+
+def test_placements_are_found_by_layer() -> None:
+    assert plan().weight("conv") == WeightPlacement(layer="conv", grid=WEIGHT, integer_bias=True)
+    assert plan().weight("tanh") is None
+
+
+def test_a_plan_knows_the_nodes_that_it_speaks_of() -> None:
+    assert plan().names() == {"x", "conv", "relu", "relu_1", "cat", "add", "tanh"}
