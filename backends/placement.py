@@ -135,7 +135,7 @@ class _Placement:
                 return
             reason = rule.source
         self.float_reason[node] = reason
-        if len(sources) == 1 and self._performs(sources[0], node):
+        if self._performed_by(node) is not None:
             self.carried.add(node)
 
     def _moves(self, node: Node) -> bool:
@@ -200,6 +200,22 @@ class _Placement:
             return True
         low, high = clip_bounds(activation)
         return low == 0.0 and high < math.inf
+
+    def _performed_by(self, activation: Node) -> Node | None:
+        """The node before an activation whose kernel can perform it; x * sigmoid(x) counts as one activation."""
+        sources = tensor_inputs(activation)
+        if len(sources) == 1 and self._performs(sources[0], activation):
+            return sources[0]
+        product = activation if kind(activation) == "mul" else next(iter(activation.users), activation)
+        inputs = tensor_inputs(product)
+        if kind(product) != "mul" or len(inputs) != 2 or len(product.args) != 2:
+            return None
+        producer, gate = sorted(inputs, key=lambda node: kind(node) == "sigmoid")
+        is_swish = kind(gate) == "sigmoid" and tensor_inputs(gate) == [producer] and set(gate.users) == {product}
+        if activation not in (product, gate) or not is_swish or set(producer.users) != {gate, product}:
+            return None
+        rule = self._rule(producer)
+        return producer if producer in self.integer and "silu" in rule.absorbs and rule.epilogue == "any" else None
 
     # Which tensors must therefore be rounded.
 
@@ -300,11 +316,9 @@ class _Placement:
         """Activations that the kernel before them performs."""
         found = {}
         for node in self.float_reason:
-            sources = tensor_inputs(node)
-            if len(sources) != 1 or not self._performs(sources[0], node):
-                continue
-            if self._rule(sources[0]).epilogue == "any" or node.name in quantised:
-                found[node.name] = sources[0].name
+            producer = self._performed_by(node)
+            if producer is not None and (self._rule(producer).epilogue == "any" or node.name in quantised):
+                found[node.name] = producer.name
         return found
 
     # Weights.

@@ -31,12 +31,16 @@ def interleaved_latency(
 ) -> dict[str, Latency]:
     """Time every runner on the same images, one run each in turn: A B A B.
 
-    `warm_up` untimed rounds come first; then at most `repeats` timed rounds, ending early once `seconds` have passed
-    for all runners together, but never before `least` rounds.
+    At most `warm_up` untimed rounds come first, at least one if any, within a quarter of the budget; then at most
+    `repeats` timed rounds, ending early once `seconds` have passed for all runners together, but never before
+    `least` rounds.
     """
     if not runners or repeats < 1 or least < 1:
         raise ValueError("at least one runner and one repeat are needed")
-    for _ in range(warm_up):
+    start = time.perf_counter()
+    for done in range(warm_up):
+        if done and time.perf_counter() - start > seconds / 4:
+            break
         for runner in runners.values():
             runner.run(images)
     times: dict[str, list[float]] = {name: [] for name in runners}

@@ -78,9 +78,9 @@ def _fold_batch_norm(graph_module: GraphModule, node: Node) -> None:
     if on_channels and len(layer.users) == 1 and _owns_weight(layer):
         _fold_into(graph_module, layer, multiplier, offset)
         node.replace_all_uses_with(layer)
+        graph_module.graph.erase_node(node)
     else:
-        node.replace_all_uses_with(_as_depthwise(graph_module, node, multiplier, offset))
-    graph_module.graph.erase_node(node)
+        _as_depthwise(graph_module, node, multiplier, offset)
 
 
 def _owns_weight(layer: Node) -> bool:
@@ -117,8 +117,8 @@ def _set_constants(graph_module: GraphModule, layer: Node, weight: Tensor, bias:
     layer.args = (layer.args[0], *nodes, *layer.args[3:])
 
 
-def _as_depthwise(graph_module: GraphModule, node: Node, multiplier: Tensor, offset: Tensor) -> Node:
-    """A BatchNorm as a depthwise 1x1 convolution; vectors [B, C] and rows [B, C, L] take the form of maps for it."""
+def _as_depthwise(graph_module: GraphModule, node: Node, multiplier: Tensor, offset: Tensor) -> None:
+    """Make a BatchNorm a depthwise 1x1 convolution; vectors [B, C] and rows [B, C, L] take the form of maps for it."""
     source, graph, channels = node.args[0], graph_module.graph, multiplier.numel()
     assert isinstance(source, Node)
     sizes = static_shape(source)
@@ -135,13 +135,9 @@ def _as_depthwise(graph_module: GraphModule, node: Node, multiplier: Tensor, off
             as_map.meta["val"] = source.meta["val"].new_empty((*shape(source), *[1] * (4 - len(sizes))))
         layer = _call(graph, aten.conv2d.default, (as_map, None, None, [1, 1], [0, 0], [1, 1], channels), node)
         layer.meta["val"] = as_map.meta["val"]
-    layer._rename(node.name)
-    weight = multiplier.float().reshape(channels, 1, 1, 1)
-    _set_constants(graph_module, layer, weight, offset.float())
-    if len(sizes) == 4:
-        return layer
-    with graph.inserting_before(node):
-        return _call(graph, aten.reshape.default, (layer, [-1, *sizes[1:]]), node)
+        result = layer if len(sizes) == 4 else _call(graph, aten.reshape.default, (layer, [-1, *sizes[1:]]), node)
+    _replace(graph, node, result, heir=layer)
+    _set_constants(graph_module, layer, multiplier.float().reshape(channels, 1, 1, 1), offset.float())
 
 
 def _call(graph: Graph, target: Any, arguments: tuple[Any, ...], like: Node) -> Node:
@@ -184,10 +180,14 @@ def _canonical_pool(graph: Graph, node: Node) -> None:
         pooled = _call(graph, aten.adaptive_avg_pool2d.default, (source, [1, 1]), node)
         pooled.meta["val"] = source.meta["val"].new_empty((*shape(source)[:2], 1, 1))
         result = pooled if keeps else _call(graph, aten.flatten.using_ints, (pooled, 1), node)
-    name = node.name
+    _replace(graph, node, result, heir=pooled)
+
+
+def _replace(graph: Graph, node: Node, result: Node, *, heir: Node) -> None:
+    """Let `result` be read instead of a node that disappears, and `heir` have its name."""
     node.replace_all_uses_with(result)
     graph.erase_node(node)
-    pooled._rename(name)
+    heir.name = node.name  # renaming proper would number it, as the graph remembers every name
 
 
 def _pair(value: Any) -> tuple[int, ...]:

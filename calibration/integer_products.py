@@ -78,8 +78,9 @@ def _product(
         return operator(x, weight, bias, *settings)
     largest = float("inf")
     if energies is not None:
-        norm = weight.flatten(1).norm(dim=1).max() * energies().max().sqrt()
-        largest = float(norm) * _MARGIN + (0.0 if bias is None else float(bias.abs().max()))
+        with torch.no_grad():
+            norm = weight.flatten(1).norm(dim=1).max() * energies().max().sqrt()
+            largest = float(norm) * _MARGIN + (0.0 if bias is None else float(bias.abs().max()))
     kind = torch.float32 if largest < EXACT_IN_FLOAT32 else torch.float64
     result = operator(x.to(kind), weight.to(kind), None if bias is None else bias.to(kind), *settings)
     return result.to(x.dtype)

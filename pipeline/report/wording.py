@@ -22,7 +22,7 @@ GATES = {
     "max-drop": ("accuracy lost", "at most", "points"),
     "min-speedup": ("speed-up", "at least", "x"),
     "parity": ("same argmax everywhere", "at least", "%"),
-    "kernels": ("planned integer layers run in float", "at most", ""),
+    "kernels": ("planned integer layers run in float", "at most", "layers"),
 }
 """Gate -> what is measured, which way its limit counts, the unit shown; % shows fractions as percentages."""
 
@@ -77,6 +77,8 @@ def gate_words(gate: Gate) -> tuple[str, str, str]:
 def _gate_number(value: float, unit: str) -> str:
     if unit == "%":
         return percentage(value) if 0 <= value <= 1 else f"{value:g}"
+    if unit == "layers":
+        return f"{value:g}"
     return f"{value:.2f}{unit}" if unit == "x" else f"{value:.2f} {unit}".rstrip()
 
 

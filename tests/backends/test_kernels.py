@@ -62,7 +62,7 @@ def target(scale: float, zero: int) -> Target:
 
 def draw(generator: np.random.Generator) -> tuple[float, int]:
     """A scale between 1e-3 and 1, and a zero point, at the ends of the range as often as inside."""
-    zero = generator.choice([0, 255, 128, generator.integers(256), generator.integers(256)])
+    zero = generator.choice(np.array([0, 255, 128, *generator.integers(0, 256, 2)]))
     return float(np.float32(10 ** generator.uniform(-3, 0))), int(zero)
 
 

@@ -81,7 +81,7 @@ class ManyOperators(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.prelu(F.pad(self.a(x), (1, 1, 1, 1)))
-        first, second = x.split([8, 8], 1)
+        first, second = torch.split(x, [8, 8], 1)
         x = torch.cat([F.gelu(first), F.elu(second)], 1)
         x = F.interpolate(x, scale_factor=2.0, mode="nearest").clamp(-2, 3)
         x = F.max_pool2d(torch.tanh(x) / 2 + F.hardsigmoid(x), 2)

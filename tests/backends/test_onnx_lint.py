@@ -31,7 +31,8 @@ class Mutant:
         self.graph = self.model.graph
 
     def node(self, name: str) -> onnx.NodeProto:
-        return next(node for node in self.graph.node if node.name == name)
+        found: onnx.NodeProto = next(node for node in self.graph.node if node.name == name)
+        return found
 
     def value(self, name: str) -> Any:
         return numpy_helper.to_array(next(tensor for tensor in self.graph.initializer if tensor.name == name))

@@ -78,11 +78,9 @@ def test_any_layout_and_precision_of_images_is_taken(build: Build) -> None:
 def test_a_model_from_the_future_is_explained(build: Build) -> None:
     model = BACKEND.emit(build("conv").frozen)
     model.opset_import[0].version = 99
-    with pytest.raises(
-        UserError, match=r"^ONNX Runtime \d+\.\d+.* cannot load the model: .* lower --opset or an update"
-    ):
-        with BACKEND.runner(model.SerializeToString(), threads=1):
-            pass
+    message = r"^ONNX Runtime \d+\.\d+.* cannot load the model: .* lower --opset or an update"
+    with pytest.raises(UserError, match=message), BACKEND.runner(model.SerializeToString(), threads=1):
+        pass
 
 
 def test_an_operator_that_is_not_there_is_explained(build: Build) -> None:

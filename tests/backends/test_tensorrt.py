@@ -38,7 +38,8 @@ def test_four_bit_weights_are_stored_as_int8(build: Build) -> None:
     view = OnnxView(BACKEND.emit(built.frozen))
     assert view.opset == 20
     assert {view.integer_type(node) for node in view.roundings()} == {3}  # TensorProto.INT8
-    assert abs(view.value("b_weight")).max() == 7  # type: ignore[arg-type, operator]
+    weight = view.value("b_weight")
+    assert weight is not None and abs(weight).max() == 7
 
 
 @pytest.mark.usefixtures("rtx")

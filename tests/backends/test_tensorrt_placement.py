@@ -80,6 +80,14 @@ def test_rule_4_an_activation_needs_no_rounding_behind_it(build: Build) -> None:
     assert [placement.tensor for placement in plan.activations] == ["x", "max_pool2d"]
 
 
+def test_rule_4_a_swish_written_out_is_one_activation(build: Build) -> None:
+    plan = build("swish", "tensorrt").plan
+    assert plan.absorbed == {"sigmoid": "a", "mul": "a"}
+    assert plan.float_nodes == {}
+    gated = build("squeeze_excite", "tensorrt").plan
+    assert "mul" in gated.float_nodes
+
+
 def test_rule_5_the_skip_branch_alone_is_rounded(build: Build) -> None:
     view = OnnxView(build(Bottlenecks(), "tensorrt").model())
     additions = [node for node in view.nodes if node.op_type == "Add"]

@@ -49,6 +49,12 @@ def test_the_budget_ends_it_but_not_before_the_least() -> None:
     assert found["a"].samples == 4
 
 
+def test_a_warm_up_costs_a_quarter_of_the_budget_at_most() -> None:
+    diary: list[str] = []
+    interleaved_latency({"a": Sleeper("a", 0.05, diary)}, IMAGES, warm_up=100, repeats=1, seconds=0.2)
+    assert 2 <= len(diary) <= 4
+
+
 def test_percentiles_by_hand() -> None:
     assert latency_of([0.003, 0.001, 0.002]) == Latency(median_ms=2.0, p90_ms=3.0, samples=3)
     ten = latency_of([index / 1000 for index in range(1, 11)])
