@@ -13,15 +13,13 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from backends.onnx_operators import TRANSLATORS
+from backends.onnx_view import INT4_OPSET, OPSETS
 from calibration.errors import UserError
 from calibration.freeze import FrozenConstant, FrozenNetwork
 from calibration.operators import attribute, static_shape
 
 # ONNX's IR version that came with opset 20; newer readers take it, older runtimes need nothing newer.
 _IR_VERSION = 10
-#: Oldest and newest opset that can be asked for; int4 initialisers exist from 21 on.
-OPSETS = range(17, 24)
-INT4_OPSET = 21
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,15 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
-from backends.onnx_view import OnnxView, attributes, node_name
+from backends.onnx_view import INT4_OPSET, OPSETS, OnnxView, attributes, node_name
 
 if TYPE_CHECKING:
     from backends.onnx_lint import LintRules
 
 Found = Iterator[tuple[str, str]]
-
-_OPSETS = range(17, 24)
-_INT4_OPSET = 21
 
 
 def _layers(view: OnnxView) -> Iterator[NodeProto]:
@@ -229,8 +226,8 @@ def four_bit_weights(view: OnnxView, rules: LintRules) -> Found:
 def opset(view: OnnxView, rules: LintRules) -> Found:
     """Rule 27."""
     name = view.model.graph.name or "the model"
-    if view.opset not in _OPSETS:
-        yield name, f"its opset is {view.opset}; {_OPSETS.start} to {_OPSETS.stop - 1} are possible"
+    if view.opset not in OPSETS:
+        yield name, f"its opset is {view.opset}; {OPSETS.start} to {OPSETS.stop - 1} are possible"
     packed = any(t.data_type in (TensorProto.INT4, TensorProto.UINT4) for t in view.initialisers.values())
-    if packed and view.opset < _INT4_OPSET:
-        yield name, f"its opset is {view.opset}; int4 weights exist from {_INT4_OPSET} on"
+    if packed and view.opset < INT4_OPSET:
+        yield name, f"its opset is {view.opset}; int4 weights exist from {INT4_OPSET} on"

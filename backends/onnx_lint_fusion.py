@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 Found = Iterator[tuple[str, str]]
 
 #: Operators whose integer kernels read rounded inputs; how many of their inputs must be.
-_KERNEL_INPUTS = {"Conv": 2, "Gemm": 2, "MatMul": 2, "Add": 2, "Mul": 2, "GlobalAveragePool": 1, "AveragePool": 1}
+_KERNEL_INPUTS = {
+    **dict.fromkeys(("Conv", "Gemm", "MatMul", "Add", "Mul"), 2),
+    **dict.fromkeys(("GlobalAveragePool", "AveragePool", "Sigmoid", "LeakyRelu"), 1),
+}
 _MOVEMENT = frozenset(
     {"MaxPool", "Reshape", "Transpose", "Flatten", "DepthToSpace", "Slice", "Gather"}
     | {"Squeeze", "Unsqueeze", "Split", "Resize"}
@@ -33,6 +36,14 @@ def _runs_on_integers(view: OnnxView, node: NodeProto | None) -> bool:
 def _rounded_by(view: OnnxView, tensor: str) -> NodeProto | None:
     reader = view.only_reader(tensor)
     return reader if reader is not None and reader.op_type == "QuantizeLinear" else None
+
+
+def _is_rounded(view: OnnxView, tensor: str) -> bool:
+    """Whether a kernel that writes the tensor can round it, over a ReLU or Clip that it performs."""
+    reader = view.only_reader(tensor)
+    if reader is not None and reader.op_type in ("Relu", "Clip"):
+        reader = view.only_reader(reader.output[0])
+    return reader is not None and reader.op_type == "QuantizeLinear"
 
 
 def _rounding(view: OnnxView, quantise: NodeProto) -> tuple[float, int, int, int] | None:
@@ -87,10 +98,7 @@ def rounded_convolutions(view: OnnxView, rules: LintRules) -> Found:
             continue
         if view.dequantised(node, 0) is None:
             yield node_name(node), "its weight is integers but its input is float"
-        reader = view.only_reader(node.output[0])
-        if reader is not None and reader.op_type in ("Relu", "Clip"):
-            reader = view.only_reader(reader.output[0])
-        if reader is None or reader.op_type != "QuantizeLinear":
+        if not _is_rounded(view, node.output[0]):
             yield node_name(node), "its output reaches no QuantizeLinear: it would run in float"
 
 
@@ -113,7 +121,7 @@ def rounded_poolings(view: OnnxView, rules: LintRules) -> Found:
     """Rule 17."""
     for node in view.nodes:
         if node.op_type in ("GlobalAveragePool", "AveragePool") and view.dequantised(node, 0) is not None:
-            if _rounded_by(view, node.output[0]) is None:
+            if not _is_rounded(view, node.output[0]):
                 yield node_name(node), "its input is rounded and its output is not: it would run in float"
         elif node.op_type == "ReduceMean" and _reduces_a_map(view, node):
             yield node_name(node), "a mean over height and width has an integer kernel as GlobalAveragePool only"

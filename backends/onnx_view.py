@@ -10,6 +10,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+#: Opsets that all targets read and fuse; int4 initialisers exist from INT4_OPSET on.
+OPSETS = range(17, 24)
+INT4_OPSET = 21
+
 #: Largest and smallest integer of every type that a quantiser may write.
 INTEGER_RANGES: dict[int, tuple[int, int]] = {
     TensorProto.UINT4: (0, 15),

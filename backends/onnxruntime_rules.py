@@ -25,8 +25,14 @@ RULES: dict[str, Rule] = {
     ),
     "add": Rule(integer="fed", absorbs=_FUSED_ACTIVATIONS, source="QLinearAdd: both inputs and the output rounded"),
     "mul": Rule(integer="fed", absorbs=_FUSED_ACTIVATIONS, source="QLinearMul: both inputs and the output rounded"),
-    "adaptive_average_pool": Rule(integer="fed", source="QLinearGlobalAveragePool (measured)"),
-    "average_pool": Rule(integer="fed", source="QLinearAveragePool; rounding ties differ by 1 LSB (measured)"),
+    "adaptive_average_pool": Rule(
+        integer="fed", absorbs=_FUSED_ACTIVATIONS, source="QLinearGlobalAveragePool (measured)"
+    ),
+    "average_pool": Rule(
+        integer="fed",
+        absorbs=_FUSED_ACTIVATIONS,
+        source="QLinearAveragePool; it adds the zero point before it rounds (measured, qlinear_pool.cc)",
+    ),
     "sigmoid": Rule(integer="fed", source="QLinearSigmoid, a 256-entry table (measured)"),
     "leaky_relu": Rule(integer="fed", source="QLinearLeakyRelu, a 256-entry table (measured)"),
     "matmul": Rule(
@@ -35,8 +41,9 @@ RULES: dict[str, Rule] = {
     "conv_transpose": Rule(
         integer="stored",
         output="free",
-        source="ONNX Runtime has no integer ConvTranspose on CPU, yet rounds a float weight behind a rounded input per"
-        " tensor when it loads it (weight_bias_quantization.cc, measured): so the file holds our own integers",
+        # It rounds a float weight behind a rounded input by itself, per tensor and without a word, when it loads the
+        # file (weight_bias_quantization.cc, measured): so the file holds integers of our own.
+        source="ONNX Runtime has no integer ConvTranspose on CPU: float arithmetic on stored integers",
     ),
     "concat": Rule(integer="fed", source="QLinearConcat: parts of different scale, where they share no grid"),
     "hardswish": Rule(integer="never", source="ONNX Runtime has no integer HardSwish"),

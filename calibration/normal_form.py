@@ -154,6 +154,21 @@ def _pad(graph: Graph, node: Node) -> None:
         node.target, node.args, node.kwargs = aten.constant_pad_nd.default, (*node.args[:2], value or 0.0), {}
 
 
+def _named_padding(graph: Graph, node: Node) -> None:
+    """Padding given as a word, in numbers; left alone where the two ends differ, which numbers here cannot say."""
+    kernel, dilation = static_shape(argument(node, 1, "weight"))[2:], argument(node, 5, "dilation", [1])
+    dilations = list(dilation) * (2 if len(dilation) == 1 else 1)
+    total = [
+        d * (k - 1) if argument(node, 4, "padding") == "same" else 0 for k, d in zip(kernel, dilations, strict=True)
+    ]
+    if any(size % 2 for size in total):
+        return
+    arguments = [argument(node, 2, "bias"), argument(node, 3, "stride", [1, 1])]
+    groups = argument(node, 6, "groups", 1)
+    node.target, node.kwargs = aten.conv2d.default, {}
+    node.args = (*node.args[:2], *arguments, [size // 2 for size in total], dilations, groups)
+
+
 def _clamp(graph: Graph, node: Node) -> None:
     low, high = clip_bounds(node)
     if low == 0.0 and high == float("inf"):
@@ -187,6 +202,7 @@ def _reversed_subtraction(graph: Graph, node: Node) -> None:
 
 
 _RULES: dict[Any, Callable[[Graph, Node], None]] = {
+    aten.conv2d.padding: _named_padding,
     aten.view.default: _reshape,
     aten._unsafe_view.default: _reshape,
     aten.reshape.default: _reshape,

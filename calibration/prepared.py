@@ -21,8 +21,8 @@ class PreparedNetwork(nn.Module):
     `graph` keeps the trained weights under the names that the folded graph has; `activation_grids` are known by
     the plan's groups, `weight_grids` by a stored weight's dotted path, `bias_integers` by layer; `integers` maps
     each rounded tensor to the graph node that holds its centred integers. In evaluation mode a forward pass
-    computes what an integer runtime does, to the bit on a CPU; in training mode sums beyond 2**24, and ties of
-    roundings that a runtime decides its own way, may differ.
+    computes what an integer runtime does, to the bit on a CPU; in training mode sums carry the rounding of float32,
+    and ties of roundings that a runtime decides its own way may differ.
     """
 
     def __init__(

@@ -2,8 +2,8 @@
 
 Between two quantisers a tensor is held as *centred integers* (integer minus zero point, in float32), not as rounded
 reals: a convolution of such integers is exact as long as its sums stay below 2**24 (`integer_products` sees to the
-rest), so what is trained is what an integer kernel computes, bit for bit, and one multiplication less is needed than
-with fake quantisation.
+rest), so what is evaluated is what an integer kernel computes, bit for bit. Training takes the same numbers by the
+cheapest way, which may decide the last bit of a float32, and so a tie of a rounding, otherwise.
 """
 
 from __future__ import annotations

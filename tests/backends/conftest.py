@@ -151,6 +151,7 @@ EXACT: dict[str, Callable[[], nn.Module]] = {
     "squeeze_excite": lambda: Net(_squeeze_excite, a=C(3, 16, 3), e1=C(16, 16, 1), e2=C(16, 16, 1), b=C(16, 16, 1)),
     "multiply": lambda: Net(lambda n, x: n.c(n.a(x) * n.b(x)), a=C(3, 16, 3), b=C(3, 16, 3), c=C(16, 16, 1)),
     "pool_signed": lambda: Net(lambda n, x: n.fc(pool(n.a(x)).flatten(1)), a=C(3, 16, 3), fc=nn.Linear(16, 10)),
+    "pool_relu": lambda: Net(lambda n, x: n.b(relu(pool(n.a(x)))), a=C(3, 16, 3), b=C(16, 16, 1)),
     "concat": lambda: Net(
         lambda n, x: n.c(torch.cat([relu(n.a(x)), relu(n.b(x))], 1)),
         a=C(3, 16, 3, padding=1),

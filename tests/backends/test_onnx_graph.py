@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backends.onnx_graph import OPSETS, emit
-from backends.onnx_view import OnnxView
+from backends.onnx_graph import emit
+from backends.onnx_view import OPSETS, OnnxView
 from backends.reference import IntegerOracle
 from calibration.capture import capture
 from calibration.errors import UserError

@@ -167,6 +167,8 @@ def test_rule_2_no_uint8(for_tensorrt: Any) -> None:
     mutant, rules = for_tensorrt
     mutant.give_both("relu_q", 2, np.array(0, np.uint8))
     assert broken(mutant, rules) == {(2, "relu_q"), (2, "relu_q_dq")}
+    # The parser takes it, and reads the upper half of the range as 127: nothing but the linter tells.
+    assert not _refused_by_tensorrt(mutant)
 
 
 def test_rule_3_biases_are_float(for_tensorrt: Any) -> None:
@@ -473,6 +475,7 @@ def test_rule_25_tensorrt_stores_int8(build: Build) -> None:
     built = build("residual", "tensorrt", bits=4)
     packed = Mutant(built.model(opset=21, pack_int4=True))
     assert {rule for rule, _ in broken(packed, _rules(built))} == {25}
+    assert _refused_by_tensorrt(packed)
 
 
 def test_rule_25_integers_lie_on_the_grid(build: Build) -> None:

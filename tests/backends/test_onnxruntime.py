@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import helper
 
-from backends.onnx_graph import OPSETS, emit
-from backends.onnx_view import OnnxView
+from backends.onnx_graph import emit
+from backends.onnx_view import OPSETS, OnnxView
 from backends.onnxruntime import OnnxRuntime
 from backends.reference import IntegerOracle
 from calibration.errors import UserError

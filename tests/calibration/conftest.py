@@ -138,7 +138,7 @@ def chain() -> BuildChain:
         folded = fold(capture(given, images[:2], source="test"))
         chosen = profile if isinstance(profile, Profile) else PROFILES[profile]
         wanted = plan or place(folded, chosen, Widths(weights=bits))
-        ranges = choose_ranges(observe(folded, wanted, images.split(4)), wanted, "auto")
+        ranges = choose_ranges(observe(folded, wanted, torch.split(images, 64)), wanted, "auto")
         return Chain(images=images, folded=folded, plan=wanted, prepared=insert(folded, wanted, ranges), bits=bits)
 
     return build
@@ -154,10 +154,10 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def resnet20(shared_folder: Path) -> Trained:
-    """The shared ResNet-20 with 64 unlabelled images [64, 3, 32, 32], normalised as it expects."""
+    """The shared ResNet-20 with 256 unlabelled images [256, 3, 32, 32], normalised as it expects."""
     loaded = load_model("cifar:resnet20", weights=shared_folder / "models" / "resnet20_cifar10.safetensors")
     with np.load(shared_folder / "data" / "cifar10_sample.npz", allow_pickle=False) as file:
-        pixels = torch.from_numpy(file["unlabelled"][:64]).float() / 255
+        pixels = torch.from_numpy(file["unlabelled"][:256]).float() / 255
     mean, std = (
         torch.tensor(values)[:, None, None] for values in (loaded.preprocessing.mean, loaded.preprocessing.std)
     )

@@ -57,13 +57,14 @@ def test_torchvision_networks_are_captured_for_any_batch(
 
 
 def _relu_in_place(n: Any, x: Tensor) -> Tensor:
-    y = n.a(x)
+    y: Tensor = n.a(x)
     F.relu_(y)
     return y + 1
 
 
 def _alias_in_place(n: Any, x: Tensor) -> Tensor:
-    y = alias = n.a(x)
+    y: Tensor = n.a(x)
+    alias = y
     alias += 1
     return y * 2
 
@@ -142,7 +143,7 @@ def test_functionalisation_leaves_batch_norm_as_it_was(net: MakeNet, noise: Nois
 
 def test_what_does_nothing_in_inference_is_gone(net: MakeNet, noise: Noise) -> None:
     def compute(n: Any, x: Tensor) -> Tensor:
-        y = n.drop(n.a(x)).float().to(torch.float32).to(x.device).to(x).type_as(x).contiguous().detach()
+        y: Tensor = n.drop(n.a(x)).float().to(torch.float32).to(x.device).to(x).type_as(x).contiguous().detach()
         y = n.whole(n.identity(y[:, :]))
         torch._check(y.shape[0] > 0)
         assert y.shape[1] == 4
@@ -211,7 +212,7 @@ def test_parameters_are_copies_and_trainable(noise: Noise) -> None:
     module = nn.Sequential(conv(), nn.BatchNorm2d(4)).requires_grad_(False)
     graph_module = capture(module, noise(2, 3, 8, 8), source="test")
     with torch.no_grad():
-        module[0].weight.zero_()
+        module.get_parameter("0.weight").zero_()
     captured = dict(graph_module.named_parameters())
     assert captured["0.weight"].abs().max() > 0
     assert all(parameter.requires_grad for parameter in captured.values())

@@ -51,6 +51,7 @@ LAYERS: dict[str, nn.Module] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_batch_norm_is_folded_into_the_layer_before_it(
     name: str, net: MakeNet, noise: Noise, resemble_trained: Resemble
@@ -108,12 +109,12 @@ ALONE: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, nn.Module], li
         ["conv", "conv"],
     ),
     "layer read by another": (
-        lambda n, x: n.bn((y := n.a(x))) + y,
+        lambda n, x: n.bn(y := n.a(x)) + y,
         {"a": nn.Conv2d(3, 8, 3), "bn": nn.BatchNorm2d(8)},
         ["conv", "conv", "add"],
     ),
     "two of one layer": (
-        lambda n, x: n.bn((y := n.a(x))) + n.bn2(y),
+        lambda n, x: n.bn(y := n.a(x)) + n.bn2(y),
         {"a": nn.Conv2d(3, 8, 3), "bn": nn.BatchNorm2d(8), "bn2": nn.BatchNorm2d(8)},
         ["conv", "conv", "conv", "add"],
     ),

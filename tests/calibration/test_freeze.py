@@ -106,7 +106,7 @@ def test_a_bias_beyond_int32_is_refused_by_name(trained: Chain) -> None:
     prepared = copy.deepcopy(trained.prepared)
     with torch.no_grad():
         prepared.graph.get_parameter("b.bias")[3] = 1e9
-    with pytest.raises(UserError, match="^b: its bias does not fit int32"):
+    with pytest.raises(UserError, match=r"^b: its bias does not fit int32"):
         freeze(prepared, trained.folded)
 
 
@@ -116,7 +116,7 @@ def test_sums_beyond_int32_are_refused_by_name(trained: Chain) -> None:
     with torch.no_grad():
         # The bias alone still fits.
         prepared.graph.get_parameter("b.bias").copy_(step * (2**31 - 2**12))
-    with pytest.raises(UserError, match="^b: its integer sums may reach 2147[0-9]+, beyond int32's 2147483647"):
+    with pytest.raises(UserError, match=r"^b: its integer sums may reach 2147[0-9]+, beyond int32's 2147483647"):
         freeze(prepared, trained.folded)
 
 

@@ -44,7 +44,7 @@ def test_other_widths_are_the_users_mistake(bits: int) -> None:
 def test_only_signed_grids_are_narrow_or_limited() -> None:
     for changes in ({"narrow": True}, {"limit": 63}):
         with pytest.raises(ValueError, match="signed"):
-            Grid(bits=8, signed=False, symmetric=True, **changes)  # type: ignore[arg-type]
+            Grid(bits=8, signed=False, symmetric=True, **changes)
     with pytest.raises(ValueError, match="at least 1"):
         Grid(bits=8, signed=True, symmetric=True, limit=0)
 

@@ -61,7 +61,7 @@ def test_the_largest_integer_never_stands_for_more_than_the_limit(limit: float, 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
 def test_a_scale_at_its_limit_can_still_shrink(factor: float) -> None:
     grid = ActivationGrid(UNSIGNED, scale=6 / 255 * factor, zero_point=0, limit=6.0)
-    grid.scale().backward()
+    torch.autograd.backward(grid.scale())
     assert grid.log_scale.grad is not None
     assert float(grid.log_scale.grad) == pytest.approx(6 / 255 * factor, rel=1e-5)
 
@@ -101,7 +101,7 @@ def test_weight_gradients_end_with_the_grid(noise: Noise) -> None:
     with torch.no_grad():
         module.log_scale.sub_(0.7)  # so that the largest weights are beyond the grid
     integers = module(weight)
-    integers.sum().backward()
+    torch.autograd.backward(integers.sum())
     inside = ((weight / module.scale()[:, None]).abs() < 7.5).float()
     assert 0 < float(inside.mean()) < 1 and weight.grad is not None
     torch.testing.assert_close(weight.grad, inside / module.scale().detach()[:, None])
@@ -109,7 +109,7 @@ def test_weight_gradients_end_with_the_grid(noise: Noise) -> None:
 
 def test_the_largest_weight_is_trained_at_8_bits(noise: Noise) -> None:
     weight = noise(4, 30).requires_grad_()
-    WeightGrid(NARROW, weight)(weight).sum().backward()
+    torch.autograd.backward(WeightGrid(NARROW, weight)(weight).sum())
     assert weight.grad is not None and bool((weight.grad > 0).all())
 
 

@@ -25,6 +25,7 @@ from calibration.observe import choose_ranges, observe
 from calibration.operators import kind
 from calibration.plan import ActivationPlacement, Plan
 from calibration.prepared import OPERATIONS, PreparedNetwork
+from calibration.quantisers import RequantiseProduct
 
 if TYPE_CHECKING:
     from tests.calibration.conftest import BuildChain, Chain, MakeNet, Noise, Trained
@@ -71,10 +72,10 @@ A, B, D = c3(3, 16), c3(16, 16), c3(16, 16)
 
 #: Networks whose readers, outputs, operands or movement make insertion difficult.
 EXACT: dict[str, tuple[Compute, dict[str, nn.Module]]] = {
-    "conv read twice": (lambda n, x: n.b((y := n.a(x))) + n.d(y), {"a": A, "b": B, "d": D}),
-    "conv read raw and rectified": (lambda n, x: n.b(relu((y := n.a(x)))) + n.d(y), {"a": A, "b": B, "d": D}),
-    "conv rectified and returned": (lambda n, x: (n.b(relu((y := n.a(x)))), y), {"a": A, "b": B}),
-    "relu read by a float operator": (lambda n, x: n.b((y := relu(n.a(x)))) * torch.tanh(y), {"a": A, "b": B}),
+    "conv read twice": (lambda n, x: n.b(y := n.a(x)) + n.d(y), {"a": A, "b": B, "d": D}),
+    "conv read raw and rectified": (lambda n, x: n.b(relu(y := n.a(x))) + n.d(y), {"a": A, "b": B, "d": D}),
+    "conv rectified and returned": (lambda n, x: (n.b(relu(y := n.a(x))), y), {"a": A, "b": B}),
+    "relu read by a float operator": (lambda n, x: n.b(y := relu(n.a(x))) * torch.tanh(y), {"a": A, "b": B}),
     "two relus": (lambda n, x: n.b(relu(relu(n.a(x)))), {"a": A, "b": B}),
     "relu6": (lambda n, x: n.b(F.relu6(n.a(x))), {"a": A, "b": B}),
     "relu6 of a product": (lambda n, x: n.b(F.relu6(n.a(x) * 1.5)), {"a": A, "b": B}),
@@ -106,7 +107,7 @@ EXACT: dict[str, tuple[Compute, dict[str, nn.Module]]] = {
         lambda n, x: n.d(torch.sigmoid(n.b(x)) * n.a(x)),
         {"a": A, "b": c3(3, 1), "d": D},
     ),
-    "small operand first": (lambda n, x: n.b(gap((y := n.a(x))) + y), {"a": A, "b": B}),
+    "small operand first": (lambda n, x: n.b(gap(y := n.a(x)) + y), {"a": A, "b": B}),
     "squeeze and excite": (
         _squeeze_excite,
         {"a": A, "b": conv(16, 16, 1), "c": conv(16, 16, 1), "d": D},
@@ -194,7 +195,7 @@ CLOSE: dict[str, tuple[Compute, dict[str, nn.Module]]] = {
 def without_gradients_missing(prepared: PreparedNetwork, images: Tensor) -> list[str]:
     """Names of the parameters that a training step does not reach."""
     outputs = prepared.train()(images)
-    sum(output.square().mean() for output in outputs).backward()
+    torch.autograd.backward(sum(output.square().mean() for output in outputs))
     return [name for name, parameter in prepared.named_parameters() if parameter.grad is None]
 
 
@@ -223,37 +224,39 @@ def test_the_simulation_is_what_the_file_means(
     assert without_gradients_missing(built.prepared, built.images) == []
 
 
+# Signed grids spend a bit on the sign of what is never negative.
+@pytest.mark.parametrize(("profile", "decibel"), [("onnxruntime", 30), ("tensorrt", 26)])
 def test_a_trained_network_loses_little(
-    resnet20: Trained, chain: BuildChain, signal_to_noise: Callable[..., float]
+    profile: str, decibel: float, resnet20: Trained, chain: BuildChain, signal_to_noise: Callable[..., float]
 ) -> None:
-    for profile in ("onnxruntime", "tensorrt"):
-        built = chain(resnet20.module, resnet20.images, profile, trained=True)
-        (exact,), (simulated,) = built.float_outputs(), built.simulate()
-        assert signal_to_noise(exact, simulated) > 30
-        assert torch.equal(simulated, built.oracle()[0])
-        with torch.no_grad():
-            (trained,) = built.prepared.train()(built.images)
-        # In training a few roundings fall the other way; no more than quantisation itself changes.
-        assert signal_to_noise(simulated, trained) > signal_to_noise(exact, simulated)
-        assert torch.equal(trained.argmax(1), simulated.argmax(1))
+    built = chain(resnet20.module, resnet20.images, profile, trained=True)
+    built = dataclasses.replace(built, images=resnet20.images[:32])
+    (exact,), (simulated,) = built.float_outputs(), built.simulate()
+    assert signal_to_noise(exact, simulated) > decibel
+    assert torch.equal(simulated, built.oracle()[0])
+    with torch.no_grad():
+        (trained,) = built.prepared.train()(built.images)
+    # In training a few roundings fall the other way, which changes less than quantisation itself does.
+    assert signal_to_noise(simulated, trained) > signal_to_noise(exact, simulated)
+    assert torch.equal(trained.argmax(1), simulated.argmax(1))
 
 
 @pytest.mark.parametrize("layer", ["conv", "linear"])
 def test_layers_beyond_two_to_the_24_are_exact(layer: str, net: MakeNet, noise: Noise, chain: BuildChain) -> None:
-    # Weights of one sign and inputs at the end of their grid: sums that float32 cannot hold.
+    # Weights of one sign and inputs in the upper half of their grid: sums that float32 cannot hold.
     if layer == "conv":
-        module = net(lambda n, x: n.b(n.a(x).sigmoid()), a=conv(3, 512, 1), b=conv(512, 8, 3))
+        module = net(lambda n, x: n.b(relu(n.a(x))), a=conv(3, 512, 1), b=conv(512, 8, 3))
     else:
-        module = net(lambda n, x: n.b(n.a(x.mean((2, 3))).sigmoid()), a=nn.Linear(3, 4608), b=nn.Linear(4608, 8))
+        module = net(lambda n, x: n.b(relu(n.a(x.mean((2, 3))))), a=nn.Linear(3, 4608), b=nn.Linear(4608, 8))
     with torch.no_grad():
-        module.get_parameter("a.bias").fill_(4.0)
-        module.get_parameter("b.weight").abs_().add_(0.05)
-    built = chain(module, noise(6, 3, 8, 8), trained=True)
+        for name in ("a.weight", "b.weight"):
+            module.get_parameter(name).abs_().add_(0.05)
+    built = chain(module, noise(6, 3, 8, 8).abs(), trained=True)
     grid, weight = built.prepared.weight_grid("b.weight"), built.prepared.graph.get_parameter("b.weight").detach()
     assert grid.eval()(weight).abs().flatten(1).sum(1).max() * LARGEST_ACTIVATION > 2 * EXACT_IN_FLOAT32
     (simulated,), (oracle,) = built.simulate(), built.oracle()
     assert torch.equal(simulated, oracle)
-    assert len(simulated.unique()) > 20
+    assert len(torch.unique(simulated)) > 20
 
 
 # Where quantisers are.
@@ -288,7 +291,7 @@ def test_a_tensor_that_only_some_read_rounded_stays_float_for_the_others(
 def test_a_conv_with_a_float_reader_is_rescaled_and_rounded_apart(
     net: MakeNet, noise: Noise, chain: BuildChain
 ) -> None:
-    module = net(lambda n, x: n.b((y := n.a(x))) + torch.tanh(y), a=c3(3, 16), b=c3(16, 16))
+    module = net(lambda n, x: n.b(y := n.a(x)) + torch.tanh(y), a=c3(3, 16), b=c3(16, 16))
     built = chain(module, noise(8, 3, 9, 9), "tensorrt")
     nodes = nodes_of(built.prepared)
     assert [node.name for node in nodes["tanh"].all_input_nodes] == ["a_rescale"]
@@ -307,11 +310,9 @@ def test_tensors_of_a_group_share_one_grid(net: MakeNet, noise: Noise, chain: Bu
             for placement in built.plan.activations
         )
         built = chain(module, noise(8, 3, 9, 9), plan=dataclasses.replace(built.plan, activations=shared))
-    first, second = (
-        built.prepared.graph.get_submodule(f"{OPERATIONS}.{name}_requantise")._grids[0]  # type: ignore[union-attr, index]
-        for name in ("a", "b")
-    )
-    assert first is second is built.prepared.activation_grid("relu")
+    first, second = (built.prepared.graph.get_submodule(f"{OPERATIONS}.{name}_requantise") for name in ("a", "b"))
+    assert isinstance(first, RequantiseProduct) and isinstance(second, RequantiseProduct)
+    assert first._grids[0] is second._grids[0] is built.prepared.activation_grid("relu")
     assert len([name for name, _ in built.prepared.named_parameters() if "activation_grids" in name]) == len(
         {placement.group for placement in built.plan.activations}
     )
@@ -367,7 +368,7 @@ def train(prepared: PreparedNetwork, images: Tensor, steps: int = 3) -> None:
     optimiser = torch.optim.Adam(prepared.parameters(), lr=1e-2)
     for _ in range(steps):
         optimiser.zero_grad()
-        prepared.train()(images)[0].square().mean().backward()
+        torch.autograd.backward(prepared.train()(images)[0].square().mean())
         optimiser.step()
 
 
@@ -480,7 +481,7 @@ def test_an_integer_layer_with_a_float_input_is_refused(residual: Chain) -> None
         )
         return dataclasses.replace(residual.plan, activations=kept)
 
-    with pytest.raises(ValueError, match="^b has integer weights but its input is not quantised"):
+    with pytest.raises(ValueError, match=r"^b has integer weights but its input is not quantised"):
         insert(residual.folded, without("b"), ranges_of(residual))
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tests.calibration.conftest import MakeNet, Noise
 
 REWRITTEN: dict[str, tuple[Callable[[Any, Tensor], Tensor], list[str]]] = {
+    "convolution with zeros around": (lambda n, x: F.conv2d(x, n.a.weight, padding="same"), ["conv"]),
+    "convolution without": (lambda n, x: F.conv2d(x, n.a.weight, padding="valid"), ["conv"]),
     "view": (lambda n, x: n.a(x).view(-1, 2, 128), ["conv", "reshape"]),
     "zero padding": (lambda n, x: F.pad(n.a(x), (1, 2, 0, 1)), ["conv", "pad"]),
     "other padding": (lambda n, x: F.pad(n.a(x), (1, 2, 0, 1), value=0.5), ["conv", "pad"]),

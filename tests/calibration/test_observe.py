@@ -52,7 +52,7 @@ def values_of(folded: GraphModule, images: Tensor) -> dict[str, Tensor]:
 def test_each_group_has_one_observer_that_saw_its_tensors(network: tuple[GraphModule, Plan], noise: Noise) -> None:
     folded, plan = network
     images = noise(8, 3, 8, 8)
-    observers = observe(folded, plan, images.split(3))
+    observers = observe(folded, plan, torch.split(images, 3))
     assert observers.keys() == {placement.group for placement in plan.activations}
     values = values_of(folded, images)
     for group, observer in observers.items():
@@ -76,7 +76,7 @@ def test_a_limit_ends_the_range(network: tuple[GraphModule, Plan], noise: Noise)
     (limited,) = {placement.group for placement in plan.activations if placement.limit is not None}
     observers = observe(folded, plan, [noise(4, 3, 8, 8) * 100])
     for method in ("minmax", "auto"):
-        ranges = choose_ranges(observers, plan, method)  # type: ignore[arg-type]
+        ranges = choose_ranges(observers, plan, method)
         assert ranges[limited].scale <= 6 / 255 and ranges[limited].zero_point == 0
         assert all(ranges[group].scale > 6 / 255 for group in ranges if group != limited)
 
@@ -104,5 +104,5 @@ def test_the_first_tensor_that_is_not_finite_is_named(
 
 def test_images_that_are_not_finite_are_named(network: tuple[GraphModule, Plan], noise: Noise) -> None:
     folded, plan = network
-    with pytest.raises(UserError, match="^x: the network computes values there that are not finite"):
+    with pytest.raises(UserError, match=r"^x: the network computes values there that are not finite"):
         observe(folded, plan, [noise(2, 3, 8, 8), noise(2, 3, 8, 8) / 0.0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -109,7 +110,7 @@ def test_moving_average_by_hand() -> None:
 @pytest.mark.parametrize("positive", [False, True])
 def test_percentile_is_the_quantile_of_the_values(positive: bool, noise: Noise) -> None:
     values = noise(200_000).abs() if positive else noise(200_000) * 3 + 1
-    low, high = choose_range(observed(*values.split(50_000)), AFFINE, "percentile")
+    low, high = choose_range(observed(*torch.split(values, 50_000)), AFFINE, "percentile")
     width = 2 * observed(values).reach / 2**14
     ends = torch.tensor([0.0001, 0.9999], dtype=torch.float64)
     below, above = (torch.quantile(values.double(), ends, interpolation=kind).tolist() for kind in ("lower", "higher"))
@@ -122,7 +123,7 @@ def test_percentile_never_leaves_the_values() -> None:
     assert choose_range(observer, AFFINE, "percentile") == (observer.minimum, observer.maximum)
 
 
-DISTRIBUTIONS = {
+DISTRIBUTIONS: dict[str, Callable[[Noise], Tensor]] = {
     "normal": lambda noise: noise(20_000),
     "rectified": lambda noise: noise(20_000).relu(),
     "heavy tail": lambda noise: noise(20_000) ** 3,
@@ -144,13 +145,13 @@ def test_the_least_squares_range_is_as_good_as_brute_force_over_raw_values(
     if grid is UNSIGNED:
         values = values.abs()
     grid = Grid(bits=bits, signed=grid.signed, symmetric=grid.symmetric)
-    observer = observed(*values.split(5_000))
+    observer = observed(*torch.split(values, 5_000))
     low, high = choose_range(observer, grid, "auto")
     found = squared_error(values, low, high, grid)
     shrinks = [step / 50 for step in range(10, 51)]
     ends = [(s, s) for s in shrinks]
     if not grid.symmetric and observer.minimum < 0:
-        ends += list(itertools.product(shrinks[::5], repeat=2))
+        ends += [(low_end, high_end) for low_end in shrinks[::5] for high_end in shrinks[::5]]
     best = min(squared_error(values, observer.minimum * a, observer.maximum * b, grid) for a, b in ends)
     assert found <= 1.05 * best
     assert found <= squared_error(values, observer.minimum, observer.maximum, grid) * (1 + 1e-3)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from calibration.quantisers import (
     BiasIntegers,
     BiasReals,
     Dequantise,
+    Prescale,
     Quantise,
     RequantiseMean,
     RequantiseMultiplication,
@@ -46,7 +48,7 @@ def scale_of(grid: ActivationGrid) -> np.float32:
     return float32(grid.scale().detach().numpy())
 
 
-def half_even(value: float) -> int:
+def half_even(value: float | np.floating[Any]) -> int:
     return round(Fraction(float(value)))  # of a fraction, Python rounds halves to the even neighbour exactly
 
 
@@ -78,7 +80,7 @@ def test_quantise_divides_rounds_and_saturates(grid: Grid, zero_point: int, nois
     expected = [clamped(half_even(float32(value) / scale_of(output)), output) for value in values.numpy()]
     module = Quantise(output)
     assert module.eval()(values).tolist() == expected
-    trained = module.train()(values)
+    trained = module.train()(values).detach()
     # Training multiplies by the reciprocal, which decides ties its own way and nothing else.
     assert float((trained - torch.tensor(expected)).abs().max()) <= 1
     assert torch.equal(trained[:500], torch.tensor(expected[:500]).float())
@@ -140,6 +142,19 @@ def test_groups_of_a_transposed_convolution_repeat_the_weights_scales(noise: Noi
     assert torch.equal(BiasIntegers(source, weights, **form)(bias), (bias / step).round())
 
 
+def test_constants_of_grouped_transposed_convolutions_are_prescaled_alike(noise: Noise) -> None:
+    source, output = activation(scale=0.0123), activation(scale=0.9)
+    grid = Grid(bits=8, signed=True, symmetric=True, narrow=True, channel_axis=1)
+    weight, bias = noise(4, 3, 2, 2) * torch.tensor([1.0, 10.0, 0.1])[:, None, None], noise(6)
+    weights = WeightGrid(grid, weight)
+    x, integers = (noise(2, 4, 5, 5, seed=1) * 80).round(), weights(weight)
+    offsets = BiasIntegers(source, weights, groups=2)(bias)
+    scaled = [Prescale(output, source, weights, axis=axis, groups=2)(v) for v, axis in ((integers, 1), (offsets, 0))]
+    step = (source.scale() * weights.scale() / output.scale()).tile(2)[:, None, None]
+    expected = torch.conv_transpose2d(x, integers, offsets, groups=2) * step
+    torch.testing.assert_close(torch.conv_transpose2d(x, scaled[0], scaled[1], groups=2), expected, rtol=1e-5, atol=1e-4)
+
+
 def test_biases_are_integers_at_the_scale_of_the_sums(noise: Noise) -> None:
     source, weights = activation(scale=0.0123), WeightGrid(WEIGHT, noise(5, 12))
     bias = torch.tensor([0.3, -1.7, 0.0, 1e-9, 4.0], requires_grad=True)
@@ -148,7 +163,7 @@ def test_biases_are_integers_at_the_scale_of_the_sums(noise: Noise) -> None:
     expected = [half_even(b / (scale_of(source) * s)) for b, s in zip(bias.detach().numpy(), scales, strict=True)]
     assert module(bias).tolist() == expected
     assert torch.equal(BiasReals(module)(bias), module(bias) * (source.scale() * weights.scale()))
-    module(bias).sum().backward()
+    torch.autograd.backward(module(bias).sum())
     torch.testing.assert_close(bias.grad, 1 / module.scale().detach())
 
 
@@ -167,15 +182,17 @@ def test_sums_are_two_fused_multiply_adds(zeros: tuple[int, int, int], noise: No
     )
     stored = torch.randint(0, 256, (2, 700), generator=torch.Generator().manual_seed(0))
     a, b = (stored[0] - first.zero).float(), (stored[1] - second.zero).float()
-    found = RequantiseSum(output, first, second).eval()(a, b)
+    found = RequantiseSum(output, first, second).eval()(a, b).detach()
     ratio_a, ratio_b = scale_of(first) / scale_of(output), scale_of(second) / scale_of(output)
-    fixed = float32(output.zero) - (ratio_a * float32(first.zero) + ratio_b * float32(second.zero))
+    exact_a, exact_b = Fraction(float(ratio_a)), Fraction(float(ratio_b))
+    zeros_of_both = nearest_float32(exact_a * first.zero + Fraction(float(ratio_b * float32(second.zero))))
+    fixed = float32(output.zero) - zeros_of_both
     for x, y, integer in zip(stored[0].tolist(), stored[1].tolist(), found.tolist(), strict=True):
-        inner = nearest_float32(Fraction(float(ratio_a)) * x + Fraction(float(fixed)))
-        total = nearest_float32(Fraction(float(ratio_b)) * y + Fraction(float(inner)))
+        inner = nearest_float32(exact_b * y + Fraction(float(fixed)))
+        total = nearest_float32(exact_a * x + Fraction(float(inner)))
         assert integer == min(max(half_even(total), 0), 255) - output.zero
     # In training the same but for ties.
-    trained = RequantiseSum(output, first, second)(a, b)
+    trained = RequantiseSum(output, first, second)(a, b).detach()
     assert float((trained - found).abs().max()) <= 1 and float((trained != found).float().mean()) < 0.01
 
 
@@ -186,12 +203,12 @@ def test_multiplications_add_the_zero_point_before_rounding(zeros: tuple[int, in
     )
     stored = torch.randint(0, 256, (2, 700), generator=torch.Generator().manual_seed(0))
     a, b = (stored[0] - first.zero).float(), (stored[1] - second.zero).float()
-    found = RequantiseMultiplication(output, first, second).eval()(a, b)
+    found = RequantiseMultiplication(output, first, second).eval()(a, b).detach()
     multiplier = float32(scale_of(first) * scale_of(second)) / scale_of(output)
     for x, y, integer in zip(a.tolist(), b.tolist(), found.tolist(), strict=True):
         scaled = float32(float32(int(x) * int(y)) * multiplier) + float32(output.zero)
         assert integer == min(max(half_even(scaled), 0), 255) - output.zero
-    trained = RequantiseMultiplication(output, first, second)(a, b)
+    trained = RequantiseMultiplication(output, first, second)(a, b).detach()
     assert float((trained - found).abs().max()) <= 1
 
 
@@ -236,7 +253,11 @@ def fake_quantised(x: Tensor, scale: Tensor, lowest: int, highest: int) -> Tenso
 
 @pytest.mark.parametrize("zero_points", [(0, 0), (93, 128)])
 @pytest.mark.parametrize("weight_bits", [8, 4])
-def test_learned_scales_have_lsqs_gradients(zero_points: tuple[int, int], weight_bits: int, noise: Noise) -> None:
+@pytest.mark.parametrize("rounded_output", [True, False])
+@pytest.mark.parametrize("prescaled", [True, False])
+def test_learned_scales_have_lsqs_gradients(
+    prescaled: bool, rounded_output: bool, weight_bits: int, zero_points: tuple[int, int], noise: Noise
+) -> None:
     grid = Grid(bits=weight_bits, signed=True, symmetric=True, narrow=True, channel_axis=0)
     inputs = activation(scale=0.02, zero_point=zero_points[0]).double()
     outputs = activation(scale=0.007, zero_point=zero_points[1]).double()
@@ -251,10 +272,16 @@ def test_learned_scales_have_lsqs_gradients(zero_points: tuple[int, int], weight
     weights = weights.double()
     target = noise(4, 6, 6, 6, seed=3).double()
 
-    x = Quantise(inputs)(images)
-    sums = torch.conv2d(x, weights(weight), BiasIntegers(inputs, weights)(bias))
-    rounded = RequantiseProduct(outputs, inputs, weights, channel_dimensions=2)(sums)
-    ours = Dequantise(outputs)(rounded)
+    constants = [weights(weight), BiasIntegers(inputs, weights)(bias)]
+    if prescaled:
+        scaling = Prescale(outputs if rounded_output else None, inputs, weights, axis=0)
+        assert all(torch.equal(copy.deepcopy(scaling).eval()(integers), integers) for integers in constants)
+        constants = [scaling(integers) for integers in constants]
+    sums = torch.conv2d(Quantise(inputs)(images), *constants)
+    requantise = RequantiseProduct(outputs, inputs, weights, channel_dimensions=2)
+    rescale = RescaleProduct(inputs, weights, channel_dimensions=2)
+    requantise.prescaled = rescale.prescaled = prescaled
+    ours = Dequantise(outputs)(requantise(sums)) if rounded_output else rescale(sums)
 
     sx, sw, sy = (grid.scale().detach().clone().requires_grad_() for grid in (inputs, weights, outputs))
     wide = sw.reshape(-1, 1, 1, 1)
@@ -264,18 +291,19 @@ def test_learned_scales_have_lsqs_gradients(zero_points: tuple[int, int], weight
         fake_quantised(weight, wide, grid.quant_min, grid.quant_max),
         real_bias,
     )
-    theirs = fake_quantised(real, sy, outputs.lowest, outputs.highest)
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    assert rounded.min() == outputs.lowest and rounded.max() == outputs.highest
+    theirs = fake_quantised(real, sy, outputs.lowest, outputs.highest) if rounded_output else real
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    if rounded_output:
+        integers = requantise(sums)
+        assert integers.min() == outputs.lowest and integers.max() == outputs.highest  # some saturate
 
-    leaves = [images, weight, bias]
-    found = torch.autograd.grad(
-        (ours - target).square().sum(), [*leaves, *(g.log_scale for g in (inputs, weights, outputs))]
-    )
-    expected = torch.autograd.grad((theirs - target).square().sum(), [*leaves, sx, sw, sy])
+    leaves, used = [images, weight, bias], 3 if rounded_output else 2
+    logarithms = [grid.log_scale for grid in (inputs, weights, outputs)][:used]
+    found = torch.autograd.grad((ours - target).square().sum(), [*leaves, *logarithms])
+    expected = torch.autograd.grad((theirs - target).square().sum(), [*leaves, *[sx, sw, sy][:used]])
     for mine, lsq in zip(found[:3], expected[:3], strict=True):
         torch.testing.assert_close(mine, lsq, rtol=1e-9, atol=1e-9)
-    for mine, lsq, scale in zip(found[3:], expected[3:], (sx, sw, sy), strict=True):
+    for mine, lsq, scale in zip(found[3:], expected[3:], [sx, sw, sy][:used], strict=True):
         # d loss / d log scale = scale * d loss / d scale
         torch.testing.assert_close(mine, lsq * scale, rtol=1e-8, atol=1e-8)
         assert float(lsq.abs().min()) > 1e-6
@@ -293,19 +321,24 @@ def test_residual_sums_have_lsqs_gradients(noise: Noise) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     found = torch.autograd.grad((ours - target).square().sum(), [*values, *(grid.log_scale for grid in grids)])
     expected = torch.autograd.grad((theirs - target).square().sum(), [*values, *scales])
-    for mine, lsq, factor in zip(found, expected, [1, 1, *scales], strict=True):
-        torch.testing.assert_close(mine, lsq * factor, rtol=1e-8, atol=1e-8)
+    for mine, lsq in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(mine, lsq, rtol=1e-8, atol=1e-8)
+    for mine, lsq, scale in zip(found[2:], expected[2:], scales, strict=True):
+        torch.testing.assert_close(mine, lsq * scale, rtol=1e-8, atol=1e-8)
 
 
 # A whole network.
 
 
-def integer_convolution(x: np.ndarray, weight: np.ndarray, stride: int, padding: int) -> np.ndarray:
+Array = np.ndarray[Any, Any]
+
+
+def integer_convolution(x: Array, weight: Array, stride: int, padding: int) -> Array:
     """Sums of products of int64 tensors, one output after the other."""
     x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     out, _, height, width = weight.shape
     rows, columns = (x.shape[2] - height) // stride + 1, (x.shape[3] - width) // stride + 1
-    result = np.zeros((len(x), out, rows, columns), np.int64)
+    result: Array = np.zeros((len(x), out, rows, columns), np.int64)
     for row, column in itertools.product(range(rows), range(columns)):
         patch = x[:, :, row * stride : row * stride + height, column * stride : column * stride + width]
         result[:, :, row, column] = np.tensordot(patch, weight, ([1, 2, 3], [1, 2, 3]))
@@ -328,17 +361,17 @@ def test_a_network_in_evaluation_is_the_integer_execution_of_its_frozen_form(
     names = [placement.tensor for placement in built.plan.activations]
     assert names == ["x", "relu", "relu_1", "mean"]
 
-    def rounded(values: np.ndarray, name: str) -> np.ndarray:
-        stored = np.rint(values).astype(np.int64) + grids[name][1]
-        return np.clip(stored, 0, 255) - grids[name][1]
+    def rounded(values: Array, name: str) -> Array:
+        stored: Array = np.rint(values).astype(np.int64) + grids[name][1]
+        return np.asarray(np.clip(stored, 0, 255) - grids[name][1])
 
     x = rounded(built.images.numpy() / grids["x"][0], "x")
     for layer, source, result, stride, padding in (("a", "x", "relu", 1, 1), ("b", "relu", "relu_1", 2, 0)):
         weight, bias = frozen.weights[layer], frozen.biases[layer]
         sums = integer_convolution(x, weight.integers.astype(np.int64), stride, padding)
         sums += bias.integers.astype(np.int64)[:, None, None]
-        multiplier = float32(grids[source][0] * weight.scale) / grids[result][0]
-        x = rounded(sums.astype(np.float32) * multiplier[:, None, None], result)
+        multipliers = (grids[source][0] * weight.scale) / grids[result][0]
+        x = rounded(sums.astype(np.float32) * multipliers[:, None, None], result)
     multiplier = grids["relu_1"][0] / float32(grids["mean"][0] * float32(x.shape[2] * x.shape[3]))
     x = rounded(x.sum((2, 3)).astype(np.float32) * multiplier, "mean")
     weight, bias = frozen.weights["fc"], frozen.biases["fc"]
