@@ -37,10 +37,11 @@ def capture(module: nn.Module, example: Tensor, *, source: str) -> GraphModule:
     the modules they come from. Raises UserError naming module and line when the network cannot be captured.
     """
     exported, names = _export(module, example, source)
-    if mutates_a_view(exported.graph):
-        # A write through a view changes a tensor that other nodes read: only full functionalisation is right.
-        exported = exported.run_decompositions({})
-    captured = exported.module()
+    with _hushed():
+        if mutates_a_view(exported.graph):
+            # A write through a view changes a tensor that other nodes read: only full functionalisation is right.
+            exported = exported.run_decompositions({})
+        captured = exported.module()
     plain = make_graph_module(captured, normal_form(captured, source=source))
     for parameter in plain.parameters():
         parameter.requires_grad_(parameter.is_floating_point())

@@ -37,6 +37,7 @@ from calibration.quantisers import (
     Dequantise,
     Prescale,
     Quantise,
+    QuantiseAverage,
     RequantiseMean,
     RequantiseMultiplication,
     RequantiseProduct,
@@ -165,12 +166,14 @@ class _Insertion:
         if node in self.integers:
             return  # an activation that the kernel before it performs
         placement = self.placements.get(node.name)
+        is_kernel = self._output_placement(node) is not None and self._has_integer_inputs(node, tensor_inputs(node))
+        rounding = QuantiseAverage if kind(node) == "average_pool" and is_kernel else Quantise
         if node.op in {"call_function", "output"}:
             self._rewrite_operator(node)
         # A tensor that no fused operation has rounded is rounded where it is made.
         if placement is not None and node not in self.integers:
             real, grid = self.unrounded.get(node, node), self.activation_grids[placement.group]
-            self.integers[node] = self._after(real, f"{node.name}_quantise", Quantise(grid), (real,), node)
+            self.integers[node] = self._after(real, f"{node.name}_quantise", rounding(grid), (real,), node)
             self.grid_of[node] = grid
 
     def _rewrite_operator(self, node: Node) -> None:

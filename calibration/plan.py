@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -134,10 +133,6 @@ class Plan:
             float_nodes=data["float_nodes"],
             kinds=data["kinds"],
         )
-
-    def dumps(self) -> str:
-        """The plan as JSON text; equal plans give equal text."""
-        return json.dumps(self.to_json(), indent=1)
 
 
 def _refuse_duplicates(what: str, names: Iterable[str]) -> None:

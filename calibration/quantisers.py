@@ -41,6 +41,18 @@ class Quantise(_Operation[ActivationGrid]):
         return (x / output.scale()).round_().clamp_(output.lowest, output.highest)
 
 
+class QuantiseAverage(_Operation[ActivationGrid]):
+    """Averages of windows to centred integers, as one kernel with the averaging does it (QLinearAveragePool)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Round x, float32 of any shape, to integers of the same shape."""
+        (output,) = self._grids
+        if self.training:
+            return requantise(x, output.scale().reciprocal(), output.lowest, output.highest)
+        # The runtime adds the zero point before it rounds, which decides some ties.
+        return ((x / output.scale() + output.zero).round_() - output.zero).clamp_(output.lowest, output.highest)
+
+
 class Dequantise(_Operation[ActivationGrid]):
     """Centred integers to reals (ONNX DequantizeLinear)."""
 

@@ -217,7 +217,7 @@ class DistillationConfig:
     ] = "squared"
     affinity_weight: Annotated[
         float, Parameter(metavar="NUMBER", help="Weight of the affinity loss beside the logit loss's 1.")
-    ] = 1.0
+    ] = 0.1
     projections: Annotated[
         int, Parameter(metavar="COUNT", help="Random vectors per step of the fast affinity form (ffa).")
     ] = 15

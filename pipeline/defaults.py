@@ -7,7 +7,7 @@ import torch
 from calibration.errors import UserError
 
 #: Training steps by weight bits: enough for the held-out distillation loss to level off (docs/benchmarks.md).
-STEPS = {8: 200, 4: 500}
+STEPS = {8: 200, 4: 400}
 #: Peak learning rate of Adam by weight bits: the best of 3e-5, 1e-4 and 3e-4 by the same loss.
 LEARNING_RATES = {8: 1e-4, 4: 3e-4}
 

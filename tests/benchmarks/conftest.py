@@ -26,7 +26,7 @@ from pipeline.artifacts import Network, PreparedStudent, UnlabelledImages
 from pipeline.batches import suggested_workers
 from pipeline.config import DataConfig, ExecutionConfig, QuantisationConfig, RunConfig, TeacherConfig
 from pipeline.data import open_images, split_held_out
-from pipeline.defaults import resolve_steps
+from pipeline.defaults import resolve_learning_rate, resolve_steps
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.run import _mirrored_targets  # the run's own decision, not a copy that could drift from it
 from pipeline.stages.distill import Schedule
@@ -124,7 +124,7 @@ class Ready:
         return Schedule(
             steps=resolve_steps(settings.steps, self.config.quantisation.bits) if steps is None else steps,
             batch_size=min(settings.batch_size, len(self.images.training)),
-            learning_rate=settings.learning_rate,
+            learning_rate=resolve_learning_rate(settings.learning_rate, self.config.quantisation.bits),
             scale_learning_rate=settings.scale_learning_rate,
             learned_scales=self.config.quantisation.learned_scales,
         )

@@ -2,8 +2,8 @@
 
     python3 -m pytest -m benchmark tests/benchmarks/test_rounding_speed.py -s
 
-All round the same map to 8 bits with a learned scale (but for torch's fixed one), interleaved; the gradients of our
-ways and of plain autograd are compared before they are timed.
+All round the same map to 8 bits, interleaved. That ours compute what a slow composition does is tested in
+tests/calibration/test_rounding.py.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _prescaled(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def _composed(x: Tensor, scale: Tensor) -> Tensor:
-    return round_straight_through(x / scale).clamp(LOWEST, HIGHEST)
+    return round_straight_through((x / scale).clamp(LOWEST, HIGHEST))
 
 
 def _torch_learned(x: Tensor, scale: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def _torch_fixed(x: Tensor, scale: Tensor) -> Tensor:
 ROUNDINGS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
     OURS: ("learned", _rescaled),
     "round_to_grid (behind prescaled weights)": ("learned with the weights", _prescaled),
-    "autograd: divide, round straight through, clamp": ("learned", _composed),
+    "autograd: divide, clamp, round straight through": ("learned", _composed),
     "torch._fake_quantize_learnable_per_tensor_affine": ("learned", _torch_learned),
     "torch.fake_quantize_per_tensor_affine": ("fixed", _torch_fixed),
 }
@@ -79,15 +79,9 @@ def test_one_rounding(layout: torch.memory_format, results: Results, training_th
     gradient = torch.randn(SHAPE, generator=generator).contiguous(memory_format=layout)
     scale = torch.tensor([1 / 32], requires_grad=True)
 
-    def step(function: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
+    def step(function: Callable[[Tensor, Tensor], Tensor]) -> None:
         x.grad = scale.grad = None
         torch.autograd.backward(function(x, scale), gradient)
-        assert x.grad is not None
-        return x.grad, scale.grad
-
-    ours, composed = step(_rescaled), step(_composed)
-    torch.testing.assert_close(ours[0], composed[0])
-    torch.testing.assert_close(ours[1], composed[1], rtol=1e-3, atol=1e-3)
 
     rounds = int(os.environ.get("FAQD_BENCHMARK_REPEATS") or ROUNDS)
     names, times = list(ROUNDINGS), {name: list[float]() for name in ROUNDINGS}

@@ -147,6 +147,14 @@ EXACT: dict[str, tuple[Compute, dict[str, nn.Module]]] = {
     ),
     "layer called twice": (_shared, {"a": A, "b": B, "d": D}),
     "average pooling": (lambda n, x: n.b(F.avg_pool2d(relu(n.a(x)), 3, 2, 1)), {"a": A, "b": B}),
+    "average pooling of signed": (
+        lambda n, x: n.b(F.avg_pool2d(n.a(x), 2, ceil_mode=True, count_include_pad=False)),
+        {"a": A, "b": B},
+    ),
+    "average pooling on a coarse grid": (
+        lambda n, x: n.d(torch.cat([x + x, F.avg_pool2d(x, 3, 1, 1)], 1)),
+        {"d": c3(6, 16)},
+    ),
     "leaky relu": (lambda n, x: n.b(F.leaky_relu(n.a(x), 0.1)), {"a": A, "b": B}),
     "hard swish": (lambda n, x: n.b(F.hardswish(n.a(x))), {"a": A, "b": B}),
     "norms before activations": (

@@ -22,6 +22,7 @@ from calibration.quantisers import (
     Dequantise,
     Prescale,
     Quantise,
+    QuantiseAverage,
     RequantiseMean,
     RequantiseMultiplication,
     RequantiseProduct,
@@ -85,6 +86,18 @@ def test_quantise_divides_rounds_and_saturates(grid: Grid, zero_point: int, nois
     assert float((trained - torch.tensor(expected)).abs().max()) <= 1
     assert torch.equal(trained[:500], torch.tensor(expected[:500]).float())
     assert values[-2] == 1e9  # untouched
+
+
+@pytest.mark.parametrize("zero_point", [0, 93])
+def test_averages_are_rounded_with_their_zero_point(zero_point: int) -> None:
+    output = activation(scale=0.25, zero_point=zero_point)
+    values = torch.arange(-400, 400) * 0.125  # every other one is a tie
+    expected = [min(max(half_even(value / 0.25 + zero_point), 0), 255) - zero_point for value in values.tolist()]
+    module = QuantiseAverage(output)
+    assert module.eval()(values).tolist() == expected
+    assert float((module.train()(values).detach() - torch.tensor(expected)).abs().max()) <= 1
+    # An odd zero point turns the even neighbour into the other one.
+    assert torch.equal(module.eval()(values), Quantise(output).eval()(values)) is (zero_point == 0)
 
 
 @pytest.mark.parametrize(("grid", "zero_point"), GRIDS)
@@ -152,7 +165,9 @@ def test_constants_of_grouped_transposed_convolutions_are_prescaled_alike(noise:
     scaled = [Prescale(output, source, weights, axis=axis, groups=2)(v) for v, axis in ((integers, 1), (offsets, 0))]
     step = (source.scale() * weights.scale() / output.scale()).tile(2)[:, None, None]
     expected = torch.conv_transpose2d(x, integers, offsets, groups=2) * step
-    torch.testing.assert_close(torch.conv_transpose2d(x, scaled[0], scaled[1], groups=2), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        torch.conv_transpose2d(x, scaled[0], scaled[1], groups=2), expected, rtol=1e-5, atol=1e-4
+    )
 
 
 def test_biases_are_integers_at_the_scale_of_the_sums(noise: Noise) -> None:
