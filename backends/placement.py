@@ -324,6 +324,25 @@ class _Placement:
     # Weights.
 
     def _weight(self, layer: Node) -> WeightPlacement:
+        # A stored weight has one grid: of the layers that share it, the one that needs most bits decides.
+        bits = max(self._bits(reader) for reader in self._sharing(layer))
+        # Output channels are axis 0 but for a transposed convolution, whose weight starts with the inputs (rule 11).
+        axis = 1 if kind(layer) == "conv_transpose" else 0
+        limit = self.profile.weight_limit if bits == 8 else None
+        grid = Grid(bits=bits, signed=True, symmetric=True, narrow=True, channel_axis=axis, limit=limit)
+        return WeightPlacement(layer=layer.name, grid=grid, integer_bias=self.profile.integer_bias)
+
+    def _sharing(self, layer: Node) -> list[Node]:
+        """The integer layers that read the stored weight of this one, itself included."""
+        weight = argument(layer, 1, "weight")
+        return [
+            node
+            for node in self.nodes
+            if node in self.integer and kind(node) in WEIGHTED and argument(node, 1, "weight").target == weight.target
+        ]
+
+    def _bits(self, layer: Node) -> int:
+        """Weight bits that the layer's place in the network asks for."""
         widths = self.widths
         weight = constant(self.module, argument(layer, 1, "weight"))
         assert weight is not None
@@ -339,11 +358,7 @@ class _Placement:
             bits = max(bits, widths.first)
         if not self._has_weighted(layer, forward=True):
             bits = max(bits, widths.last)
-        # Output channels are axis 0 but for a transposed convolution, whose weight starts with the inputs (rule 11).
-        axis = 1 if kind(layer) == "conv_transpose" else 0
-        limit = self.profile.weight_limit if bits == 8 else None
-        grid = Grid(bits=bits, signed=True, symmetric=True, narrow=True, channel_axis=axis, limit=limit)
-        return WeightPlacement(layer=layer.name, grid=grid, integer_bias=self.profile.integer_bias)
+        return bits
 
     def _has_weighted(self, layer: Node, *, forward: bool) -> bool:
         """Whether any other weighted layer lies before (or, forward, behind) this one."""

@@ -30,7 +30,7 @@ from pipeline.progress import Progress
 from pipeline.records import from_json, to_json
 from pipeline.report.files import write_report
 from pipeline.report.schema import Distillation, Report, read_report
-from pipeline.stages.convert import compile_model
+from pipeline.stages.convert import check_convertible, compile_model
 from pipeline.stages.distill import Schedule, distil
 from pipeline.stages.observe import prepare
 from pipeline.stages.targets import LEAST_AGREEMENT, can_mirror, flips_in_training, mirror_agreement
@@ -53,6 +53,8 @@ def run(config: RunConfig, progress: Progress) -> Report:
 
     with _stage("teacher", progress, seconds):
         teacher, student = _networks(config)
+        for network in {id(network): network for network in (teacher, student)}.values():
+            check_convertible(network.folded, opset=config.quantisation.opset)
         images = _images(config, teacher)
         mirror, reason = _mirrored_targets(config, teacher, images)
         student_notes = student.notes if student is not teacher else ()

@@ -14,6 +14,14 @@ from pipeline.artifacts import CompiledModel
 _FLOAT_OPSET = 20
 
 
+def check_convertible(folded: GraphModule, *, opset: int | None) -> None:
+    """Raise UserError, naming operator and module, for a network that the file format cannot hold.
+
+    Asked before training: an operator without a translation must not cost the user an hour first.
+    """
+    emit(folded, opset=opset or _FLOAT_OPSET)
+
+
 def compile_model(
     network: PreparedNetwork,
     folded: GraphModule,

@@ -212,6 +212,17 @@ class Branch(nn.Module):
 
 def branch():
     return Branch()
+
+class Rolled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return torch.roll(self.conv(x), 1, 3).mean((2, 3))
+
+def rolled():
+    return Rolled()
 """
 
 
@@ -248,6 +259,7 @@ def test_own_builder_and_photographs(own: Path, repository: Path) -> None:
         (("--teacher", "python:mine:nothing"), "no layer"),
         (("--teacher", "python:mine:branch"), "mine.py:"),
         (("--teacher", "python:mine:absent"), "absent"),
+        (("--teacher", "python:mine:rolled"), "no translation to ONNX"),
         (("--teacher", "python:mine:build", "--data", "images:nowhere"), "nowhere"),
         (("--teacher", "python:mine:build", "--taps", "9"), "--taps 9"),
         (("--teacher", "python:mine:build", "--device", "cuda:7"), "--device cuda:7"),
