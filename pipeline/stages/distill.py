@@ -197,7 +197,8 @@ class _Trainer:
                     ignorant += float(uninformed_loss(target, config=self.objective)) * len(images)
                 count += len(images)
         self.network.train()
-        return total / count, ignorant / count
+        # KL of two all but equal distributions may come out a rounding error below zero.
+        return max(0.0, total / count), max(0.0, ignorant / count)
 
     def measure_start(self) -> None:
         """Judge the calibrated student: what training must improve, and what divergence is measured by."""

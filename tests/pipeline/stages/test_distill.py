@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from calibration.errors import UserError
-from pipeline.artifacts import TrainedStudent
+from calibration.observe import Range
+from pipeline.artifacts import PreparedStudent, TrainedStudent
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.stages.distill import Schedule, distil
 
@@ -159,6 +161,38 @@ def test_mirrored_targets_are_the_mean_over_both(example: SimpleNamespace, tmp_p
 
     assert plain.loss_calibrated is not None and mirrored.loss_calibrated is not None
     assert mirrored.loss_calibrated > 2 * plain.loss_calibrated, "mirrored digits are other characters"
+
+
+def test_a_student_equal_to_its_teacher_has_no_negative_loss(example: SimpleNamespace, tmp_path: Path) -> None:
+    """A teacher whose logits hardly differ: the KL of rounding errors must not come out below zero."""
+    teacher = copy.deepcopy(example.teacher.folded)
+    for parameter in teacher.parameters():
+        parameter.data.mul_(1e-3)
+    record = distil(
+        PreparedStudent(
+            folded=teacher,
+            plan=example.prepared.plan,
+            ranges={
+                name: Range(scale=1e-6, zero_point=chosen.zero_point)
+                for name, chosen in example.prepared.ranges.items()
+            },
+        ),
+        teacher,
+        example.images,
+        example.teacher.preprocessing,
+        objective=ObjectiveConfig(),
+        schedule=schedule(steps=2),
+        taps=None,
+        mirror=False,
+        device=torch.device("cpu"),
+        fast=False,
+        seed=0,
+        checkpoint=tmp_path / "checkpoint.safetensors",
+        step=lambda done, total, figures: None,
+        say=lambda line: None,
+    ).distillation
+
+    assert record.loss_calibrated is not None and record.loss_calibrated >= 0
 
 
 def test_the_global_generator_is_left_alone(example: SimpleNamespace, tmp_path: Path) -> None:
