@@ -14,7 +14,7 @@ from torch import Tensor
 from backends.base import Array, Backend, Census
 from backends.reference import IntegerOracle
 from backends.timing import interleaved_latency
-from calibration.errors import UserError
+from calibration.errors import MissingExtra, UserError
 from pipeline.report.schema import Accuracy, Latency, Parity, Percentiles
 
 #: Stages whose outputs are scored, in the order of the way; "runtime" is absent where it does not run.
@@ -148,6 +148,15 @@ def no_latency(batch: int, threads: int) -> Latency:
     return Latency(batch=batch, threads=threads, float_ms=None, quantised_ms=None, speedup=None)
 
 
-def count_kernels(backend: Backend, model: bytes, layers: list[str]) -> Census | None:
-    """What the runtime makes of each weighted layer; None where it cannot be asked here."""
-    return None if backend.unavailable() else backend.census(model, layers)
+def count_kernels(backend: Backend, model: bytes, layers: list[str]) -> tuple[Census | None, str | None]:
+    """What the runtime makes of each weighted layer, and what to say about how that is known.
+
+    Where the runtime does not run, its compiler may still say (TensorRT builds ahead of time without a GPU); where
+    that is missing too, nothing is known and the remark says what to install.
+    """
+    on_target = backend.unavailable() is None
+    try:
+        census = backend.census(model, layers)
+    except MissingExtra as missing:
+        return None, f"no engine was built: {missing}"
+    return census, None if on_target else "kernels are those of an engine built ahead of time, which did not run"

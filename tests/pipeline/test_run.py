@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -174,6 +175,11 @@ def test_tensorrt_ends_unvalidated_with_its_own_status(repository: Path, tmp_pat
     assert done.returncode == 3, done.stderr
     assert report.status == "not-validated-on-target" and report.accuracy.runtime is None
     assert "faqd validate" in done.stdout
+    said = "\n".join(report.notes)
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        assert "no engine was built" in said and report.kernels.integer is None
+    else:
+        assert "ahead of time" in said and report.kernels.integer == 10
     assert read_bundle(tmp_path / "t" / "bundle").backend == "tensorrt"
 
 
