@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from calibration.operators import absorbed_clip, absorbed_relu, argument, clip_bounds, static_shape
+from calibration.operators import argument, clip_bounds, static_shape
 
 if TYPE_CHECKING:
     from backends.onnx_graph import Emitter
@@ -326,8 +326,6 @@ TRANSLATORS: dict[Any, Translator] = {
     aten.matmul.default: _matmul,
     aten.bmm.default: _matmul,
     aten.relu.default: _simple("Relu"),
-    absorbed_relu: _simple("Relu"),
-    absorbed_clip: _clip,
     aten.relu6.default: _clip,
     aten.hardtanh.default: _clip,
     aten.clamp.default: _clip,

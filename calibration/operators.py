@@ -20,16 +20,6 @@ from calibration.integer_products import (
 aten = torch.ops.aten
 
 
-def absorbed_relu(x: torch.Tensor) -> torch.Tensor:
-    """A ReLU that the quantiser behind it performs (its zero point is the lowest integer): no work in training."""
-    return x
-
-
-def absorbed_clip(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """A clip to [low, high] that the quantiser behind it performs: no work in training."""
-    return x
-
-
 #: Kind of every operator that a planner may meet. What is not listed is kind "other" and stays float.
 KINDS: dict[Any, str] = {
     operator.getitem: "item",
@@ -45,12 +35,10 @@ KINDS: dict[Any, str] = {
     wide_matmul: "matmul",
     aten.batch_norm.default: "batch_norm",
     aten.relu.default: "relu",
-    absorbed_relu: "relu",
     aten.relu6.default: "clip",
     aten.hardtanh.default: "clip",
     aten.clamp.default: "clip",
     aten.clamp_min.default: "clip",
-    absorbed_clip: "clip",
     aten.leaky_relu.default: "leaky_relu",
     aten.prelu.default: "prelu",
     aten.sigmoid.default: "sigmoid",
