@@ -12,6 +12,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# A worker holds torch and a runtime: more of them than this need memory rather than processors.
+_MOST_WORKERS = 8
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Test processes: one per core, none beside a benchmark, whose times would not be its own, nor without capture."""
+    if "not benchmark" not in config.option.markexpr or config.option.capture == "no":
+        return 0
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, _MOST_WORKERS)
+
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
