@@ -84,8 +84,13 @@ class _RequantiseSum(torch.autograd.Function):
 
 
 def _inside(gradient: Tensor, unrounded: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """The gradient where the unrounded value lies between the bounds, zero elsewhere: a new tensor, in one pass."""
-    masked: Tensor = torch.ops.aten.hardtanh_backward(gradient, unrounded, *bounds)
+    """The gradient where the unrounded value lies between the bounds, zero elsewhere: a new tensor, in one pass.
+
+    It lies in memory as the value does, whatever layout the gradient comes in (that of a mean is one number, expanded):
+    tensors of two layouts in one operation cost several times as much, and the wrong one would go on to the next.
+    """
+    masked = torch.empty_like(unrounded)
+    torch.ops.aten.hardtanh_backward.grad_input(gradient, unrounded, *bounds, grad_input=masked)
     return masked
 
 

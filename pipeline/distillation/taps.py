@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
@@ -58,6 +59,17 @@ def _map_size(node: Node) -> tuple[int, int] | None:
     return sizes[2], sizes[3]
 
 
+aten = torch.ops.aten
+
+_IN_PLACE = {
+    aten.relu.default: aten.relu_.default,
+    aten.add.Tensor: aten.add_.Tensor,
+}
+
+#: Operators whose result is new memory, which may be written over: no view of something that others read.
+_NEW_TENSOR = frozenset({aten.conv2d.default, aten.linear.default, aten.add.Tensor, aten.add_.Tensor})
+
+
 class Tapped(nn.Module):
     """A graph that also returns the maps at its taps; parameters are shared with the graph it was made from."""
 
@@ -81,6 +93,22 @@ class Tapped(nn.Module):
 def tap_float(graph_module: GraphModule, taps: Sequence[str], labels: Sequence[str] | None = None) -> Tapped:
     """A float graph with taps; `labels` name the maps in the result, the taps' own names by default."""
     return Tapped(graph_module, dict(zip(labels or taps, taps, strict=True)))
+
+
+def write_in_place(tapped: Tapped) -> Tapped:
+    """The graph of a network that only infers, changed so that ReLUs and sums write over what nobody else reads.
+
+    A large map that is not written anew saves one pass over memory. The same values; no gradient can pass any more.
+    """
+    graph = tapped.graph_module.graph
+    for node in graph.nodes:
+        overwritten = node.args[0] if node.target in _IN_PLACE else None
+        if not isinstance(overwritten, Node) or overwritten.target not in _NEW_TENSOR or len(overwritten.users) > 1:
+            continue
+        if static_shape(overwritten) == static_shape(node) and overwritten not in node.args[1:]:
+            node.target = _IN_PLACE[node.target]
+    tapped.graph_module.recompile()
+    return tapped
 
 
 def tap_prepared(prepared: PreparedNetwork, taps: Sequence[str]) -> Tapped:

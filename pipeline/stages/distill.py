@@ -21,7 +21,7 @@ from pipeline.data import ordered_batches, training_batches
 from pipeline.distillation.divergence import DivergenceWatch
 from pipeline.distillation.objective import ObjectiveConfig, distillation_loss, logit_loss, uninformed_loss
 from pipeline.distillation.schedules import learning_rate_factor
-from pipeline.distillation.taps import Tapped, match_taps, tap_float, tap_prepared
+from pipeline.distillation.taps import Tapped, match_taps, tap_float, tap_prepared, write_in_place
 from pipeline.preprocessing import Preprocessing, normalise
 from pipeline.randomness import generator_for
 from pipeline.report.schema import Distillation
@@ -140,7 +140,7 @@ class _Trainer:
         pairs = match_taps(student.folded, teacher, taps) if objective.affinity != "none" else {}
         self.taps = pairs
         # A copy: the student is made from the same graph, and the caller's stays on its device.
-        self.teacher: Tapped = tap_float(copy.deepcopy(teacher), list(pairs.values()), list(pairs))
+        self.teacher: Tapped = write_in_place(tap_float(copy.deepcopy(teacher), list(pairs.values()), list(pairs)))
         self.teacher = self.teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.backoffs, self.diverged = 0, False
         self.learning_rate = schedule.learning_rate

@@ -182,3 +182,22 @@ def test_rounding_straight_through_is_exact(noise: Noise) -> None:
     assert torch.equal(rounded, values.detach().round())
     torch.autograd.backward(rounded, torch.arange(len(values)).float())
     assert values.grad is not None and torch.equal(values.grad, torch.arange(len(values)).float())
+
+
+@pytest.mark.parametrize("form", ["expanded", "contiguous", "channels_last"])
+def test_gradients_lie_in_memory_as_the_values_do(form: str, noise: Noise) -> None:
+    x, y = (noise(2, 8, 4, 4, seed=seed).contiguous(memory_format=torch.channels_last) for seed in (0, 1))
+    incoming = noise(2, 8, 1, 1, seed=2).expand(2, 8, 4, 4)
+    if form != "expanded":
+        incoming = incoming.contiguous(memory_format=getattr(torch, f"{form}_format" if form == "contiguous" else form))
+    scale = torch.tensor(0.5)
+    functions: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+        lambda a, b: round_to_grid(a, -9, 9),
+        lambda a, b: requantise(a, scale, -9, 9),
+        lambda a, b: requantise_sum(a, b, scale, scale, -9, 9),
+    )
+    for function in functions:
+        leaves = (x.clone().requires_grad_(), y.clone().requires_grad_())
+        found = torch.autograd.grad(function(*leaves), leaves, incoming, allow_unused=True)
+        assert all(g.is_contiguous(memory_format=torch.channels_last) for g in found if g is not None)
+        assert found[0] is not None

@@ -13,7 +13,7 @@ from calibration.errors import UserError
 from calibration.fold import fold
 from calibration.insert import insert
 from calibration.observe import choose_ranges, observe
-from pipeline.distillation.taps import match_taps, named_taps, stage_ends, tap_float, tap_prepared
+from pipeline.distillation.taps import match_taps, named_taps, stage_ends, tap_float, tap_prepared, write_in_place
 from pipeline.networks.cifar_resnet import CifarResNet
 from pipeline.stages.teacher import load_network
 
@@ -73,3 +73,36 @@ def test_maps_of_a_prepared_network_point_where_the_float_ones_do() -> None:
         assert cosine > 0.999
     assert torch.equal(rounded_outputs[0], prepared(images)[0])
     assert torch.equal(outputs[0], network.folded(images)[0])
+
+
+class _Overlapping(nn.Module):
+    """Every reason not to write over a tensor: an input, a second reader, a view, a tap, two uses in one sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.first(torch.relu(images))
+        y = torch.relu(x) + x
+        y = torch.relu(self.second(y) + images)
+        z = self.second(y)
+        half = z[:, :, ::2]
+        total: torch.Tensor = (torch.relu(z) + (z + z)).flatten(1).sum(1, keepdim=True) + half.flatten(1)
+        return total
+
+
+@pytest.mark.parametrize("module", [CifarResNet(3), _Overlapping()], ids=lambda module: type(module).__name__)
+def test_writing_in_place_changes_no_value(module: nn.Module) -> None:
+    folded = fold(capture(module, torch.zeros(2, 3, 32, 32), source="network"))
+    images = torch.randn((4, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    taps, before = stage_ends(folded), images.clone()
+    with torch.no_grad():
+        plain, in_place = tap_float(folded, taps), write_in_place(tap_float(folded, taps))
+        (outputs, maps), (same_outputs, same_maps) = plain(images), in_place(images)
+
+    names = [str(node.target) for node in in_place.graph_module.graph.nodes]
+    assert {"aten.relu_.default", "aten.add_.Tensor"} <= set(names)
+    assert torch.equal(images, before)
+    assert torch.equal(outputs[0], same_outputs[0])
+    assert all(torch.equal(maps[tap], same_maps[tap]) for tap in taps)
