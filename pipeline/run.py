@@ -31,7 +31,7 @@ from pipeline.records import from_json, to_json
 from pipeline.report.files import write_report
 from pipeline.report.schema import Distillation, Report, read_report
 from pipeline.stages.convert import check_convertible, compile_model
-from pipeline.stages.distill import Schedule, distil
+from pipeline.stages.distill import Schedule, Task, distil
 from pipeline.stages.observe import prepare
 from pipeline.stages.targets import LEAST_AGREEMENT, can_mirror, flips_in_training, mirror_agreement
 from pipeline.stages.teacher import check_same_outputs, load_network
@@ -197,11 +197,11 @@ def _distilled(
         )
     settings = config.distillation
     device = resolve_device(config.execution.device)
-    trained = distil(
-        prepared,
-        teacher.folded,
-        images,
-        teacher.preprocessing,
+    task = Task(
+        student=prepared,
+        teacher=teacher.folded,
+        images=images,
+        preprocessing=teacher.preprocessing,
         objective=ObjectiveConfig(
             logit_loss=settings.logit_loss,
             temperature=settings.temperature,
@@ -223,6 +223,9 @@ def _distilled(
         fast=config.execution.precision == "bfloat16"
         or (config.execution.precision == "auto" and device.type == "cuda"),
         seed=config.execution.seed,
+    )
+    trained = distil(
+        task,
         checkpoint=folder.checkpoint,
         step=lambda done, total, figures: progress.step(done, total, **figures),
         say=progress.say,

@@ -46,41 +46,45 @@ class Schedule:
     learned_scales: Literal["all", "weights", "none"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Who learns from whom, on what, how and where: all that decides the trained weights.
+
+    `taps` None: found by themselves. `mirror` averages the teacher's logits over each image and its mirror image
+    (see `pipeline.stages.targets`). `fast` allows TF32, which is exact on the student's integers, and bfloat16 for
+    the teacher. `seed` >= 0.
+    """
+
+    student: PreparedStudent
+    teacher: GraphModule
+    images: UnlabelledImages
+    preprocessing: Preprocessing
+    objective: ObjectiveConfig
+    schedule: Schedule
+    taps: tuple[str, ...] | None
+    mirror: bool
+    device: torch.device
+    fast: bool
+    seed: int
+
+
 Step = Callable[[int, int, Mapping[str, float]], None]
 
 
-def distil(
-    student: PreparedStudent,
-    teacher: GraphModule,
-    images: UnlabelledImages,
-    preprocessing: Preprocessing,
-    *,
-    objective: ObjectiveConfig,
-    schedule: Schedule,
-    taps: tuple[str, ...] | None,
-    mirror: bool,
-    device: torch.device,
-    fast: bool,
-    seed: int,
-    checkpoint: Path,
-    step: Step,
-    say: Callable[[str], None],
-) -> TrainedStudent:
+def distil(task: Task, *, checkpoint: Path, step: Step, say: Callable[[str], None]) -> TrainedStudent:
     """Distil the teacher into the calibrated student; the last step's weights, or the calibrated ones after harm.
 
     Harm is a distillation loss on held-out unlabelled images above both the calibrated student's and 5 % of an
-    ignorant one's: no label is read anywhere. A run whose loss
-    diverges starts again at a lower learning rate, at most three times, and says so. `mirror` averages the teacher's
-    logits over each image and its mirror image (see `pipeline.stages.targets`). `fast` allows TF32, which is
-    exact on the student's integers, and bfloat16 for the teacher. `checkpoint` is written every few seconds and
-    when interrupted; a run that finds it goes on from there and ends with the same weights.
+    ignorant one's: no label is read anywhere. A run whose loss diverges starts again at a lower learning rate, at
+    most three times, and says so. `checkpoint` is written every few seconds and when interrupted; a run that finds it
+    goes on from there and ends with the same weights.
     """
-    trainer = _Trainer(student, teacher, images, preprocessing, objective, schedule, taps, mirror, device, fast, seed)
-    with _matmul_precision(fast and device.type == "cuda"):
+    trainer = _Trainer(task)
+    with _matmul_precision(task.fast and task.device.type == "cuda"):
         trainer.measure_start()
         if checkpoint.exists():
             trainer.restore(*load_tensors(checkpoint))
-        if schedule.steps:
+        if task.schedule.steps:
             _train(trainer, checkpoint, step, say)
         return trainer.finish()
 
@@ -107,7 +111,7 @@ def _attempt(trainer: _Trainer, checkpoint: Path, step: Step) -> str | None:
             reason = trainer.watch.observe(loss)
             if reason is not None:
                 return reason
-            step(trainer.step, trainer.schedule.steps, {"loss": loss})
+            step(trainer.step, trainer.task.schedule.steps, {"loss": loss})
             if time.monotonic() - kept > _CHECKPOINT_SECONDS:
                 save_tensors(checkpoint, *trainer.state())
                 kept = time.monotonic()
@@ -120,47 +124,32 @@ def _attempt(trainer: _Trainer, checkpoint: Path, step: Step) -> str | None:
 class _Trainer:
     """The moving parts of one training run: networks, optimiser, position, history."""
 
-    def __init__(
-        self,
-        student: PreparedStudent,
-        teacher: GraphModule,
-        images: UnlabelledImages,
-        preprocessing: Preprocessing,
-        objective: ObjectiveConfig,
-        schedule: Schedule,
-        taps: tuple[str, ...] | None,
-        mirror: bool,
-        device: torch.device,
-        fast: bool,
-        seed: int,
-    ) -> None:
-        self.student, self.images, self.preprocessing = student, images, preprocessing
-        self.objective, self.schedule, self.device, self.seed = objective, schedule, device, seed
-        self.fast, self.mirror = fast, mirror
-        pairs = match_taps(student.folded, teacher, taps) if objective.affinity != "none" else {}
-        self.taps = pairs
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        taps = match_taps(task.student.folded, task.teacher, task.taps) if task.objective.affinity != "none" else {}
+        self.taps = taps
         # A copy: the student is made from the same graph, and the caller's stays on its device.
-        self.teacher: Tapped = write_in_place(tap_float(copy.deepcopy(teacher), list(pairs.values()), list(pairs)))
-        self.teacher = self.teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        teacher = write_in_place(tap_float(copy.deepcopy(task.teacher), list(taps.values()), list(taps)))
+        self.teacher: Tapped = teacher.to(task.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.backoffs, self.diverged = 0, False
-        self.learning_rate = schedule.learning_rate
+        self.learning_rate = task.schedule.learning_rate
         self.loss_calibrated = self.floor = 0.0
         self._begin()
 
     def _begin(self) -> None:
         """The calibrated student, a fresh optimiser, step 0."""
-        self.network = self.student.network().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = self.task.student.network().to(self.task.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.tapped = tap_prepared(self.network, list(self.taps))
-        scales = self.schedule.learned_scales
+        scales = self.task.schedule.learned_scales
         learned = self.network.scale_parameters(activations=scales == "all", weights=scales != "none")
         ids = {id(parameter) for parameter in learned}
         for parameter in self.network.scale_parameters(activations=True, weights=True):
             parameter.requires_grad_(id(parameter) in ids)
         groups = [{"params": self.network.weight_parameters(), "share": 1.0}]
         if learned:
-            share = self.schedule.scale_learning_rate / self.schedule.learning_rate
+            share = self.task.schedule.scale_learning_rate / self.task.schedule.learning_rate
             groups.append({"params": learned, "share": share})
-        self.optimiser = torch.optim.Adam(groups, lr=self.learning_rate, fused=self.device.type in {"cpu", "cuda"})
+        self.optimiser = torch.optim.Adam(groups, lr=self.learning_rate, fused=self.task.device.type in {"cpu", "cuda"})
         self.step = 0
         self.curve: list[tuple[int, float]] = []
         self.watch = DivergenceWatch(reference=self.loss_calibrated, floor=self.floor)
@@ -168,16 +157,16 @@ class _Trainer:
     # Losses.
 
     def _teacher(self, images: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
+        with torch.no_grad(), torch.autocast(self.task.device.type, torch.bfloat16, enabled=self.task.fast):
             outputs, maps = self.teacher(images)
-            if self.mirror:
+            if self.task.mirror:
                 mirrored, _ = self.teacher(images.flip(3))
                 outputs = tuple((one + other) / 2 for one, other in zip(outputs, mirrored, strict=True))
         return tuple(output.float() for output in outputs), maps
 
     def _on_device(self, images: Tensor) -> Tensor:
-        moved = images.to(self.device, non_blocking=True)
-        return normalise(moved, self.preprocessing).contiguous(memory_format=torch.channels_last)
+        moved = images.to(self.task.device, non_blocking=True)
+        return normalise(moved, self.task.preprocessing).contiguous(memory_format=torch.channels_last)
 
     def held_out_loss(self) -> tuple[float, float]:
         """Logit loss of the student on the held-out images, and that of one that ignores its input."""
@@ -185,16 +174,16 @@ class _Trainer:
         self.network.eval()
         with torch.no_grad():
             for batch in ordered_batches(
-                self.images.source,
-                self.images.held_out,
-                self.preprocessing,
-                batch_size=self.schedule.batch_size,
+                self.task.images.source,
+                self.task.images.held_out,
+                self.task.preprocessing,
+                batch_size=self.task.schedule.batch_size,
             ):
                 images = self._on_device(batch.images)
                 targets, _ = self._teacher(images)
                 for output, target in zip(self.network(images), targets, strict=True):
-                    total += float(logit_loss(output, target, self.objective)) * len(images)
-                    ignorant += float(uninformed_loss(target, config=self.objective)) * len(images)
+                    total += float(logit_loss(output, target, self.task.objective)) * len(images)
+                    ignorant += float(uninformed_loss(target, config=self.task.objective)) * len(images)
                 count += len(images)
         self.network.train()
         # KL of two all but equal distributions may come out a rounding error below zero.
@@ -210,18 +199,18 @@ class _Trainer:
 
     def batches(self) -> Iterator[Tensor]:
         """Images of the steps that remain, on the device."""
-        remaining = self.schedule.steps - self.step
+        remaining = self.task.schedule.steps - self.step
         for batch in training_batches(
-            self.images.source,
-            self.images.training,
-            self.preprocessing,
-            batch_size=self.schedule.batch_size,
+            self.task.images.source,
+            self.task.images.training,
+            self.task.preprocessing,
+            batch_size=self.task.schedule.batch_size,
             first_step=self.step,
             steps=remaining,
-            seed=self.seed,
-            augmentation=self.images.augmentation,
-            workers=self.images.workers,
-            pin_memory=self.device.type == "cuda",
+            seed=self.task.seed,
+            augmentation=self.task.images.augmentation,
+            workers=self.task.images.workers,
+            pin_memory=self.task.device.type == "cuda",
         ):
             yield self._on_device(batch.images)
 
@@ -229,15 +218,15 @@ class _Trainer:
         """One step of Adam; the loss before it."""
         targets, teacher_maps = self._teacher(images)
         outputs, student_maps = self.tapped(images)
-        generator = generator_for(self.seed, "projections", self.step)
+        generator = generator_for(self.task.seed, "projections", self.step)
         loss, _ = distillation_loss(
-            outputs[0], targets[0], student_maps, teacher_maps, config=self.objective, generator=generator
+            outputs[0], targets[0], student_maps, teacher_maps, config=self.task.objective, generator=generator
         )
         for output, target in zip(outputs[1:], targets[1:], strict=True):
-            loss = loss + logit_loss(output, target, self.objective)
+            loss = loss + logit_loss(output, target, self.task.objective)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        steps = self.schedule.steps
+        steps = self.task.schedule.steps
         warm_up = min(_MOST_WARM_UP, int(steps * _WARM_UP_SHARE))
         factor = learning_rate_factor(self.step, steps=steps, warmup_steps=warm_up, kind="cosine")
         for group in self.optimiser.param_groups:
@@ -296,16 +285,16 @@ class _Trainer:
 
     def finish(self) -> TrainedStudent:
         """The last step's weights, or the calibrated ones where training did harm to the held-out distillation loss."""
-        final = self.loss_calibrated if self.diverged or not self.schedule.steps else self.held_out_loss()[0]
+        final = self.loss_calibrated if self.diverged or not self.task.schedule.steps else self.held_out_loss()[0]
         # Small losses on held-out images rank students that all but equal their teacher no better than chance does.
         worst = max(self.loss_calibrated, self.floor)
-        trained = bool(self.schedule.steps) and not self.diverged and final <= worst
-        network: PreparedNetwork = self.network if trained else self.student.network()
+        trained = bool(self.task.schedule.steps) and not self.diverged and final <= worst
+        network: PreparedNetwork = self.network if trained else self.task.student.network()
         record = Distillation(
-            steps=self.schedule.steps,
+            steps=self.task.schedule.steps,
             learning_rate=self.learning_rate,
             loss_calibrated=self.loss_calibrated,
-            loss_final=None if self.diverged or not self.schedule.steps else final,
+            loss_final=None if self.diverged or not self.task.schedule.steps else final,
             chosen="trained" if trained else "calibrated",
             backoffs=self.backoffs,
             diverged=self.diverged,

@@ -26,10 +26,10 @@ from pipeline.artifacts import Network, PreparedStudent, UnlabelledImages
 from pipeline.batches import suggested_workers
 from pipeline.config import DataConfig, ExecutionConfig, QuantisationConfig, RunConfig, TeacherConfig
 from pipeline.data import open_images, split_held_out
-from pipeline.defaults import resolve_learning_rate, resolve_steps
+from pipeline.defaults import resolve_device, resolve_learning_rate, resolve_steps
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.run import _mirrored_targets  # the run's own decision, not a copy that could drift from it
-from pipeline.stages.distill import Schedule
+from pipeline.stages.distill import Schedule, Task
 from pipeline.stages.observe import prepare
 from pipeline.stages.teacher import load_network
 from pipeline.validation import host, versions
@@ -127,6 +127,23 @@ class Ready:
             learning_rate=resolve_learning_rate(settings.learning_rate, self.config.quantisation.bits),
             scale_learning_rate=settings.scale_learning_rate,
             learned_scales=self.config.quantisation.learned_scales,
+        )
+
+    def task(self, affinity: str, *, steps: int | None = None) -> Task:
+        """The run's distillation with another form of the affinity, over another number of steps if one is given."""
+        device = resolve_device(self.config.execution.device)
+        return Task(
+            student=self.prepared,
+            teacher=self.teacher.folded,
+            images=self.images,
+            preprocessing=self.teacher.preprocessing,
+            objective=self.objective(affinity),
+            schedule=self.schedule(steps),
+            taps=self.config.distillation.taps,
+            mirror=self.mirror,
+            device=device,
+            fast=device.type == "cuda",
+            seed=self.config.execution.seed,
         )
 
 

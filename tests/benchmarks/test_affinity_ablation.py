@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data import open_evaluation, ordered_batches
-from pipeline.defaults import resolve_device
 from pipeline.preprocessing import normalise
 from pipeline.sources.image_source import ImageSource
 from pipeline.stages.distill import distil
@@ -112,17 +111,7 @@ def _measured(student: Ready, loss: str, steps: int, cifar: Cifar, folder: Path)
     preprocessing = student.teacher.preprocessing
     ticks: list[float] = []
     trained = distil(
-        student.prepared,
-        student.teacher.folded,
-        student.images,
-        preprocessing,
-        objective=student.objective(FORMS.get(loss, "none")),
-        schedule=student.schedule(steps),
-        taps=student.config.distillation.taps,
-        mirror=student.mirror,
-        device=resolve_device(student.config.execution.device),
-        fast=resolve_device(student.config.execution.device).type == "cuda",
-        seed=student.config.execution.seed,
+        student.task(FORMS.get(loss, "none"), steps=steps),
         checkpoint=folder / "checkpoint.safetensors",
         step=lambda done, total, figures: ticks.append(time.perf_counter()),
         say=print,

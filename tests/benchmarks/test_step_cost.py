@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -116,19 +117,8 @@ def _steps(student: Ready, module: nn.Module) -> dict[str, Callable[[], object]]
     )
 
     def trainer(affinity: str, *, mirror: bool = False) -> _Trainer:
-        made = _Trainer(
-            student=student.prepared,
-            teacher=student.teacher.folded,
-            images=student.images,
-            preprocessing=p,
-            objective=student.objective(affinity),
-            schedule=schedule,
-            taps=None,
-            mirror=mirror,
-            device=torch.device("cpu"),
-            fast=False,
-            seed=0,
-        )
+        task = student.task(affinity, steps=_ENDLESS)
+        made = _Trainer(replace(task, mirror=mirror, device=torch.device("cpu"), fast=False))
         made.network.train()
         return made
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 
 from calibration.errors import UserError
-from calibration.observe import Range
-from pipeline.artifacts import PreparedStudent, TrainedStudent
+from pipeline.artifacts import TrainedStudent
 from pipeline.distillation.objective import ObjectiveConfig
-from pipeline.stages.distill import Schedule, distil
+from pipeline.stages.distill import Schedule, Step, Task, distil
 
 
-def train(example: SimpleNamespace, folder: Path, **changes: Any) -> TrainedStudent:
+def task(example: SimpleNamespace, **changes: Any) -> Task:
     settings: dict[str, Any] = {
+        "student": example.prepared,
+        "teacher": example.teacher.folded,
+        "images": example.images,
+        "preprocessing": example.teacher.preprocessing,
         "objective": ObjectiveConfig(),
         "schedule": schedule(),
         "taps": None,
@@ -28,13 +31,19 @@ def train(example: SimpleNamespace, folder: Path, **changes: Any) -> TrainedStud
         "device": torch.device("cpu"),
         "fast": False,
         "seed": 0,
-        "checkpoint": folder / "checkpoint.safetensors",
-        "step": lambda done, total, figures: None,
-        "say": lambda line: None,
     }
-    return distil(
-        example.prepared, example.teacher.folded, example.images, example.teacher.preprocessing, **settings | changes
-    )
+    return Task(**settings | changes)
+
+
+def train(
+    example: SimpleNamespace,
+    folder: Path,
+    *,
+    step: Step = lambda done, total, figures: None,
+    say: Callable[[str], None] = lambda line: None,
+    **changes: Any,
+) -> TrainedStudent:
+    return distil(task(example, **changes), checkpoint=folder / "checkpoint.safetensors", step=step, say=say)
 
 
 def schedule(**changes: Any) -> Schedule:
@@ -168,29 +177,9 @@ def test_a_student_equal_to_its_teacher_has_no_negative_loss(example: SimpleName
     teacher = copy.deepcopy(example.teacher.folded)
     for parameter in teacher.parameters():
         parameter.data.mul_(1e-3)
-    record = distil(
-        PreparedStudent(
-            folded=teacher,
-            plan=example.prepared.plan,
-            ranges={
-                name: Range(scale=1e-6, zero_point=chosen.zero_point)
-                for name, chosen in example.prepared.ranges.items()
-            },
-        ),
-        teacher,
-        example.images,
-        example.teacher.preprocessing,
-        objective=ObjectiveConfig(),
-        schedule=schedule(steps=2),
-        taps=None,
-        mirror=False,
-        device=torch.device("cpu"),
-        fast=False,
-        seed=0,
-        checkpoint=tmp_path / "checkpoint.safetensors",
-        step=lambda done, total, figures: None,
-        say=lambda line: None,
-    ).distillation
+    small = {name: Range(scale=1e-6, zero_point=chosen.zero_point) for name, chosen in example.prepared.ranges.items()}
+    student = PreparedStudent(folded=teacher, plan=example.prepared.plan, ranges=small)
+    record = train(example, tmp_path, student=student, teacher=teacher, schedule=schedule(steps=2)).distillation
 
     assert record.loss_calibrated is not None and record.loss_calibrated >= 0
 
