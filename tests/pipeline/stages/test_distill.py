@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from calibration.errors import UserError
-from pipeline.artifacts import TrainedStudent
+from calibration.observe import Range
+from pipeline.artifacts import PreparedStudent, TrainedStudent
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.stages.distill import Schedule, Step, Task, distil
 
