@@ -22,6 +22,7 @@ from calibration.observe import Range
 from calibration.plan import Plan
 from calibration.prepared import PreparedNetwork
 from pipeline.atomic import write_bytes, write_text
+from pipeline.outputs import Output
 from pipeline.preprocessing import Preprocessing
 from pipeline.report.schema import Distillation
 from pipeline.sources.image_source import ImageSource
@@ -34,6 +35,7 @@ class Network:
     source: str
     folded: GraphModule
     preprocessing: Preprocessing
+    outputs: tuple[Output, ...]
     fold_difference: float
     """Largest difference that folding made to an output, relative to the largest output."""
     notes: tuple[str, ...]

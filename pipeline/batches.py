@@ -16,7 +16,10 @@ from pipeline.preprocessing import Preprocessing
 from pipeline.randomness import generator_for
 from pipeline.sources.image_source import ImageSource
 
-__all__ = ["Batch", "ordered_batches", "split_held_out", "suggested_workers", "training_batches"]
+__all__ = ["Batch", "images_at_once", "ordered_batches", "split_held_out", "suggested_workers", "training_batches"]
+
+# The side that most classifiers take: batches are sized for it.
+_CUSTOMARY_PIXELS = 224 * 224
 
 
 def split_held_out(
@@ -34,6 +37,15 @@ def split_held_out(
     held_out = min(max(1, min(most, round(count * fraction))), count - 1)
     order = torch.randperm(count, generator=generator_for(seed, "held out")).numpy()
     return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def images_at_once(preprocessing: Preprocessing, most: int) -> int:
+    """Return how many images to run through a network at a time: `most` up to 224 px, fewer of larger ones.
+
+    The memory of a network's feature maps grows with the pixels of its input.
+    """
+    pixels = preprocessing.height * preprocessing.width
+    return max(1, min(most, most * _CUSTOMARY_PIXELS // pixels))
 
 
 def suggested_workers(source: ImageSource, preprocessing: Preprocessing) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,28 +17,43 @@ from numpy.typing import NDArray
 from calibration.errors import UserError
 from calibration.plan import Plan
 from pipeline.atomic import directory, write_bytes, write_text
+from pipeline.outputs import Output
 from pipeline.preprocessing import Preprocessing, preprocessing_from_fields
 from pipeline.report.files import write_report
 from pipeline.report.schema import Report
 
-FORMAT = 1
+FORMAT = 2
+"""1 had golden outputs of the first output only."""
 #: Files of a bundle that the manifest vouches for; it cannot vouch for itself.
 MODEL, GOLDEN, CHECK, MANIFEST = "model.onnx", "golden.npz", "check.py", "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Golden:
-    """A few inputs with what must come out: the oracle's outputs, and the float teacher's for comparison."""
+    """A few inputs with what must come out by name: the oracle's outputs, and the float teacher's for comparison."""
 
     inputs: NDArray[np.float32]
-    outputs: NDArray[np.float32]
-    teacher: NDArray[np.float32]
+    outputs: Mapping[str, NDArray[np.float32]]
+    teacher: Mapping[str, NDArray[np.float32]]
 
     def to_bytes(self) -> bytes:
-        """The arrays as one npz; equal arrays give equal bytes."""
+        """The arrays as one npz, `inputs`, `outputs.NAME` and `teacher.NAME`; equal arrays give equal bytes."""
+        arrays = {"inputs": self.inputs}
+        for word, column in (("outputs", self.outputs), ("teacher", self.teacher)):
+            arrays |= {f"{word}.{name}": values for name, values in column.items()}
         buffer = io.BytesIO()
-        np.savez(buffer, inputs=self.inputs, outputs=self.outputs, teacher=self.teacher)
+        np.savez(buffer, allow_pickle=False, **arrays)
         return buffer.getvalue()
+
+    @classmethod
+    def read(cls, path: Path, names: Sequence[str]) -> Golden:
+        """What `to_bytes` wrote, for the outputs of these names."""
+        with np.load(path, allow_pickle=False) as arrays:
+            try:
+                columns = [{name: arrays[f"{word}.{name}"] for name in names} for word in ("outputs", "teacher")]
+                return cls(inputs=arrays["inputs"], outputs=columns[0], teacher=columns[1])
+            except KeyError as error:
+                raise UserError(f"{path} has no array {error}: make the bundle anew") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +76,19 @@ class Bundle:
         return preprocessing_from_fields(self.manifest["preprocessing"], where=str(self.folder / MANIFEST))
 
     @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What the model's outputs hold, in the file's order."""
+        return tuple(
+            Output(
+                name=str(entry["name"]),
+                holds=entry["holds"],
+                axis=int(entry.get("class_axis", 1)),
+                shape=tuple(size if isinstance(size, int) else -1 for size in entry["shape"][1:]),
+            )
+            for entry in self.manifest["outputs"]
+        )
+
+    @property
     def plan(self) -> Plan:
         """The placement that the model was made by."""
         return Plan.from_json(self.manifest["plan"])
@@ -73,6 +101,7 @@ def write_bundle(
     golden: Golden,
     plan: Plan,
     preprocessing: Preprocessing,
+    outputs: Sequence[Output],
     report: Report,
     overwrite: bool,
 ) -> None:
@@ -92,7 +121,7 @@ def write_bundle(
             "teacher": report.teacher,
             "student": report.student,
             "seed": report.seed,
-            **_tensors(model),
+            **_tensors(model, outputs),
             "preprocessing": preprocessing.to_json(),
             "versions": report.versions,
             "files": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in written},
@@ -101,8 +130,8 @@ def write_bundle(
         write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
-def _tensors(model: bytes) -> dict[str, list[dict[str, Any]]]:
-    """Names, types and shapes of the model's inputs and outputs; a free dimension is its name."""
+def _tensors(model: bytes, outputs: Sequence[Output]) -> dict[str, list[dict[str, Any]]]:
+    """Names, types, shapes of inputs and outputs, and what outputs hold; a free dimension is its name."""
     graph = onnx.load_model_from_string(model).graph
     described: dict[str, list[dict[str, Any]]] = {}
     for word, values in (("inputs", graph.input), ("outputs", graph.output)):
@@ -114,6 +143,8 @@ def _tensors(model: bytes) -> dict[str, list[dict[str, Any]]]:
             }
             for value in values
         ]
+    for entry, output in zip(described["outputs"], outputs, strict=True):
+        entry.update(output.to_json())
     return described
 
 
@@ -142,6 +173,5 @@ def read_bundle(folder: Path) -> Bundle:
             raise UserError(f"{file} is not what the manifest says (SHA-256 differs): make the bundle anew")
     if not {MODEL, GOLDEN} <= files.keys():
         raise UserError(f"{path} vouches for no {MODEL} and {GOLDEN}: make the bundle anew")
-    with np.load(folder / GOLDEN, allow_pickle=False) as arrays:
-        golden = Golden(inputs=arrays["inputs"], outputs=arrays["outputs"], teacher=arrays["teacher"])
+    golden = Golden.read(folder / GOLDEN, [entry["name"] for entry in manifest["outputs"]])
     return Bundle(folder=folder, model=(folder / MODEL).read_bytes(), golden=golden, manifest=manifest)

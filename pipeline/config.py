@@ -57,6 +57,17 @@ class TeacherConfig:
         tuple[float, ...] | None,
         _numbers("Standard deviation per channel of values in [0, 1]. Default: as for --mean."),
     ] = None
+    output_kinds: Annotated[
+        tuple[str, ...],
+        Parameter(
+            converter=flags.split_text,
+            consume_multiple=True,
+            negative=(),
+            metavar="NAME=KIND,...",
+            help="What outputs hold: classes (on axis 1), classes-last, labels (yes or no each) or values. "
+            "Default: the source's own, else classes where axis 1 has several entries, else values.",
+        ),
+    ] = ()
 
     def __post_init__(self) -> None:
         flags.check_fields(self)

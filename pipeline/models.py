@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class LoadedModel:
     preprocessing: Preprocessing
     source: str  # kind:rest, as given
     notes: tuple[str, ...]  # what the user should be told, such as an assumed preprocessing
+    output_kinds: Mapping[str, str] = field(default_factory=dict)  # output -> a key of OUTPUT_KINDS, where known
 
 
 def load_model(
@@ -74,7 +75,13 @@ def load_model(
                 f"{_described(preprocessing)}, as asked for, instead of the source's own "
                 f"{_described(sourced.preprocessing)}",
             )
-    return LoadedModel(module=module, preprocessing=preprocessing, source=source, notes=notes)
+    return LoadedModel(
+        module=module,
+        preprocessing=preprocessing,
+        source=source,
+        notes=notes,
+        output_kinds=sourced.output_kinds,
+    )
 
 
 def _load_digits(rest: str, weights: Path | None) -> SourcedModel:

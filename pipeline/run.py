@@ -104,6 +104,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
         golden=validated.golden,
         plan=prepared.plan,
         preprocessing=teacher.preprocessing,
+        outputs=teacher.outputs,
         report=report,
         overwrite=config.output.overwrite or config.output.resume,
     )
@@ -129,13 +130,23 @@ def _networks(config: RunConfig) -> tuple[Network, Network]:
     """Teacher and student; the same object unless another student is named."""
     given = config.teacher
     teacher = load_network(
-        given.source, weights=given.weights, image_size=given.image_size, mean=given.mean, std=given.std
+        given.source,
+        weights=given.weights,
+        image_size=given.image_size,
+        mean=given.mean,
+        std=given.std,
+        output_kinds=given.output_kinds,
     )
     if config.student.source is None:
         return teacher, teacher
     p = teacher.preprocessing
     student = load_network(
-        config.student.source, weights=config.student.weights, image_size=p.height, mean=p.mean, std=p.std
+        config.student.source,
+        weights=config.student.weights,
+        image_size=p.height,
+        mean=p.mean,
+        std=p.std,
+        output_kinds=given.output_kinds,
     )
     check_same_outputs(student, teacher)
     return teacher, student
@@ -202,6 +213,7 @@ def _distilled(
         teacher=teacher.folded,
         images=images,
         preprocessing=teacher.preprocessing,
+        outputs=teacher.outputs,
         objective=ObjectiveConfig(
             logit_loss=settings.logit_loss,
             temperature=settings.temperature,

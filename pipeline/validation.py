@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from backends import backend_named
@@ -19,14 +22,15 @@ from calibration.errors import UserError
 from calibration.plan import Plan
 from pipeline import __version__
 from pipeline.artifacts import CompiledModel, Network, PreparedStudent, TrainedStudent, UnlabelledImages
+from pipeline.batches import images_at_once
 from pipeline.bundle import Bundle, Golden
 from pipeline.config import ACTIVATION_BITS, RunConfig, ValidationConfig
 from pipeline.data import EvaluationSet, open_evaluation, ordered_batches
 from pipeline.doctor import INTEGER_INSTRUCTIONS, REQUIRED, cpu_flags
+from pipeline.outputs import Output, primary
 from pipeline.preprocessing import Preprocessing, normalise
 from pipeline.progress import Progress
 from pipeline.report.schema import (
-    Accuracy,
     Bits,
     Data,
     FloatLayer,
@@ -34,7 +38,6 @@ from pipeline.report.schema import (
     Kernels,
     Latency,
     Layer,
-    Parity,
     Report,
     Size,
     verdict,
@@ -44,6 +47,7 @@ from pipeline.stages.targets import target_outputs
 from pipeline.stages.validate import (
     Outputs,
     ScoredImages,
+    Scores,
     count_kernels,
     measure_latency,
     no_latency,
@@ -53,6 +57,8 @@ from pipeline.stages.validate import (
 
 _BATCH = 64
 _GOLDEN_IMAGES = 16
+# Dense outputs at full resolution are large: fewer images are kept then, at least one.
+_GOLDEN_BYTES = 32_000_000
 _SQNR_IMAGES = 32
 # Float operations inside a network may round a last bit differently on two runtimes, so argmax ties can fall apart.
 _PARITY_WITH_FLOAT = 0.99
@@ -82,6 +88,7 @@ def validate_network(
     """Score teacher, simulation, oracle and runtime on the same images and measure the artifact on its runtime."""
     preprocessing, absent = teacher.preprocessing, backend.unavailable()
     oracle = oracle_outputs(compiled.model)
+    most = images_at_once(preprocessing, _BATCH)
     columns: dict[str, Outputs] = {
         "target": target_outputs(teacher.folded, mirror=mirror),
         "teacher": _module_outputs(teacher.folded),
@@ -89,14 +96,14 @@ def validate_network(
         "simulated": _module_outputs(trained.network),
         "oracle": oracle,
     }
-    evaluation, indices = _evaluation(config, images, preprocessing)
+    evaluation, indices, remarks = _evaluation(config, images, teacher)
     sample = next(ordered_batches(evaluation.images, indices[:_SQNR_IMAGES], preprocessing, batch_size=_SQNR_IMAGES))
     inputs = normalise(sample.images, preprocessing)
     with _maybe_runner(backend, compiled.model, absent) as runner:
         if runner is not None:
             columns["runtime"] = _runner_outputs(runner)
-        batches = _scored(evaluation, indices, preprocessing, images.workers)
-        accuracy, parity, calibrated = score(columns, batches, step=lambda done: progress.step(done, len(indices)))
+        batches = _scored(evaluation, indices, preprocessing, most, images.workers)
+        scores = score(columns, batches, teacher.outputs, step=lambda done: progress.step(done, len(indices)))
     layers = [placement.layer for placement in prepared.plan.weights]
     census, remark = count_kernels(backend, compiled.model, layers)
     latency = no_latency(config.validation.batch, config.validation.threads)
@@ -105,14 +112,15 @@ def validate_network(
         latency = measure_latency(
             backend, compiled.model, compiled.float_model, wanted, threads=config.validation.threads
         )
-    gates = _gates(config.validation, accuracy, parity, census, latency, prepared.plan)
-    noise = layer_sqnr(prepared.folded, trained.network, inputs)
-    golden_inputs = inputs[:_GOLDEN_IMAGES]
-    said = [*notes, *evaluation.images.notes]
+    gates = _gates(config.validation, scores, census, latency, prepared.plan)
+    noise = layer_sqnr(
+        prepared.folded, trained.network, torch.split(inputs, images_at_once(preprocessing, _SQNR_IMAGES))
+    )
+    said = [*notes, *evaluation.images.notes, *remarks]
     said += [line for line in (absent, remark) if line is not None]
     unreadable = images.source.unreadable
     report = Report(
-        status=verdict(gates, on_target=accuracy.runtime is not None),
+        status=verdict(gates, on_target=scores.accuracy.runtime is not None),
         backend=backend.name,
         bits=Bits(weights=config.quantisation.bits, activations=ACTIVATION_BITS),
         teacher=teacher.source,
@@ -120,57 +128,57 @@ def validate_network(
         seed=config.execution.seed,
         versions=versions(),
         host=host(),
-        accuracy=accuracy,
-        parity=parity,
+        accuracy=scores.accuracy,
+        parity=scores.parity,
         kernels=_kernels(prepared.plan, census),
         latency=latency,
         size=Size(float_bytes=len(compiled.float_model), quantised_bytes=len(compiled.model)),
         seconds={},
         gates=gates,
-        distillation=replace(trained.distillation, accuracy_calibrated=calibrated),
+        distillation=replace(trained.distillation, accuracy_calibrated=scores.calibrated),
         data=Data(images=len(images.source), unreadable=unreadable.count, unreadable_names=unreadable.names[:5]),
         preprocessing=preprocessing.to_json(),
         notes=tuple(dict.fromkeys(said)),
         layers=_layers(prepared.plan, census, noise),
+        outputs=scores.outputs,
     )
-    golden = Golden(
-        inputs=golden_inputs.numpy(),
-        outputs=oracle(golden_inputs)[0].numpy(),
-        teacher=columns["teacher"](golden_inputs)[0].numpy(),
-    )
-    return Validated(report=report, golden=golden)
+    return Validated(report=report, golden=_golden(inputs, teacher.outputs, oracle, columns["teacher"]))
 
 
 def validate_stored(bundle: Bundle, config: ValidationConfig, progress: Progress) -> Report:
     """Validate a bundle here: golden inputs without --eval-data, else those images; against oracle and runtime."""
     backend = backend_named(bundle.backend)
     absent = backend.unavailable()
+    float_file = bundle.folder.parent / "float.onnx"
+    float_model = float_file.read_bytes() if float_file.is_file() else None
     columns: dict[str, Outputs] = {"oracle": oracle_outputs(bundle.model)}
+    remarks: tuple[str, ...] = ()
     with _maybe_runner(backend, bundle.model, absent) as runner:
         if runner is not None:
             columns["runtime"] = _runner_outputs(runner)
         if config.eval_data is None:
-            golden = torch.from_numpy(bundle.golden.teacher).argmax(1).numpy()
-            images = torch.from_numpy(bundle.golden.inputs)
-            batches: Iterator[ScoredImages] = iter([ScoredImages(images=images, labels=golden)])
-            count = len(images)
+            golden = [torch.from_numpy(values) for values in bundle.golden.teacher.values()]
+            columns["target"] = columns["teacher"] = lambda images: golden
+            count = len(bundle.golden.inputs)
+            batches = iter([ScoredImages(images=torch.from_numpy(bundle.golden.inputs), labels=None)])
         else:
-            evaluation = open_evaluation(config.eval_data, bundle.preprocessing)
-            count = len(evaluation.images)
-            batches = _scored(evaluation, np.arange(count), bundle.preprocessing, 0)
-        accuracy, parity, _ = score(columns, batches, step=lambda done: progress.step(done, count))
-    if config.eval_data is None:
-        accuracy = replace(accuracy, metric="agreement", teacher=1.0)
+            evaluation, remarks = _usable_labels(
+                open_evaluation(config.eval_data, bundle.preprocessing), bundle.outputs, config.eval_data
+            )
+            remarks = (*evaluation.images.notes, *remarks)
+            if evaluation.labels is None:
+                columns["target"] = columns["teacher"] = _stored_teacher(float_model, float_file, config.eval_data)
+            count, most = len(evaluation.images), images_at_once(bundle.preprocessing, _BATCH)
+            batches = _scored(evaluation, np.arange(count), bundle.preprocessing, most, 0)
+        scores = score(columns, batches, bundle.outputs, step=lambda done: progress.step(done, count))
     census, remark = count_kernels(backend, bundle.model, [placement.layer for placement in bundle.plan.weights])
-    float_file = bundle.folder.parent / "float.onnx"
-    float_model = float_file.read_bytes() if float_file.is_file() else None
     latency = no_latency(config.batch, config.threads)
     if absent is None:
         inputs = np.resize(bundle.golden.inputs, (config.batch, *bundle.golden.inputs.shape[1:]))
         latency = measure_latency(backend, bundle.model, float_model, inputs, threads=config.threads)
-    gates = _gates(config, accuracy, parity, census, latency, bundle.plan)
+    gates = _gates(config, scores, census, latency, bundle.plan)
     return Report(
-        status=verdict(gates, on_target=accuracy.runtime is not None),
+        status=verdict(gates, on_target=scores.accuracy.runtime is not None),
         backend=backend.name,
         bits=Bits(**bundle.manifest["bits"]),
         teacher=str(bundle.manifest["teacher"]),
@@ -178,35 +186,32 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, progress: Progress
         seed=int(bundle.manifest["seed"]),
         versions=versions(),
         host=host(),
-        accuracy=accuracy,
-        parity=parity,
+        accuracy=scores.accuracy,
+        parity=scores.parity,
         kernels=_kernels(bundle.plan, census),
         latency=latency,
         size=Size(float_bytes=len(float_model) if float_model else None, quantised_bytes=len(bundle.model)),
         seconds={},
         gates=gates,
         preprocessing=bundle.preprocessing.to_json(),
-        notes=tuple(line for line in (absent, remark) if line is not None),
+        notes=(*remarks, *(line for line in (absent, remark) if line is not None)),
         layers=_layers(bundle.plan, census, {}),
+        outputs=scores.outputs,
     )
 
 
 # Columns and batches.
 
 
-class _maybe_runner:
-    """The backend's runner as a context, or None where the runtime is absent."""
-
-    def __init__(self, backend: Backend, model: bytes, absent: str | None) -> None:
-        # As many threads as the machine has: scoring is no timing.
-        self._context = None if absent is not None else backend.runner(model, threads=os.cpu_count() or 1)
-
-    def __enter__(self) -> Runner | None:
-        return None if self._context is None else self._context.__enter__()
-
-    def __exit__(self, *exception: object) -> None:
-        if self._context is not None:
-            self._context.__exit__(*exception)  # type: ignore[arg-type]
+@contextmanager
+def _maybe_runner(backend: Backend, model: bytes, absent: str | None) -> Iterator[Runner | None]:
+    """The backend's runner, or None where the runtime is absent."""
+    if absent is not None:
+        yield None
+        return
+    # As many threads as the machine has: scoring is no timing.
+    with backend.runner(model, threads=os.cpu_count() or 1) as runner:
+        yield runner
 
 
 def _module_outputs(module: torch.nn.Module) -> Outputs:
@@ -222,26 +227,56 @@ def _runner_outputs(runner: Runner) -> Outputs:
 
 
 def _evaluation(
-    config: RunConfig, images: UnlabelledImages, preprocessing: Preprocessing
-) -> tuple[EvaluationSet, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    config: RunConfig, images: UnlabelledImages, teacher: Network
+) -> tuple[EvaluationSet, NDArray[np.int64], tuple[str, ...]]:
+    """What is scored on, which of it, and what to say about that."""
     source = config.evaluation_source
     if source is None:
-        return EvaluationSet(images=images.source, labels=None), images.held_out
-    evaluation = open_evaluation(source, preprocessing)
+        return EvaluationSet(images=images.source, labels=None), images.held_out, ()
+    evaluation, remarks = _usable_labels(open_evaluation(source, teacher.preprocessing), teacher.outputs, source)
     if not len(evaluation.images):
         raise UserError(f"--eval-data {source} has no images")
-    return evaluation, np.arange(len(evaluation.images), dtype=np.int64)
+    return evaluation, np.arange(len(evaluation.images), dtype=np.int64), remarks
+
+
+def _usable_labels(
+    evaluation: EvaluationSet, outputs: Sequence[Output], source: str
+) -> tuple[EvaluationSet, tuple[str, ...]]:
+    """The set without labels, and a remark, where a network gives more than the one class per image that they name."""
+    main = outputs[primary(outputs)]
+    if evaluation.labels is None or (main.holds == "classes" and main.decisions == 1):
+        return evaluation, ()
+    said = f"the labels of --eval-data {source} are one per image and output {main.name} is none such"
+    return replace(evaluation, labels=None), (f"{said}: agreement with the teacher is scored",)
+
+
+def _stored_teacher(float_model: bytes | None, file: Path, source: str) -> Outputs:
+    """The float counterpart that a run leaves beside its bundle, as the teacher to agree with."""
+    if float_model is None:
+        raise UserError(
+            f"--eval-data {source} has no labels to score by, and {file}, the teacher to agree with, is absent:"
+            " give labelled images, or leave --eval-data out to score on the bundle's golden images"
+        )
+    return oracle_outputs(float_model)
 
 
 def _scored(
-    evaluation: EvaluationSet,
-    indices: np.ndarray[tuple[int], np.dtype[np.int64]],
-    preprocessing: Preprocessing,
-    workers: int,
+    evaluation: EvaluationSet, indices: NDArray[np.int64], preprocessing: Preprocessing, most: int, workers: int
 ) -> Iterator[ScoredImages]:
-    for batch in ordered_batches(evaluation.images, indices, preprocessing, batch_size=_BATCH, workers=workers):
+    for batch in ordered_batches(evaluation.images, indices, preprocessing, batch_size=most, workers=workers):
         labels = None if evaluation.labels is None else evaluation.labels[batch.indices.numpy()]
         yield ScoredImages(images=normalise(batch.images, preprocessing), labels=labels)
+
+
+def _golden(images: Tensor, outputs: Sequence[Output], oracle: Outputs, teacher: Outputs) -> Golden:
+    """A few images with all outputs of the oracle and of the teacher: as many as keep the file small."""
+    size = sum(math.prod(abs(size) for size in output.shape) for output in outputs) * 2 + images[0].numel()
+    images = images[: max(1, min(_GOLDEN_IMAGES, _GOLDEN_BYTES // (4 * size)))]
+    names = [output.name for output in outputs]
+    columns = []
+    for run in (oracle, teacher):
+        columns.append({name: values.numpy() for name, values in zip(names, run(images), strict=True)})
+    return Golden(inputs=images.numpy(), outputs=columns[0], teacher=columns[1])
 
 
 # Parts of the report.
@@ -290,21 +325,22 @@ def _layers(plan: Plan, census: Census | None, noise: Mapping[str, float]) -> tu
 
 
 def _gates(
-    config: ValidationConfig,
-    accuracy: Accuracy,
-    parity: Parity,
-    census: Census | None,
-    latency: Latency,
-    plan: Plan,
+    config: ValidationConfig, scores: Scores, census: Census | None, latency: Latency, plan: Plan
 ) -> tuple[Gate, ...]:
-    gates = []
+    accuracy, parity, gates = scores.accuracy, scores.parity, []
     if accuracy.teacher is not None:
         final = accuracy.runtime
         drop = None if final is None else round(100 * (accuracy.teacher - final), 9)
         passed = None if drop is None else drop <= config.max_drop
         gates.append(Gate(name="max-drop", limit=config.max_drop, value=drop, passed=passed))
-    least, found = _PARITY_WITH_FLOAT if plan.float_nodes else 1.0, parity.argmax_agreement
-    gates.append(Gate(name="parity", limit=least, value=found, passed=None if found is None else found >= least))
+    least, found, name = _PARITY_WITH_FLOAT if plan.float_nodes else 1.0, parity.argmax_agreement, "parity"
+    if all(output.holds == "values" for output in scores.outputs):
+        compared = [
+            value for output in scores.outputs for value in (output.oracle_vs_simulated, output.runtime_vs_oracle)
+        ]
+        name, found = "parity-values", min((value for value in compared if value is not None), default=None)
+        found = None if accuracy.runtime is None else found
+    gates.append(Gate(name=name, limit=least, value=found, passed=None if found is None else found >= least))
     refused = None if census is None else float(len(census.floating))
     # Only the target itself can pass this gate: what a compiler elsewhere says is a signal.
     passed = refused == 0 if refused is not None and accuracy.runtime is not None else None

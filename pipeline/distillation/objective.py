@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -14,6 +14,8 @@ from calibration.errors import UserError
 from pipeline.distillation.affinity import AFFINITY_ORDERS, AffinityOrder, fa_loss, ffa_loss, gram_loss
 from pipeline.distillation.cost import AffinityForm, choose_form
 from pipeline.distillation.logits import kl_loss, mse_loss
+from pipeline.distillation.outputs import output_loss, uninformed
+from pipeline.outputs import Output
 
 LogitLoss = Literal["kl", "mse"]
 AffinityChoice = Literal["auto", "fa", "ffa", "gram", "none"]
@@ -79,25 +81,27 @@ class ObjectiveConfig:
 
 
 def distillation_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
     student_maps: Mapping[str, Tensor],
     teacher_maps: Mapping[str, Tensor],
     *,
+    outputs: Sequence[Output],
     config: ObjectiveConfig,
     generator: torch.Generator,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The whole training loss of one batch: the weighted logit loss plus the weighted affinity of all taps.
+    """The whole training loss of one batch: the weighted loss of all outputs plus the weighted affinity of all taps.
 
-    total = logit_weight * logits + affinity_weight * sum over taps of affinity, each an average over the
-    batch. Nothing waits for the device, and a loss that is not finite is returned as it is: the training loop
-    judges.
+    total = logit_weight * sum over outputs of their loss + affinity_weight * sum over taps of affinity, each an
+    average over the batch. Nothing waits for the device, and a loss that is not finite is returned as it is: the
+    training loop judges.
 
     Args:
-        student_logits: [B, K] or dense [B, K, ...].
-        teacher_logits: the same shape, a constant.
+        student: outputs [B, ...], such as logits [B, K] or dense [B, K, H, W].
+        teacher: outputs of the same shapes, constants.
         student_maps: tap -> [B, C_student, H, W], in the order in which FFA draws its projections.
         teacher_maps: the same taps -> [B, C_teacher, H', W'], constants; resized to the student's size.
+        outputs: what each output holds, in their order.
         config: terms and weights.
         generator: source of FFA's projections, on the CPU or on the maps' device; only FFA draws from it.
 
@@ -111,7 +115,7 @@ def distillation_loss(
         ValueError: taps or shapes of student and teacher that do not belong together.
     """
     parts: dict[str, Tensor] = {}
-    logit_part = logit_loss(student_logits, teacher_logits, config)
+    logit_part = outputs_loss(student, teacher, outputs, config=config)
     parts["logits"] = logit_part.detach()
     total = config.logit_weight * logit_part
     if config.affinity == "none":
@@ -135,22 +139,28 @@ def distillation_loss(
     return total + config.affinity_weight * affinity_part, parts
 
 
-def uninformed_loss(teacher_logits: Tensor, *, config: ObjectiveConfig) -> Tensor:
-    """Weighted logit loss of a student that gives every image (and position) the teacher's mean logits.
+def outputs_loss(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], outputs: Sequence[Output], *, config: ObjectiveConfig
+) -> Tensor:
+    """Unweighted loss of all outputs together, a scalar: what `config` chooses for logits, see `output_loss`."""
+    return output_loss(student, teacher, outputs, lambda mine, theirs: logit_loss(mine, theirs, config))
+
+
+def uninformed_loss(teacher: Sequence[Tensor], outputs: Sequence[Output], *, config: ObjectiveConfig) -> Tensor:
+    """Weighted loss of a student that gives every image (and position) the teacher's mean outputs.
 
     The scale on which a loss is large, for `pipeline.distillation.divergence`; its affinity is left out.
 
     Args:
-        teacher_logits: [B, K] or dense [B, K, ...] of a few hundred images.
+        teacher: outputs [B, ...] of a few hundred images.
+        outputs: what each holds.
         config: its logit loss, temperature and weight.
 
     Returns:
         Detached scalar, >= 0.
     """
-    teacher_logits = teacher_logits.detach().float()
-    others = [dimension for dimension in range(teacher_logits.ndim) if dimension != 1]
-    mean = teacher_logits.mean(others, keepdim=True).expand_as(teacher_logits)
-    return config.logit_weight * logit_loss(mean, teacher_logits, config)
+    teacher = [values.detach().float() for values in teacher]
+    return config.logit_weight * outputs_loss(uninformed(teacher, outputs), teacher, outputs, config=config)
 
 
 def affinity_form(

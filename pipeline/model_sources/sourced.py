@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ class SourcedModel:
     module: nn.Module
     preprocessing: Preprocessing | None  # None: the source carries none
     notes: tuple[str, ...] = ()  # what the user should be told
+    output_kinds: Mapping[str, str] = field(default_factory=dict)  # output -> a key of OUTPUT_KINDS, where known
 
 
 @contextmanager

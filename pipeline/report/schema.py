@@ -22,7 +22,7 @@ Status = Literal["validated", "gate-failed", "not-validated-on-target"]
 EXIT_STATUS: dict[Status, int] = {"validated": 0, "gate-failed": 1, "not-validated-on-target": 3}
 """Exit status of a command that ended with a report; 2 is kept for the user's mistakes."""
 
-OPTIONAL_BLOCKS = ("distillation", "data", "preprocessing", "notes", "layers")
+OPTIONAL_BLOCKS = ("distillation", "data", "preprocessing", "notes", "layers", "outputs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,9 @@ class Bits:
 class Accuracy:
     """Scores of the same images on each stage of the way, fractions in [0, 1]."""
 
-    metric: Literal["top1", "agreement"]
-    """top1: against labels; agreement: same argmax as the float teacher."""
+    metric: Literal["top1", "agreement", "r2"]
+    """top1: against labels; agreement: same argmax as the float teacher, of a map per position; r2: of a network that
+    decides nothing, the share of the variance of the teacher's values that is explained."""
     images: int
     teacher: float | None
     simulated: float | None
@@ -58,7 +59,7 @@ class Parity:
     """The runtime's outputs against the integer oracle's on the same images."""
 
     argmax_agreement: float | None
-    """Fraction of images with the same argmax."""
+    """Fraction of images (of maps: positions) with the same argmax; None also where no output decides anything."""
     exact_fraction: float | None
     """Fraction of outputs that are equal to the bit."""
     max_difference: float | None
@@ -204,6 +205,40 @@ class Layer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutputScore:
+    """One output of the network: what it is, and how far each stage of the way gives what the teacher gives."""
+
+    name: str
+    holds: Literal["classes", "labels", "values"]
+    shape: tuple[int, ...]
+    """Without the batch; -1 where it is free."""
+    decisions: int | None
+    """Classes or labels decided per image: 1 for a classifier, the pixels of a map; None for values."""
+    metric: Literal["agreement", "r2"]
+    """agreement: fraction of equal decisions; r2: share of the variance of the teacher's values that is explained."""
+    teacher: float | None
+    simulated: float | None
+    oracle: float | None
+    runtime: float | None
+    mean_iou: float | None
+    """Of dense decisions: intersection over union of runtime (oracle where it is not here) and teacher, averaged over
+    the classes that either names; of labels that of the yes."""
+    rms_error: float | None
+    """Of values: root mean square of runtime (oracle) minus teacher, in their unit."""
+    oracle_vs_simulated: float | None
+    """Agreement or R2 of simulation and oracle."""
+    runtime_vs_oracle: float | None
+    exact_fraction: float | None
+    """Fraction of the runtime's elements that equal the oracle's to the bit."""
+    max_difference: float | None
+
+    def __post_init__(self) -> None:
+        records.check(self)
+        _check_fractions(self, "teacher", "simulated", "oracle", "runtime", "mean_iou")
+        _check_fractions(self, "oracle_vs_simulated", "runtime_vs_oracle", "exact_fraction")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """All that a run found."""
 
@@ -230,6 +265,7 @@ class Report:
     notes: tuple[str, ...] = ()
     """Deliberate fall-backs and assumptions, a line each."""
     layers: tuple[Layer, ...] = ()
+    outputs: tuple[OutputScore, ...] = ()
 
     def __post_init__(self) -> None:
         records.check(self)

@@ -36,7 +36,7 @@ def _accuracies(report: Report) -> Table:
     columns = wording.scores(report)
     for heading, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_row(wording.METRICS[accuracy.metric], *(wording.percentage(value) for _, value in columns))
+    table.add_row(wording.metric_words(report), *(wording.percentage(value) for _, value in columns))
     return table
 
 
@@ -55,7 +55,13 @@ def _facts(report: Report) -> Table:
     shrunk = f"float {wording.kilobytes(size.float_bytes)}, quantised {wording.kilobytes(size.quantised_bytes)}"
     if (ratio := wording.size_ratio(report)) is not None:
         shrunk += f", {wording.factor(ratio)}"
-    rows = [("runtime vs oracle", wording.parity_words(report)), ("kernels", wording.kernel_words(report))]
+    rows = []
+    if not wording.is_plain_classifier(report):
+        shown = report.outputs[: wording.NAMED_OUTPUTS]
+        rows += [("output", f"{output.name}: {wording.output_words(output)}") for output in shown]
+        if len(report.outputs) > len(shown):
+            rows.append(("", f"and {len(report.outputs) - len(shown)} more outputs, see the report"))
+    rows += [("runtime vs oracle", wording.parity_words(report)), ("kernels", wording.kernel_words(report))]
     float_layers = report.kernels.float_layers
     rows += [("", f"float: {layer.name} ({layer.reason})") for layer in float_layers[:LONGEST_LIST]]
     if len(float_layers) > LONGEST_LIST:

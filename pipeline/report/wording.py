@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from pipeline.report.schema import Gate, Percentiles, Report, Status
+from pipeline.report.schema import Gate, OutputScore, Percentiles, Report, Status
 
 NOT_HERE = "not run here"
 """Shown for a value that could not be measured on this machine."""
@@ -22,11 +22,15 @@ GATES = {
     "max-drop": ("accuracy lost", "at most", "points"),
     "min-speedup": ("speed-up", "at least", "x"),
     "parity": ("same argmax everywhere", "at least", "%"),
+    "parity-values": ("same values everywhere, R2", "at least", "%"),
     "kernels": ("planned integer layers run in float", "at most", "layers"),
 }
 """Gate -> what is measured, which way its limit counts, the unit shown; % shows fractions as percentages."""
 
-METRICS = {"top1": "top-1 accuracy", "agreement": "same as teacher"}
+METRICS = {"top1": "top-1 accuracy", "agreement": "same as teacher", "r2": "R2 to teacher"}
+
+NAMED_OUTPUTS = 5
+"""Outputs described in the terminal's table at most; the page has all."""
 
 
 def percentage(fraction: float | None) -> str:
@@ -102,14 +106,61 @@ def runtime_name(report: Report) -> str:
 def parity_words(report: Report) -> str:
     """Return in one line how far the runtime's outputs are those of the integer oracle."""
     parity = report.parity
-    if parity.argmax_agreement is None:
-        return NOT_HERE
-    words = f"same argmax {percentage(parity.argmax_agreement)}"
+    words = []
+    if parity.argmax_agreement is not None:
+        words.append(f"same argmax {percentage(parity.argmax_agreement)}")
     if parity.exact_fraction is not None:
-        words += f", outputs equal to the bit {percentage(parity.exact_fraction)}"
+        words.append(f"outputs equal to the bit {percentage(parity.exact_fraction)}")
     if parity.max_difference is not None:
-        words += f", largest difference {parity.max_difference:.3g}"
+        words.append(f"largest difference {parity.max_difference:.3g}")
+    return ", ".join(words) or NOT_HERE
+
+
+def metric_words(report: Report) -> str:
+    """Return what the accuracy columns hold, as a row's heading."""
+    main = scored_output(report)
+    if report.accuracy.metric == "agreement" and main is not None and main.decisions != 1:
+        return "pixels as teacher" if len(main.shape) == 3 else "decided as teacher"
+    return METRICS[report.accuracy.metric]
+
+
+def metric_sentence(report: Report) -> str:
+    """Return what the accuracy columns hold, as the beginning of a sentence."""
+    main, metric = scored_output(report), report.accuracy.metric
+    if metric == "top1":
+        return "Top-1 accuracy"
+    if metric == "r2":
+        return "Share of the variance of the float teacher's values that is explained (R2)"
+    if main is None or main.decisions == 1:
+        return "Same first choice as the float teacher"
+    places = "pixels" if len(main.shape) == 3 else "decisions"
+    return (
+        f"Of the {main.decisions} {places} of output {main.name} in each image, those decided as by the float teacher,"
+    )
+
+
+def scored_output(report: Report) -> OutputScore | None:
+    """Return the output that the accuracy is about: the first that holds classes, else labels, else the first."""
+    order = {"classes": 0, "labels": 1, "values": 2}
+    return min(report.outputs, key=lambda output: order[output.holds], default=None)
+
+
+def output_words(output: OutputScore) -> str:
+    """Return in one line what an output is and how far the artifact gives what the teacher gives."""
+    found = output.runtime if output.runtime is not None else output.oracle
+    words = f"{output.holds} [{', '.join(map(str, ('batch', *output.shape)))}]"
+    if found is not None:
+        words += f", {'R2' if output.metric == 'r2' else 'same as teacher'} {percentage(found)}"
+    if output.mean_iou is not None:
+        words += f", mean IoU {percentage(output.mean_iou)}"
+    if output.rms_error is not None:
+        words += f", rms error {output.rms_error:.3g}"
     return words
+
+
+def is_plain_classifier(report: Report) -> bool:
+    """Return whether one class per image is all that the network says, so that the accuracies tell everything."""
+    return all(output.decisions == 1 for output in report.outputs) and len(report.outputs) < 2
 
 
 def kernel_words(report: Report) -> str:

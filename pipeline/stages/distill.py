@@ -19,9 +19,10 @@ from calibration.prepared import PreparedNetwork
 from pipeline.artifacts import PreparedStudent, TrainedStudent, UnlabelledImages, load_tensors, save_tensors
 from pipeline.data import ordered_batches, training_batches
 from pipeline.distillation.divergence import DivergenceWatch
-from pipeline.distillation.objective import ObjectiveConfig, distillation_loss, logit_loss, uninformed_loss
+from pipeline.distillation.objective import ObjectiveConfig, distillation_loss, outputs_loss, uninformed_loss
 from pipeline.distillation.schedules import learning_rate_factor
 from pipeline.distillation.taps import Tapped, match_taps, tap_float, tap_prepared, write_in_place
+from pipeline.outputs import Output
 from pipeline.preprocessing import Preprocessing, normalise
 from pipeline.randomness import generator_for
 from pipeline.report.schema import Distillation
@@ -50,15 +51,16 @@ class Schedule:
 class Task:
     """Who learns from whom, on what, how and where: all that decides the trained weights.
 
-    `taps` None: found by themselves. `mirror` averages the teacher's logits over each image and its mirror image
-    (see `pipeline.stages.targets`). `fast` allows TF32, which is exact on the student's integers, and bfloat16 for
-    the teacher. `seed` >= 0.
+    `outputs`: what the two networks' outputs hold. `taps` None: found by themselves. `mirror` averages the teacher's
+    logits over each image and its mirror image (see `pipeline.stages.targets`). `fast` allows TF32, which is exact on
+    the student's integers, and bfloat16 for the teacher. `seed` >= 0.
     """
 
     student: PreparedStudent
     teacher: GraphModule
     images: UnlabelledImages
     preprocessing: Preprocessing
+    outputs: tuple[Output, ...]
     objective: ObjectiveConfig
     schedule: Schedule
     taps: tuple[str, ...] | None
@@ -169,7 +171,7 @@ class _Trainer:
         return normalise(moved, self.task.preprocessing).contiguous(memory_format=torch.channels_last)
 
     def held_out_loss(self) -> tuple[float, float]:
-        """Logit loss of the student on the held-out images, and that of one that ignores its input."""
+        """Loss of the student's outputs on the held-out images, and that of one that ignores its input."""
         total, ignorant, count = 0.0, 0.0, 0
         self.network.eval()
         with torch.no_grad():
@@ -181,9 +183,9 @@ class _Trainer:
             ):
                 images = self._on_device(batch.images)
                 targets, _ = self._teacher(images)
-                for output, target in zip(self.network(images), targets, strict=True):
-                    total += float(logit_loss(output, target, self.task.objective)) * len(images)
-                    ignorant += float(uninformed_loss(target, config=self.task.objective)) * len(images)
+                outputs, config = self.task.outputs, self.task.objective
+                total += float(outputs_loss(self.network(images), targets, outputs, config=config)) * len(images)
+                ignorant += float(uninformed_loss(targets, outputs, config=config)) * len(images)
                 count += len(images)
         self.network.train()
         # KL of two all but equal distributions may come out a rounding error below zero.
@@ -220,10 +222,14 @@ class _Trainer:
         outputs, student_maps = self.tapped(images)
         generator = generator_for(self.task.seed, "projections", self.step)
         loss, _ = distillation_loss(
-            outputs[0], targets[0], student_maps, teacher_maps, config=self.task.objective, generator=generator
+            outputs,
+            targets,
+            student_maps,
+            teacher_maps,
+            outputs=self.task.outputs,
+            config=self.task.objective,
+            generator=generator,
         )
-        for output, target in zip(outputs[1:], targets[1:], strict=True):
-            loss = loss + logit_loss(output, target, self.task.objective)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         steps = self.task.schedule.steps

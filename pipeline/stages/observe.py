@@ -12,6 +12,7 @@ from backends.placement import Widths, place
 from calibration.observe import choose_ranges, observe
 from calibration.observers import RangeMethod
 from pipeline.artifacts import PreparedStudent, UnlabelledImages
+from pipeline.batches import images_at_once
 from pipeline.data import ordered_batches
 from pipeline.preprocessing import Preprocessing, normalise
 from pipeline.randomness import generator_for
@@ -43,7 +44,8 @@ def prepare(
 
     def batches() -> object:
         done = 0
-        for batch in ordered_batches(images.source, chosen, preprocessing, batch_size=_BATCH, workers=images.workers):
+        most = images_at_once(preprocessing, _BATCH)
+        for batch in ordered_batches(images.source, chosen, preprocessing, batch_size=most, workers=images.workers):
             yield normalise(batch.images, preprocessing)
             done += len(batch.images)
             step(done, len(chosen))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
@@ -25,11 +28,12 @@ class _Keeping(Interpreter):
         return value
 
 
-def layer_sqnr(folded: GraphModule, network: PreparedNetwork, images: Tensor) -> dict[str, float]:
+def layer_sqnr(folded: GraphModule, network: PreparedNetwork, batches: Iterable[Tensor]) -> dict[str, float]:
     """Signal to quantisation noise ratio in dB at each weighted layer's output, against the float network.
 
-    `images` float32 [B, C, H, W], normalised. Where a layer's activation is part of its kernel, the activation's
-    output is compared. Noise is what all layers up to there have added. Layers whose signal is constant are left out.
+    `batches` of images float32 [B, C, H, W], normalised. Where a layer's activation is part of its kernel, the
+    activation's output is compared. Noise is what all layers up to there have added. Layers whose signal is zero are
+    left out.
     """
     absorbed = {producer: activation for activation, producer in network.plan.absorbed.items()}
     groups = {placement.tensor: placement.group for placement in network.plan.activations}
@@ -45,17 +49,21 @@ def layer_sqnr(folded: GraphModule, network: PreparedNetwork, images: Tensor) ->
             places[node.name] = (node.name, f"{node.name}_rescale")
     original = _Keeping(folded, {tensor for tensor, _ in places.values()})
     rounded = _Keeping(network.graph, {name for _, name in places.values()})
-    with torch.no_grad():
-        original.run(images)
-        rounded.run(images)
-        found = {}
+    power, noise = dict.fromkeys(places, 0.0), dict.fromkeys(places, 0.0)
+    for images in batches:
+        with torch.no_grad():
+            original.run(images)
+            rounded.run(images)
         for layer, (tensor, name) in places.items():
             values = rounded.kept[name]
             if tensor in network.integers:
-                values = values * network.activation_grid(groups[tensor]).scale()
+                values = values * network.activation_grid(groups[tensor]).scale().detach()
             signal = original.kept[tensor].double()
-            noise = (signal - values.double()).square().mean()
-            power = signal.square().mean()
-            if power > 0:
-                found[layer] = float(10 * torch.log10(power / noise.clamp_min(power * 1e-12)))
-    return found
+            power[layer] += float(signal.square().sum())
+            noise[layer] += float((signal - values.double()).square().sum())
+    # 120 dB stands for "no noise at all", whose logarithm does not exist.
+    return {
+        layer: 10 * math.log10(power[layer] / max(noise[layer], power[layer] * 1e-12))
+        for layer in places
+        if power[layer] > 0
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from calibration.fold import fold, largest_difference
 from calibration.operators import static_shape
 from pipeline.artifacts import Network
 from pipeline.models import load_model
+from pipeline.outputs import describe_outputs, parse_kinds
 from pipeline.randomness import generator_for
 
 # Folding is exact algebra; float32 rounding of a deep network's output stays below this.
@@ -25,8 +27,11 @@ def load_network(
     image_size: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    output_kinds: Sequence[str] = (),
 ) -> Network:
     """Load `kind:rest`, capture it over a free batch size and fold it; the fold is checked on random images.
+
+    `output_kinds`: NAME=KIND of outputs whose kind the source does not say and the shape does not show.
 
     Raises UserError for whatever is wrong with the source, and RuntimeError when folding changed the network.
     """
@@ -38,7 +43,14 @@ def load_network(
     difference = largest_difference(captured, folded, example)
     if not difference <= LARGEST_FOLD_DIFFERENCE:
         raise RuntimeError(f"{source}: folding BatchNorm changed an output by {difference:.3g} of the largest one")
-    return Network(source=source, folded=folded, preprocessing=p, fold_difference=difference, notes=loaded.notes)
+    return Network(
+        source=source,
+        folded=folded,
+        preprocessing=p,
+        outputs=describe_outputs(folded, {**loaded.output_kinds, **parse_kinds(output_kinds)}, source=source),
+        fold_difference=difference,
+        notes=loaded.notes,
+    )
 
 
 def check_same_outputs(student: Network, teacher: Network) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -15,7 +15,9 @@ from backends.base import Array, Backend, Census
 from backends.reference import IntegerOracle
 from backends.timing import interleaved_latency
 from calibration.errors import MissingExtra, UserError
-from pipeline.report.schema import Accuracy, Latency, Parity, Percentiles
+from pipeline.agreement import OutputTally, parity_of
+from pipeline.outputs import Output, primary
+from pipeline.report.schema import Accuracy, Latency, OutputScore, Parity, Percentiles
 
 #: Stages whose outputs are scored, in the order of the way; "runtime" is absent where it does not run.
 #: "target", scored only against itself, is what the student was asked for: without labels it stands in for them.
@@ -32,87 +34,69 @@ class ScoredImages:
     labels: NDArray[np.int64] | None
 
 
-@dataclass
-class _Tally:
-    """Counts over all batches so far."""
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What `score` found; `calibrated` is the score of the calibrated network before training."""
 
-    images: int = 0
-    positions: int = 0
-    right: dict[str, int] = field(default_factory=dict)
-    agreeing: int = 0
-    elements: int = 0
-    equal: int = 0
-    largest: float = 0.0
+    accuracy: Accuracy
+    parity: Parity
+    calibrated: float | None
+    outputs: tuple[OutputScore, ...]
 
 
 def score(
     columns: Mapping[str, Outputs],
     batches: Iterable[ScoredImages],
+    outputs: Sequence[Output],
     *,
     step: Callable[[int], None],
-) -> tuple[Accuracy, Parity, float | None]:
-    """Accuracy of every column, parity of simulation, oracle and runtime, and the calibrated column's score.
+) -> Scores:
+    """Accuracy of every column, parity of simulation, oracle and runtime, and both for every output of its own.
 
-    The metric is top-1 where batches have labels, else agreement with the argmax of the distillation targets (column
-    "target", needed then): the teacher's own, unless its logits are averaged over mirror images. Dense outputs
-    [B, K, H, W] count per position. Raises UserError when a label is no class of the network.
+    The metric of the accuracy is top-1 where batches have labels, else that of the network's first classes (or labels)
+    against the distillation targets (column "target", needed then): the teacher's own outputs, unless they are averaged
+    over mirror images. Maps count per position. Raises UserError when a label is no class of the network.
     """
-    tally, labelled = _Tally(), False
+    images, main = 0, primary(outputs)
+    tallies = [OutputTally(output) for output in outputs]
+    labelled: dict[str, int] = {}
     for batch in batches:
-        outputs = {name: run(batch.images) for name, run in columns.items()}
-        first = next(iter(outputs.values()))[0]
+        found = {name: run(batch.images) for name, run in columns.items()}
+        images += len(batch.images)
         if batch.labels is not None:
-            labelled = True
-            if batch.labels.size and not 0 <= batch.labels.min() <= batch.labels.max() < first.shape[1]:
-                raise UserError(
-                    f"--eval-data has labels {batch.labels.min()} to {batch.labels.max()}, but the network has"
-                    f" {first.shape[1]} classes, 0 to {first.shape[1] - 1}"
-                )
-            target = torch.from_numpy(batch.labels)
-        else:
-            target = outputs["target"][0].argmax(1)
-        tally.images += len(batch.images)
-        tally.positions += target.numel()
-        for name, values in outputs.items():
-            tally.right[name] = tally.right.get(name, 0) + int((values[0].argmax(1) == target).sum())
-        _compare(tally, outputs)
-        step(tally.images)
-    if not tally.images:
+            for name, values in found.items():
+                _check_labels(batch.labels, values[main].shape[1])
+                right = int((values[main].argmax(1) == torch.from_numpy(batch.labels)).sum())
+                labelled[name] = labelled.get(name, 0) + right
+        for index, tally in enumerate(tallies):
+            tally.add({name: values[index] for name, values in found.items()})
+        step(images)
+    if not images:
         raise UserError("--eval-data: no image to score was readable")
-    fractions = {name: right / tally.positions for name, right in tally.right.items()}
+    fractions = {name: right / images for name, right in labelled.items()} or tallies[main].fractions()
     accuracy = Accuracy(
-        metric="top1" if labelled else "agreement",
-        images=tally.images,
+        metric="top1" if labelled else tallies[main].metric,
+        images=images,
         teacher=fractions.get("teacher"),
         simulated=fractions.get("simulated"),
         oracle=fractions.get("oracle"),
         runtime=fractions.get("runtime"),
     )
-    return accuracy, _parity(tally), fractions.get("calibrated")
-
-
-def _compare(tally: _Tally, outputs: Mapping[str, list[Tensor]]) -> None:
-    """Add one batch to the comparison of simulation, oracle and runtime."""
-    compared = [outputs[name] for name in ("simulated", "oracle", "runtime") if name in outputs]
-    if len(compared) < 2:
-        return
-    classes = [values[0].argmax(1) for values in compared]
-    tally.agreeing += int(torch.stack([c == classes[0] for c in classes]).all(0).sum())
-    if "oracle" not in outputs or "runtime" not in outputs:
-        return
-    for mine, theirs in zip(outputs["oracle"], outputs["runtime"], strict=True):
-        tally.elements += mine.numel()
-        tally.equal += int((mine == theirs).sum())
-        tally.largest = max(tally.largest, float((mine.double() - theirs.double()).abs().max()))
-
-
-def _parity(tally: _Tally) -> Parity:
-    on_target = tally.elements > 0
-    return Parity(
-        argmax_agreement=tally.agreeing / tally.positions if on_target else None,
-        exact_fraction=tally.equal / tally.elements if on_target else None,
-        max_difference=tally.largest if on_target else None,
+    scores = tuple(tally.score() for tally in tallies)
+    return Scores(
+        accuracy=accuracy,
+        parity=parity_of(tallies),
+        calibrated=fractions.get("calibrated"),
+        outputs=scores,
     )
+
+
+def _check_labels(labels: NDArray[np.int64], classes: int) -> None:
+    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+        raise UserError(
+            f"--eval-data has labels {labels.min()} to {labels.max()}, but the network has"
+            f" {classes} classes, 0 to {classes - 1}"
+        )
 
 
 def oracle_outputs(model: bytes) -> Outputs:

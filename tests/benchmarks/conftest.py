@@ -137,6 +137,7 @@ class Ready:
             teacher=self.teacher.folded,
             images=self.images,
             preprocessing=self.teacher.preprocessing,
+            outputs=self.teacher.outputs,
             objective=self.objective(affinity),
             schedule=self.schedule(steps),
             taps=self.config.distillation.taps,

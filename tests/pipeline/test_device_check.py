@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,26 +15,32 @@ import pytest
 from onnx import TensorProto, helper
 
 
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    """A bundle whose network doubles its input."""
-    node = helper.make_node("Add", ["x", "x"], ["y"])
-    shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in "xy"]
+def make_model(folder: Path, batch: str | int = "batch") -> None:
+    """A network with two outputs: its input doubled, and its input."""
+    nodes = [helper.make_node("Add", ["x", "x"], ["twice"]), helper.make_node("Identity", ["x"], ["same"])]
+    shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 4]) for name in ("x", "twice", "same")]
     model = helper.make_model(
-        helper.make_graph([node], "double", shapes[:1], shapes[1:]),
-        opset_imports=[helper.make_opsetid("", 17)],
+        helper.make_graph(nodes, "double", shapes[:1], shapes[1:]), opset_imports=[helper.make_opsetid("", 17)]
     )
     model.ir_version = 8
-    onnx.save(model, tmp_path / "model.onnx")
+    onnx.save(model, folder / "model.onnx")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle whose network answers right."""
+    make_model(tmp_path)
     inputs = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
-    save(tmp_path, inputs, 2 * inputs)
+    save(tmp_path, inputs, {"twice": 2 * inputs, "same": inputs})
     return tmp_path
 
 
-def save(bundle: Path, inputs: np.ndarray, outputs: np.ndarray) -> None:
-    np.savez(bundle / "golden.npz", inputs=inputs, outputs=outputs)
+def save(bundle: Path, inputs: np.ndarray, outputs: dict[str, np.ndarray], *, holds: str = "values") -> None:
+    arrays: Any = {f"outputs.{name}": value for name, value in outputs.items()}
+    np.savez(bundle / "golden.npz", inputs=inputs, **arrays)
+    described = [{"name": "twice", "holds": "classes", "class_axis": 1}, {"name": "same", "holds": holds}]
     files = {name: hashlib.sha256((bundle / name).read_bytes()).hexdigest() for name in ("model.onnx", "golden.npz")}
-    (bundle / "manifest.json").write_text(json.dumps({"files": files}), encoding="utf-8")
+    (bundle / "manifest.json").write_text(json.dumps({"files": files, "outputs": described}), encoding="utf-8")
 
 
 def check(bundle: Path, repository: Path) -> subprocess.CompletedProcess[str]:
@@ -41,16 +48,30 @@ def check(bundle: Path, repository: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(script), str(bundle)], capture_output=True, text=True, check=False)
 
 
-def test_a_good_bundle_passes(bundle: Path, repository: Path) -> None:
+def test_a_good_bundle_passes_with_a_line_per_output(bundle: Path, repository: Path) -> None:
     done = check(bundle, repository)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "argmax 5 of 5, equal outputs 1.000000, largest difference 0\n"
+    assert done.stdout.splitlines() == [
+        "twice: argmax 5 of 5, equal 1.000000, largest difference 0",
+        "same: values 1 of 1, equal 1.000000, largest difference 0",
+    ]
 
 
-def test_other_outputs_fail(bundle: Path, repository: Path) -> None:
+def test_a_batch_size_that_the_graph_fixed_is_filled_up(bundle: Path, repository: Path) -> None:
+    make_model(bundle, batch=2)
     with np.load(bundle / "golden.npz") as golden:
         inputs = golden["inputs"]
-    save(bundle, inputs, -inputs)
+    save(bundle, inputs, {"twice": 2 * inputs, "same": inputs}, holds="labels")
+    done = check(bundle, repository)
+    assert done.returncode == 0, done.stderr
+    assert "same: yes or no 20 of 20" in done.stdout
+
+
+@pytest.mark.parametrize("wrong", ["twice", "same"])
+def test_any_other_output_fails(bundle: Path, repository: Path, wrong: str) -> None:
+    with np.load(bundle / "golden.npz") as golden:
+        inputs = golden["inputs"]
+    save(bundle, inputs, {"twice": 2 * inputs, "same": inputs} | {wrong: -inputs})
     assert check(bundle, repository).returncode == 1
 
 

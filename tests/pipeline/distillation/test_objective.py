@@ -20,8 +20,10 @@ from pipeline.distillation.objective import (
     distillation_loss,
     uninformed_loss,
 )
+from pipeline.outputs import Output
 
 Maps = dict[str, Tensor]
+LOGITS = (Output(name="output", holds="classes", axis=1, shape=(5,)),)
 
 
 def outputs(seed: int = 0) -> tuple[Tensor, Tensor, Maps, Maps]:
@@ -40,7 +42,10 @@ def outputs(seed: int = 0) -> tuple[Tensor, Tensor, Maps, Maps]:
 def loss_of(
     config: ObjectiveConfig, given: tuple[Tensor, Tensor, Maps, Maps], seed: int = 1
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    return distillation_loss(*given, config=config, generator=torch.Generator().manual_seed(seed))
+    student, teacher, *maps = given
+    return distillation_loss(
+        [student], [teacher], *maps, outputs=LOGITS, config=config, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def test_total_is_the_weighted_sum_of_the_named_parts() -> None:
@@ -161,11 +166,11 @@ def test_uninformed_loss_is_that_of_a_constant_student() -> None:
     teacher = torch.tensor([[math.log(3), 0.0], [-math.log(3), 0.0]])
     # The mean is (0, 0): for each image KL = 0.13081 at T = 1 (see the logit losses), or ln(3)^2 / 2.
     config = ObjectiveConfig(temperature=1.0, logit_weight=2.0)
-    assert uninformed_loss(teacher, config=config).item() == pytest.approx(2 * 0.13081, abs=2e-5)
+    assert uninformed_loss([teacher], LOGITS, config=config).item() == pytest.approx(2 * 0.13081, abs=2e-5)
     mse = dataclasses.replace(config, logit_loss="mse")
-    assert uninformed_loss(teacher, config=mse).item() == pytest.approx(math.log(3) ** 2)
+    assert uninformed_loss([teacher], LOGITS, config=mse).item() == pytest.approx(math.log(3) ** 2)
     dense = teacher.t()[None, :, :, None]
-    assert uninformed_loss(dense, config=config).item() == pytest.approx(2 * 0.13081, abs=2e-5)
+    assert uninformed_loss([dense], LOGITS, config=config).item() == pytest.approx(2 * 0.13081, abs=2e-5)
 
 
 @pytest.mark.parametrize(

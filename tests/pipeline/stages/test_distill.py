@@ -25,6 +25,7 @@ def task(example: SimpleNamespace, **changes: Any) -> Task:
         "teacher": example.teacher.folded,
         "images": example.images,
         "preprocessing": example.teacher.preprocessing,
+        "outputs": example.teacher.outputs,
         "objective": ObjectiveConfig(),
         "schedule": schedule(),
         "taps": None,

@@ -1,0 +1,150 @@
+"""How far two columns of outputs say the same: counts over all batches, of decisions and of values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.outputs import Output
+from pipeline.report.schema import OutputScore, Parity
+
+# A table of this many classes squared is counted per batch; more classes have no mean intersection over union.
+_MOST_CLASSES = 1024
+
+
+class OutputTally:
+    """One output's comparison of every column with the target, and of simulation, oracle and runtime."""
+
+    def __init__(self, output: Output) -> None:
+        self.output = output
+        self.metric: Literal["agreement", "r2"] = "r2" if output.holds == "values" else "agreement"
+        self.pairs: dict[tuple[str, str], _Decisions | _Values] = {}
+        self.agreeing = self.positions = 0
+        self.equal = self.elements = 0
+        self.largest = 0.0
+
+    def add(self, columns: Mapping[str, Tensor]) -> None:
+        """Count one batch: column -> the output [B, ...]."""
+        compared = [name for name in ("simulated", "oracle", "runtime") if name in columns]
+        seen = dict(columns)
+        if self.output.holds != "values":
+            seen = {name: self.output.decided(values) for name, values in columns.items()}
+            if len(compared) > 1:
+                first = seen[compared[0]]
+                self.positions += first.numel()
+                self.agreeing += int(torch.stack([seen[name] == first for name in compared]).all(0).sum())
+        pairs = [("target", name) for name in columns if "target" in columns]
+        for one, other in [*pairs, ("oracle", "simulated"), ("oracle", "runtime")]:
+            if one in seen and other in seen:
+                pair = self.pairs.setdefault((one, other), _Values() if self.metric == "r2" else self._decisions())
+                pair.add(seen[one], seen[other])
+        if "oracle" in columns and "runtime" in columns:
+            mine, theirs = columns["oracle"], columns["runtime"]
+            self.elements += mine.numel()
+            self.equal += int((mine == theirs).sum())
+            self.largest = max(self.largest, float((mine.double() - theirs.double()).abs().max()))
+
+    def fractions(self) -> dict[str, float]:
+        """Each column's agreement with the target (R2 for values), 0 to 1."""
+        return {other: pair.fraction() for (one, other), pair in self.pairs.items() if one == "target"}
+
+    def score(self) -> OutputScore:
+        """The output's entry in the report."""
+        fractions = self.fractions()
+        best = self.pairs.get(("target", "runtime")) or self.pairs.get(("target", "oracle"))
+        simulation, runtime = self.pairs.get(("oracle", "simulated")), self.pairs.get(("oracle", "runtime"))
+        return OutputScore(
+            name=self.output.name,
+            holds=self.output.holds,
+            shape=self.output.shape,
+            decisions=self.output.decisions,
+            metric=self.metric,
+            teacher=fractions.get("teacher"),
+            simulated=fractions.get("simulated"),
+            oracle=fractions.get("oracle"),
+            runtime=fractions.get("runtime"),
+            mean_iou=best.mean_iou() if isinstance(best, _Decisions) else None,
+            rms_error=best.rms_error() if isinstance(best, _Values) else None,
+            oracle_vs_simulated=simulation.fraction() if simulation is not None else None,
+            runtime_vs_oracle=runtime.fraction() if runtime is not None else None,
+            exact_fraction=self.equal / self.elements if self.elements else None,
+            max_difference=self.largest if self.elements else None,
+        )
+
+    def _decisions(self) -> _Decisions:
+        classes = 2 if self.output.holds == "labels" else self.output.shape[self.output.axis - (self.output.axis > 0)]
+        dense = self.output.decisions != 1 or self.output.holds == "labels"
+        return _Decisions(classes if dense and classes <= _MOST_CLASSES else None, labels=self.output.holds == "labels")
+
+
+def parity_of(tallies: Sequence[OutputTally]) -> Parity:
+    """The comparison of simulation, oracle and runtime over all outputs together; None where the runtime is absent."""
+    elements, positions = sum(t.elements for t in tallies), sum(t.positions for t in tallies)
+    if not elements:
+        return Parity(argmax_agreement=None, exact_fraction=None, max_difference=None)
+    return Parity(
+        argmax_agreement=sum(t.agreeing for t in tallies) / positions if positions else None,
+        exact_fraction=sum(t.equal for t in tallies) / elements,
+        max_difference=max(t.largest for t in tallies),
+    )
+
+
+class _Decisions:
+    """How often two columns decide alike; with the number of classes, also which they confuse."""
+
+    def __init__(self, classes: int | None, *, labels: bool) -> None:
+        self.same = self.total = 0
+        self.labels = labels
+        self.confusion = None if classes is None else torch.zeros(classes, classes, dtype=torch.int64)
+
+    def add(self, wanted: Tensor, found: Tensor) -> None:
+        self.same += int((wanted == found).sum())
+        self.total += wanted.numel()
+        if self.confusion is not None:
+            size = len(self.confusion)
+            pairs = torch.bincount((wanted * size + found).reshape(-1), minlength=size * size)
+            self.confusion += pairs.reshape(size, size)
+
+    def fraction(self) -> float:
+        return self.same / self.total
+
+    def mean_iou(self) -> float | None:
+        """Intersection over union, averaged over the classes that either names; of labels, that of the yes alone."""
+        if self.confusion is None:
+            return None
+        both = self.confusion.diagonal().double()
+        either = self.confusion.sum(0) + self.confusion.sum(1) - self.confusion.diagonal()
+        if self.labels:
+            both, either = both[1:], either[1:]
+        named = either > 0
+        return float((both[named] / either[named]).mean()) if bool(named.any()) else None
+
+
+class _Values:
+    """Sums over two columns of numbers, float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum = self.squares = self.errors = 0.0
+
+    def add(self, wanted: Tensor, found: Tensor) -> None:
+        exact = wanted.double()
+        self.count += wanted.numel()
+        self.sum += float(exact.sum())
+        self.squares += float(exact.square().sum())
+        self.errors += float((exact - found.double()).square().sum())
+
+    def fraction(self) -> float:
+        """R2, the share of the variance that is explained: 1 when equal, 0 for the mean or worse."""
+        variance = self.squares - self.sum**2 / self.count
+        if self.errors == 0:
+            return 1.0
+        return max(0.0, 1 - self.errors / variance) if variance > 0 else 0.0
+
+    def rms_error(self) -> float:
+        """Root of the mean squared difference, in the unit of the values."""
+        return math.sqrt(self.errors / self.count)

@@ -1,0 +1,53 @@
+"""The loss of every output: logit losses where classes are chosen, the relative squared error of plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.outputs import Output
+
+LogitLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def output_loss(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], outputs: Sequence[Output], logit_loss: LogitLoss
+) -> Tensor:
+    """The sum over all outputs of the student's loss against the teacher's, a constant; a scalar.
+
+    `logit_loss` compares logits [B, K, ...] with softmax over axis 1; labels come as two classes each. Values have no
+    distribution: see `value_loss`.
+    """
+    losses = []
+    for mine, theirs, output in zip(student, teacher, outputs, strict=True):
+        if output.holds == "values":
+            losses.append(value_loss(mine, theirs))
+        else:
+            losses.append(logit_loss(output.as_logits(mine), output.as_logits(theirs)))
+    return torch.stack(losses).sum()
+
+
+def value_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared error over the mean square of the teacher's values: 0 when equal, 1 for a student that says 0.
+
+    Both [B, ...] of any floating type. Whatever the unit of the values, the loss has none [ours].
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        wanted = teacher.detach().float()
+        # The floor only keeps 0 / 0 apart: a teacher that says nothing but 0 teaches nothing else.
+        return (student.float() - wanted).square().mean() / wanted.square().mean().clamp_min(1e-12)
+
+
+def uninformed(teacher: Sequence[Tensor], outputs: Sequence[Output]) -> list[Tensor]:
+    """The outputs of a student that says the same of every image and position: the teacher's mean, [B, ...] each.
+
+    Classes have a mean each, labels and values one in all.
+    """
+    found = []
+    for values, output in zip(teacher, outputs, strict=True):
+        kept = output.axis % values.ndim if output.holds == "classes" else None
+        others = [dimension for dimension in range(values.ndim) if dimension != kept]
+        found.append(values.float().mean(others, keepdim=True).expand(values.shape))
+    return found
