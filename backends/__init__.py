@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from calibration.errors import UserError
+from calibration.errors import MissingExtra, UserError
 
 if TYPE_CHECKING:
     from backends.base import Backend
@@ -23,6 +24,12 @@ def _tensorrt() -> Backend:
     return TensorRT()
 
 
+def _openvino() -> Backend:
+    from backends.openvino import OpenVINO
+
+    return OpenVINO()
+
+
 def _reference() -> Backend:
     from backends.reference import Reference
 
@@ -33,12 +40,20 @@ def _reference() -> Backend:
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "onnxruntime": _onnxruntime,
     "tensorrt": _tensorrt,
+    "openvino": _openvino,
     "reference": _reference,
 }
 
+#: Backends whose runtime pip installs on any machine, with the package and the extra that brings it: without it a run
+#: could only end unvalidated, so it does not start.
+_PACKAGES = {"openvino": ("openvino", "openvino")}
+
 
 def backend_named(name: str) -> Backend:
-    """The backend of that name. Raises UserError listing the known ones."""
+    """The backend of that name. Raises UserError listing the known ones, MissingExtra where its package is missing."""
     if name not in BACKENDS:
         raise UserError(f"--backend {name}: unknown; known are {', '.join(BACKENDS)}")
+    package, extra = _PACKAGES.get(name, ("", ""))
+    if package and importlib.util.find_spec(package) is None:
+        raise MissingExtra(package, extra=extra, needed_for=f"--backend {name}")
     return BACKENDS[name]()

@@ -27,6 +27,12 @@ def linted_artifact(
     """
     packed = packs_int4 and any(placement.grid.bits <= _INT4_BITS for placement in network.plan.weights)
     chosen = opset if opset is not None else INT4_OPSET if packed else _DEFAULT_OPSET
-    model = emit(network, opset=chosen, pack_int4=packed, batch=batch)
+    model = emit(
+        network,
+        opset=chosen,
+        pack_int4=packed,
+        batch=batch,
+        move_reals=profile.movement_in_file == "reals",
+    )
     require_clean(model, lint_rules(profile, network.plan))
     return model

@@ -16,7 +16,7 @@ from backends.onnx_operators import TRANSLATORS
 from backends.onnx_view import INT4_OPSET, OPSETS
 from calibration.errors import UserError
 from calibration.freeze import FrozenConstant, FrozenNetwork
-from calibration.operators import attribute, static_shape
+from calibration.operators import attribute, kind, static_shape
 
 # ONNX's IR version that came with opset 20; newer readers take it, older runtimes need nothing newer.
 _IR_VERSION = 10
@@ -45,28 +45,37 @@ def emit(
     opset: int,
     pack_int4: bool = False,
     batch: int | None = None,
+    move_reals: bool = False,
     name: str = "faqd",
 ) -> onnx.ModelProto:
     """The ONNX model of a network: explicit Q/DQ for a frozen one, plain float for a folded graph.
 
     `opset` 17 to 23; `pack_int4` stores weights of 4 bits or fewer as int4 and casts them to int8 before the
-    DequantizeLinear (needs opset 21); `batch` fixes the batch size, None leaves it free. Deterministic: equal
-    networks give equal bytes. Raises UserError for an operator that has no translation, naming node and module.
+    DequantizeLinear (needs opset 21); `batch` fixes the batch size, None leaves it free; `move_reals`: what only
+    moves integers is written on the reals read from them. Deterministic: equal networks give equal bytes. Raises
+    UserError for an operator that has no translation, naming node and module.
     """
     if opset not in OPSETS:
         raise UserError(f"--opset {opset}: {OPSETS.start} to {OPSETS.stop - 1} are possible")
     if pack_int4 and opset < INT4_OPSET:
         raise UserError(f"--opset {opset}: int4 weights exist from opset {INT4_OPSET} on")
-    return Emitter(network, opset, pack_int4, batch).model(name)
+    return Emitter(network, opset, pack_int4, batch, move_reals).model(name)
 
 
 class Emitter:
     """The file being written: its nodes and initialisers so far, and where every graph node's value is found."""
 
-    def __init__(self, network: FrozenNetwork | GraphModule, opset: int, pack_int4: bool, batch: int | None) -> None:
+    def __init__(
+        self,
+        network: FrozenNetwork | GraphModule,
+        opset: int,
+        pack_int4: bool,
+        batch: int | None,
+        move_reals: bool,
+    ) -> None:
         self.frozen = network if isinstance(network, FrozenNetwork) else None
         self.module = network.graph_module if isinstance(network, FrozenNetwork) else network
-        self.opset, self.pack_int4, self.batch = opset, pack_int4, batch
+        self.opset, self.pack_int4, self.batch, self.move_reals = opset, pack_int4, batch, move_reals
         plan = self.frozen.plan if self.frozen else None
         self.passthrough = dict(plan.passthrough) if plan else {}
         self.placements = {placement.tensor: placement for placement in plan.activations} if plan else {}
@@ -126,7 +135,7 @@ class Emitter:
     def read(self, node: Node) -> str:
         """Name of a node's value for the node being translated: integers for one that only moves them, else float."""
         assert self.current is not None
-        if self.current.name in self.passthrough:
+        if self._moves_integers(self.current):
             return self.integers[node].name
         return self.read_float(node)
 
@@ -145,6 +154,13 @@ class Emitter:
             return self.floats[node]
         raise self.unsupported(f"its input {node.name} has no value in the file")
 
+    def _moves_integers(self, node: Node) -> bool:
+        """Whether a node is written on integers: what only moves them, or of that only a border of zero points."""
+        if node.name not in self.passthrough:
+            return False
+        # Runtimes find integers again behind moved reals, but not behind a border of zeros on an asymmetric grid.
+        return not self.move_reals or (kind(node) == "pad" and node.all_input_nodes[0] in self.integers)
+
     def _dequantise(self, source: Integers) -> str:
         """One DequantizeLinear per tensor of integers, written when first read (rule 21)."""
         if source.name not in self.dequantised:
@@ -157,7 +173,7 @@ class Emitter:
     def border(self, node: Node) -> str:
         """What stands for the real number zero around the node's input: the zero point, or 0.0."""
         assert self.current is not None
-        return self.integers[node].zero_point if self.current.name in self.passthrough else self.scalar(0.0)
+        return self.integers[node].zero_point if self._moves_integers(self.current) else self.scalar(0.0)
 
     def weight(self, node: Node, *, transposed: bool = False) -> str:
         """Name of the current layer's weight, dequantised where it is quantised; [in, out] if transposed."""
@@ -226,9 +242,9 @@ class Emitter:
         produced = translate(self, node)
         if len(produced) > 1 or isinstance(node.meta["val"], (list, tuple)):
             self.lists[node] = produced
-            if node.name in self.passthrough:
+            if self._moves_integers(node):
                 self.integers[node] = self._like_source(node, produced[0])
-        elif node.name in self.passthrough:
+        elif self._moves_integers(node):
             self.integers[node] = self._like_source(node, produced[0])
         else:
             self.floats[node] = produced[0]
@@ -240,9 +256,9 @@ class Emitter:
     def _quantise(self, node: Node) -> None:
         assert self.frozen is not None
         frozen, group = self.frozen.activations[node.name], self.placements[node.name].group
-        kind = np.int8 if frozen.signed else np.uint8
+        integer = np.int8 if frozen.signed else np.uint8
         scale = self.constant(frozen.scale, f"{group}_scale")
-        zero = self.constant(np.array(frozen.zero_point, kind), f"{np.dtype(kind)}_{frozen.zero_point}")
+        zero = self.constant(np.array(frozen.zero_point, integer), f"{np.dtype(integer)}_{frozen.zero_point}")
         name = self.fresh(f"{node.name}_q")
         self.nodes.append(helper.make_node("QuantizeLinear", [self.floats[node], scale, zero], [name], name=name))
         self.integers[node] = Integers(name=name, scale=scale, zero_point=zero)

@@ -223,6 +223,15 @@ def four_bit_weights(view: OnnxView, rules: LintRules) -> Found:
             yield node_name(node), f"its {bits}-bit weight holds {largest}, {2 ** (bits - 1) - 1} is the largest"
 
 
+def symmetric_weights(view: OnnxView, rules: LintRules) -> Found:
+    """Rule 26."""
+    for node in _layers(view):
+        dequantise = view.dequantised(node, 1)
+        zero = view.zero_point(dequantise) if dequantise is not None else None
+        if zero is not None and np.any(zero != 0):
+            yield node_name(node), f"its weight's zero point is {int(zero.flat[np.argmax(zero != 0)])}, not 0"
+
+
 def opset(view: OnnxView, rules: LintRules) -> Found:
     """Rule 27."""
     name = view.model.graph.name or "the model"

@@ -50,6 +50,8 @@ class Profile:
     """One runtime's facts as data. `non_negative` and `signed` are the grids of the two sorts of activation;
     `integer_movement`: operators that only move values run on the integers themselves; `weight_limit` bounds weight
     integers (63 on x86 without VNNI); `skip_layer` names a reason to leave a weighted layer float, or None.
+    `movement_in_file`: whether the file moves those integers, or the reals read from them where the runtime's passes
+    want it so; `inexact`: how the runtime's kernels round other than the oracle does, empty where they are equal.
     """
 
     name: str
@@ -60,3 +62,5 @@ class Profile:
     integer_movement: bool
     weight_limit: int | None = None
     skip_layer: Callable[[LayerShape], str | None] | None = None
+    movement_in_file: Literal["integers", "reals"] = "integers"
+    inexact: str = ""

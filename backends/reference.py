@@ -18,8 +18,8 @@ from backends.artifact import linted_artifact
 from backends.base import Array, Backend, Census, Runner
 from backends.onnx_view import INTEGER_RANGES, OnnxView, attributes, node_name
 from backends.onnxruntime_rules import X64
-from backends.reference_kernels import KERNELS, Quantised, Target, Value, accumulate_to_float, all_quantised
-from backends.reference_operators import FLOATS, MOVES
+from backends.reference_kernels import KERNELS, Quantised, Target, Value, accumulate_to_float, all_quantised, moved
+from backends.reference_operators import FLOATS, MOVES, moves_values
 from calibration.errors import UserError
 from calibration.freeze import FrozenNetwork
 
@@ -138,8 +138,8 @@ class IntegerOracle:
             return [target.saturate(_real(inputs[0]) / target.scale)]
         if node.op_type == "DequantizeLinear":
             return [self._dequantise(index, node, inputs)]
-        if node.op_type in MOVES:
-            return MOVES[node.op_type]([_optional(value) for value in inputs], self.attributes[index])
+        if moves_values(node.op_type, self.attributes[index]):
+            return moved(node.op_type, inputs, self.attributes[index])
         if node.op_type in _WEIGHTED and all_quantised(inputs, node.op_type):
             return [accumulate_to_float(node.op_type, inputs, self.attributes[index])]
         return FLOATS[node.op_type]([_optional(value) for value in inputs], self.attributes[index])

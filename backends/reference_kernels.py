@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from backends.reference_operators import FLOATS, Attributes, convolve, window_sums
+from backends.reference_operators import FLOATS, MOVES, Attributes, convolve, window_sums
 
 #: Integers up to here are exact in float32, and so is every partial sum of products that stays below.
 _EXACT_IN_FLOAT32 = 2**24
@@ -66,6 +66,30 @@ def all_quantised(inputs: Sequence[Value], operator: str) -> bool:
     """Whether an operator's data (and weight) inputs are all integers; biases may be either."""
     needed = {"Conv": 2, "Gemm": 2, "MatMul": 2, "Add": 2, "Mul": 2}.get(operator, 1)
     return len(inputs) >= needed and all(isinstance(value, Quantised) for value in inputs[:needed])
+
+
+def moved(operator: str, inputs: Sequence[Value], attributes: Attributes) -> Sequence[Tensor | Quantised]:
+    """An operator that only moves values, on integers as long as one scale and zero point hold for all that it writes.
+
+    So a layer behind it still multiplies integers, as runtimes do that find roundings on either side of a movement.
+    """
+    values = [value.real() if isinstance(value, Quantised) else value for value in inputs]
+    data = list(inputs) if operator == "Concat" else list(inputs[:1])
+    grids = [value for value in data if isinstance(value, Quantised)]
+    if not data or len(grids) < len(data) or any(grid.scale.dim() or not _same_grid(grid, grids[0]) for grid in grids):
+        return MOVES[operator](values, attributes)
+    shared = grids[0]
+    values[: len(data)] = [grid.integers for grid in grids]
+    if operator == "Pad" and attributes.get("mode", "constant") in ("constant", b"constant"):
+        border = values[2] if len(values) > 2 else None
+        if border is not None and float(border) != 0.0:
+            return MOVES[operator]([shared.real(), *values[1:]], attributes)
+        values[2:3] = [shared.zero_point]
+    return [replace(shared, integers=integers) for integers in MOVES[operator](values, attributes)]
+
+
+def _same_grid(first: Quantised, second: Quantised) -> bool:
+    return torch.equal(first.scale, second.scale) and torch.equal(first.zero_point, second.zero_point)
 
 
 def _accumulate(operator: str, inputs: Sequence[Value], attributes: Attributes) -> Tensor:

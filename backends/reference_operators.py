@@ -253,7 +253,7 @@ def _cast(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tenso
     return [inputs[0]]  # the emitter casts int4 to int8 only, and both are held as int32 here
 
 
-#: Operators that only move values and so take integers as they are.
+#: Operators that only move values and so take integers as they are; a Resize does where it takes the nearest one.
 MOVES: dict[str, Operator] = {
     "Cast": _cast,
     "Concat": _concat,
@@ -264,6 +264,7 @@ MOVES: dict[str, Operator] = {
     "MaxPool": _max_pool,
     "Pad": _pad,
     "Reshape": _reshape,
+    "Resize": _resize,
     "Slice": _slice,
     "Split": _split,
     "Transpose": _transpose,
@@ -297,3 +298,8 @@ FLOATS: dict[str, Operator] = {
     "Sub": _one(torch.sub),
     "Tanh": _one(torch.tanh),
 }
+
+
+def moves_values(operator: str, attributes: Attributes) -> bool:
+    """Whether an operator hands values on as they are."""
+    return operator in MOVES and (operator != "Resize" or attributes.get("mode", "nearest") == "nearest")

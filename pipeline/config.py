@@ -156,7 +156,7 @@ class QuantisationConfig:
     """Where the network will run and on which grids."""
 
     backend: Annotated[
-        Literal["onnxruntime", "tensorrt", "reference"],
+        Literal["onnxruntime", "tensorrt", "openvino", "reference"],
         Parameter(help="Runtime that the quantisers are placed for; reference: the exact integer oracle."),
     ] = "onnxruntime"
     bits: Annotated[

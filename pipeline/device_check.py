@@ -1,4 +1,4 @@
-"""Check a bundle on the machine where it will run; needs numpy and onnxruntime only.
+"""Check a bundle on the machine where it will run; needs numpy and the runtime (onnxruntime or openvino) only.
 
 Every bundle holds a copy of this file. Usage: python check.py [BUNDLE]; the folder of the file by default. Exit
 status: 0 every output of every golden input is the golden one (classes: has its argmax; values: explains all but a
@@ -11,10 +11,10 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 # Of the variance of values, what a runtime's float operations may leave unexplained.
 LARGEST_UNEXPLAINED = 1e-3
@@ -28,6 +28,44 @@ def damaged_files(bundle: Path) -> list[str]:
         for name, expected in hashes.items()
         if not (bundle / name).is_file() or hashlib.sha256((bundle / name).read_bytes()).hexdigest() != expected
     ]
+
+
+class OpenVINOSession:
+    """A model compiled by OpenVINO as faqd compiles it, with those methods of a session of ONNX Runtime used here."""
+
+    def __init__(self, path: Path) -> None:
+        # The package sends an event when it is imported, unless the one that sends is missing.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+        import openvino
+
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        self.compiled = openvino.compile_model(str(path), "CPU", options)
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        """Return name and shape of every input; free sizes are no numbers."""
+        return [_described(port) for port in self.compiled.inputs]
+
+    def get_outputs(self) -> list[SimpleNamespace]:
+        """Return name and shape of every output, in the file's order."""
+        return [_described(port) for port in self.compiled.outputs]
+
+    def run(self, _: None, inputs: dict[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        """Return all outputs, in the file's order."""
+        return [np.array(value) for value in self.compiled(inputs).to_tuple()]
+
+
+def _described(port: Any) -> SimpleNamespace:
+    sizes = [size.get_length() if size.is_static else None for size in port.partial_shape]
+    return SimpleNamespace(name=port.any_name, shape=sizes)
+
+
+def load(model: Path, backend: str | None) -> Any:
+    """Return a session of the runtime that the bundle was made for."""
+    if backend == "openvino":
+        return OpenVINOSession(model)
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
 
 
 def run_all(session: Any, inputs: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
@@ -63,12 +101,12 @@ def main(bundle: Path) -> int:
     if damaged := damaged_files(bundle):
         print(f"error: {bundle} is damaged: {', '.join(damaged)}", file=sys.stderr)
         return 2
-    described = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["outputs"]
-    session = onnxruntime.InferenceSession(str(bundle / "model.onnx"), providers=["CPUExecutionProvider"])
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    session = load(bundle / "model.onnx", manifest.get("backend"))
     everything_same = True
     with np.load(bundle / "golden.npz", allow_pickle=False) as golden:
         outputs = run_all(session, golden["inputs"])
-        for entry in described:
+        for entry in manifest["outputs"]:
             output, expected = outputs[entry["name"]], golden[f"outputs.{entry['name']}"]
             same, total = same_answers(output, expected, entry["holds"], entry.get("class_axis", 1))
             word = {"classes": "argmax", "labels": "yes or no"}.get(entry["holds"], "values")

@@ -26,6 +26,7 @@ REQUIRED = (
 EXTRAS = {
     "timm": ("timm", "teachers named timm:NAME"),
     "tensorrt-rtx": ("tensorrt_rtx", "engine builds for --backend tensorrt"),
+    "openvino": ("openvino", "--backend openvino"),
 }
 """Extra -> the package it installs and what it is for."""
 

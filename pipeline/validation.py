@@ -112,12 +112,12 @@ def validate_network(
         latency = measure_latency(
             backend, compiled.model, compiled.float_model, wanted, threads=config.validation.threads
         )
-    gates = _gates(config.validation, scores, census, latency, prepared.plan)
+    gates = _gates(config.validation, scores, census, latency, prepared.plan, backend)
     noise = layer_sqnr(
         prepared.folded, trained.network, torch.split(inputs, images_at_once(preprocessing, _SQNR_IMAGES))
     )
     said = [*notes, *evaluation.images.notes, *remarks]
-    said += [line for line in (absent, remark) if line is not None]
+    said += [line for line in (absent, remark, backend.profile.inexact) if line]
     unreadable = images.source.unreadable
     report = Report(
         status=verdict(gates, on_target=scores.accuracy.runtime is not None),
@@ -176,7 +176,7 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, progress: Progress
     if absent is None:
         inputs = np.resize(bundle.golden.inputs, (config.batch, *bundle.golden.inputs.shape[1:]))
         latency = measure_latency(backend, bundle.model, float_model, inputs, threads=config.threads)
-    gates = _gates(config, scores, census, latency, bundle.plan)
+    gates = _gates(config, scores, census, latency, bundle.plan, backend)
     return Report(
         status=verdict(gates, on_target=scores.accuracy.runtime is not None),
         backend=backend.name,
@@ -194,7 +194,7 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, progress: Progress
         seconds={},
         gates=gates,
         preprocessing=bundle.preprocessing.to_json(),
-        notes=(*remarks, *(line for line in (absent, remark) if line is not None)),
+        notes=(*remarks, *(line for line in (absent, remark, backend.profile.inexact) if line)),
         layers=_layers(bundle.plan, census, {}),
         outputs=scores.outputs,
     )
@@ -325,7 +325,12 @@ def _layers(plan: Plan, census: Census | None, noise: Mapping[str, float]) -> tu
 
 
 def _gates(
-    config: ValidationConfig, scores: Scores, census: Census | None, latency: Latency, plan: Plan
+    config: ValidationConfig,
+    scores: Scores,
+    census: Census | None,
+    latency: Latency,
+    plan: Plan,
+    backend: Backend,
 ) -> tuple[Gate, ...]:
     accuracy, parity, gates = scores.accuracy, scores.parity, []
     if accuracy.teacher is not None:
@@ -333,7 +338,8 @@ def _gates(
         drop = None if final is None else round(100 * (accuracy.teacher - final), 9)
         passed = None if drop is None else drop <= config.max_drop
         gates.append(Gate(name="max-drop", limit=config.max_drop, value=drop, passed=passed))
-    least, found, name = _PARITY_WITH_FLOAT if plan.float_nodes else 1.0, parity.argmax_agreement, "parity"
+    least = _PARITY_WITH_FLOAT if backend.profile.inexact or plan.float_nodes else 1.0
+    found, name = parity.argmax_agreement, "parity"
     if all(output.holds == "values" for output in scores.outputs):
         compared = [
             value for output in scores.outputs for value in (output.oracle_vs_simulated, output.runtime_vs_oracle)

@@ -10,7 +10,12 @@ from pipeline.report.schema import Gate, OutputScore, Percentiles, Report, Statu
 NOT_HERE = "not run here"
 """Shown for a value that could not be measured on this machine."""
 
-RUNTIMES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "reference": "the integer oracle"}
+RUNTIMES = {
+    "onnxruntime": "ONNX Runtime",
+    "tensorrt": "TensorRT",
+    "openvino": "OpenVINO",
+    "reference": "the integer oracle",
+}
 
 VERDICTS: Mapping[Status, str] = {
     "validated": "validated",

@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 
 from backends.onnx_graph import emit
 from backends.onnxruntime_rules import X64
+from backends.openvino_rules import PROFILE as OPENVINO
 from backends.placement import Widths, place
 from backends.profile import Profile
 from backends.tensorrt_rules import PROFILE
@@ -27,7 +28,7 @@ from calibration.observe import choose_ranges, observe
 from calibration.plan import Plan
 from calibration.prepared import PreparedNetwork
 
-PROFILES: dict[str, Profile] = {"onnxruntime": X64, "tensorrt": PROFILE}
+PROFILES: dict[str, Profile] = {"onnxruntime": X64, "tensorrt": PROFILE, "openvino": OPENVINO}
 
 
 class Net(nn.Module):

@@ -71,7 +71,7 @@ def test_a_file_that_hides_a_package_of_ours_is_named(name: str, repository: Pat
     ("arguments", "words"),
     [
         (["run", "--bitz", "4"], "unknown option: --bitz. Did you mean --bits?"),
-        (["run", "--backend", "tensorrtt"], 'Choose from: "onnxruntime", "tensorrt", "reference".'),
+        (["run", "--backend", "tensorrtt"], 'Choose from: "onnxruntime", "tensorrt", "openvino", "reference".'),
         (["run", "--image-size", "big"], '--image-size: unable to convert "big" into int'),
         (["run", "--mean", "a,b"], "--mean a,b: must be numbers"),
         (["run", "--weights"], "--weights requires an argument"),

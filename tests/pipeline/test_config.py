@@ -68,8 +68,8 @@ def test_every_field_is_a_flag_with_help_and_no_two_share_a_name() -> None:
         (QuantisationConfig, {"bits": True}, "--bits True: must be 8 or 4"),
         (
             QuantisationConfig,
-            {"backend": "openvino"},
-            "--backend openvino: must be onnxruntime, tensorrt or reference",
+            {"backend": "coreml"},
+            "--backend coreml: must be onnxruntime, tensorrt, openvino or reference",
         ),
         (QuantisationConfig, {"opset": 12}, "--opset 12: must be 17 to 23"),
         (QuantisationConfig, {"opset": 17, "bits": 4}, "--opset 17 has no 4-bit tensors"),

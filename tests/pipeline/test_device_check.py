@@ -35,12 +35,21 @@ def bundle(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def save(bundle: Path, inputs: np.ndarray, outputs: dict[str, np.ndarray], *, holds: str = "values") -> None:
+def save(
+    bundle: Path,
+    inputs: np.ndarray,
+    outputs: dict[str, np.ndarray],
+    *,
+    holds: str = "values",
+    backend: str = "onnxruntime",
+) -> None:
     arrays: Any = {f"outputs.{name}": value for name, value in outputs.items()}
     np.savez(bundle / "golden.npz", inputs=inputs, **arrays)
     described = [{"name": "twice", "holds": "classes", "class_axis": 1}, {"name": "same", "holds": holds}]
     files = {name: hashlib.sha256((bundle / name).read_bytes()).hexdigest() for name in ("model.onnx", "golden.npz")}
-    (bundle / "manifest.json").write_text(json.dumps({"files": files, "outputs": described}), encoding="utf-8")
+    (bundle / "manifest.json").write_text(
+        json.dumps({"backend": backend, "files": files, "outputs": described}), encoding="utf-8"
+    )
 
 
 def check(bundle: Path, repository: Path) -> subprocess.CompletedProcess[str]:
@@ -54,6 +63,22 @@ def test_a_good_bundle_passes_with_a_line_per_output(bundle: Path, repository: P
     assert done.stdout.splitlines() == [
         "twice: argmax 5 of 5, equal 1.000000, largest difference 0",
         "same: values 1 of 1, equal 1.000000, largest difference 0",
+    ]
+
+
+@pytest.mark.parametrize("batch", ["batch", 3])
+def test_a_bundle_for_openvino_runs_on_openvino(bundle: Path, repository: Path, batch: str | int) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'faqd[openvino]'")
+    make_model(bundle, batch=batch)
+    inputs = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    save(bundle, inputs, {"twice": 2 * inputs, "same": inputs}, backend="openvino")
+    code = f"import sys; sys.modules['onnxruntime'] = None; sys.argv = ['check.py', {str(bundle)!r}]; import runpy; "
+    code += f"runpy.run_path({str(repository / 'pipeline' / 'device_check.py')!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(",")[0] for line in done.stdout.splitlines()] == [
+        "twice: argmax 5 of 5",
+        "same: values 1 of 1",
     ]
 
 

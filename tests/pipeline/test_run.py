@@ -168,6 +168,24 @@ def test_the_reference_backend_is_its_own_runtime(repository: Path, tmp_path: Pa
     assert read_report(tmp_path / "r" / "report.json").parity.exact_fraction == 1.0
 
 
+def test_openvino_is_validated_on_its_own_kernels(repository: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'faqd[openvino]'")
+    folder = tmp_path / "ov"
+    done = command(repository, "run", "--backend", "openvino", "--bits", "4", *QUICK, "--output", str(folder))
+    report = read_report(folder / "report.json")
+
+    assert done.returncode == 0, done.stderr
+    assert report.status == "validated" and (report.kernels.integer, report.kernels.float) == (10, 0)
+    assert report.parity.argmax_agreement is not None and report.parity.argmax_agreement >= 0.99
+    assert {gate.name: gate.limit for gate in report.gates}["parity"] == 0.99
+    assert any("OpenVINO rounds" in note for note in report.notes)
+    assert report.latency.speedup is not None
+    kinds = [t.data_type for t in onnx.load(folder / "bundle" / "model.onnx").graph.initializer]
+    assert kinds.count(onnx.TensorProto.INT4) == 8
+    check = [sys.executable, str(folder / "bundle" / "check.py")]
+    assert "argmax 16 of 16" in subprocess.run(check, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
 def test_tensorrt_ends_unvalidated_with_its_own_status(repository: Path, tmp_path: Path) -> None:
     done = command(repository, "run", "--backend", "tensorrt", *QUICK, "--output", str(tmp_path / "t"))
     report = read_report(tmp_path / "t" / "report.json")

@@ -1,0 +1,61 @@
+"""Where OpenVINO's CPU plugin executes integers: one row per kind of operator, with its source."""
+
+from __future__ import annotations
+
+from backends.profile import Profile, Rule
+from calibration.grid import Grid
+
+# "measured" rows were checked on OpenVINO 2026.4.1 by reading the runtime model of the compiled network; what must
+# not be rounded twice was found by comparing every rounded tensor with exact integer arithmetic (docs/openvino.md).
+_EPILOGUE = frozenset({"relu", "clip", "leaky_relu", "hardswish", "silu", "gelu", "sigmoid", "tanh", "hardsigmoid"})
+_POINTWISE = "an elementwise operator reads integers, computes in float and rounds in one kernel (measured)"
+_FLOAT = "OpenVINO has no integer kernel for it (measured)"
+
+# A weighted layer: its input is rounded; its activation, and a rounding if one follows, belong to the same kernel.
+_LAYER = Rule(
+    integer="always",
+    output="free",
+    absorbs=_EPILOGUE,
+    epilogue="any",
+    source="integer sums leave the kernel as float unless a rounding follows (measured)",
+)
+
+RULES: dict[str, Rule] = {
+    "conv": _LAYER,
+    "conv_transpose": _LAYER,
+    "linear": _LAYER,
+    "add": Rule(
+        integer="fed",
+        inputs="skip",
+        output="free",
+        absorbs=_EPILOGUE,
+        epilogue="any",
+        source="a layer's kernel adds the skip branch to its own float sums; a rounding in between would only clip, so"
+        " that no simulation of it holds (measured: up to 19 % of the rounded sums differ)",
+    ),
+    "adaptive_average_pool": Rule(integer="fed", source="integer kernel between two roundings (measured)"),
+    "average_pool": Rule(integer="fed", source="integer kernel between two roundings (measured)"),
+    "matmul": Rule(
+        integer="never", source="a product of two activations runs in float where their grids are asymmetric (measured)"
+    ),
+    "concat": Rule(integer="never", source="parts of unlike grids are rounded together, behind the concatenation"),
+    **{
+        word: Rule(integer="never", source=_POINTWISE)
+        for word in ("relu", "clip", "leaky_relu", "prelu", "elu", "sigmoid", "hardsigmoid", "hardswish", "silu")
+    },
+    **{word: Rule(integer="never", source=_POINTWISE) for word in ("gelu", "tanh", "mul", "sub", "div")},
+    **{word: Rule(integer="never", source=_FLOAT) for word in ("softmax", "layer_norm", "mean", "resize_bilinear")},
+}
+
+# uint8 for all activations: signed tensors with a zero point are 1 % slower than int8 ones and twice as fine where they
+# lean to one side; and a rounding to int8 behind a concatenation gives wrong outputs (measured, docs/openvino.md).
+PROFILE = Profile(
+    name="openvino",
+    rules=RULES,
+    non_negative=Grid(bits=8, signed=False, symmetric=True),
+    signed=Grid(bits=8, signed=False, symmetric=False),
+    integer_bias=False,
+    integer_movement=True,
+    movement_in_file="reals",
+    inexact="OpenVINO rounds after one more float operation than the oracle: values beside a tie may fall a step apart",
+)
