@@ -19,6 +19,7 @@ from calibration.prepared import PreparedNetwork
 from pipeline.artifacts import PreparedStudent, TrainedStudent, UnlabelledImages, load_tensors, save_tensors
 from pipeline.data import ordered_batches, training_batches
 from pipeline.distillation.divergence import DivergenceWatch
+from pipeline.distillation.mirror import mean_of_mirrored, with_mirror_images
 from pipeline.distillation.objective import ObjectiveConfig, distillation_loss, outputs_loss, uninformed_loss
 from pipeline.distillation.schedules import learning_rate_factor
 from pipeline.distillation.taps import Tapped, match_taps, tap_float, tap_prepared, write_in_place
@@ -52,8 +53,8 @@ class Task:
     """Who learns from whom, on what, how and where: all that decides the trained weights.
 
     `outputs`: what the two networks' outputs hold. `taps` None: found by themselves. `mirror` averages the teacher's
-    logits over each image and its mirror image (see `pipeline.stages.targets`). `fast` allows TF32, which is exact on
-    the student's integers, and bfloat16 for the teacher. `seed` >= 0.
+    logits over each image and its mirror image, which is in the same batch (see `pipeline.distillation.mirror`). `fast`
+    allows TF32, which is exact on the student's integers, and bfloat16 for the teacher. `seed` >= 0.
     """
 
     student: PreparedStudent
@@ -161,9 +162,6 @@ class _Trainer:
     def _teacher(self, images: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         with torch.no_grad(), torch.autocast(self.task.device.type, torch.bfloat16, enabled=self.task.fast):
             outputs, maps = self.teacher(images)
-            if self.task.mirror:
-                mirrored, _ = self.teacher(images.flip(3))
-                outputs = tuple((one + other) / 2 for one, other in zip(outputs, mirrored, strict=True))
         return tuple(output.float() for output in outputs), maps
 
     def _on_device(self, images: Tensor) -> Tensor:
@@ -182,7 +180,11 @@ class _Trainer:
                 batch_size=self.task.schedule.batch_size,
             ):
                 images = self._on_device(batch.images)
-                targets, _ = self._teacher(images)
+                if self.task.mirror:
+                    targets, _ = self._teacher(with_mirror_images(images))
+                    targets = tuple(mean_of_mirrored(target)[: len(images)] for target in targets)
+                else:
+                    targets, _ = self._teacher(images)
                 outputs, config = self.task.outputs, self.task.objective
                 total += float(outputs_loss(self.network(images), targets, outputs, config=config)) * len(images)
                 ignorant += float(uninformed_loss(targets, outputs, config=config)) * len(images)
@@ -201,12 +203,14 @@ class _Trainer:
 
     def batches(self) -> Iterator[Tensor]:
         """Images of the steps that remain, on the device."""
-        remaining = self.task.schedule.steps - self.step
+        remaining, batch_size = self.task.schedule.steps - self.step, self.task.schedule.batch_size
+        if self.task.mirror:
+            batch_size = (batch_size + 1) // 2  # the other half are their mirror images
         for batch in training_batches(
             self.task.images.source,
             self.task.images.training,
             self.task.preprocessing,
-            batch_size=self.task.schedule.batch_size,
+            batch_size=batch_size,
             first_step=self.step,
             steps=remaining,
             seed=self.task.seed,
@@ -218,7 +222,11 @@ class _Trainer:
 
     def update(self, images: Tensor) -> float:
         """One step of Adam; the loss before it."""
+        if self.task.mirror:
+            images = with_mirror_images(images)
         targets, teacher_maps = self._teacher(images)
+        if self.task.mirror:
+            targets = tuple(mean_of_mirrored(target) for target in targets)
         outputs, student_maps = self.tapped(images)
         generator = generator_for(self.task.seed, "projections", self.step)
         loss, _ = distillation_loss(

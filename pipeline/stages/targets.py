@@ -1,8 +1,8 @@
 """What the student is asked to say about an image: the teacher's logits, possibly averaged over its mirror image.
 
-A network's mean over an image and its mirror image is usually better than the network: the student can learn that
-mean, without a label, and then beats its teacher at the cost of one more forward pass of the teacher in training.
-Where left and right mean something (text, traffic signs), mirrored images mislead; the teacher itself tells.
+That mean is usually better than the network (see `pipeline.distillation.mirror`): a student that learns it, without a
+label, may beat its teacher. Where left and right mean something (text, traffic signs), mirrored images mislead; the
+teacher itself tells.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from calibration.operators import static_shape
 from pipeline.artifacts import UnlabelledImages
 from pipeline.augmentation import choose_augmentation
 from pipeline.data import ordered_batches
+from pipeline.distillation.mirror import mean_of_mirrored, with_mirror_images
 from pipeline.preprocessing import Preprocessing, normalise
 
 # Ours: networks for natural images keep 93 to 97 % of their classes under mirroring on CIFAR-10; a set whose classes
@@ -54,9 +55,8 @@ def target_outputs(teacher: GraphModule, *, mirror: bool) -> Callable[[Tensor], 
 
     def run(images: Tensor) -> list[Tensor]:
         with torch.no_grad():
-            outputs = list(teacher(images))
-            if mirror:
-                outputs = [(one + other) / 2 for one, other in zip(outputs, teacher(images.flip(3)), strict=True)]
-            return outputs
+            if not mirror:
+                return list(teacher(images))
+            return [mean_of_mirrored(output)[: len(images)] for output in teacher(with_mirror_images(images))]
 
     return run

@@ -133,7 +133,7 @@ def _steps(student: Ready, module: nn.Module) -> dict[str, Callable[[], object]]
     steps[OURS] = lambda: _update(lambda x: ours.network(x)[0], ours.optimiser, images, targets)
     steps[LOGITS] = lambda: logits.update(images)
     steps[WHOLE[False]] = lambda: whole[False].update(images)
-    steps[WHOLE[True]] = lambda: whole[True].update(images)
+    steps[WHOLE[True]] = lambda: whole[True].update(images[: len(images) // 2])  # it adds their mirror images
     steps[BATCH] = lambda: next(batches)
     return steps
 
