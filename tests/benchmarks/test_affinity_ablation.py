@@ -9,10 +9,8 @@ several states. FAQD_ABLATION_STEPS shortens all runs. Nothing but the last colu
 
 from __future__ import annotations
 
-import itertools
 import os
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -54,7 +52,6 @@ COLUMNS: Columns = {
     "change to logits only, 1e-3": lambda row: _spread(row["change"], 1e3, 3, sign=True),
     "held-out agreement, %": lambda row: _spread(row["held_out_agreement"], 100, 2),
     "top-1, %": lambda row: _spread(row["top1"], 100, 2),
-    "ms per step": lambda row: _spread(row["step_ms"], 1, 0),
 }
 
 
@@ -101,7 +98,7 @@ def test_affinity_forms(
             "held-out agreement: same class as the distillation target (--targets "
             f"{settings.targets}: the mean over the image and its mirror image where the teacher hardly minds)",
             f"affinity weight {settings.affinity_weight:g}, batch {settings.batch_size}, {training_threads} threads; "
-            "ms per step: median of the whole step with reading and augmenting",
+            "what each form costs per step: test_step_cost.py, side by side",
         ],
     )
 
@@ -109,15 +106,13 @@ def test_affinity_forms(
 def _measured(student: Ready, loss: str, steps: int, cifar: Cifar, folder: Path) -> Row:
     """Train unless `steps` is 0, and judge what comes out."""
     preprocessing = student.teacher.preprocessing
-    ticks: list[float] = []
     trained = distil(
         student.task(FORMS.get(loss, "none"), steps=steps),
         checkpoint=folder / "checkpoint.safetensors",
-        step=lambda done, total, figures: ticks.append(time.perf_counter()),
+        step=lambda done, total, figures: None,
         say=print,
     )
     record = trained.distillation
-    step_ms = [1000 * (after - before) for before, after in itertools.pairwise(ticks)]
     evaluation = open_evaluation(cifar.test, preprocessing)
     assert evaluation.labels is not None
     everything = np.arange(len(evaluation.images), dtype=np.int64)
@@ -130,7 +125,6 @@ def _measured(student: Ready, loss: str, steps: int, cifar: Cifar, folder: Path)
         "held_out_loss": record.loss_calibrated if record.loss_final is None else record.loss_final,
         "held_out_agreement": float((student_classes == target_classes).mean()),
         "top1": float((test_classes == evaluation.labels).mean()),
-        "step_ms": statistics.median(step_ms) if step_ms else None,
         "chosen": record.chosen,
         "backoffs": record.backoffs,
     }
@@ -158,7 +152,7 @@ def _table(rows: Sequence[Row]) -> list[Row]:
             if not found:
                 continue
             line: Row = {"bits": bits, "loss": loss, "seeds": len(found), "steps": next(iter(found.values()))["steps"]}
-            for name in ("held_out_loss", "held_out_agreement", "top1", "step_ms"):
+            for name in ("held_out_loss", "held_out_agreement", "top1"):
                 line[name] = [row[name] for row in found.values() if row[name] is not None]
             pairs = [(row, runs.get((bits, LOGITS, seed))) for seed, row in found.items() if loss != LOGITS]
             line["change"] = [row["held_out_loss"] - base["held_out_loss"] for row, base in pairs if base is not None]

@@ -1,9 +1,9 @@
-"""What one training step costs: float with BatchNorm, ours, and the whole distillation step, interleaved.
+"""What one training step costs: float with BatchNorm, ours, the affinity forms, and the whole distillation step.
 
     python3 -m pytest -m benchmark tests/benchmarks/test_step_cost.py -s [-k 8bits]
 
-FAQD_BENCHMARK_REPEATS sets the timed rounds (25). All steps see the same batch of 128 images in memory and use the
-same fused Adam; the float network is timed in both memory layouts and compared with at its faster one.
+FAQD_BENCHMARK_REPEATS sets the timed rounds (25). All steps are interleaved, see the same batch of 128 images in memory
+and use the same fused Adam; the float network is timed in both memory layouts and compared with at its faster one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -51,8 +52,9 @@ FLOAT_LAYOUTS = {
 }
 OURS = "quantised: student forward, backward, update"
 LOGITS = "with teacher and logit loss"
+FORMS = {form: f"the same and affinity, {form}" for form in ("fa", "ffa", "gram")}
 WHOLE = {
-    False: "whole step: with affinity losses as well",
+    False: "whole step: affinity of the cheapest form per map",
     True: "whole step, targets averaged over mirror images",
 }
 BATCH = "reading, augmenting, normalising one batch"
@@ -123,6 +125,7 @@ def _steps(student: Ready, module: nn.Module) -> dict[str, Callable[[], object]]
         return made
 
     ours, logits, loading = trainer("none"), trainer("none"), trainer("none")
+    forms = {form: trainer(form) for form in FORMS}
     whole = {mirror: trainer("auto", mirror=mirror) for mirror in WHOLE}
     images = ours._on_device(batch.images)
     targets = torch.randn((len(images), 10), generator=generator_for(0, "targets"))
@@ -132,6 +135,8 @@ def _steps(student: Ready, module: nn.Module) -> dict[str, Callable[[], object]]
         steps[name] = _float_step(module, images, targets, layout, schedule.learning_rate)
     steps[OURS] = lambda: _update(lambda x: ours.network(x)[0], ours.optimiser, images, targets)
     steps[LOGITS] = lambda: logits.update(images)
+    for form, name in FORMS.items():
+        steps[name] = partial(forms[form].update, images)
     steps[WHOLE[False]] = lambda: whole[False].update(images)
     steps[WHOLE[True]] = lambda: whole[True].update(images[: len(images) // 2])  # it adds their mirror images
     steps[BATCH] = lambda: next(batches)
