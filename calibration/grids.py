@@ -40,7 +40,16 @@ class ActivationGrid(nn.Module):
         # As numbers: reading the buffer in every step would wait for the GPU.
         #: The zero point, and the range of the centred integers.
         self.zero = int(self.zero_point)
-        self.lowest, self.highest = self.grid.quant_min - self.zero, self.grid.quant_max - self.zero
+        self.resolve(self.grid.bits)
+
+    def resolve(self, bits: int) -> None:
+        """Round the same range to another number of bits, 2 to 8, for a while: finer or coarser steps between its ends.
+
+        Zero stays on the grid; the zero point is that of the grid's own bits, so only training may run meanwhile.
+        """
+        self._fineness = (2**bits - 1) / (2**self.grid.bits - 1)
+        self.lowest = round((self.grid.quant_min - self.zero) * self._fineness)
+        self.highest = round((self.grid.quant_max - self.zero) * self._fineness)
 
     def scale(self) -> Tensor:
         """The scale in use: float32, rank 0, positive, small enough for the limit.
@@ -48,6 +57,8 @@ class ActivationGrid(nn.Module):
         At the limit the gradient passes all the same, or a scale that once reached it could never shrink again.
         """
         scale = self.log_scale.exp().clamp_min(SMALLEST_SCALE)
+        if self._fineness != 1:
+            scale = scale / self._fineness
         if self.limit is None:
             return scale
         # Rounded down, so that the largest integer stands for no more than the limit: only then may a runtime leave

@@ -50,6 +50,8 @@ class UnlabelledImages:
     held_out: NDArray[np.int64]
     workers: int
     augmentation: str
+    labels: NDArray[np.int64] | None = None
+    """One per image of the source, only where a loss was asked to look at them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from cyclopts import Group, Parameter
 
 from calibration.errors import UserError
 from pipeline import flags
+from pipeline.config_distillation import DistillationConfig
 
 EMBEDDED = "digits"
 """Name of the teacher and of the data that ship with the package."""
@@ -68,10 +69,38 @@ class TeacherConfig:
             "Default: the source's own, else classes where axis 1 has several entries, else values.",
         ),
     ] = ()
+    co_sources: Annotated[
+        tuple[str, ...] | None,
+        Parameter(
+            name="--co-teachers",
+            converter=flags.split_text,
+            consume_multiple=True,
+            negative=(),
+            metavar="KIND:REST,...",
+            help="Further teachers, named as --teacher; the student learns the mean of all.",
+        ),
+    ] = None
+    co_weights: Annotated[
+        tuple[str, ...] | None,
+        Parameter(
+            converter=flags.split_text,
+            consume_multiple=True,
+            negative=(),
+            metavar="FILE,...",
+            help="Their checkpoints, in the same order; '-' for a network that has its own.",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         flags.check_fields(self)
         _check_source("teacher", self.source)
+        for source in self.co_sources or ():
+            _check_source("co-teachers", source)
+        if self.co_weights is not None and len(self.co_weights) != len(self.co_sources or ()):
+            raise UserError(
+                f"--co-weights names {len(self.co_weights)} files and --co-teachers {len(self.co_sources or ())} "
+                "networks: give as many of each, '-' where a network has its own weights"
+            )
         flags.check_at_least(self, image_size=1)
         if (self.mean is None) != (self.std is None):
             given, other = ("mean", "std") if self.std is None else ("std", "mean")
@@ -185,75 +214,6 @@ class QuantisationConfig:
             raise UserError(f"--opset {self.opset}: must be 17 to 23")
         if self.opset is not None and self.opset < 21 and self.bits == 4 and self.backend != "tensorrt":
             raise UserError(f"--opset {self.opset} has no 4-bit tensors: use --opset 21 or more with --bits 4")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillationConfig:
-    """How the quantised network learns from the float one, without labels."""
-
-    steps: Annotated[
-        int | None,
-        Parameter(metavar="COUNT", help="Training steps; 0: calibration only. Default: chosen from --bits."),
-    ] = None
-    batch_size: Annotated[int, Parameter(metavar="COUNT", help="Images per training step.")] = 128
-    learning_rate: Annotated[
-        float | None,
-        Parameter(
-            metavar="RATE",
-            help="Peak learning rate of Adam; it backs off by itself on divergence. Default: chosen from --bits.",
-        ),
-    ] = None
-    scale_learning_rate: Annotated[
-        float, Parameter(metavar="RATE", help="Peak learning rate of the logarithms of the learned scales.")
-    ] = 1e-3
-    targets: Annotated[
-        Literal["auto", "image", "mirror"],
-        Parameter(
-            help="Teacher logits to learn: of the image, or averaged with those of its mirror image; auto: mirror "
-            "where training flips images and the teacher hardly minds."
-        ),
-    ] = "auto"
-    logit_loss: Annotated[Literal["kl", "mse"], Parameter(help="Loss between the logits of teacher and student.")] = (
-        "kl"
-    )
-    temperature: Annotated[
-        float, Parameter(metavar="NUMBER", help="Softmax temperature of --logit-loss kl, no unit.")
-    ] = 4.0
-    affinity: Annotated[
-        Literal["auto", "fa", "ffa", "gram", "none"],
-        Parameter(help="Form of the feature-affinity loss; auto: the cheapest per layer; none: logits only."),
-    ] = "auto"
-    affinity_order: Annotated[
-        Literal["squared", "1", "2"], Parameter(help="Norm of the affinity loss; auto and gram need squared.")
-    ] = "squared"
-    affinity_weight: Annotated[
-        float, Parameter(metavar="NUMBER", help="Weight of the affinity loss beside the logit loss's 1.")
-    ] = 0.1
-    projections: Annotated[
-        int, Parameter(metavar="COUNT", help="Random vectors per step of the fast affinity form (ffa).")
-    ] = 15
-    taps: Annotated[
-        tuple[str, ...] | None,
-        Parameter(
-            converter=flags.split_text,
-            consume_multiple=True,
-            negative=(),
-            metavar="NAME,...",
-            help="Modules whose outputs are compared. Default: the last map of each spatial resolution.",
-        ),
-    ] = None
-
-    def __post_init__(self) -> None:
-        flags.check_fields(self)
-        flags.check_at_least(self, steps=0, batch_size=1, projections=1, affinity_weight=0)
-        flags.check_above_zero(self, "learning_rate", "scale_learning_rate", "temperature")
-        if self.affinity in ("auto", "gram") and self.affinity_order != "squared":
-            raise UserError(
-                f"--affinity-order {self.affinity_order} has no {self.affinity} form: "
-                "add --affinity fa or ffa, or use --affinity-order squared"
-            )
-        if self.taps is not None and not self.taps:
-            raise UserError("--taps is empty: name at least one module, or use --affinity none")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ __all__ = [
     "ImageSource",
     "open_evaluation",
     "open_images",
+    "open_labelled",
     "ordered_batches",
     "split_held_out",
     "suggested_workers",
@@ -54,6 +55,22 @@ def open_evaluation(source: str, preprocessing: Preprocessing) -> EvaluationSet:
     evaluation = DATA_SOURCES[kind](rest, labelled=True)
     _noted(evaluation.images, preprocessing)
     return evaluation
+
+
+def open_labelled(source: str, preprocessing: Preprocessing) -> EvaluationSet:
+    """Open images to train on with their labels, for a loss that was asked to look at them.
+
+    Raises:
+        UserError: as of `open_images`, or the source holds no labels for them.
+    """
+    kind, _ = split_kind(source, DATA_SOURCES, "data")
+    found = None if kind == "digits" else open_evaluation(source, preprocessing)  # its labels are for scoring alone
+    if found is None or found.labels is None:
+        raise UserError(
+            f"--label-weight needs labels, and --data {source} has none for training: name some "
+            "(npz:FILE#images,labels, images:FOLDER with class folders), or leave it out (--class-weight needs none)"
+        )
+    return found
 
 
 def _open_digits(rest: str, *, labelled: bool) -> EvaluationSet:

@@ -23,8 +23,9 @@ from pipeline.atomic import write_bytes
 from pipeline.batches import suggested_workers
 from pipeline.bundle import read_bundle, write_bundle
 from pipeline.config import RunConfig, ValidationConfig
-from pipeline.data import open_images, split_held_out
+from pipeline.data import open_images, open_labelled, split_held_out
 from pipeline.defaults import resolve_device, resolve_learning_rate, resolve_steps
+from pipeline.distillation.build import build_objective
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.progress import Progress
 from pipeline.records import from_json, to_json
@@ -53,8 +54,18 @@ def run(config: RunConfig, progress: Progress) -> Report:
 
     with _stage("teacher", progress, seconds):
         teacher, student = _networks(config)
+        co_teachers = _co_teachers(config, teacher)
         for network in {id(network): network for network in (teacher, student)}.values():
             check_convertible(network.folded, opset=config.quantisation.opset)
+        # Built for its errors: what a method lacks is said before anything takes time.
+        build_objective(
+            _objective(config),
+            student.folded,
+            [teacher.folded, *(network.folded for network in co_teachers)],
+            teacher.outputs,
+            taps=config.distillation.taps,
+            seed=config.execution.seed,
+        )
         images = _images(config, teacher)
         mirror, reason = _mirrored_targets(config, teacher, images)
         student_notes = student.notes if student is not teacher else ()
@@ -78,7 +89,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
             )
             prepared.save(folder.prepared)
     with _stage("distil", progress, seconds):
-        trained = _distilled(config, folder, prepared, teacher, images, progress, mirror=mirror)
+        trained = _distilled(config, folder, prepared, teacher, co_teachers, images, progress, mirror=mirror)
     with _stage("convert", progress, seconds):
         compiled = compile_model(
             trained.network, student.folded, teacher.folded, backend, opset=config.quantisation.opset
@@ -152,8 +163,32 @@ def _networks(config: RunConfig) -> tuple[Network, Network]:
     return teacher, student
 
 
+def _co_teachers(config: RunConfig, teacher: Network) -> tuple[Network, ...]:
+    """The further teachers, for the first one's images and outputs."""
+    sources, p = config.teacher.co_sources or (), teacher.preprocessing
+    found = []
+    for source, file in zip(sources, config.teacher.co_weights or ("-",) * len(sources), strict=True):
+        weights = None if file == "-" else Path(file)
+        network = load_network(
+            source,
+            weights=weights,
+            image_size=p.height,
+            mean=p.mean,
+            std=p.std,
+            output_kinds=config.teacher.output_kinds,
+        )
+        check_same_outputs(network, teacher, flag="co-teachers")
+        found.append(network)
+    return tuple(found)
+
+
 def _images(config: RunConfig, teacher: Network) -> UnlabelledImages:
-    source = open_images(config.data.source, teacher.preprocessing)
+    labels = None
+    if config.distillation.label_weight is None:
+        source = open_images(config.data.source, teacher.preprocessing)
+    else:
+        labelled = open_labelled(config.data.source, teacher.preprocessing)
+        source, labels = labelled.images, labelled.labels
     training, held_out = split_held_out(len(source), config.execution.seed, most=config.data.held_out_images)
     workers = config.data.workers
     if workers is None:
@@ -164,6 +199,7 @@ def _images(config: RunConfig, teacher: Network) -> UnlabelledImages:
         held_out=held_out,
         workers=workers,
         augmentation=config.data.augmentation,
+        labels=labels,
     )
 
 
@@ -188,24 +224,74 @@ def _widths(config: RunConfig) -> Widths:
     return Widths(weights=bits.bits, first=bits.first_bits, depthwise=bits.depthwise_bits, last=bits.last_bits)
 
 
+def _objective(config: RunConfig) -> ObjectiveConfig:
+    settings = config.distillation
+    return ObjectiveConfig(
+        logit_loss=settings.logit_loss,
+        temperature=settings.temperature,
+        logit_weight=settings.logit_weight,
+        label_weight=settings.label_weight,
+        class_weight=settings.class_weight,
+        affinity=settings.affinity,
+        affinity_order=settings.affinity_order,
+        affinity_weight=settings.affinity_weight,
+        projections=settings.projections,
+        normalise=settings.normalise,
+        distance=settings.distance,
+        over=settings.over,
+        adapters=settings.adapters,
+        feed_weight=settings.feed_weight,
+        branch_weight=settings.sakd_weight,
+        ensemble_weight=settings.speq_weight,
+        ensemble_bits=settings.speq_bits,
+        ensemble_probability=settings.speq_probability,
+    )
+
+
 def _distilled(
     config: RunConfig,
     folder: RunFolder,
     prepared: PreparedStudent,
     teacher: Network,
+    co_teachers: tuple[Network, ...],
     images: UnlabelledImages,
     progress: Progress,
     *,
     mirror: bool,
 ) -> TrainedStudent:
-    """Distil, or take what an interrupted run had finished."""
-    if config.output.resume and folder.trained.exists():
-        tensors, record = load_tensors(folder.trained)
-        network = prepared.network()
-        network.load_state_dict(tensors)
-        return TrainedStudent(
-            network=network.eval(), distillation=from_json(Distillation, record, where=str(folder.trained))
-        )
+    """Distil, generation after generation, or take what an interrupted run had finished."""
+    trained: TrainedStudent | None = None
+    generations = config.distillation.generations
+    for generation in range(generations):
+        kept = folder.trained if generation == generations - 1 else folder.generation(generation)
+        if config.output.resume and kept.exists():
+            tensors, record = load_tensors(kept)
+            network = prepared.network()
+            network.load_state_dict(tensors)
+            trained = TrainedStudent(
+                network=network.eval(), distillation=from_json(Distillation, record, where=str(kept))
+            )
+            continue
+        if generations > 1:
+            progress.say(f"student {generation + 1} of {generations}")
+        trained = _one_generation(config, folder, prepared, teacher, co_teachers, trained, images, progress, mirror)
+        save_tensors(kept, trained.network.state_dict(), to_json(trained.distillation))
+        folder.checkpoint.unlink(missing_ok=True)
+    assert trained is not None
+    return trained
+
+
+def _one_generation(
+    config: RunConfig,
+    folder: RunFolder,
+    prepared: PreparedStudent,
+    teacher: Network,
+    co_teachers: tuple[Network, ...],
+    predecessor: TrainedStudent | None,
+    images: UnlabelledImages,
+    progress: Progress,
+    mirror: bool,
+) -> TrainedStudent:
     settings = config.distillation
     device = resolve_device(config.execution.device)
     task = Task(
@@ -214,14 +300,7 @@ def _distilled(
         images=images,
         preprocessing=teacher.preprocessing,
         outputs=teacher.outputs,
-        objective=ObjectiveConfig(
-            logit_loss=settings.logit_loss,
-            temperature=settings.temperature,
-            affinity=settings.affinity if settings.affinity_weight else "none",
-            affinity_order=settings.affinity_order,
-            affinity_weight=settings.affinity_weight or 1.0,
-            projections=settings.projections,
-        ),
+        objective=_objective(config),
         schedule=Schedule(
             steps=resolve_steps(settings.steps, config.quantisation.bits),
             batch_size=min(settings.batch_size, len(images.training)),
@@ -235,13 +314,12 @@ def _distilled(
         fast=config.execution.precision == "bfloat16"
         or (config.execution.precision == "auto" and device.type == "cuda"),
         seed=config.execution.seed,
+        co_teachers=tuple(network.folded for network in co_teachers),
+        predecessor=None if predecessor is None else predecessor.network,
     )
-    trained = distil(
+    return distil(
         task,
         checkpoint=folder.checkpoint,
         step=lambda done, total, figures: progress.step(done, total, **figures),
         say=progress.say,
     )
-    save_tensors(folder.trained, trained.network.state_dict(), to_json(trained.distillation))
-    folder.checkpoint.unlink(missing_ok=True)
-    return trained

@@ -51,6 +51,10 @@ class RunFolder:
         """The student after distillation."""
         return self.state / "trained.safetensors"
 
+    def generation(self, number: int) -> Path:
+        """A student of the chain that is not the last, numbered from 0, after distillation."""
+        return self.state / f"generation{number}.safetensors"
+
     @property
     def float_model(self) -> Path:
         """The float counterpart of the artifact, for comparisons; not part of the bundle."""

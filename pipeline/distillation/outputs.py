@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from pipeline.distillation.logits import mean_logits
 from pipeline.outputs import Output
 
 LogitLoss = Callable[[Tensor, Tensor], Tensor]
@@ -27,6 +28,20 @@ def output_loss(
         else:
             losses.append(logit_loss(output.as_logits(mine), output.as_logits(theirs)))
     return torch.stack(losses).sum()
+
+
+def mean_outputs(
+    teachers: Sequence[Sequence[Tensor]], outputs: Sequence[Output], *, temperature: float | None
+) -> list[Tensor]:
+    """The outputs that stand for several teachers, [B, ...] each: those of the only one, else their mean.
+
+    Of classes the softened probabilities are averaged at `temperature` (None: the logits), of all else the values.
+    """
+    found = []
+    for output, *given in zip(outputs, *teachers, strict=True):
+        softening = temperature if output.holds == "classes" else None
+        found.append(mean_logits(given, temperature=softening, axis=output.axis))
+    return found
 
 
 def value_loss(student: Tensor, teacher: Tensor) -> Tensor:

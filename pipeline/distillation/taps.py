@@ -1,18 +1,23 @@
-"""Where feature maps are compared: the ends of a network's stages, found by themselves or named."""
+"""Where features are compared: the ends of a network's stages or its pooled features, found by themselves or named."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from calibration.errors import UserError
+from calibration.grids import ActivationGrid
 from calibration.operators import MOVEMENT, WEIGHTED, is_tensor, kind, static_shape
 from calibration.prepared import PreparedNetwork
 
+TapKind = Literal["stages", "last", "pooled"]
+#: What a user calls the vector that the last linear layer reads; the rest of the taps are modules of the network.
+POOLED = "pooled"
 #: ImageNet networks have four stages; what comes before them (a stem at half resolution) is no stage end.
 MOST_STAGES = 4
 
@@ -37,17 +42,43 @@ def stage_ends(graph_module: GraphModule) -> tuple[str, ...]:
     return tuple(found[-MOST_STAGES:])
 
 
+def pooled_features(graph_module: GraphModule) -> str | None:
+    """Name of the vector [B, d] that the last weighted layer reads; None where that is no linear layer over vectors."""
+    weighted = [node for node in graph_module.graph.nodes if kind(node) in WEIGHTED]
+    if not weighted or kind(weighted[-1]) != "linear":
+        return None
+    source = weighted[-1].args[0]
+    assert isinstance(source, Node)
+    return source.name if source.op == "call_function" and len(static_shape(source)) == 2 else None
+
+
 def named_taps(graph_module: GraphModule, names: Sequence[str], *, source: str) -> tuple[str, ...]:
-    """The nodes that a user's tap names mean: module paths or node names. Raises UserError listing the known ones."""
+    """The nodes that a user's tap names mean: module paths, node names, or "pooled" for the pooled features.
+
+    Raises UserError listing the known ones.
+    """
     maps = [node.name for node in graph_module.graph.nodes if _map_size(node) is not None]
     taps = []
     for name in names:
         wanted = name.replace(".", "_")
+        if wanted == POOLED and wanted not in maps:
+            taps.append(_required_pooled(graph_module, f"--taps {POOLED}", source))
+            continue
         if wanted not in maps:
             known = ", ".join(maps[:40]) + (", ..." if len(maps) > 40 else "")
             raise UserError(f"--taps {name}: {source} has no feature map of that name; it has {known}")
         taps.append(wanted)
     return tuple(taps)
+
+
+def _required_pooled(graph_module: GraphModule, what: str, source: str) -> str:
+    pooled = pooled_features(graph_module)
+    if pooled is None:
+        raise UserError(
+            f"{what} needs pooled features, a vector before a last linear layer, and {source} has none: "
+            "name maps with --taps"
+        )
+    return pooled
 
 
 def _map_size(node: Node) -> tuple[int, int] | None:
@@ -73,9 +104,11 @@ _NEW_TENSOR = frozenset({aten.conv2d.default, aten.linear.default, aten.add.Tens
 class Tapped(nn.Module):
     """A graph that also returns the maps at its taps; parameters are shared with the graph it was made from."""
 
-    def __init__(self, graph_module: GraphModule, nodes: Mapping[str, str]) -> None:
+    def __init__(
+        self, graph_module: GraphModule, nodes: Mapping[str, str], grids: Mapping[str, ActivationGrid] | None = None
+    ) -> None:
         super().__init__()
-        self.taps = tuple(nodes)
+        self.taps, self._grids = tuple(nodes), tuple((grids or {}).items())  # a tuple: the network owns the grids
         graph = copy.deepcopy(graph_module.graph)
         by_name = {node.name: node for node in graph.nodes}
         output = next(node for node in graph.nodes if node.op == "output")
@@ -85,9 +118,12 @@ class Tapped(nn.Module):
         self.graph_module = GraphModule(graph_module, graph)
 
     def forward(self, images: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """Images float32 [B, C, H, W] to (outputs, tap -> map [B, C, H, W])."""
+        """Images float32 [B, C, H, W] to (outputs, tap -> features [B, C, H, W] or [B, d])."""
         outputs, maps = self.graph_module(images)
-        return outputs, dict(zip(self.taps, maps, strict=True))
+        features = dict(zip(self.taps, maps, strict=True))
+        for tap, grid in self._grids:
+            features[tap] = features[tap] * grid.scale()
+        return outputs, features
 
 
 def tap_float(graph_module: GraphModule, taps: Sequence[str], labels: Sequence[str] | None = None) -> Tapped:
@@ -111,14 +147,17 @@ def write_in_place(tapped: Tapped) -> Tapped:
     return tapped
 
 
-def tap_prepared(prepared: PreparedNetwork, taps: Sequence[str]) -> Tapped:
+def tap_prepared(prepared: PreparedNetwork, taps: Sequence[str], *, reals: bool = False) -> Tapped:
     """A prepared network with taps: centred integers where a tap is rounded, which are its reals but for the scale.
 
-    Affinity compares directions of feature vectors, so the scale does not matter there.
+    FAQD's affinity compares directions of feature vectors, so the scale does not matter there; with `reals` the
+    integers are multiplied by it.
     """
     names = {node.name: node for node in prepared.graph.graph.nodes}
-    nodes = {}
+    groups = {placement.tensor: placement.group for placement in prepared.plan.activations}
+    nodes, scales = {}, {}
     for tap in taps:
+        rounded = prepared.plan.passthrough.get(tap, tap)
         if tap in prepared.integers:
             nodes[tap] = prepared.integers[tap]
         elif f"{tap}_rescale" in names:
@@ -129,21 +168,33 @@ def tap_prepared(prepared: PreparedNetwork, taps: Sequence[str]) -> Tapped:
             raise UserError(
                 f"--taps {tap}: its values exist only inside a fused integer kernel; tap the activation behind it"
             )
-    return Tapped(prepared.graph, nodes)
+        if reals and rounded in groups:
+            scales[tap] = prepared.activation_grid(groups[rounded])
+    return Tapped(prepared.graph, nodes, scales)
 
 
-def match_taps(student: GraphModule, teacher: GraphModule, names: Sequence[str] | None) -> dict[str, str]:
+def match_taps(
+    student: GraphModule,
+    teacher: GraphModule,
+    names: Sequence[str] | None,
+    *,
+    kind: TapKind = "stages",
+) -> dict[str, str]:
     """Student taps and the teacher's that they are compared with, coarsest map last.
 
-    Named taps must exist in both graphs. Without names each network's stage ends are found and paired from the
-    coarsest on: networks of other depth have the same number of stages more often than the same names. Raises
-    UserError when a name is unknown or nothing can be paired.
+    Named taps must exist in both graphs. Without names the pooled features are taken, or each network's stage ends are
+    found and paired from the coarsest on ("last": that one alone): networks of other depth have the same number of
+    stages more often than the same names. Raises UserError when a name is unknown or nothing can be paired.
     """
+    graphs = ((student, "the student"), (teacher, "the teacher"))
     if names is not None:
-        student_taps = named_taps(student, names, source="the student")
-        return dict(zip(student_taps, named_taps(teacher, names, source="the teacher"), strict=True))
+        first, second = (named_taps(graph, names, source=source) for graph, source in graphs)
+        return dict(zip(first, second, strict=True))
+    if kind == "pooled":
+        one, other = (_required_pooled(graph, "this affinity loss", source) for graph, source in graphs)
+        return {one: other}
     student_taps, teacher_taps = stage_ends(student), stage_ends(teacher)
     pairs = list(zip(reversed(student_taps), reversed(teacher_taps), strict=False))
     if not pairs:
         raise UserError("no feature map was found to compare: name some with --taps, or use --affinity none")
-    return dict(reversed(pairs))
+    return dict(pairs[:1] if kind == "last" else reversed(pairs))

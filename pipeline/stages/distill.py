@@ -18,11 +18,15 @@ from torch.fx import GraphModule
 from calibration.prepared import PreparedNetwork
 from pipeline.artifacts import PreparedStudent, TrainedStudent, UnlabelledImages, load_tensors, save_tensors
 from pipeline.data import ordered_batches, training_batches
+from pipeline.distillation.build import build_objective
 from pipeline.distillation.divergence import DivergenceWatch
 from pipeline.distillation.mirror import mean_of_mirrored, with_mirror_images
-from pipeline.distillation.objective import ObjectiveConfig, distillation_loss, outputs_loss, uninformed_loss
+from pipeline.distillation.objective import ObjectiveConfig, outputs_loss, uninformed_loss
+from pipeline.distillation.outputs import mean_outputs
 from pipeline.distillation.schedules import learning_rate_factor
-from pipeline.distillation.taps import Tapped, match_taps, tap_float, tap_prepared, write_in_place
+from pipeline.distillation.speq import stochastic_precision
+from pipeline.distillation.taps import Tapped, tap_float, tap_prepared, write_in_place
+from pipeline.distillation.terms import Seen, Signals
 from pipeline.outputs import Output
 from pipeline.preprocessing import Preprocessing, normalise
 from pipeline.randomness import generator_for
@@ -35,6 +39,11 @@ _HARMLESS_SHARE = 0.05
 _BACKOFF, _MOST_BACKOFFS = 0.3, 3
 _CURVE_POINTS = 200
 _WARM_UP_SHARE, _MOST_WARM_UP = 0.1, 50
+# Peak rate of what is trained beside the student and dropped (adapters, transforms, branches): Adam's usual one, as it
+# starts from random numbers [ours].
+_TRANSFORM_RATE = 1e-3
+# Steps in which SAKD's branches learn their teacher's logits, before the student sees them [ours].
+_BRANCH_STEPS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +63,8 @@ class Task:
 
     `outputs`: what the two networks' outputs hold. `taps` None: found by themselves. `mirror` averages the teacher's
     logits over each image and its mirror image, which is in the same batch (see `pipeline.distillation.mirror`). `fast`
-    allows TF32, which is exact on the student's integers, and bfloat16 for the teacher. `seed` >= 0.
+    allows TF32, which is exact on the student's integers, and bfloat16 for the teacher. `seed` >= 0. `co_teachers` teach beside the teacher.
+    `predecessor` is a trained student of the same graph that teaches instead of the teacher.
     """
 
     student: PreparedStudent
@@ -69,6 +79,8 @@ class Task:
     device: torch.device
     fast: bool
     seed: int
+    co_teachers: tuple[GraphModule, ...] = ()
+    predecessor: PreparedNetwork | None = None
 
 
 Step = Callable[[int, int, Mapping[str, float]], None]
@@ -78,7 +90,7 @@ def distil(task: Task, *, checkpoint: Path, step: Step, say: Callable[[str], Non
     """Distil the teacher into the calibrated student; the last step's weights, or the calibrated ones after harm.
 
     Harm is a distillation loss on held-out unlabelled images above both the calibrated student's and 5 % of an
-    ignorant one's: no label is read anywhere. A run whose loss diverges starts again at a lower learning rate, at
+    ignorant one's: no label is read there. A run whose loss diverges starts again at a lower learning rate, at
     most three times, and says so. `checkpoint` is written every few seconds and when interrupted; a run that finds it
     goes on from there and ends with the same weights.
     """
@@ -87,6 +99,8 @@ def distil(task: Task, *, checkpoint: Path, step: Step, say: Callable[[str], Non
         trainer.measure_start()
         if checkpoint.exists():
             trainer.restore(*load_tensors(checkpoint))
+        elif task.schedule.steps:
+            trainer.teach_branches()
         if task.schedule.steps:
             _train(trainer, checkpoint, step, say)
         return trainer.finish()
@@ -109,9 +123,10 @@ def _attempt(trainer: _Trainer, checkpoint: Path, step: Step) -> str | None:
     """Train to the last step, or return why the run has diverged; state is kept on the way and on Ctrl-C."""
     kept = time.monotonic()
     try:
-        for batch in trainer.batches():
-            loss = trainer.update(batch)
-            reason = trainer.watch.observe(loss)
+        for images, labels in trainer.batches():
+            loss = trainer.update(images, labels)
+            # Other terms have scales of their own; one that is not finite is seen in the sum.
+            reason = trainer.watch.observe(trainer.logit_part if math.isfinite(loss) else loss)
             if reason is not None:
                 return reason
             step(trainer.step, trainer.task.schedule.steps, {"loss": loss})
@@ -129,11 +144,23 @@ class _Trainer:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        taps = match_taps(task.student.folded, task.teacher, task.taps) if task.objective.affinity != "none" else {}
-        self.taps = taps
-        # A copy: the student is made from the same graph, and the caller's stays on its device.
-        teacher = write_in_place(tap_float(copy.deepcopy(task.teacher), list(taps.values()), list(taps)))
-        self.teacher: Tapped = teacher.to(task.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        teachers = [task.teacher if task.predecessor is None else task.student.folded, *task.co_teachers]
+        self.fresh = build_objective(
+            task.objective, task.student.folded, teachers, task.outputs, taps=task.taps, seed=task.seed
+        )
+        # Copies: the student is made from the same graph, and the caller's stays on its device.
+        tapped = [
+            write_in_place(tap_float(copy.deepcopy(teacher), list(taps.values()), list(taps)))
+            for teacher, taps in zip(teachers, self.fresh.taps, strict=True)
+        ]
+        if task.predecessor is not None:
+            tapped[0] = tap_prepared(copy.deepcopy(task.predecessor), list(self.fresh.taps[0]), reals=self.fresh.reals)
+        self.teachers: list[Tapped] = [
+            teacher.to(task.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+            for teacher in tapped
+        ]
+        self.labels = None if task.images.labels is None else torch.from_numpy(task.images.labels)
+        self.logit_part = 0.0
         self.backoffs, self.diverged = 0, False
         self.learning_rate = task.schedule.learning_rate
         self.loss_calibrated = self.floor = 0.0
@@ -142,7 +169,8 @@ class _Trainer:
     def _begin(self) -> None:
         """The calibrated student, a fresh optimiser, step 0."""
         self.network = self.task.student.network().to(self.task.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.tapped = tap_prepared(self.network, list(self.taps))
+        self.objective = copy.deepcopy(self.fresh).to(self.task.device)
+        self.tapped = tap_prepared(self.network, self.objective.student_taps, reals=self.objective.reals)
         scales = self.task.schedule.learned_scales
         learned = self.network.scale_parameters(activations=scales == "all", weights=scales != "none")
         ids = {id(parameter) for parameter in learned}
@@ -152,6 +180,9 @@ class _Trainer:
         if learned:
             share = self.task.schedule.scale_learning_rate / self.task.schedule.learning_rate
             groups.append({"params": learned, "share": share})
+        transforms = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
+        if transforms:
+            groups.append({"params": transforms, "share": _TRANSFORM_RATE / self.task.schedule.learning_rate})
         self.optimiser = torch.optim.Adam(groups, lr=self.learning_rate, fused=self.task.device.type in {"cpu", "cuda"})
         self.step = 0
         self.curve: list[tuple[int, float]] = []
@@ -159,10 +190,25 @@ class _Trainer:
 
     # Losses.
 
-    def _teacher(self, images: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    def _seen(self, images: Tensor) -> tuple[Seen, ...]:
+        """What every teacher makes of the images; of a batch with mirror images, the mean logits of each pair."""
+        found = []
         with torch.no_grad(), torch.autocast(self.task.device.type, torch.bfloat16, enabled=self.task.fast):
-            outputs, maps = self.teacher(images)
-        return tuple(output.float() for output in outputs), maps
+            for teacher in self.teachers:
+                outputs, features = teacher(images)
+                outputs = tuple(output.float() for output in outputs)
+                if self.task.mirror:
+                    outputs = tuple(mean_of_mirrored(output) for output in outputs)
+                found.append(Seen(outputs=outputs, features=features))
+        return tuple(found)
+
+    def _ensemble(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The student's second pass, each activation at fewer bits or at 8 by chance."""
+        config, generator = self.task.objective, generator_for(self.task.seed, "precision", self.step)
+        precision = stochastic_precision(self.network, config.ensemble_bits, config.ensemble_probability, generator)
+        with torch.no_grad(), precision:
+            outputs: tuple[Tensor, ...] = self.network(images)
+        return outputs
 
     def _on_device(self, images: Tensor) -> Tensor:
         moved = images.to(self.task.device, non_blocking=True)
@@ -180,12 +226,10 @@ class _Trainer:
                 batch_size=self.task.schedule.batch_size,
             ):
                 images = self._on_device(batch.images)
-                if self.task.mirror:
-                    targets, _ = self._teacher(with_mirror_images(images))
-                    targets = tuple(mean_of_mirrored(target)[: len(images)] for target in targets)
-                else:
-                    targets, _ = self._teacher(images)
                 outputs, config = self.task.outputs, self.task.objective
+                shown = with_mirror_images(images) if self.task.mirror else images
+                seen = [[output[: len(images)] for output in teacher.outputs] for teacher in self._seen(shown)]
+                targets = mean_outputs(seen, outputs, temperature=config.softening)
                 total += float(outputs_loss(self.network(images), targets, outputs, config=config)) * len(images)
                 ignorant += float(uninformed_loss(targets, outputs, config=config)) * len(images)
                 count += len(images)
@@ -201,9 +245,12 @@ class _Trainer:
 
     # Steps.
 
-    def batches(self) -> Iterator[Tensor]:
-        """Images of the steps that remain, on the device."""
-        remaining, batch_size = self.task.schedule.steps - self.step, self.task.schedule.batch_size
+    def batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Images of the steps that remain, on the device, with labels where they were asked for."""
+        return self._batches(self.step, self.task.schedule.steps - self.step)
+
+    def _batches(self, first_step: int, steps: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        batch_size = self.task.schedule.batch_size
         if self.task.mirror:
             batch_size = (batch_size + 1) // 2  # the other half are their mirror images
         for batch in training_batches(
@@ -211,35 +258,49 @@ class _Trainer:
             self.task.images.training,
             self.task.preprocessing,
             batch_size=batch_size,
-            first_step=self.step,
-            steps=remaining,
+            first_step=first_step,
+            steps=steps,
             seed=self.task.seed,
             augmentation=self.task.images.augmentation,
             workers=self.task.images.workers,
             pin_memory=self.task.device.type == "cuda",
         ):
-            yield self._on_device(batch.images)
+            labels = None if self.labels is None else self.labels[batch.indices].to(self.task.device, non_blocking=True)
+            yield self._on_device(batch.images), labels
 
-    def update(self, images: Tensor) -> float:
+    def teach_branches(self) -> None:
+        """Train the branches of SAKD's teacher to give its logits; nothing where the objective has none."""
+        term = self.fresh.to(self.task.device).branches
+        if term is None:
+            return
+        optimiser = torch.optim.Adam(
+            [parameter.requires_grad_() for parameter in term.teacher.parameters()], lr=_TRANSFORM_RATE
+        )
+        for images, _ in self._batches(0, _BRANCH_STEPS):
+            optimiser.zero_grad(set_to_none=True)
+            shown = with_mirror_images(images) if self.task.mirror else images
+            torch.autograd.backward(term.teach(self._seen(shown)[0]))
+            optimiser.step()
+        term.teacher.requires_grad_(False)
+        self._begin()
+
+    def update(self, images: Tensor, labels: Tensor | None = None) -> float:
         """One step of Adam; the loss before it."""
         if self.task.mirror:
-            images = with_mirror_images(images)
-        targets, teacher_maps = self._teacher(images)
-        if self.task.mirror:
-            targets = tuple(mean_of_mirrored(target) for target in targets)
-        outputs, student_maps = self.tapped(images)
-        generator = generator_for(self.task.seed, "projections", self.step)
-        loss, _ = distillation_loss(
-            outputs,
-            targets,
-            student_maps,
-            teacher_maps,
-            outputs=self.task.outputs,
-            config=self.task.objective,
-            generator=generator,
+            images, labels = with_mirror_images(images), None if labels is None else labels.repeat(2)
+        outputs, features = self.tapped(images)
+        signals = Signals(
+            student=Seen(outputs=outputs, features=features),
+            teachers=self._seen(images),
+            step=self.step,
+            steps=self.task.schedule.steps,
+            generator=generator_for(self.task.seed, "projections", self.step),
+            labels=labels,
+            ensemble=self._ensemble(images) if self.objective.wants_ensemble else None,
         )
+        loss, parts = self.objective(signals)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         steps = self.task.schedule.steps
         warm_up = min(_MOST_WARM_UP, int(steps * _WARM_UP_SHARE))
         factor = learning_rate_factor(self.step, steps=steps, warmup_steps=warm_up, kind="cosine")
@@ -247,6 +308,8 @@ class _Trainer:
             group["lr"] = self.learning_rate * group["share"] * factor
         self.optimiser.step()
         value = float(loss.detach())
+        # A schedule may leave the logits out for a while: then nothing new is known of them.
+        self.logit_part = float(parts["logits"]) if "logits" in parts else self.logit_part
         if math.isfinite(value) and self.step % max(1, steps // _CURVE_POINTS) == 0:
             self.curve.append((self.step, value))
         self.step += 1
@@ -263,6 +326,7 @@ class _Trainer:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a resumed run needs, as tensors and a JSON record."""
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors |= {f"objective.{name}": tensor for name, tensor in self.objective.state_dict().items()}
         for index, values in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": tensor for name, tensor in values.items()}
         record = {
@@ -276,9 +340,10 @@ class _Trainer:
 
     def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
-        self.network.load_state_dict(
-            {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
-        )
+        for prefix, module in (("network.", self.network), ("objective.", self.objective)):
+            own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            module.load_state_dict(own)
+        self.fresh.load_state_dict(self.objective.state_dict())
         parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():

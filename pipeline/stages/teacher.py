@@ -53,11 +53,14 @@ def load_network(
     )
 
 
-def check_same_outputs(student: Network, teacher: Network) -> None:
-    """Raise UserError when the two networks' inputs or outputs have other shapes: nothing could be distilled."""
+def check_same_outputs(student: Network, teacher: Network, *, flag: str = "student") -> None:
+    """Raise UserError when the two networks' inputs or outputs have other shapes: nothing could be distilled.
+
+    `flag` named the first network.
+    """
     if student.preprocessing != teacher.preprocessing:
         raise UserError(
-            f"--student {student.source} takes other images than --teacher {teacher.source}:"
+            f"--{flag} {student.source} takes other images than --teacher {teacher.source}:"
             " give both networks the same --image-size, --mean and --std"
         )
     shapes = []
@@ -66,6 +69,6 @@ def check_same_outputs(student: Network, teacher: Network) -> None:
         shapes.append([static_shape(value) for value in output.args[0]])
     if shapes[0] != shapes[1]:
         raise UserError(
-            f"--student {student.source} has outputs {shapes[0]} and --teacher {teacher.source} {shapes[1]}:"
+            f"--{flag} {student.source} has outputs {shapes[0]} and --teacher {teacher.source} {shapes[1]}:"
             " they must be the same, but for the batch"
         )

@@ -13,7 +13,6 @@ from calibration.errors import UserError
 from pipeline import records
 from pipeline.config import (
     DataConfig,
-    DistillationConfig,
     ExecutionConfig,
     OutputConfig,
     QuantisationConfig,
@@ -22,6 +21,7 @@ from pipeline.config import (
     TeacherConfig,
     ValidationConfig,
 )
+from pipeline.config_distillation import DistillationConfig
 from pipeline.config_file import read_settings, to_toml
 from pipeline.flags import flags
 

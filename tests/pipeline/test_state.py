@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from calibration.errors import UserError
-from pipeline.config import DistillationConfig, ExecutionConfig, OutputConfig, RunConfig, ValidationConfig
+from pipeline.config import ExecutionConfig, OutputConfig, RunConfig, ValidationConfig
+from pipeline.config_distillation import DistillationConfig
 from pipeline.state import open_folder
 
 

@@ -1,0 +1,168 @@
+"""The part of a configuration that says how the student learns: losses, their weights, steps and rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from calibration.errors import UserError
+from pipeline import flags
+from pipeline.distillation.affinity_points import FA_CHOICES, AffinityChoice, Distance, Normalisation, Over, grid_point
+from pipeline.distillation.schedules import read_ramp
+
+
+def _weight(name: str, help: str) -> Parameter:
+    return Parameter(name=name, metavar="NUMBER|SCHEDULE", help=f"{help} Or linear:A:B, cosine:A:B, step:A:B:...")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """How the quantised network learns from the float one, without labels."""
+
+    steps: Annotated[
+        int | None,
+        Parameter(metavar="COUNT", help="Training steps; 0: calibration only. Default: chosen from --bits."),
+    ] = None
+    batch_size: Annotated[int, Parameter(metavar="COUNT", help="Images per training step.")] = 128
+    learning_rate: Annotated[
+        float | None,
+        Parameter(
+            metavar="RATE",
+            help="Peak learning rate of Adam; it backs off by itself on divergence. Default: chosen from --bits.",
+        ),
+    ] = None
+    scale_learning_rate: Annotated[
+        float, Parameter(metavar="RATE", help="Peak learning rate of the logarithms of the learned scales.")
+    ] = 1e-3
+    targets: Annotated[
+        Literal["auto", "image", "mirror"],
+        Parameter(
+            help="Teacher logits to learn: of the image, or averaged with those of its mirror image; auto: mirror "
+            "where training flips images and the teacher hardly minds."
+        ),
+    ] = "auto"
+    logit_loss: Annotated[Literal["kl", "mse"], Parameter(help="Loss between the logits of teacher and student.")] = (
+        "kl"
+    )
+    temperature: Annotated[float | str, _weight("--temperature", "Softmax temperature, no unit.")] = 4.0
+    logit_weight: Annotated[float | str, _weight("--logit-weight", "Weight of the logit loss.")] = 1.0
+    class_weight: Annotated[
+        float | str | None,
+        _weight("--class-weight", "Weight of the cross entropy with the teacher's class. Default: left out."),
+    ] = None
+    label_weight: Annotated[
+        float | str | None,
+        _weight("--label-weight", "Weight of the cross entropy with labels in --data. Default: no labels."),
+    ] = None
+    affinity: Annotated[
+        AffinityChoice,
+        Parameter(
+            help="Loss between features. auto: FAQD's (fa, ffa, gram), the cheapest per layer; none: logits only; sp, "
+            "rkd-d, rkd-a, pkt: named losses between images; else an affinity of the grid.",
+        ),
+    ] = "auto"
+    affinity_order: Annotated[
+        Literal["squared", "1", "2"], Parameter(help="Norm of FAQD's loss; auto and gram need squared.")
+    ] = "squared"
+    normalise: Annotated[
+        Normalisation | None,
+        Parameter(help="What an affinity of the grid is divided by. Default: none.", show_default=False),
+    ] = None
+    distance: Annotated[
+        Distance | None,
+        Parameter(help="How affinities of the grid are compared. Default: squared.", show_default=False),
+    ] = None
+    over: Annotated[
+        Over | None,
+        Parameter(help="Affinities between the images of a batch or the pixels of an image. Default: samples."),
+    ] = None
+    affinity_weight: Annotated[
+        float | str | None,
+        _weight("--affinity-weight", "Weight of the affinity loss beside the logit loss. Default: as published."),
+    ] = None
+    adapters: Annotated[
+        Literal["identity", "trained"],
+        Parameter(help="trained: the student's maps pass a 1x1 convolution first, dropped after training."),
+    ] = "identity"
+    feed_weight: Annotated[
+        float | str | None,
+        _weight("--feed-weight", "Weight of FEED's loss to every teacher's last map. Default: left out."),
+    ] = None
+    sakd_weight: Annotated[
+        float | str | None,
+        _weight("--sakd-weight", "Weight of SAKD's branches at the taps. Default: left out."),
+    ] = None
+    speq_weight: Annotated[
+        float | str | None,
+        _weight("--speq-weight", "Weight of SPEQ's loss to a second pass of mixed precision. Default: left out."),
+    ] = None
+    speq_bits: Annotated[
+        int | None,
+        Parameter(metavar="COUNT", help="Activation bits there by chance, 2 to 8. Default: own below 8, else 4."),
+    ] = None
+    speq_probability: Annotated[
+        float, Parameter(metavar="NUMBER", help="Chance of those bits per layer, above 0 to 1; else 8 bits.")
+    ] = 0.5
+    generations: Annotated[
+        int, Parameter(metavar="COUNT", help="Students in a chain, each taught by the one before (sequential FEED).")
+    ] = 1
+    projections: Annotated[
+        int, Parameter(metavar="COUNT", help="Random vectors per step of the fast affinity form (ffa).")
+    ] = 15
+    taps: Annotated[
+        tuple[str, ...] | None,
+        Parameter(
+            converter=flags.split_text,
+            consume_multiple=True,
+            negative=(),
+            metavar="NAME,...",
+            help="Modules whose outputs are compared. Default: the last map of each spatial resolution.",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        flags.check_fields(self)
+        flags.check_at_least(self, steps=0, batch_size=1, projections=1, generations=1)
+        flags.check_above_zero(self, "learning_rate", "scale_learning_rate")
+        self._check_weights()
+        point = grid_point(self.affinity, self.normalise, self.distance, self.over)
+        if point is not None and self.batch_size < point.least_images:
+            raise UserError(
+                f"--batch-size {self.batch_size}: --affinity {self.affinity} compares the images of a batch and needs "
+                f"{point.least_images} or more"
+            )
+        if self.speq_bits is not None and not 2 <= self.speq_bits <= 8:
+            raise UserError(f"--speq-bits {self.speq_bits}: must be 2 to 8")
+        if not 0 < self.speq_probability <= 1:
+            raise UserError(f"--speq-probability {self.speq_probability:g}: must be above 0 and at most 1")
+        if self.affinity not in FA_CHOICES and self.affinity_order != "squared":
+            raise UserError(
+                f"--affinity-order {self.affinity_order} belongs to --affinity fa and ffa, not {self.affinity}"
+            )
+        if self.affinity in ("auto", "gram") and self.affinity_order != "squared":
+            raise UserError(
+                f"--affinity-order {self.affinity_order} has no {self.affinity} form: "
+                "add --affinity fa or ffa, or use --affinity-order squared"
+            )
+        if self.taps is not None and not self.taps:
+            raise UserError("--taps is empty: name at least one module, or use --affinity none")
+        pixels = self.affinity in FA_CHOICES or (point is not None and point.over == "pixels")
+        if self.adapters == "trained" and not pixels:
+            raise UserError(f"--adapters trained belongs to losses over pixels: --affinity {self.affinity} is not one")
+
+    def _check_weights(self) -> None:
+        read_ramp("temperature", self.temperature, positive=True)
+        for flag, instead in (
+            ("logit-weight", ""),
+            ("class-weight", "leave it out instead"),
+            ("label-weight", "leave it out instead"),
+            ("affinity-weight", "--affinity none trains on the logits alone"),
+            ("feed-weight", "leave it out instead"),
+            ("sakd-weight", "leave it out instead"),
+            ("speq-weight", "leave it out instead"),
+        ):
+            given = getattr(self, flag.replace("-", "_"))
+            if given is not None:
+                read_ramp(flag, given, positive=False, instead=instead)
