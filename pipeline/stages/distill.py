@@ -63,8 +63,8 @@ class Task:
 
     `outputs`: what the two networks' outputs hold. `taps` None: found by themselves. `mirror` averages the teacher's
     logits over each image and its mirror image, which is in the same batch (see `pipeline.distillation.mirror`). `fast`
-    allows TF32, which is exact on the student's integers, and bfloat16 for the teacher. `seed` >= 0. `co_teachers` teach beside the teacher.
-    `predecessor` is a trained student of the same graph that teaches instead of the teacher.
+    allows TF32, which is exact on the student's integers, and bfloat16 for the teacher. `seed` >= 0. `co_teachers`
+    teach beside the teacher. `predecessor` is a trained student of the same graph that teaches instead of the teacher.
     """
 
     student: PreparedStudent

@@ -182,7 +182,7 @@ def test_with_mirrored_targets_a_batch_and_its_mirror_image_are_one(example: Sim
         losses.append(trainer.update(trainer._on_device(batch)))
 
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    assert next(iter(_Trainer(task(example, mirror=True)).batches())).shape[0] == schedule().batch_size // 2
+    assert next(iter(_Trainer(task(example, mirror=True)).batches()))[0].shape[0] == schedule().batch_size // 2
 
 
 def test_a_student_equal_to_its_teacher_has_no_negative_loss(example: SimpleNamespace, tmp_path: Path) -> None:
