@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import onnx
@@ -26,16 +26,27 @@ class Runner(Protocol):
         ...
 
 
+@runtime_checkable
+class DeviceTimed(Protocol):
+    """A runner on a device with a clock of its own, whose time copies and the host's calls do not blur."""
+
+    def device_seconds(self, images: Array) -> float:
+        """Time of one inference on the device, its data already there, seconds."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Census:
     """Which weighted layers the runtime executes on integers, read from its own optimised graph.
 
-    `integer` and `floating` name layers of the network; `histogram` counts the runtime's kernels by name.
+    `integer` and `floating` name layers of the network; `histogram` counts the runtime's kernels by name; `remark` is
+    what else the user should hear of them.
     """
 
     integer: tuple[str, ...]
     floating: tuple[str, ...]
     histogram: Mapping[str, int] = field(default_factory=dict)
+    remark: str = ""
 
 
 class Backend(ABC):

@@ -97,6 +97,13 @@ RULES: tuple[LintRule, ...] = (
         source=f"the parser refuses an int32 DequantizeLinear ({_RTX})",
     ),
     LintRule(
+        number=8,
+        title="the rest has one float type",
+        targets=_TENSORRT,
+        check=checks.one_float_type,
+        source="networks are strongly typed since TensorRT 11: nothing casts by itself (10.x to 11.x migration guide)",
+    ),
+    LintRule(
         number=9,
         title="per-tensor scales have rank 0",
         targets=_ALL,

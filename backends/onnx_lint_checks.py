@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
+from backends.onnx_half import HALF_OPSET, SMALLEST_HALF_SCALE
 from backends.onnx_view import INT4_OPSET, OPSETS, OnnxView, attributes, node_name
 
 if TYPE_CHECKING:
@@ -48,8 +49,23 @@ def float_biases(view: OnnxView, rules: LintRules) -> Found:
     for node in view.nodes:
         if view.is_weighted(node) and (bias := view.input(node, 2)):
             stored = view.initialisers.get(bias)
-            if stored is None or stored.data_type != TensorProto.FLOAT:
+            if stored is None or stored.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):
                 yield node_name(node), f"its bias {bias} is no float constant"
+
+
+def one_float_type(view: OnnxView, rules: LintRules) -> Found:
+    """Rule 8."""
+    if not any(stored.data_type == TensorProto.FLOAT16 for stored in view.initialisers.values()):
+        return
+    if view.opset < HALF_OPSET:
+        yield "the model", f"its opset is {view.opset}; float16 roundings exist from {HALF_OPSET} on"
+    for node in view.nodes:
+        if node.op_type == "Resize":
+            continue  # its scales are float32 always
+        for name in node.input:
+            stored = view.initialisers.get(name)
+            if stored is not None and stored.data_type == TensorProto.FLOAT:
+                yield node_name(node), f"its constant {name} is float32 in a file of float16"
 
 
 # Rules 9 to 12: scales, zero points, axes and types.
@@ -193,12 +209,13 @@ def narrow_weights(view: OnnxView, rules: LintRules) -> Found:
 
 def positive_scales(view: OnnxView, rules: LintRules) -> Found:
     """Rule 24."""
-    smallest = float(np.finfo(np.float32).tiny)
     for node in view.roundings():
         scale = view.scale(node)
         if scale is None:
             yield node_name(node), "its scale is no constant"
-        elif not np.all(np.isfinite(scale)) or np.any(scale < smallest):
+            continue
+        smallest = SMALLEST_HALF_SCALE if scale.dtype == np.float16 else float(np.finfo(np.float32).tiny)
+        if not np.all(np.isfinite(scale)) or np.any(scale < smallest):
             yield node_name(node), f"a scale of {float(np.min(scale)):.3g} is not positive, finite and normal"
 
 

@@ -109,6 +109,7 @@ class _Placement:
             passthrough=on_grid,
             float_nodes=floats,
             kinds={node.name: kind(node) for node in self.nodes if node in self.integer or node.name in floats},
+            fused_rounding=self.profile.fused_rounding,
         )
 
     # Which operators run on integers.

@@ -48,7 +48,8 @@ class LayerShape:
 @dataclass(frozen=True, kw_only=True)
 class Profile:
     """One runtime's facts as data. `non_negative` and `signed` are the grids of the two sorts of activation;
-    `integer_movement`: operators that only move values run on the integers themselves; `weight_limit` bounds weight
+    `integer_movement`: operators that only move values run on the integers themselves; `fused_rounding`: a kernel
+    goes from sums to rounded integers in one multiplication, else over float32 reals; `weight_limit` bounds weight
     integers (63 on x86 without VNNI); `skip_layer` names a reason to leave a weighted layer float, or None.
     `movement_in_file`: whether the file moves those integers, or the reals read from them where the runtime's passes
     want it so; `inexact`: how the runtime's kernels round other than the oracle does, empty where they are equal.
@@ -60,6 +61,7 @@ class Profile:
     signed: Grid
     integer_bias: bool
     integer_movement: bool
+    fused_rounding: bool = True
     weight_limit: int | None = None
     skip_layer: Callable[[LayerShape], str | None] | None = None
     movement_in_file: Literal["integers", "reals"] = "integers"

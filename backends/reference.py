@@ -12,13 +12,23 @@ import onnx
 import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # its stubs are a package apart
 from numpy.typing import NDArray
+from onnx import TensorProto
 from torch import Tensor
 
 from backends.artifact import linted_artifact
 from backends.base import Array, Backend, Census, Runner
 from backends.onnx_view import INTEGER_RANGES, OnnxView, attributes, node_name
 from backends.onnxruntime_rules import X64
-from backends.reference_kernels import KERNELS, Quantised, Target, Value, accumulate_to_float, all_quantised, moved
+from backends.reference_kernels import (
+    KERNELS,
+    Quantised,
+    Target,
+    Value,
+    accumulate_to_float,
+    all_quantised,
+    half_rounded,
+    moved,
+)
 from backends.reference_operators import FLOATS, MOVES, moves_values
 from calibration.errors import UserError
 from calibration.freeze import FrozenNetwork
@@ -32,13 +42,17 @@ class IntegerOracle:
     A weighted operator whose inputs come from DequantizeLinear multiplies integers and accumulates exactly; when a
     QuantizeLinear follows (over a ReLU or Clip that it performs), the result is rescaled by one float32 multiplier
     and rounded half to even, which is what ONNX Runtime's kernels do (measured equal on every output). Additions
-    and poolings follow the formulas of its MLAS library. All else runs in float32. Raises UserError for an operator
-    that is not known.
+    and poolings follow the formulas of its MLAS library. All else runs in float32. Without `fused_rounding` it has
+    TensorRT's documented semantics: exact sums are rescaled to float32 reals, every other operator computes reals, and
+    a QuantizeLinear divides by its scale; where the file is float16 each of these results is rounded to float16.
+    Raises UserError for an operator that is not known.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, *, fused_rounding: bool = True) -> None:
         self.view = view = OnnxView(model)
-        self.constants = {name: torch.from_numpy(np.array(view.value(name))) for name in view.initialisers}
+        self.constants = {name: _held(view.value(name)) for name in view.initialisers}
+        #: Tensors of float16, whose values are computed in float32 and then rounded.
+        self.half = half_tensors(view)
         self.attributes = [attributes(node) for node in view.nodes]
         self.inputs = [entry.name for entry in model.graph.input]
         self.outputs = [entry.name for entry in model.graph.output]
@@ -48,7 +62,7 @@ class IntegerOracle:
         self.targets = {
             index: target
             for index, node in enumerate(view.nodes)
-            if node.op_type in KERNELS and (target := self._target(node)) is not None
+            if fused_rounding and node.op_type in KERNELS and (target := self._target(node)) is not None
         }
         #: Tensors that nobody reads after a node, by the node's index.
         self.finished: dict[int, list[str]] = {}
@@ -81,12 +95,16 @@ class IntegerOracle:
                         values[target.name] = KERNELS[node.op_type](inputs, self.attributes[index], target)
                         performed.update(self._chain(node, target.name))
                     else:
-                        values.update(zip(node.output, self._plain(index, node, inputs), strict=True))
+                        results = self._plain(index, node, inputs)
+                        values.update(zip(node.output, map(self._rounded, node.output, results), strict=True))
                 if trace and node.op_type == "QuantizeLinear":
                     rounded[node.output[0]] = _real(values[node.output[0]])
                 for name in self.finished.get(index, ()):
                     values.pop(name, None)
         return [_real(values[name]) for name in self.outputs], rounded
+
+    def _rounded(self, name: str, value: Tensor | Quantised) -> Tensor | Quantised:
+        return half_rounded(value) if isinstance(value, Tensor) and name in self.half else value
 
     def _target(self, node: onnx.NodeProto) -> Target | None:
         """The QuantizeLinear that rounds this node's output, when its kernel can perform the rounding."""
@@ -149,10 +167,41 @@ class IntegerOracle:
         assert isinstance(integers, Tensor) and isinstance(scale, Tensor) and isinstance(zero, Tensor)
         low, high = INTEGER_RANGES[self.view.initialisers[node.input[2]].data_type]
         axis = self.attributes[index].get("axis", 1) if scale.dim() else None
-        return Quantised(integers=integers, scale=scale, zero_point=zero, axis=axis, low=low, high=high)
+        return Quantised(
+            integers=integers,
+            scale=scale,
+            zero_point=zero,
+            axis=axis,
+            low=low,
+            high=high,
+            half=node.output[0] in self.half,
+        )
 
 
 _KNOWN = KERNELS.keys() | MOVES.keys() | FLOATS.keys() | {"QuantizeLinear", "DequantizeLinear"}
+
+
+def _held(values: NDArray[Any] | None) -> Tensor:
+    """A constant as the oracle holds it: float16 as float32, which holds all its values."""
+    tensor = torch.from_numpy(np.array(values))
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
+
+
+def half_tensors(view: OnnxView) -> frozenset[str]:
+    """Every tensor of a file that is float16, by the rules of the operators that are known here."""
+    found = {name for name, stored in view.initialisers.items() if stored.data_type == TensorProto.FLOAT16}
+    for node in view.nodes:
+        if node.op_type == "Cast":
+            is_half = attributes(node).get("to") == TensorProto.FLOAT16
+        elif node.op_type == "QuantizeLinear":
+            is_half = False
+        elif node.op_type == "DequantizeLinear":
+            is_half = node.input[1] in found
+        else:
+            is_half = any(name in found for name in node.input)
+        if is_half:
+            found.update(node.output)
+    return frozenset(found)
 
 
 def _real(value: Value) -> Tensor:

@@ -16,7 +16,10 @@ _EXACT_IN_FLOAT32 = 2**24
 
 @dataclass(frozen=True, kw_only=True)
 class Quantised:
-    """Integers (held as int32, or as they come) with the scale and zero point of their real values."""
+    """Integers (held as int32, or as they come) with the scale and zero point of their real values.
+
+    `half`: the reals are float16, held as float32.
+    """
 
     integers: Tensor
     scale: Tensor
@@ -24,15 +27,22 @@ class Quantised:
     axis: int | None
     low: int
     high: int
+    half: bool = False
 
     def real(self) -> Tensor:
         """The float32 values: (integer - zero point) * scale, as DequantizeLinear computes them."""
         shifted = self.integers.to(torch.int32) - _along(self.zero_point, self.axis, self.integers.dim())
-        return shifted.float() * _along(self.scale, self.axis, self.integers.dim())
+        reals = shifted.float() * _along(self.scale, self.axis, self.integers.dim())
+        return half_rounded(reals) if self.half else reals
 
     def centred(self) -> Tensor:
         """The integers minus the zero point, int32."""
         return self.integers.to(torch.int32) - _along(self.zero_point, self.axis, self.integers.dim())
+
+
+def half_rounded(values: Tensor) -> Tensor:
+    """float32 values rounded to float16, still held as float32."""
+    return values.half().float()
 
 
 def _along(parameter: Tensor, axis: int | None, rank: int) -> Tensor:

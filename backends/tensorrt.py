@@ -1,58 +1,141 @@
-"""TensorRT: symmetric int8 in front of weighted layers; engines are built on the target, or ahead of time."""
+"""TensorRT: symmetric int8 in front of weighted layers; engines are built where they run, or ahead of time."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections import Counter
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import final
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal, final
 
+import numpy as np
 import onnx
-import torch
+from numpy.typing import NDArray
 
 from backends.artifact import linted_artifact
-from backends.base import Backend, Census, Runner
-from backends.tensorrt_engine import build_ahead_of_time
+from backends.base import Array, Backend, Census, Runner
+from backends.onnx_half import half_rest
+from backends.onnx_lint import lint_rules, require_clean
+from backends.tensorrt_device.build import BuiltEngine, EngineOptions, Step, build_engine
+from backends.tensorrt_device.cuda import Cuda
+from backends.tensorrt_device.engine import LoadedEngine, loaded_engine
+from backends.tensorrt_device.errors import DeviceError
+from backends.tensorrt_device.kernels import census, parse_inspection
+from backends.tensorrt_device.sdk import load_sdk
+from backends.tensorrt_engine import build_ahead_of_time, users_mistakes
+from backends.tensorrt_provider import provider_missing, provider_runner
 from backends.tensorrt_rules import PROFILE
 from calibration.errors import UserError
 from calibration.freeze import FrozenNetwork
 
+Rest = Literal["fp32", "fp16"]
+Way = Literal["tensorrt", "onnxruntime"]
+
 
 @final
 class TensorRT(Backend):
-    """Artifacts for TensorRT 10 and 11; validation on the target itself is not part of this version."""
+    """Artifacts and engines for TensorRT 10 and 11.
+
+    `rest`: float type of everything outside the integer kernels; `runner`: the SDK itself, or ONNX Runtime's provider
+    for it; `options`: how engines are built; `step` hears of builds.
+    """
 
     name = "tensorrt"
     profile = PROFILE
 
+    def __init__(
+        self,
+        *,
+        rest: Rest = "fp32",
+        runner: Way = "tensorrt",
+        options: EngineOptions | None = None,
+        step: Step | None = None,
+    ) -> None:
+        self.rest, self.way, self.options, self.step = rest, runner, options or EngineOptions(), step
+        #: Engines of this process: one model is scored, counted and timed, and building takes minutes.
+        self._built: dict[bytes, BuiltEngine] = {}
+
     def emit(self, network: FrozenNetwork, *, opset: int | None = None, batch: int | None = None) -> onnx.ModelProto:
         """The artifact, linted: weights on a grid of 4 bits are stored and run as int8."""
-        return linted_artifact(network, self.profile, packs_int4=False, opset=opset, batch=batch)
+        model = linted_artifact(network, self.profile, packs_int4=False, opset=opset, batch=batch)
+        if self.rest == "fp16":
+            model = half_rest(model)
+            require_clean(model, lint_rules(self.profile, network.plan))
+        return model
 
-    def unavailable(self) -> str:
-        """Why engines do not run here: they run nowhere yet, and what else is missing comes first."""
-        if importlib.util.find_spec("tensorrt") is None:
-            why = "the package tensorrt is not installed here"
-        elif not torch.cuda.is_available():
-            why = "no CUDA device is here"
-        else:
-            why = "running TensorRT engines is not part of this version"
-        return f"{why}; build the engine on the target from the bundle's model.onnx"
+    def unavailable(self) -> str | None:
+        """None where engines run; else what is missing, and the way to the target."""
+        why = provider_missing() if self.way == "onnxruntime" else _sdk_missing()
+        return why and f"{why}; build the engine on the target: copy the bundle there and run python3 check.py in it"
 
     def runner(self, model: bytes, *, threads: int) -> AbstractContextManager[Runner]:
-        """Raises UserError: this version runs no TensorRT engine."""
-        raise UserError(f"--backend tensorrt cannot run a model: {self.unavailable()}")
+        """An engine of the model on the present GPU; `threads` has no meaning there.
+
+        Raises UserError when no engine can be built, loaded or run here.
+        """
+        if threads < 1:
+            raise ValueError("a runner needs at least one thread")
+        missing = self.unavailable()
+        if missing is not None:
+            raise UserError(f"--backend tensorrt cannot run a model: {missing}")
+        return provider_runner(model, self.options) if self.way == "onnxruntime" else self._engine_runner(model)
 
     def census(self, model: bytes, layers: Sequence[str]) -> Census:
-        """Integer layers of an engine built ahead of time; what its listing does not name counts as float.
+        """Integer and float layers as the engine inspector says, or a build ahead of time where no engine runs.
 
-        Raises MissingExtra without the package tensorrt_rtx, UserError when no engine can be built.
+        What neither names counts as float. Raises MissingExtra where the SDK and the package tensorrt_rtx are absent,
+        UserError when no engine can be built.
         """
-        engine = build_ahead_of_time(model)
-        found = {name.removesuffix("_product") for name in engine.integer_layers}
-        return Census(
-            integer=tuple(layer for layer in layers if layer in found),
-            floating=tuple(layer for layer in layers if layer not in found),
-            histogram=dict(sorted(Counter(kernel.kind for kernel in engine.kernels).items())),
-        )
+        if _sdk_missing() is None:
+            with users_mistakes(), self._loaded(model) as engine:
+                kernels = parse_inspection(engine.inspection())
+        else:
+            kernels = build_ahead_of_time(model).kernels
+        found = census(kernels, layers)
+        remark = f"engine: {found.kernels} kernels, {found.fused} of them fused, {found.reformats} reformat copies"
+        return Census(integer=found.integer, floating=found.floating, histogram=found.kinds, remark=remark)
+
+    @contextmanager
+    def _engine_runner(self, model: bytes) -> Iterator[Runner]:
+        with users_mistakes(), self._loaded(model) as engine:
+            yield _EngineRunner(engine)
+
+    @contextmanager
+    def _loaded(self, model: bytes) -> Iterator[LoadedEngine]:
+        sdk, options = load_sdk(), self.options
+        if model not in self._built:
+            if options.timing_cache is not None:
+                options.timing_cache.parent.mkdir(parents=True, exist_ok=True)
+            self._built[model] = build_engine(sdk, model, options, step=self.step)
+        plan = self._built[model].plan
+        with loaded_engine(sdk, plan, Cuda(), version_compatible=options.version_compatible) as engine:
+            yield engine
+
+
+def _sdk_missing() -> str | None:
+    """Why the SDK runs nothing here, or None."""
+    if importlib.util.find_spec("tensorrt") is None:
+        return "the package tensorrt is not installed here"
+    try:
+        load_sdk()
+        Cuda()
+    except DeviceError as error:
+        return str(error)
+    return None
+
+
+class _EngineRunner:
+    """An engine as a runner that times itself."""
+
+    def __init__(self, engine: LoadedEngine) -> None:
+        self._engine = engine
+
+    def run(self, images: Array) -> list[NDArray[Any]]:
+        """Outputs in the file's order for images float32 [B, C, H, W]."""
+        with users_mistakes():
+            outputs = self._engine.run(np.ascontiguousarray(images, np.float32))
+        return [outputs[name] for name in self._engine.outputs]
+
+    def device_seconds(self, images: Array) -> float:
+        """Time of one inference on the device, between CUDA events, as one graph where it can be captured."""
+        with users_mistakes():
+            return self._engine.latency(images, samples=1).median_ms / 1e3

@@ -203,6 +203,8 @@ class _Insertion:
 
     def _output_placement(self, node: Node) -> ActivationPlacement | None:
         """The rounding that the node's own kernel performs: of its output, or of the activation it absorbs."""
+        if not self.plan.fused_rounding:
+            return None
         placement = self.placements.get(node.name)
         readers = list(node.users)
         if placement is None and len(readers) == 1 and self.plan.absorbed.get(readers[0].name) == node.name:

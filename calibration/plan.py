@@ -42,7 +42,8 @@ class Plan:
 
     `absorbed` maps a node to the node whose kernel computes it; `passthrough` maps a node that only moves integers
     to the quantised tensor that it reads; `float_nodes` maps a node that computes in float to the reason;
-    `kinds` maps every planned or float node to its kind.
+    `kinds` maps every planned or float node to its kind; `fused_rounding`: kernels go from integer sums to rounded
+    integers in one multiplication, else every operator between two roundings computes float32 reals of its own.
     """
 
     backend: str
@@ -52,6 +53,7 @@ class Plan:
     passthrough: Mapping[str, str] = field(default_factory=dict)
     float_nodes: Mapping[str, str] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
+    fused_rounding: bool = True
 
     def __post_init__(self) -> None:
         _refuse_duplicates("tensor", (placement.tensor for placement in self.activations))
@@ -107,6 +109,7 @@ class Plan:
             "passthrough": dict(self.passthrough),
             "float_nodes": dict(self.float_nodes),
             "kinds": dict(self.kinds),
+            "fused_rounding": self.fused_rounding,
         }
 
     @classmethod
@@ -132,6 +135,7 @@ class Plan:
             passthrough=data["passthrough"],
             float_nodes=data["float_nodes"],
             kinds=data["kinds"],
+            fused_rounding=data.get("fused_rounding", True),
         )
 
 

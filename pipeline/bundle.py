@@ -25,7 +25,7 @@ from pipeline.report.schema import Report
 FORMAT = 2
 """1 had golden outputs of the first output only."""
 #: Files of a bundle that the manifest vouches for; it cannot vouch for itself.
-MODEL, GOLDEN, CHECK, MANIFEST = "model.onnx", "golden.npz", "check.py", "manifest.json"
+MODEL, GOLDEN, MANIFEST = "model.onnx", "golden.npz", "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,17 +103,19 @@ def write_bundle(
     preprocessing: Preprocessing,
     outputs: Sequence[Output],
     report: Report,
+    device_files: Mapping[str, bytes],
     overwrite: bool,
 ) -> None:
-    """Write a complete bundle, or nothing. Raises UserError when the place is taken, full or not writable."""
-    files = {MODEL: model, GOLDEN: golden.to_bytes()}
-    if report.backend != "tensorrt":
-        files[CHECK] = (Path(__file__).parent / "device_check.py").read_bytes()
+    """Write a complete bundle, or nothing. Raises UserError when the place is taken, full or not writable.
+
+    `device_files`: what the device needs beside model and golden inputs, by path below the bundle.
+    """
+    files = {MODEL: model, GOLDEN: golden.to_bytes(), **device_files}
     with directory(target, overwrite=overwrite) as folder:
         for name, content in files.items():
             write_bytes(folder / name, content)
         write_report(report, folder)
-        written = sorted(path.name for path in folder.iterdir())
+        written = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         manifest = {
             "format": FORMAT,
             "backend": report.backend,
@@ -167,7 +169,7 @@ def read_bundle(folder: Path) -> Bundle:
         raise UserError(f"{path} has format {manifest.get('format')!r}: this version reads format {FORMAT}")
     for name, expected in files.items():
         file = folder / name
-        if Path(name).name != name or not file.is_file():
+        if Path(name).is_absolute() or ".." in Path(name).parts or not file.is_file():
             raise UserError(f"{folder} is incomplete: {name} is missing; make the bundle anew")
         if hashlib.sha256(file.read_bytes()).hexdigest() != expected:
             raise UserError(f"{file} is not what the manifest says (SHA-256 differs): make the bundle anew")

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from calibration.errors import UserError
 from pipeline import __version__
-from pipeline.config import RunConfig, ValidationConfig
+from pipeline.config import ENGINE_GROUP, EngineConfig, RunConfig, ValidationConfig
 from pipeline.config_file import read_settings
 from pipeline.progress import progress_on
 
@@ -51,6 +51,7 @@ _TALK = Parameter(name="*", group=Group.create_ordered("Talk"))
 _QUIETLY = Talk()
 _DEFAULT_RUN = RunConfig()
 _DEFAULT_VALIDATION = ValidationConfig()
+_DEFAULT_ENGINE = EngineConfig()
 
 
 def _settings_from_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -99,7 +100,7 @@ def run(
     out.print(f"bundle: {bundle}")
     out.print(f"report: {config.folder / 'report.html'}")
     if report.status == "not-validated-on-target":
-        out.print(f"on the target, run: faqd validate {shlex.quote(str(bundle))}")
+        out.print(f"on the target, run: {_command_on_target(report, bundle)}")
     return status
 
 
@@ -109,6 +110,7 @@ def validate(
     /,
     *,
     config: Annotated[ValidationConfig, Parameter(name="*")] = _DEFAULT_VALIDATION,
+    engine: Annotated[EngineConfig, Parameter(name="*", group=ENGINE_GROUP)] = _DEFAULT_ENGINE,
     report_file: Annotated[
         Path | None, Parameter(name="--report", metavar="FILE.json", help="Write the report there as well.")
     ] = None,
@@ -119,7 +121,7 @@ def validate(
     from pipeline.atomic import write_text
     from pipeline.run import validate_bundle
 
-    report = validate_bundle(bundle, config, progress)
+    report = validate_bundle(bundle, config, engine, progress)
     if report_file is not None:
         write_text(report_file, report.to_text())
     return _show(report)
@@ -193,6 +195,13 @@ def _configure_talk(talk: Talk) -> Console:
     # Libraries warn their own developers; a user who wants to see it asks with -v.
     logging.getLogger("py.warnings").setLevel(logging.WARNING if talk.verbose else logging.ERROR)
     return console
+
+
+def _command_on_target(report: Report, bundle: Path) -> str:
+    """What proves the bundle on its device; TensorRT's devices seldom have torch: the bundle brings its check."""
+    if report.backend == "tensorrt":
+        return f"python3 {shlex.quote(str(bundle / 'check.py'))}"
+    return f"faqd validate {shlex.quote(str(bundle))}"
 
 
 def _show(report: Report) -> int:

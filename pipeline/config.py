@@ -202,6 +202,10 @@ class QuantisationConfig:
     learned_scales: Annotated[
         Literal["all", "weights", "none"], Parameter(help="Which quantiser scales are trained along (LSQ).")
     ] = "all"
+    rest: Annotated[
+        Literal["fp32", "fp16"],
+        Parameter(help="Float type of all that is not integer; fp16: TensorRT only, where nothing casts by itself."),
+    ] = "fp32"
     opset: Annotated[
         int | None,
         Parameter(metavar="NUMBER", help="ONNX opset of the model, 17 to 23. Default: what the grids need."),
@@ -214,6 +218,10 @@ class QuantisationConfig:
             raise UserError(f"--opset {self.opset}: must be 17 to 23")
         if self.opset is not None and self.opset < 21 and self.bits == 4 and self.backend != "tensorrt":
             raise UserError(f"--opset {self.opset} has no 4-bit tensors: use --opset 21 or more with --bits 4")
+        if self.rest == "fp16" and self.backend != "tensorrt":
+            raise UserError(f"--rest fp16 is for --backend tensorrt: {self.backend} computes the rest in float32")
+        if self.rest == "fp16" and self.opset is not None and self.opset < 19:
+            raise UserError(f"--opset {self.opset} has no float16 roundings: use --opset 19 or more with --rest fp16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +253,53 @@ class ValidationConfig:
             _check_source("eval-data", self.eval_data)
         flags.check_at_least(self, threads=1, batch=1, max_drop=0)
         flags.check_above_zero(self, "min_speedup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How TensorRT's engines are built and run where the bundle is validated."""
+
+    runner: Annotated[
+        Literal["tensorrt", "onnxruntime"],
+        Parameter(help="What runs the engine: the SDK itself, or ONNX Runtime's TensorRT execution provider."),
+    ] = "tensorrt"
+    batches: Annotated[
+        tuple[int, ...] | None,
+        Parameter(
+            converter=flags.split_whole_numbers,
+            consume_multiple=True,
+            negative=(),
+            metavar="MIN,OPT,MAX",
+            help="Batches that the engine takes; kernels are chosen for OPT. Default: that of --batch alone.",
+        ),
+    ] = None
+    workspace: Annotated[
+        int | None, Parameter(name="--workspace-mib", metavar="MIB", help="Memory kernels may use. Default: all.")
+    ] = None
+    optimisation_level: Annotated[
+        int | None, Parameter(metavar="0..5", help="How much the builder tries. Default: the SDK's own, 3.")
+    ] = None
+    hardware_compatibility: Annotated[
+        Literal["none", "ampere-plus", "same-compute-capability"],
+        Parameter(help="Other GPUs that may load the engine; costs speed."),
+    ] = "none"
+    version_compatible: Annotated[
+        bool, Parameter(negative=(), help="Later versions of the SDK may load the engine; costs speed.")
+    ] = False
+    timing_cache: Annotated[
+        Path | None,
+        Parameter(metavar="FILE", help="Kernel timings kept between builds. Default: in the user's cache folder."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        flags.check_fields(self)
+        flags.check_at_least(self, workspace=1, optimisation_level=0)
+        if self.optimisation_level is not None and self.optimisation_level > 5:
+            raise UserError(f"--optimisation-level {self.optimisation_level}: must be 0 to 5")
+        if self.batches is not None:
+            rising = sorted(self.batches) == list(self.batches)
+            if len(self.batches) != 3 or self.batches[0] < 1 or not rising:
+                raise UserError(f"--batches {flags.shown(self.batches)}: must be MIN,OPT,MAX, from 1 on and rising")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +348,10 @@ def _group(title: str) -> Parameter:
     return Parameter(name="*", group=Group.create_ordered(title))
 
 
+ENGINE_GROUP = Group.create_ordered("TensorRT engine")
+"""Heading of the flags of `EngineConfig`, which two commands have."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """All that decides a run."""
@@ -303,6 +362,7 @@ class RunConfig:
     quantisation: Annotated[QuantisationConfig, _group("Quantisation")] = field(default_factory=QuantisationConfig)
     distillation: Annotated[DistillationConfig, _group("Distillation")] = field(default_factory=DistillationConfig)
     validation: Annotated[ValidationConfig, _group("Validation")] = field(default_factory=ValidationConfig)
+    engine: Annotated[EngineConfig, Parameter(name="*", group=ENGINE_GROUP)] = field(default_factory=EngineConfig)
     execution: Annotated[ExecutionConfig, _group("Execution")] = field(default_factory=ExecutionConfig)
     output: Annotated[OutputConfig, _group("Output")] = field(default_factory=OutputConfig)
 
@@ -314,6 +374,7 @@ class RunConfig:
                 f"--teacher {self.teacher.source} needs images of its own kind: add --data images:FOLDER or "
                 "npz:FILE#key (the embedded digits suit only the embedded teacher)"
             )
+        check_engine(self.engine, backend=self.quantisation.backend, batch=self.validation.batch)
 
     @property
     def evaluation_source(self) -> str | None:
@@ -341,6 +402,20 @@ class RunConfig:
             UserError: a key is unknown or a value is not allowed.
         """
         return flags.from_json(cls, settings, where=where)
+
+
+def check_engine(engine: EngineConfig, *, backend: str, batch: int) -> None:
+    """Check that flags of an engine come with a backend that builds one, and that it takes the measured batch.
+
+    Raises:
+        UserError: a flag would have no effect, or --batch lies outside of --batches.
+    """
+    if backend != "tensorrt":
+        default, given = flags.to_json(EngineConfig()), flags.to_json(engine)
+        if changed := [key for key, value in given.items() if value != default[key]]:
+            raise UserError(f"--{changed[0]} is for --backend tensorrt: {backend} builds no engine")
+    if engine.batches is not None and not engine.batches[0] <= batch <= engine.batches[2]:
+        raise UserError(f"--batch {batch} lies outside of --batches {flags.shown(engine.batches)}")
 
 
 def _check_source(flag: str, source: str) -> None:

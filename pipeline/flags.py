@@ -151,6 +151,19 @@ def split_numbers(kind: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
         raise UserError(f"{tokens[0].keyword} {','.join(pieces)}: must be numbers, such as 0.5,0.5,0.5") from error
 
 
+def split_whole_numbers(kind: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
+    """Convert the words after a flag to a list of whole numbers.
+
+    Raises:
+        UserError: a word is no whole number.
+    """
+    pieces = split_text(kind, tokens)
+    try:
+        return tuple(map(int, pieces))
+    except ValueError as error:
+        raise UserError(f"{tokens[0].keyword} {','.join(pieces)}: must be whole numbers, such as 1,8,16") from error
+
+
 def _parameter(hint: Any) -> Parameter:
     extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
     return next((extra for extra in extras if isinstance(extra, Parameter)), Parameter())

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from backends import backend_named
 from backends.placement import Widths
 from calibration.errors import UserError
 from pipeline.artifacts import (
@@ -22,7 +21,8 @@ from pipeline.artifacts import (
 from pipeline.atomic import write_bytes
 from pipeline.batches import suggested_workers
 from pipeline.bundle import read_bundle, write_bundle
-from pipeline.config import RunConfig, ValidationConfig
+from pipeline.chosen_backend import chosen_backend, stored_backend
+from pipeline.config import EngineConfig, RunConfig, ValidationConfig
 from pipeline.data import open_images, open_labelled, split_held_out
 from pipeline.defaults import resolve_device, resolve_learning_rate, resolve_steps
 from pipeline.distillation.build import build_objective
@@ -45,7 +45,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
 
     Raises UserError for the user's mistakes; nothing half-written is left behind by one.
     """
-    backend = backend_named(config.quantisation.backend)
+    backend = chosen_backend(config, progress)
     folder = open_folder(config)
     if config.output.resume and folder.bundle.exists():
         progress.say(f"{folder.bundle} is finished already")
@@ -117,16 +117,19 @@ def run(config: RunConfig, progress: Progress) -> Report:
         preprocessing=teacher.preprocessing,
         outputs=teacher.outputs,
         report=report,
+        device_files=validated.device_files,
         overwrite=config.output.overwrite or config.output.resume,
     )
     write_report(report, folder.root)
     return report
 
 
-def validate_bundle(path: Path, config: ValidationConfig, progress: Progress) -> Report:
-    """Validate a finished bundle on this machine's runtime; nothing is written."""
+def validate_bundle(path: Path, config: ValidationConfig, engine: EngineConfig, progress: Progress) -> Report:
+    """Validate a finished bundle on this machine's runtime; nothing is written but the kernel timings of an engine."""
     with progress.stage("validate"):
-        return validate_stored(read_bundle(path), config, progress)
+        bundle = read_bundle(path)
+        backend = stored_backend(bundle.backend, engine, batch=config.batch, progress=progress)
+        return validate_stored(bundle, config, backend, progress)
 
 
 @contextmanager

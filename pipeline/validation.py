@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backends import backend_named
 from backends.base import Backend, Census, Runner
 from calibration.errors import UserError
 from calibration.plan import Plan
@@ -26,6 +25,7 @@ from pipeline.batches import images_at_once
 from pipeline.bundle import Bundle, Golden
 from pipeline.config import ACTIVATION_BITS, RunConfig, ValidationConfig
 from pipeline.data import EvaluationSet, open_evaluation, ordered_batches
+from pipeline.device_files import device_files
 from pipeline.doctor import INTEGER_INSTRUCTIONS, REQUIRED, cpu_flags
 from pipeline.outputs import Output, primary
 from pipeline.preprocessing import Preprocessing, normalise
@@ -66,10 +66,11 @@ _PARITY_WITH_FLOAT = 0.99
 
 @dataclass(frozen=True, kw_only=True)
 class Validated:
-    """A report without its times, and the golden inputs and outputs that belong into the bundle."""
+    """A report without its times, and what belongs into the bundle: golden inputs and outputs, the device's files."""
 
     report: Report
     golden: Golden
+    device_files: Mapping[str, bytes]
 
 
 def validate_network(
@@ -87,7 +88,7 @@ def validate_network(
 ) -> Validated:
     """Score teacher, simulation, oracle and runtime on the same images and measure the artifact on its runtime."""
     preprocessing, absent = teacher.preprocessing, backend.unavailable()
-    oracle = oracle_outputs(compiled.model)
+    oracle = oracle_outputs(compiled.model, fused_rounding=backend.profile.fused_rounding)
     most = images_at_once(preprocessing, _BATCH)
     columns: dict[str, Outputs] = {
         "target": target_outputs(teacher.folded, mirror=mirror),
@@ -142,16 +143,19 @@ def validate_network(
         layers=_layers(prepared.plan, census, noise),
         outputs=scores.outputs,
     )
-    return Validated(report=report, golden=_golden(inputs, teacher.outputs, oracle, columns["teacher"]))
+    golden = _golden(inputs, teacher.outputs, oracle, columns["teacher"])
+    files = device_files(backend, compiled.model, prepared.plan, torch.from_numpy(golden.inputs))
+    return Validated(report=report, golden=golden, device_files=files)
 
 
-def validate_stored(bundle: Bundle, config: ValidationConfig, progress: Progress) -> Report:
+def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, progress: Progress) -> Report:
     """Validate a bundle here: golden inputs without --eval-data, else those images; against oracle and runtime."""
-    backend = backend_named(bundle.backend)
     absent = backend.unavailable()
     float_file = bundle.folder.parent / "float.onnx"
     float_model = float_file.read_bytes() if float_file.is_file() else None
-    columns: dict[str, Outputs] = {"oracle": oracle_outputs(bundle.model)}
+    columns: dict[str, Outputs] = {
+        "oracle": oracle_outputs(bundle.model, fused_rounding=backend.profile.fused_rounding)
+    }
     remarks: tuple[str, ...] = ()
     with _maybe_runner(backend, bundle.model, absent) as runner:
         if runner is not None:
@@ -257,7 +261,7 @@ def _stored_teacher(float_model: bytes | None, file: Path, source: str) -> Outpu
             f"--eval-data {source} has no labels to score by, and {file}, the teacher to agree with, is absent:"
             " give labelled images, or leave --eval-data out to score on the bundle's golden images"
         )
-    return oracle_outputs(float_model)
+    return oracle_outputs(float_model, fused_rounding=False)
 
 
 def _scored(

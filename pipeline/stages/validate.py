@@ -99,9 +99,9 @@ def _check_labels(labels: NDArray[np.int64], classes: int) -> None:
         )
 
 
-def oracle_outputs(model: bytes) -> Outputs:
-    """The integer oracle of an artifact as a column."""
-    oracle = IntegerOracle(onnx.load_model_from_string(model))
+def oracle_outputs(model: bytes, *, fused_rounding: bool) -> Outputs:
+    """The integer oracle of an artifact as a column, with the semantics of its runtime's kernels."""
+    oracle = IntegerOracle(onnx.load_model_from_string(model), fused_rounding=fused_rounding)
     return lambda images: oracle.run(images)[0]
 
 
@@ -143,4 +143,5 @@ def count_kernels(backend: Backend, model: bytes, layers: list[str]) -> tuple[Ce
         census = backend.census(model, layers)
     except MissingExtra as missing:
         return None, f"no engine was built: {missing}"
-    return census, None if on_target else "kernels are those of an engine built ahead of time, which did not run"
+    how = "" if on_target else "kernels are those of an engine built ahead of time, which did not run"
+    return census, "; ".join(part for part in (how, census.remark) if part) or None

@@ -16,7 +16,7 @@ import pytest
 from calibration.errors import UserError
 from pipeline import __version__
 from pipeline.cli import app, main
-from pipeline.config import RunConfig, ValidationConfig
+from pipeline.config import EngineConfig, RunConfig, ValidationConfig
 from pipeline.progress import Progress
 from pipeline.report.schema import Gate, Report, read_report
 
@@ -182,7 +182,7 @@ def test_the_exit_status_is_the_reports(
     for report, status, words in (
         (make_report(), 0, "validated (exit status 0)"),
         (failed, 1, "FAIL"),
-        (elsewhere, 3, "faqd validate artifacts/digits-onnxruntime-w8a8/bundle"),
+        (elsewhere, 3, "python3 artifacts/digits-onnxruntime-w8a8/bundle/check.py"),
     ):
 
         def finished(config: RunConfig, progress: Progress, report: Report = report) -> Report:
@@ -205,14 +205,16 @@ def test_validate_hands_over_the_bundle_and_writes_the_report(
 ) -> None:
     seen: list[Any] = []
 
-    def validated(bundle: Path, config: ValidationConfig, progress: Progress) -> Report:
-        seen.extend([bundle, config])
+    def validated(bundle: Path, config: ValidationConfig, engine: EngineConfig, progress: Progress) -> Report:
+        seen.extend([bundle, config, engine])
         return make_report()
 
     chain(validated)
     file = tmp_path / "made" / "report.json"
-    assert main(["validate", "some/bundle", "--threads", "2", "--report", str(file), "--quiet"]) == 0
-    assert seen == [Path("some/bundle"), ValidationConfig(threads=2)]
+    assert (
+        main(["validate", "some/bundle", "--threads", "2", "--batches", "1,2,4", "--report", str(file), "--quiet"]) == 0
+    )
+    assert seen == [Path("some/bundle"), ValidationConfig(threads=2), EngineConfig(batches=(1, 2, 4))]
     assert read_report(file) == make_report()
 
 

@@ -192,7 +192,7 @@ def test_tensorrt_ends_unvalidated_with_its_own_status(repository: Path, tmp_pat
 
     assert done.returncode == 3, done.stderr
     assert report.status == "not-validated-on-target" and report.accuracy.runtime is None
-    assert "faqd validate" in done.stdout
+    assert "check.py" in done.stdout
     said = "\n".join(report.notes)
     if importlib.util.find_spec("tensorrt_rtx") is None:
         assert "no engine was built" in said and report.kernels.integer is None

@@ -1,0 +1,326 @@
+"""The check of a TensorRT bundle on its device: build or load the engine, look into it, run it, compare, measure.
+
+Exit status: 0 all is well, 1 a comparison failed, 2 a mistake that one line names, 3 never (something always ran).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .build import HARDWARE, BuiltEngine, EngineOptions, build_engine, engine_facts, write_atomically
+from .compare import normalised, same_answers, sampled, sqnr_db
+from .cuda import Cuda
+from .engine import LoadedEngine, loaded_engine
+from .errors import DeviceError
+from .kernels import EngineCensus, census, parse_inspection
+from .sdk import load_sdk, product
+
+_SCORED_AT_ONCE = 256
+#: Least time between two lines of progress, seconds.
+_PATIENCE = 5.0
+
+
+def timing_cache() -> Path:
+    """Where kernel timings are kept between builds unless the user names another file."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "faqd" / "tensorrt-timing.cache"
+
+
+def main(arguments: Sequence[str], folder: Path) -> int:
+    """Check the bundle in `folder`; prints what was found, returns the exit status."""
+    given = _parser(folder).parse_args(list(arguments))
+    try:
+        report = check(given.bundle, _options(given), given, say=lambda line: print(line, flush=True))
+        if given.report is not None:
+            write_atomically(given.report, (json.dumps(report, indent=1) + "\n").encode())
+    except DeviceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"status             {'as it should be' if report['passed'] else 'FAILED'}")
+    return 0 if report["passed"] else 1
+
+
+def _parser(folder: Path) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="check.py",
+        description="Build the bundle's TensorRT engine on this device, look into it, run it and compare.",
+        epilog="Exit status: 0 all is well, 1 a comparison failed, 2 a mistake in the input or on this device.",
+    )
+    add = parser.add_argument
+    add("bundle", nargs="?", type=Path, default=folder, help="folder of the bundle; default: where this file lies")
+    add("--engine", type=Path, help="engine file: loaded if it is there (its record FILE.json beside it), else written")
+    add(
+        "--images",
+        metavar="FILE.npz#IMAGES,LABELS",
+        help="score images: uint8 [N, C, H, W] of the input's size",
+    )
+    add("--batch", type=int, default=1, help="images per inference in the latency measurement; default 1")
+    add("--batches", metavar="MIN,OPT,MAX", help="batches the engine takes; default: that of --batch alone")
+    add("--workspace-mib", type=int, help="memory that kernels may use, MiB; default: all")
+    add("--optimisation-level", type=int, help="0 to 5, how much the builder tries; default: the SDK's own")
+    add("--hardware-compatibility", choices=list(HARDWARE), default="none", help="other GPUs that may load the engine")
+    add("--version-compatible", action="store_true", help="later versions of the SDK may load the engine")
+    add(
+        "--timing-cache",
+        type=Path,
+        default=timing_cache(),
+        help="kernel timings of earlier builds; default %(default)s",
+    )
+    add("--no-layers", action="store_true", help="skip the second build that compares layer by layer")
+    add("--report", type=Path, metavar="FILE.json", help="write all figures there")
+    return parser
+
+
+def _options(given: argparse.Namespace) -> EngineOptions:
+    if given.batch < 1:
+        raise DeviceError(f"--batch {given.batch}: must be 1 or more")
+    batches = (given.batch,) * 3
+    if given.batches is not None:
+        try:
+            batches = tuple(int(part) for part in given.batches.split(","))  # type: ignore[assignment]  # checked below
+        except ValueError:
+            raise DeviceError(f"--batches {given.batches}: must be three whole numbers, MIN,OPT,MAX") from None
+    options = EngineOptions(
+        batches=batches,
+        workspace_mib=given.workspace_mib,
+        level=given.optimisation_level,
+        hardware=given.hardware_compatibility,
+        version_compatible=given.version_compatible,
+        timing_cache=given.timing_cache,
+    )
+    if not batches[0] <= given.batch <= batches[2]:
+        raise DeviceError(f"--batch {given.batch} lies outside of --batches {given.batches}")
+    return options
+
+
+def check(
+    bundle: Path, options: EngineOptions, given: argparse.Namespace, *, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """All figures of one bundle on this device; raises DeviceError for what the user can mend."""
+    manifest = read_manifest(bundle)
+    sdk, cuda = load_sdk(), Cuda()
+    model = (bundle / "model.onnx").read_bytes()
+    facts = engine_facts(sdk, cuda.device_name(), cuda.compute_capability())
+    say(f"device             {facts['gpu']}, compute capability {facts['compute']}, {product(sdk)}")
+    _make_folder(options.timing_cache)
+    plan, record = _engine(sdk, model, options, facts, given.engine, say)
+    layers = [entry["layer"] for entry in manifest["plan"]["weights"]]
+    described = {entry["name"]: entry for entry in manifest["outputs"]}
+    with np.load(bundle / "golden.npz", allow_pickle=False) as golden:
+        inputs, expected = golden["inputs"], {name: golden[f"outputs.{name}"] for name in described}
+    report: dict[str, Any] = {"format": 1, "device": facts, "engine": record}
+    where = str(given.engine or "the engine")
+    with loaded_engine(
+        sdk, plan, cuda, where=where, facts=record.get("facts"), version_compatible=options.version_compatible
+    ) as engine:
+        outputs = engine.run(inputs)
+        found = census(parse_inspection(engine.inspection()), layers)
+        say(kernel_line(found))
+        report["kernels"] = asdict(found)
+        report["golden"] = {name: _compared(outputs[name], expected[name], entry) for name, entry in described.items()}
+        for name, golden in report["golden"].items():
+            say(_golden_line(name, golden))
+        if given.images is not None:
+            report["accuracy"] = _accuracy(engine, given.images, manifest["preprocessing"], described)
+            say(f"accuracy           {100 * report['accuracy']['top1']:.2f} % of {report['accuracy']['images']} images")
+        latency = engine.latency(np.resize(inputs, (given.batch, *inputs.shape[1:])))
+        report["latency"] = asdict(latency)
+        way = "one CUDA graph" if latency.graph else "kernel by kernel: a layer cannot be captured as a graph"
+        say(
+            f"latency            {latency.median_ms:.4f} ms (p90 {latency.p90_ms:.4f}), batch {latency.batch},"
+            f" on the device between CUDA events, {way}"
+        )
+    if not given.no_layers and (bundle / "layers.npz").is_file():
+        report["layers"] = _layers(sdk, cuda, bundle, model, options, inputs, say)
+    same = all(golden["same"] == golden["answers"] for golden in report["golden"].values())
+    report["passed"] = same and not found.floating
+    return report
+
+
+def read_manifest(bundle: Path) -> dict[str, Any]:
+    """The manifest of a bundle whose files are what it says. Raises DeviceError when they are not."""
+    path = bundle / "manifest.json"
+    if not path.is_file():
+        raise DeviceError(f"{bundle} is no bundle: it has no manifest.json")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        files = dict(manifest["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DeviceError(f"{path} is damaged ({error}): copy the bundle anew") from error
+    damaged = [name for name, expected in files.items() if _digest(bundle / name) != expected]
+    if damaged:
+        raise DeviceError(f"{bundle} is damaged: {', '.join(damaged)}; copy the bundle anew")
+    if manifest.get("backend") != "tensorrt":
+        raise DeviceError(f"{bundle} is a bundle for {manifest.get('backend')}: make one with --backend tensorrt")
+    return manifest
+
+
+def _digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _make_folder(file: Path | None) -> None:
+    try:
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DeviceError(f"cannot write {file}: {error.strerror or error}; name another --timing-cache") from error
+
+
+def _engine(
+    sdk: Any,
+    model: bytes,
+    options: EngineOptions,
+    facts: dict[str, str],
+    path: Path | None,
+    say: Callable[[str], None],
+) -> tuple[bytes, dict[str, Any]]:
+    """The serialised engine and the record of what it was built from: loaded where the file is there, else built."""
+    wanted = {
+        "model": hashlib.sha256(model).hexdigest(),
+        "options": {key: value for key, value in asdict(options).items() if key != "timing_cache"},
+    }
+    wanted = json.loads(json.dumps(wanted))
+    record_file = None if path is None else path.with_name(f"{path.name}.json")
+    if path is not None and path.is_file():
+        record = _record(record_file, wanted, path)
+        say(f"engine             {path}, {path.stat().st_size / 1e6:.2f} MB, loaded")
+        return path.read_bytes(), record
+    built = build_engine(sdk, model, options, step=_Patient(say))
+    for note in built.notes:
+        say(f"note               {note}")
+    say(f"engine             {len(built.plan) / 1e6:.2f} MB, built in {built.seconds:.1f} s")
+    record = {**wanted, "facts": facts, "seconds": built.seconds, "bytes": len(built.plan)}
+    if path is not None and record_file is not None:
+        write_atomically(path, built.plan)
+        write_atomically(record_file, (json.dumps(record, indent=1) + "\n").encode())
+    return built.plan, record
+
+
+def _record(record_file: Path | None, wanted: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What is known of an engine file; raises DeviceError when it was built from something else."""
+    if record_file is None or not record_file.is_file():
+        return {}
+    record: dict[str, Any] = json.loads(record_file.read_text(encoding="utf-8"))
+    for key, what in (("model", "another model"), ("options", "other options")):
+        if record.get(key) != wanted[key]:
+            raise DeviceError(f"{path} was built from {what}: remove it, and this command builds it anew")
+    return record
+
+
+class _Patient:
+    """Progress of a build as few lines."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._last = say, time.monotonic()
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if time.monotonic() - self._last >= _PATIENCE:
+            self._last = time.monotonic()
+            self._say(f"building           {phase}: {done} of {total}")
+
+
+def _compared(outputs: NDArray[Any], expected: NDArray[Any], entry: dict[str, Any]) -> dict[str, Any]:
+    same, answers = same_answers(outputs, expected, entry["holds"], entry.get("class_axis", 1))
+    return {
+        "holds": entry["holds"],
+        "same": same,
+        "answers": answers,
+        "equal": float((outputs == expected).mean()),
+        "largest_difference": float(np.abs(outputs.astype(np.float64) - expected).max()),
+        "sqnr_db": sqnr_db(expected, outputs),
+    }
+
+
+def kernel_line(found: EngineCensus) -> str:
+    """The census as the line that a user reads."""
+    total = len(found.integer) + len(found.floating)
+    text = (
+        f"kernels            {len(found.integer)} of {total} planned layers int8; {found.kernels} kernels,"
+        f" {found.fused} of them fused, {found.reformats} reformat copies ({found.integer_reformats} of int8)"
+    )
+    return text if not found.floating else f"{text}; not int8: {', '.join(found.floating)}"
+
+
+def _golden_line(name: str, golden: dict[str, Any]) -> str:
+    noise = "" if golden["sqnr_db"] is None else f", {golden['sqnr_db']:.1f} dB"
+    word = {"classes": "same argmax", "labels": "same yes or no"}.get(golden["holds"], "values alike")
+    return (
+        f"engine vs oracle   {name}: {word} {golden['same']} of {golden['answers']}, equal to the bit"
+        f" {100 * golden['equal']:.2f} %, largest difference {golden['largest_difference']:.3g}{noise}"
+    )
+
+
+def _accuracy(
+    engine: LoadedEngine, source: str, preprocessing: dict[str, Any], described: dict[str, Any]
+) -> dict[str, Any]:
+    """Top-1 of labelled images by the first output of classes."""
+    scored = next((name for name, entry in described.items() if entry["holds"] == "classes"), None)
+    if scored is None:
+        raise DeviceError("--images: no output of this network holds classes, so nothing can be compared with labels")
+    axis = int(described[scored].get("class_axis", 1))
+    path, _, keys = source.partition("#")
+    names = keys.split(",")
+    if len(names) != 2:
+        raise DeviceError(f"--images {source}: must be FILE.npz#IMAGES,LABELS")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = arrays[names[0]], arrays[names[1]]
+    except (OSError, KeyError, ValueError) as error:
+        raise DeviceError(f"--images {source}: cannot be read ({error})") from error
+    wanted = (preprocessing["channels"], preprocessing["height"], preprocessing["width"])
+    if images.dtype != np.uint8 or images.shape[1:] != wanted or len(images) != len(labels):
+        raise DeviceError(
+            f"--images {source}: images {images.dtype} {images.shape} with {len(labels)} labels; wanted are uint8"
+            f" [N, {', '.join(map(str, wanted))}] in the order {preprocessing['channel_order']} and N labels"
+        )
+    right = 0
+    for start in range(0, len(images), _SCORED_AT_ONCE):
+        part = normalised(images[start : start + _SCORED_AT_ONCE], preprocessing["mean"], preprocessing["std"])
+        answers = engine.run(part)[scored].argmax(axis)
+        if answers.ndim != 1:
+            raise DeviceError("--images scores one class per image; this network has one per position")
+        right += int((answers == labels[start : start + len(part)]).sum())
+    return {"images": len(images), "top1": right / max(len(images), 1)}
+
+
+def _layers(
+    sdk: Any,
+    cuda: Cuda,
+    bundle: Path,
+    model: bytes,
+    options: EngineOptions,
+    inputs: NDArray[np.float32],
+    say: Callable[[str], None],
+) -> dict[str, float | None]:
+    """Signal to noise of every layer's output against the oracle's, of an engine that writes them all.
+
+    Written outputs stop TensorRT from fusing over them, so this engine is another one than the timed one.
+    """
+    with np.load(bundle / "layers.npz", allow_pickle=False) as kept:
+        names, tensors = [str(name) for name in kept["layers"]], [str(name) for name in kept["tensors"]]
+        references = [kept[f"values_{index}"] for index in range(len(names))]
+    count = len(references[0]) if references else 0
+    alone = replace(options, batches=(1, 1, max(count, 1)))
+    built: BuiltEngine = build_engine(sdk, model, alone, outputs=tensors, step=_Patient(say))
+    with loaded_engine(sdk, built.plan, cuda, version_compatible=options.version_compatible) as engine:
+        outputs = engine.run(inputs[:count])
+    noise = {
+        name: sqnr_db(reference, sampled(outputs[tensor]))
+        for name, tensor, reference in zip(names, tensors, references, strict=True)
+    }
+    known = sorted((value, name) for name, value in noise.items() if value is not None)
+    worst = ", ".join(f"{name} {value:.1f} dB" for value, name in known[:3])
+    say(f"layers vs oracle   {len(noise)} compared, the noisiest {worst or 'none'}")
+    return noise
