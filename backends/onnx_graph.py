@@ -20,6 +20,7 @@ from calibration.operators import attribute, kind, static_shape
 
 # ONNX's IR version that came with opset 20; newer readers take it, older runtimes need nothing newer.
 _IR_VERSION = 10
+_BYTE = 8  # bits of the integers that activations are stored in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +262,15 @@ class Emitter:
         zero = self.constant(np.array(frozen.zero_point, integer), f"{np.dtype(integer)}_{frozen.zero_point}")
         name = self.fresh(f"{node.name}_q")
         self.nodes.append(helper.make_node("QuantizeLinear", [self.floats[node], scale, zero], [name], name=name))
+        grid = self.placements[node.name].grid
+        if grid.bits < _BYTE:
+            # No integer type of so few bits is computed with: the integers of a byte are held in the grid's range.
+            ends = [
+                self.constant(np.array(end, integer), f"{np.dtype(integer)}_{end}") for end in (0, 2**grid.bits - 1)
+            ]
+            clipped = self.fresh(f"{node.name}_clipped")
+            self.nodes.append(helper.make_node("Clip", [name, *ends], [clipped], name=clipped))
+            name = clipped
         self.integers[node] = Integers(name=name, scale=scale, zero_point=zero)
 
     def _constant_integers(self, stored: FrozenConstant, base: str, transposed: bool) -> str:

@@ -202,7 +202,8 @@ def limited_weights(view: OnnxView, rules: LintRules) -> Found:
 def narrow_weights(view: OnnxView, rules: LintRules) -> Found:
     """Rule 23."""
     for node, stored, values in _weights(view):
-        lowest = -(2 ** (_bits(view, rules, node, stored) - 1))
+        bits = max(_bits(view, rules, node, stored), 2)  # one bit is -1 and 1: what two bits hold, but for zero
+        lowest = -(2 ** (bits - 1))
         if values.size and int(values.min()) <= lowest:
             yield node_name(node), f"its weight holds {int(values.min())}; {lowest + 1} is the smallest allowed"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import GraphModule, Node
@@ -31,12 +31,16 @@ from calibration.plan import ActivationPlacement, Plan, WeightPlacement
 
 @dataclass(frozen=True, kw_only=True)
 class Widths:
-    """Bits of the weights: of most layers, and of those that are kept wider by default."""
+    """Bits of the weights: of most layers, and of those that are kept wider by default.
+
+    `activations`: bits of what weighted layers read, but for the first and the last; all else is rounded to 8.
+    """
 
     weights: int = 8
     first: int = 8
     depthwise: int = 8
     last: int = 8
+    activations: int = 8
 
 
 class _Groups:
@@ -279,6 +283,7 @@ class _Placement:
         placements = {}
         for tensors in members.values():
             non_negative = all(is_non_negative(tensor) for tensor in tensors)
+            bits = self._activation_bits(tensors)
             limits = [clip_bounds(t)[1] if kind(t) == "clip" else float("inf") for t in tensors]
             limit = max(limits) if non_negative and max(limits) < float("inf") else None
             for tensor in tensors:
@@ -287,12 +292,27 @@ class _Placement:
                 readers = set(tensor.users) if everybody else self.needed[tensor] & set(tensor.users)
                 placements[tensor] = ActivationPlacement(
                     tensor=tensor.name,
-                    grid=self.profile.non_negative if non_negative else self.profile.signed,
+                    grid=replace(self.profile.non_negative if non_negative else self.profile.signed, bits=bits),
                     readers=tuple(node.name for node in self.nodes if node in readers),
                     group=tensors[0].name,
                     limit=limit,
                 )
         return [placements[tensor] for tensor in self.nodes if tensor in placements]
+
+    def _activation_bits(self, tensors: list[Node]) -> int:
+        """Bits of tensors that share a scale: fewer than 8 where a layer reads them that is neither first nor last."""
+        if self.widths.activations == 8:
+            return 8
+        stack, seen = list(tensors), set(tensors)
+        while stack:
+            for reader in stack.pop().users:
+                inside = (self._has_weighted(reader, forward=forward) for forward in (True, False))
+                if kind(reader) in WEIGHTED and reader in self.integer and all(inside):
+                    return self.widths.activations
+                if self._moves(reader) and reader not in seen:
+                    seen.add(reader)
+                    stack.append(reader)
+        return 8
 
     def _passthrough(self, quantised: Mapping[str, ActivationPlacement]) -> dict[str, str]:
         """Movement whose inputs all lie on one grid, with the quantised tensor that it reads."""

@@ -18,11 +18,11 @@ SMALLEST_SCALE = 2.0**-24
 class Grid:
     """A uniform integer grid: value = scale * (integer - zero point).
 
-    `bits` 2 to 8; `signed` two's complement; `symmetric` fixes the zero point at 0, which on an unsigned grid is
-    right only for values that are never negative; `narrow` drops the most negative integer of a signed grid, so that
-    it reaches equally far on both sides; `channel_axis` is the axis with one scale per index, or None for one scale
-    in all; `limit` bounds the integers of a signed grid further (63 on x86 without VNNI, whose 16-bit sums of two
-    8-bit products saturate).
+    `bits` 1 to 8; one bit is -1 and 1, without a zero; `signed` two's complement; `symmetric` fixes the zero point at
+    0, which on an unsigned grid is right only for values that are never negative; `narrow` drops the most negative
+    integer of a signed grid, so that it reaches equally far on both sides; `channel_axis` is the axis with one scale
+    per index, or None for one scale in all; `limit` bounds the integers of a signed grid further (63 on x86 without
+    VNNI, whose 16-bit sums of two 8-bit products saturate).
     """
 
     bits: int
@@ -33,8 +33,10 @@ class Grid:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
-            raise UserError(f"a grid of {self.bits} bits was asked for: 2 to 8 bits are possible")
+        if not 1 <= self.bits <= 8:
+            raise UserError(f"a grid of {self.bits} bits was asked for: 1 to 8 bits are possible")
+        if self.bits == 1 and not (self.signed and self.symmetric and self.narrow):
+            raise ValueError("a grid of one bit is -1 and 1")
         if (self.narrow or self.limit is not None) and not self.signed:
             raise ValueError("narrow and limited grids are signed")
         if self.limit is not None and self.limit < 1:
@@ -45,12 +47,16 @@ class Grid:
         """Smallest integer of the grid."""
         if not self.signed:
             return 0
+        if self.bits == 1:
+            return -1
         lowest = -(1 << (self.bits - 1)) + (1 if self.narrow else 0)
         return lowest if self.limit is None else max(lowest, -self.limit)
 
     @property
     def quant_max(self) -> int:
         """Largest integer of the grid."""
+        if self.bits == 1:
+            return 1
         highest = (1 << (self.bits - 1 if self.signed else self.bits)) - 1
         return highest if self.limit is None else min(highest, self.limit)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from calibration.grid import SMALLEST_SCALE, Grid, broadcast_scale
 from calibration.integer_products import EXACT_BIAS, EXACT_IN_FLOAT32, LARGEST_ACTIVATION
 from calibration.observers import weight_scale
-from calibration.rounding import requantise
+from calibration.rounding import requantise, sign
 
 
 class ActivationGrid(nn.Module):
@@ -95,7 +95,10 @@ class WeightGrid(nn.Module):
         """
         axis = self.grid.channel_axis
         multiplier = broadcast_scale(self.scale().reciprocal(), axis, weight.dim())
-        integers = requantise(weight, multiplier, self.grid.quant_min, self.grid.quant_max)
+        if self.grid.bits == 1:
+            integers = sign(weight * multiplier)
+        else:
+            integers = requantise(weight, multiplier, self.grid.quant_min, self.grid.quant_max)
         if self.training:
             return integers
         sums = integers.detach().abs().transpose(0, axis or 0).flatten(1).sum(1, dtype=torch.float64)

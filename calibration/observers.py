@@ -131,15 +131,19 @@ def weight_scale(weight: Tensor, grid: Grid) -> Tensor:
     """Scale of a symmetric weight grid: float32 [C] along the grid's channel axis, or rank 0.
 
     At 8 bits the largest magnitude is kept; below, the scale with the least squared error among 80 shrunken ones
-    is taken, as clipping a few large weights then pays. A channel of zeros gets the smallest scale.
+    is taken, as clipping a few large weights then pays; of one bit it is the mean magnitude. A channel of zeros gets
+    the smallest scale.
     """
     axis, values = grid.channel_axis, weight.detach().double()
     channels = values.reshape(1, -1) if axis is None else values.movedim(axis, 0).flatten(1)
     full = (channels.abs().amax(1) / grid.quant_max).clamp_min(SMALLEST_SCALE)
     best_scale = full.clone()
-    if grid.bits < 8:
+    if grid.bits == 1:
+        best_scale = channels.abs().mean(1)
+    elif grid.bits < 8:
         best_error = torch.full_like(full, math.inf)
-        for shrink in torch.linspace(0.3, 1.0, 80, dtype=torch.float64).tolist():
+        # Three levels of a long-tailed channel reach no further than a few of its standard deviations.
+        for shrink in torch.linspace(0.3 if grid.bits > 3 else 0.1, 1.0, 80, dtype=torch.float64).tolist():
             scale = full * shrink
             integers = (channels / scale[:, None]).round().clamp(grid.quant_min, grid.quant_max)
             error = (integers * scale[:, None] - channels).square().sum(1)

@@ -120,10 +120,25 @@ class RequantiseProduct(_Product[ActivationGrid, ActivationGrid, ActivationGrid 
     def forward(self, sums: Tensor) -> Tensor:
         """Integers of the output's grid, of the sums' shape: clamp(round(sums * float32(first * second / output)))."""
         output, first, second = self._grids
-        if self.prescaled and _prescales(self, sums):
+        if self.prescaled and prescales(self, sums):
             return round_to_grid(sums, output.lowest, output.highest)
         multiplier = self._along_channels(self._step(first, second) / output.scale())
         return requantise(sums, multiplier, output.lowest, output.highest)
+
+    @property
+    def output(self) -> ActivationGrid:
+        """The grid of the result."""
+        return self._grids[0]
+
+    @property
+    def inputs(self) -> ActivationGrid:
+        """The grid of the first operand."""
+        return self._grids[1]
+
+    def unit(self, sums: Tensor) -> Tensor:
+        """What one unit of these sums stands for: float32 [C], or rank 0."""
+        output, first, second = self._grids
+        return output.scale() if self.prescaled and prescales(self, sums) else self._step(first, second)
 
 
 class RescaleProduct(_Product[ActivationGrid, ActivationGrid | WeightGrid]):
@@ -134,12 +149,22 @@ class RescaleProduct(_Product[ActivationGrid, ActivationGrid | WeightGrid]):
     def forward(self, sums: Tensor, bias: Tensor | None = None) -> Tensor:
         """Reals of the sums' shape, float32: sums * float32(first * second) + bias; bias [C]."""
         real = sums
-        if not (self.prescaled and _prescales(self, sums)):
+        if not (self.prescaled and prescales(self, sums)):
             real = sums * self._along_channels(self._step(*self._grids))
         return real if bias is None else real + self._along_channels(bias)
 
+    @property
+    def inputs(self) -> ActivationGrid:
+        """The grid of the first operand."""
+        return self._grids[0]
 
-def _prescales(module: nn.Module, values: Tensor) -> bool:
+    def unit(self, sums: Tensor) -> Tensor:
+        """What one unit of these sums stands for: float32 [C], or rank 0."""
+        return sums.new_ones(()) if self.prescaled and prescales(self, sums) else self._step(*self._grids)
+
+
+def prescales(module: nn.Module, values: Tensor) -> bool:
+    """Whether, for values on this device, a layer's constants come multiplied already (see `Prescale`)."""
     # On a GPU the sums of unscaled integers are kept: TF32 multiplies those exactly, and passes over memory are cheap.
     return module.training and values.device.type == "cpu"
 
@@ -161,7 +186,7 @@ class Prescale(_Product[ActivationGrid | None, ActivationGrid, WeightGrid]):
 
     def forward(self, integers: Tensor) -> Tensor:
         """The constant, a weight of any shape or a bias [C], float32, in its own shape."""
-        if not _prescales(self, integers):
+        if not prescales(self, integers):
             return integers
         output, first, second = self._grids
         # A transposed convolution's weight has one group's channels on its axis, its bias all of them.

@@ -140,3 +140,9 @@ def round_straight_through(x: Tensor) -> Tensor:
     The sum is exact: by Sterbenz's lemma the difference is, and its sum with x is an integer that has a float.
     """
     return x + (x.detach().round() - x.detach())
+
+
+def sign(x: Tensor) -> Tensor:
+    """-1 or 1, 0 counting as positive; the gradient is 1 in [-1, 1] and 0 outside (Hubara et al., arXiv 1602.02830)."""
+    held = x.clamp(-1, 1)
+    return held + (torch.where(x >= 0, 1.0, -1.0) - held).detach()

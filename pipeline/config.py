@@ -20,8 +20,8 @@ from pipeline.config_distillation import DistillationConfig
 EMBEDDED = "digits"
 """Name of the teacher and of the data that ship with the package."""
 
-ACTIVATION_BITS = 8
-"""No edge runtime multiplies convolutions below 8-bit activations, so 4 bits mean W4A8."""
+Bits = Literal[8, 4, 3, 2, 1]
+"""Of weights. 2 bits are three levels, 1 bit is two; the file stores 4 bits and less as 4."""
 
 LARGEST_SEED = 2**63 - 1
 """torch.Generator takes a signed 64-bit seed."""
@@ -189,12 +189,19 @@ class QuantisationConfig:
         Parameter(help="Runtime that the quantisers are placed for; reference: the exact integer oracle."),
     ] = "onnxruntime"
     bits: Annotated[
-        Literal[8, 4],
-        Parameter(help="Bits of the weights; activations have 8. 4: stored as 4 bits, multiplied as 8."),
+        Bits,
+        Parameter(help="Bits of the weights, activations have 8. 4 and less: stored as 4 bits, multiplied as 8."),
     ] = 8
-    first_bits: Annotated[Literal[8, 4], Parameter(help="Bits of the first convolution's weights.")] = 8
-    depthwise_bits: Annotated[Literal[8, 4], Parameter(help="Bits of depthwise convolutions' weights.")] = 8
-    last_bits: Annotated[Literal[8, 4], Parameter(help="Bits of the last weighted layer's weights.")] = 8
+    first_bits: Annotated[Bits, Parameter(help="Bits of the first convolution's weights.")] = 8
+    depthwise_bits: Annotated[Bits, Parameter(help="Bits of depthwise convolutions' weights.")] = 8
+    last_bits: Annotated[Bits, Parameter(help="Bits of the last weighted layer's weights.")] = 8
+    activation_bits: Annotated[
+        Literal[8, 4, 3, 2],
+        Parameter(
+            help="Bits of what weighted layers read, but for the first and the last. Below 8 for --backend reference "
+            "alone: no runtime multiplies so narrow convolutions."
+        ),
+    ] = 8
     range_method: Annotated[
         Literal["auto", "mse", "minmax", "moving-average", "percentile"],
         Parameter(name="--range", help="How activation ranges are chosen; auto: the best per tensor."),
@@ -216,12 +223,19 @@ class QuantisationConfig:
         # Opset 17 is the oldest that the supported runtimes' manuals still test; 21 brought int4 tensors.
         if self.opset is not None and not 17 <= self.opset <= 23:
             raise UserError(f"--opset {self.opset}: must be 17 to 23")
-        if self.opset is not None and self.opset < 21 and self.bits == 4 and self.backend != "tensorrt":
-            raise UserError(f"--opset {self.opset} has no 4-bit tensors: use --opset 21 or more with --bits 4")
         if self.rest == "fp16" and self.backend != "tensorrt":
             raise UserError(f"--rest fp16 is for --backend tensorrt: {self.backend} computes the rest in float32")
         if self.rest == "fp16" and self.opset is not None and self.opset < 19:
             raise UserError(f"--opset {self.opset} has no float16 roundings: use --opset 19 or more with --rest fp16")
+        if self.opset is not None and self.opset < 21 and self.bits <= 4 and self.backend != "tensorrt":
+            raise UserError(
+                f"--opset {self.opset} has no 4-bit tensors: use --opset 21 or more with --bits {self.bits}"
+            )
+        if self.activation_bits < 8 and self.backend != "reference":
+            raise UserError(
+                f"--activation-bits {self.activation_bits}: --backend {self.backend} multiplies 8-bit activations; "
+                "narrower ones are executed in integers by --backend reference alone"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,7 +401,7 @@ class RunConfig:
         if self.output.folder is not None:
             return self.output.folder
         teacher = re.sub(r"[^A-Za-z0-9._]+", "-", self.teacher.source).strip("-.")
-        bits = f"w{self.quantisation.bits}a{ACTIVATION_BITS}"
+        bits = f"w{self.quantisation.bits}a{self.quantisation.activation_bits}"
         return Path("artifacts") / f"{teacher}-{self.quantisation.backend}-{bits}"
 
     def to_json(self) -> dict[str, Any]:

@@ -25,6 +25,13 @@ class DistillationConfig:
         int | None,
         Parameter(metavar="COUNT", help="Training steps; 0: calibration only. Default: chosen from --bits."),
     ] = None
+    batch_norm: Annotated[
+        Literal["auto", "kept", "folded"],
+        Parameter(
+            help="kept: convolutions are normalised over the batch in training, folded away at the end; folded: "
+            "before; auto: kept below 4 bits."
+        ),
+    ] = "auto"
     batch_size: Annotated[int, Parameter(metavar="COUNT", help="Images per training step.")] = 128
     learning_rate: Annotated[
         float | None,

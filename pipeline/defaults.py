@@ -6,20 +6,31 @@ import torch
 
 from calibration.errors import UserError
 
-#: Training steps by weight bits: enough for the held-out distillation loss to level off (docs/benchmarks.md).
-STEPS = {8: 200, 4: 400}
-#: Peak learning rate of Adam by weight bits: the best of 3e-5, 1e-4 and 3e-4 by the same loss.
-LEARNING_RATES = {8: 1e-4, 4: 3e-4}
+#: Training steps by weight bits: enough for the held-out distillation loss to level off (docs/benchmarks.md); below 4
+#: bits more would still help.
+STEPS = {8: 200, 4: 400, 3: 800, 2: 800, 1: 800}
+#: Peak learning rate of Adam by weight bits: the best of 3e-5, 1e-4 and 3e-4 by the same loss; below 4 bits, where
+#: layers are normalised in training, networks learn with the rate that Adam usually has.
+LEARNING_RATES = {8: 1e-4, 4: 3e-4, 3: 1e-3, 2: 1e-3, 1: 1e-3}
+#: The rate below 4 bits of a network that is folded before it learns.
+FOLDED_RATE = 3e-4
+
+
+def resolve_normalised(batch_norm: str, bits: int) -> bool:
+    """Whether layers are normalised over the batch in training: as asked for, else below 4 bits."""
+    return bits < 4 if batch_norm == "auto" else batch_norm == "kept"
 
 
 def resolve_steps(steps: int | None, bits: int) -> int:
-    """Training steps: those asked for, else by the bits of the weights."""
+    """Training steps: those asked for, else by the fewest bits of weights or activations."""
     return STEPS[bits] if steps is None else steps
 
 
-def resolve_learning_rate(rate: float | None, bits: int) -> float:
-    """Peak learning rate: the one asked for, else by the bits of the weights."""
-    return LEARNING_RATES[bits] if rate is None else rate
+def resolve_learning_rate(rate: float | None, bits: int, *, normalised: bool = False) -> float:
+    """Peak learning rate: the one asked for, else by the fewest bits of weights or activations."""
+    if rate is not None:
+        return rate
+    return LEARNING_RATES[bits] if normalised or bits >= 4 else FOLDED_RATE
 
 
 def resolve_device(name: str) -> torch.device:

@@ -24,7 +24,7 @@ from pipeline.bundle import read_bundle, write_bundle
 from pipeline.chosen_backend import chosen_backend, stored_backend
 from pipeline.config import EngineConfig, RunConfig, ValidationConfig
 from pipeline.data import open_images, open_labelled, split_held_out
-from pipeline.defaults import resolve_device, resolve_learning_rate, resolve_steps
+from pipeline.defaults import resolve_device, resolve_learning_rate, resolve_normalised, resolve_steps
 from pipeline.distillation.build import build_objective
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.progress import Progress
@@ -224,7 +224,13 @@ def _mirrored_targets(config: RunConfig, teacher: Network, images: UnlabelledIma
 
 def _widths(config: RunConfig) -> Widths:
     bits = config.quantisation
-    return Widths(weights=bits.bits, first=bits.first_bits, depthwise=bits.depthwise_bits, last=bits.last_bits)
+    return Widths(
+        weights=bits.bits,
+        first=bits.first_bits,
+        depthwise=bits.depthwise_bits,
+        last=bits.last_bits,
+        activations=bits.activation_bits,
+    )
 
 
 def _objective(config: RunConfig) -> ObjectiveConfig:
@@ -297,6 +303,8 @@ def _one_generation(
 ) -> TrainedStudent:
     settings = config.distillation
     device = resolve_device(config.execution.device)
+    bits = min(config.quantisation.bits, config.quantisation.activation_bits)
+    normalised = resolve_normalised(settings.batch_norm, bits)
     task = Task(
         student=prepared,
         teacher=teacher.folded,
@@ -305,11 +313,12 @@ def _one_generation(
         outputs=teacher.outputs,
         objective=_objective(config),
         schedule=Schedule(
-            steps=resolve_steps(settings.steps, config.quantisation.bits),
+            steps=resolve_steps(settings.steps, bits),
             batch_size=min(settings.batch_size, len(images.training)),
-            learning_rate=resolve_learning_rate(settings.learning_rate, config.quantisation.bits),
+            learning_rate=resolve_learning_rate(settings.learning_rate, bits, normalised=normalised),
             scale_learning_rate=settings.scale_learning_rate,
             learned_scales=config.quantisation.learned_scales,
+            normalised=normalised,
         ),
         taps=settings.taps,
         mirror=mirror,

@@ -23,7 +23,7 @@ from pipeline import __version__
 from pipeline.artifacts import CompiledModel, Network, PreparedStudent, TrainedStudent, UnlabelledImages
 from pipeline.batches import images_at_once
 from pipeline.bundle import Bundle, Golden
-from pipeline.config import ACTIVATION_BITS, RunConfig, ValidationConfig
+from pipeline.config import RunConfig, ValidationConfig
 from pipeline.data import EvaluationSet, open_evaluation, ordered_batches
 from pipeline.device_files import device_files
 from pipeline.doctor import INTEGER_INSTRUCTIONS, REQUIRED, cpu_flags
@@ -123,7 +123,7 @@ def validate_network(
     report = Report(
         status=verdict(gates, on_target=scores.accuracy.runtime is not None),
         backend=backend.name,
-        bits=Bits(weights=config.quantisation.bits, activations=ACTIVATION_BITS),
+        bits=Bits(weights=config.quantisation.bits, activations=config.quantisation.activation_bits),
         teacher=teacher.source,
         student=config.student.source or teacher.source,
         seed=config.execution.seed,

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from calibration.prepared import PreparedNetwork
+from calibration.renormalise import Normalisation
 from pipeline.artifacts import PreparedStudent, TrainedStudent, UnlabelledImages, load_tensors, save_tensors
 from pipeline.data import ordered_batches, training_batches
 from pipeline.distillation.build import build_objective
@@ -44,17 +45,24 @@ _WARM_UP_SHARE, _MOST_WARM_UP = 0.1, 50
 _TRANSFORM_RATE = 1e-3
 # Steps in which SAKD's branches learn their teacher's logits, before the student sees them [ours].
 _BRANCH_STEPS = 200
+# Batches whose statistics stand for all images where a normalisation begins and where it is folded away [ours].
+_STATISTICS_BATCHES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast: steps, images per step, peak rates of Adam for weights and for log-scales."""
+    """How long and how fast: steps, images per step, peak rates of Adam for weights and for log-scales.
+
+    `normalised`: convolutions learn with a normalisation over the batch, which is folded away at the end (see
+    `calibration.renormalise`).
+    """
 
     steps: int
     batch_size: int
     learning_rate: float
     scale_learning_rate: float
     learned_scales: Literal["all", "weights", "none"]
+    normalised: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +177,10 @@ class _Trainer:
     def _begin(self) -> None:
         """The calibrated student, a fresh optimiser, step 0."""
         self.network = self.task.student.network().to(self.task.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.normalisation: Normalisation | None = None
+        if self.task.schedule.normalised and self.task.schedule.steps:
+            self.normalisation = Normalisation(self.network, self.task.student.folded)
+            self.normalisation.begin(self._images(0))
         self.objective = copy.deepcopy(self.fresh).to(self.task.device)
         self.tapped = tap_prepared(self.network, self.objective.student_taps, reals=self.objective.reals)
         scales = self.task.schedule.learned_scales
@@ -268,6 +280,10 @@ class _Trainer:
             labels = None if self.labels is None else self.labels[batch.indices].to(self.task.device, non_blocking=True)
             yield self._on_device(batch.images), labels
 
+    def _images(self, first_step: int) -> Iterator[Tensor]:
+        """Training images from which statistics of the layers are read, some batches of them."""
+        return (images for images, _ in self._batches(first_step, _STATISTICS_BATCHES))
+
     def teach_branches(self) -> None:
         """Train the branches of SAKD's teacher to give its logits; nothing where the objective has none."""
         term = self.fresh.to(self.task.device).branches
@@ -364,6 +380,9 @@ class _Trainer:
 
     def finish(self) -> TrainedStudent:
         """The last step's weights, or the calibrated ones where training did harm to the held-out distillation loss."""
+        if self.normalisation is not None and not self.diverged:
+            plain = self.task.student.network().to(self.task.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.network = self.normalisation.fold(plain, self._images(self.task.schedule.steps))
         final = self.loss_calibrated if self.diverged or not self.task.schedule.steps else self.held_out_loss()[0]
         # Small losses on held-out images rank students that all but equal their teacher no better than chance does.
         worst = max(self.loss_calibrated, self.floor)

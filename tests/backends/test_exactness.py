@@ -13,12 +13,15 @@ import torch
 from onnx import helper
 
 from backends.onnx_view import OnnxView
+from backends.placement import Widths
 from backends.reference import IntegerOracle
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "8 bits": {"bits": 8},
     "zero-heavy and saturating": {"bits": 8, "sparse": True, "saturating": True, "seed": 1},
     "4 bits": {"bits": 4, "seed": 2},
+    "three levels": {"bits": 2, "seed": 3},
+    "two levels, 4-bit activations": {"bits": 1, "widths": Widths(weights=1, activations=4), "seed": 4},
 }
 
 
@@ -45,7 +48,7 @@ def runtime_tensors(model: onnx.ModelProto, images: Any, names: list[str]) -> tu
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_simulation_oracle_and_runtime_are_equal(exact_network: str, variant: str, build: Callable[..., Any]) -> None:
     built = build(exact_network, **VARIANTS[variant])
-    packed = VARIANTS[variant]["bits"] == 4
+    packed = VARIANTS[variant]["bits"] <= 4
     model = built.model(opset=21 if packed else 20, pack_int4=packed)
     outputs, rounded = IntegerOracle(model).run(built.images, trace=True)
     theirs, their_rounded = runtime_tensors(model, built.images.numpy(), list(rounded))

@@ -171,3 +171,15 @@ def test_plans_are_data(exact_network: str, build: Build) -> None:
     assert Plan.from_json(plan.to_json()) == plan
     assert Counter(p.tensor for p in plan.activations).most_common(1)[0][1] == 1
     assert all(p.group in {q.tensor for q in plan.activations} for p in plan.activations)
+
+
+def test_narrow_activations_are_what_inner_layers_read(build: Build) -> None:
+    built = build("residual", widths=Widths(weights=2, activations=3))
+    bits = {placement.tensor: placement.grid.bits for placement in built.plan.activations}
+    readers = {placement.tensor: set(placement.readers) for placement in built.plan.activations}
+    layers = [placement.layer for placement in built.plan.weights]
+    inner = set(layers[1:-1])
+    assert {tensor for tensor, width in bits.items() if width == 3} == {t for t in readers if readers[t] & inner}
+    assert bits["x"] == 8 and set(bits.values()) == {3, 8}
+    weights = {placement.layer: placement.grid.bits for placement in built.plan.weights}
+    assert weights[layers[0]] == weights[layers[-1]] == 8 and {weights[layer] for layer in inner} == {2}

@@ -35,9 +35,9 @@ def test_ends_of_grids(grid: Grid, ends: tuple[int, int]) -> None:
     assert (grid.quant_min, grid.quant_max) == ends
 
 
-@pytest.mark.parametrize("bits", [-1, 0, 1, 9, 16])
+@pytest.mark.parametrize("bits", [-1, 0, 9, 16])
 def test_other_widths_are_the_users_mistake(bits: int) -> None:
-    with pytest.raises(UserError, match=f"a grid of {bits} bits was asked for: 2 to 8 bits are possible"):
+    with pytest.raises(UserError, match=f"a grid of {bits} bits was asked for: 1 to 8 bits are possible"):
         Grid(bits=bits, signed=True, symmetric=True)
 
 
@@ -101,3 +101,12 @@ def test_scales_are_shaped_along_their_axis() -> None:
         shaped = broadcast_scale(scale, axis, dimensions)
         assert shaped.shape == tuple(3 if index == axis else 1 for index in range(dimensions))
     assert broadcast_scale(torch.tensor(2.0), None, 4).dim() == 0
+
+
+def test_one_bit_is_two_levels_without_a_zero() -> None:
+    grid = Grid(bits=1, signed=True, symmetric=True, narrow=True, channel_axis=0)
+    assert (grid.quant_min, grid.quant_max) == (-1, 1)
+    with pytest.raises(ValueError, match="-1 and 1"):
+        Grid(bits=1, signed=False, symmetric=True)
+    with pytest.raises(UserError, match="1 to 8 bits are possible"):
+        Grid(bits=0, signed=True, symmetric=True)

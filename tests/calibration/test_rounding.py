@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from calibration.rounding import requantise, requantise_sum, round_straight_through, round_to_grid
+from calibration.rounding import requantise, requantise_sum, round_straight_through, round_to_grid, sign
 
 if TYPE_CHECKING:
     from tests.calibration.conftest import Noise
@@ -201,3 +201,11 @@ def test_gradients_lie_in_memory_as_the_values_do(form: str, noise: Noise) -> No
         found = torch.autograd.grad(function(*leaves), leaves, incoming, allow_unused=True)
         assert all(g.is_contiguous(memory_format=torch.channels_last) for g in found if g is not None)
         assert found[0] is not None
+
+
+def test_the_sign_has_two_values_and_a_gradient_inside() -> None:
+    x = torch.tensor([-3.0, -1.0, -0.2, 0.0, 0.7, 1.5], requires_grad=True)
+    signs = sign(x)
+    torch.autograd.backward((signs * torch.arange(1.0, 7.0)).sum())
+    assert signs.tolist() == [-1, -1, -1, 1, 1, 1]
+    assert x.grad is not None and x.grad.tolist() == [0, 2, 3, 4, 5, 0]

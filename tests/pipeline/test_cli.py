@@ -52,7 +52,7 @@ def test_a_mistake_is_one_line_and_status_2(repository: Path, tmp_path: Path) ->
     done = python("-m", "pipeline", "run", "--bits", "5", repository=repository, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == 'error: invalid value "5" for --bits. Choose from: 8, 4.\n'
+    assert done.stderr == 'error: invalid value "5" for --bits. Choose from: 8, 4, 3, 2, 1.\n'
     assert list(tmp_path.iterdir()) == []
 
 

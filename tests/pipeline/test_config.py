@@ -64,8 +64,8 @@ def test_every_field_is_a_flag_with_help_and_no_two_share_a_name() -> None:
 @pytest.mark.parametrize(
     ("group", "fields", "words"),
     [
-        (QuantisationConfig, {"bits": 5}, "--bits 5: must be 8 or 4"),
-        (QuantisationConfig, {"bits": True}, "--bits True: must be 8 or 4"),
+        (QuantisationConfig, {"bits": 5}, "--bits 5: must be 8, 4, 3, 2 or 1"),
+        (QuantisationConfig, {"bits": True}, "--bits True: must be 8, 4, 3, 2 or 1"),
         (
             QuantisationConfig,
             {"backend": "coreml"},
@@ -89,6 +89,15 @@ def test_every_field_is_a_flag_with_help_and_no_two_share_a_name() -> None:
         (DistillationConfig, {"learning_rate": float("inf")}, "--learning-rate inf: must be a number"),
         (DistillationConfig, {"affinity_order": "1"}, "--affinity-order 1 has no auto form"),
         (DistillationConfig, {"taps": ()}, "--taps is empty"),
+        (DistillationConfig, {"affinity": "cosine", "distance": "kl"}, "--distance kl compares probabilities"),
+        (DistillationConfig, {"affinity": "rkd-a", "batch_size": 2}, "--batch-size 2: --affinity rkd-a compares"),
+        (DistillationConfig, {"affinity_weight": 0.0}, "--affinity-weight 0.0: must be a finite number above 0"),
+        (DistillationConfig, {"temperature": "linear:1:-1"}, "--temperature linear:1:-1: every value must be"),
+        (DistillationConfig, {"feed_weight": "soon"}, "--feed-weight soon: must be a number, linear:A:B"),
+        (DistillationConfig, {"speq_probability": 1.5}, "--speq-probability 1.5: must be above 0 and at most 1"),
+        (DistillationConfig, {"affinity": "pkt", "adapters": "trained"}, "--adapters trained belongs to losses over"),
+        (QuantisationConfig, {"activation_bits": 4}, "--activation-bits 4: --backend onnxruntime multiplies 8-bit"),
+        (TeacherConfig, {"co_weights": ("a",)}, "--co-weights names 1 files and --co-teachers 0 networks"),
         (ValidationConfig, {"min_speedup": 0.0}, "--min-speedup 0.0: must be greater than 0"),
         (ValidationConfig, {"threads": 1.5}, "--threads 1.5: must be a whole number"),
         (ExecutionConfig, {"device": "gpu"}, "--device gpu: must be auto, cpu, cuda or cuda:N"),
@@ -113,7 +122,7 @@ def test_a_teacher_of_something_else_needs_its_own_images() -> None:
     [
         ({"bitz": 4}, "c.toml: unknown key 'bitz', did you mean bits?"),
         ({"quux-quux": 4}, "c.toml: unknown key 'quux-quux'; the keys are the flags"),
-        ({"bits": "8"}, "c.toml: bits is '8': must be 8 or 4"),
+        ({"bits": "8"}, "c.toml: bits is '8': must be 8, 4, 3, 2 or 1"),
         ({"mean": [0.5, "x"], "std": [1, 1]}, r"c.toml: mean\[1\] is 'x': must be a number"),
         ({"steps": 1.5}, "c.toml: steps is 1.5: must be a whole number"),
     ],
