@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts.config
 from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter, UnusedCliTokensError
@@ -25,6 +25,8 @@ from pipeline import __version__
 from pipeline.config import ENGINE_GROUP, EngineConfig, RunConfig, ValidationConfig
 from pipeline.config_file import read_settings
 from pipeline.progress import progress_on
+from pipeline.recipes import recipe_named
+from pipeline.recipes import recipes as all_recipes
 
 if TYPE_CHECKING:
     from pipeline.report.schema import Report
@@ -55,12 +57,19 @@ _DEFAULT_ENGINE = EngineConfig()
 
 
 def _settings_from_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Give every flag that was not typed the value of the file named by --config."""
-    for argument in arguments:
-        if argument.name == "--config" and argument.tokens:
-            path = Path(argument.tokens[0].value)
-            source = cyclopts.config.Dict(read_settings(path), source=str(path), use_commands_as_keys=False)
-            source(app, commands, arguments)
+    """Give every flag that was not typed the value of the file named by --config, else of the recipe."""
+    typed = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
+    found: list[tuple[dict[str, Any], str]] = []
+    if "--config" in typed:
+        found.append((read_settings(Path(typed["--config"])), typed["--config"]))
+    if "--recipe" in typed:
+        recipe = recipe_named(typed["--recipe"])
+        given = {*(name.removeprefix("--") for name in typed), *(key for settings, _ in found for key in settings)}
+        if missing := [flag for flag in recipe.needs if flag not in given]:
+            raise UserError(f"--recipe {recipe.name} ({recipe.title}) needs --{missing[0]}: see faqd run --help")
+        found.append((dict(recipe.settings), f"recipe {recipe.name}"))
+    for settings, source in found:
+        cyclopts.config.Dict(settings, source=source, use_commands_as_keys=False)(app, commands, arguments)
 
 
 app = App(
@@ -82,6 +91,9 @@ def run(
     config_file: Annotated[
         Path | None,
         Parameter(name="--config", metavar="FILE.toml", help="Settings: flags without dashes as keys; flags win."),
+    ] = None,
+    recipe: Annotated[
+        str | None, Parameter(metavar="NAME", help="Settings of a paper's method, see faqd recipes; flags win.")
     ] = None,
     talk: Annotated[Talk, _TALK] = _QUIETLY,
 ) -> int:
@@ -125,6 +137,20 @@ def validate(
     if report_file is not None:
         write_text(report_file, report.to_text())
     return _show(report)
+
+
+@app.command(sort_key=8)
+def recipes() -> int:
+    """List the recipes for `faqd run --recipe NAME`: each method, where it is from, and what of it is ours."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for recipe in all_recipes():
+        settings = " ".join(f"--{key} {value}" for key, value in recipe.settings.items())
+        needs = "".join(f" needs --{flag};" for flag in recipe.needs)
+        table.add_row(recipe.name, f"{recipe.title}.{needs}")
+        table.add_row("", f"source: {recipe.source}; ours: {recipe.ours}")
+        table.add_row("", settings, end_section=True)
+    Console(width=TABLE_COLUMNS, highlight=False, markup=False).print(table)
+    return 0
 
 
 @app.command(sort_key=3)
