@@ -21,7 +21,7 @@ from pipeline.config import RunConfig
 from pipeline.flags import flags
 
 PACKAGES = ("pipeline", "backends", "calibration")
-DATA_SUFFIXES = (".py", ".npz", ".safetensors", ".md", ".css", ".j2", ".typed")
+DATA_SUFFIXES = (".toml", ".py", ".npz", ".safetensors", ".md", ".css", ".j2", ".typed")
 COMMANDS = ("run", "validate", "doctor")
 
 
