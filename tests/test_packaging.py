@@ -22,7 +22,7 @@ from pipeline.flags import flags
 
 PACKAGES = ("pipeline", "backends", "calibration")
 DATA_SUFFIXES = (".toml", ".py", ".npz", ".safetensors", ".md", ".css", ".j2", ".typed")
-COMMANDS = ("run", "validate", "doctor")
+COMMANDS = ("recipes", "run", "validate", "doctor")
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_the_commands_of_the_readme_exist(
 
 def test_the_readme_names_every_flag_and_no_other(readme: str) -> None:
     named = set(re.findall(r"--([a-z][a-z-]+)", readme)) - {"help"}
-    assert named == set(flags(RunConfig)) | {"config", "report", "verbose", "quiet"}
+    assert named == set(flags(RunConfig)) | {"config", "recipe", "report", "verbose", "quiet"}
     for command in COMMANDS:
         assert f"faqd {command}" in readme
 
