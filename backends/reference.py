@@ -81,8 +81,14 @@ class IntegerOracle:
             and self.view.dequantised(node, 1)
         ]
 
-    def run(self, images: Tensor, *, trace: bool = False) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Outputs, float32, for images float32 [B, C, H, W]; with `trace` also all rounded tensors by name, int32."""
+    def run(
+        self, images: Tensor, *, trace: bool = False, instead: Mapping[str, Tensor] | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Outputs, float32, for images float32 [B, C, H, W]; with `trace` also all rounded tensors by name, int32.
+
+        `instead`: rounded tensors, int32, that operators read in place of the oracle's own, which are still traced: so
+        each of these is computed from the others as given.
+        """
         values: dict[str, Tensor | Quantised] = {self.inputs[0]: images.float()}
         rounded: dict[str, Tensor] = {}
         performed: set[str] = set()
@@ -99,12 +105,21 @@ class IntegerOracle:
                         values.update(zip(node.output, map(self._rounded, node.output, results), strict=True))
                 if trace and node.op_type == "QuantizeLinear":
                     rounded[node.output[0]] = _real(values[node.output[0]])
+                if instead is not None and node.op_type == "QuantizeLinear" and node.output[0] in instead:
+                    values[node.output[0]] = instead[node.output[0]]
                 for name in self.finished.get(index, ()):
                     values.pop(name, None)
         return [_real(values[name]) for name in self.outputs], rounded
 
     def _rounded(self, name: str, value: Tensor | Quantised) -> Tensor | Quantised:
         return half_rounded(value) if isinstance(value, Tensor) and name in self.half else value
+
+    def limits(self, rounded: str) -> tuple[int, int]:
+        """Smallest and largest integer of a rounded tensor's type."""
+        quantise = self.view.producer(rounded)
+        assert quantise is not None
+        target = self._rounding(quantise)
+        return target.low, target.high
 
     def _target(self, node: onnx.NodeProto) -> Target | None:
         """The QuantizeLinear that rounds this node's output, when its kernel can perform the rounding."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
 import logging
 import sys
@@ -26,7 +27,10 @@ from calibration.mutation import mutates_a_view
 from calibration.normal_form import normal_form
 from calibration.operators import make_graph_module
 
-_REMEDY = "wrap or replace that part with a builder given as --teacher python:package.module:function"
+_REMEDY = (
+    "wrap or replace that part with a builder given as --teacher python:package.module:function, or name a part that"
+    " can be captured with --submodule (docs/networks.md)"
+)
 
 
 def capture(module: nn.Module, example: Tensor, *, source: str) -> GraphModule:
@@ -36,6 +40,7 @@ def capture(module: nn.Module, example: Tensor, *, source: str) -> GraphModule:
     all parameters, returns a tuple of tensors, and lists their names in `meta["outputs"]`; nodes are named after
     the modules they come from. Raises UserError naming module and line when the network cannot be captured.
     """
+    _check_arguments(module, source)
     exported, names = _export(module, example, source)
     with _hushed():
         if mutates_a_view(exported.graph):
@@ -57,11 +62,43 @@ def _export(module: nn.Module, example: Tensor, source: str) -> tuple[ExportedPr
             exported = export(module, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
     except Exception as error:
         # The network's own code runs here, so any exception may come; it is reported, never swallowed.
+        _check_takes(module, example, source)
         raise UserError(
             f"{source}: the network cannot be captured as a graph: {_reason(error)}"
             f" (in {_where(module, error.__traceback__)}); {_REMEDY}"
         ) from error
     return exported, _output_names(exported, source)
+
+
+def _arguments(module: nn.Module) -> list[inspect.Parameter]:
+    """What the network's forward takes by name, the image first."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p for p in inspect.signature(module.forward).parameters.values() if p.kind not in variadic]
+
+
+def _check_arguments(module: nn.Module, source: str) -> None:
+    """Refuse a network that needs more than its image."""
+    others = [p.name for p in _arguments(module)[1:] if p.default is inspect.Parameter.empty]
+    if others:
+        raise UserError(
+            f"{source}: the network also needs its input {others[0]}, which is no image: data sources yield images"
+            f" alone, so fix {', '.join(others)} in a builder given as --teacher python:package.module:function"
+            " (docs/networks.md)"
+        )
+
+
+def _check_takes(module: nn.Module, example: Tensor, source: str) -> None:
+    """Refuse a network whose own code does not run on images; one that does is left to the caller."""
+    try:
+        with _hushed():
+            module(example)
+    except Exception as error:
+        name = next((p.name for p in _arguments(module)), "input")
+        raise UserError(
+            f"{source}: the network does not take images float32 {list(example.shape)} as its input {name}:"
+            f" {_reason(error)} (in {_where(module, error.__traceback__)}); --image-size, --mean and --std set the size"
+            " and number of channels of images, a builder an input that is no image (docs/networks.md)"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The command line: run, validate, doctor; the one place that prints, configures logs and ends with a status.
+"""The command line: run, validate, compare, doctor; the one place that prints, configures logs and ends with a status.
 
 Importing it is quick: torch and the stages are imported by the commands that need them.
 """
@@ -22,6 +22,7 @@ from rich.table import Table
 
 from calibration.errors import UserError
 from pipeline import __version__
+from pipeline.compare_config import CompareConfig
 from pipeline.config import ENGINE_GROUP, EngineConfig, RunConfig, ValidationConfig
 from pipeline.config_file import read_settings
 from pipeline.progress import progress_on
@@ -54,6 +55,7 @@ _QUIETLY = Talk()
 _DEFAULT_RUN = RunConfig()
 _DEFAULT_VALIDATION = ValidationConfig()
 _DEFAULT_ENGINE = EngineConfig()
+_DEFAULT_COMPARISON = CompareConfig()
 
 
 def _settings_from_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -154,6 +156,33 @@ def recipes() -> int:
 
 
 @app.command(sort_key=3)
+def compare(
+    bundle: Annotated[Path, Parameter(help="Folder DIR/bundle that a run has made.")],
+    /,
+    *,
+    config: Annotated[CompareConfig, Parameter(name="*")] = _DEFAULT_COMPARISON,
+    report_file: Annotated[
+        Path | None, Parameter(name="--report", metavar="FILE.json", help="Write what was found there as well.")
+    ] = None,
+    talk: Annotated[Talk, _TALK] = _QUIETLY,
+) -> int:
+    """Compare a bundle's integers with its runtime's, or with another model's, tensor by tensor.
+
+    Exit status: 0 every integer is equal (within --tolerance), 1 one differs, 2 a mistake in the input.
+    """
+    progress = progress_on(_configure_talk(talk), quiet=talk.quiet)
+    from pipeline.atomic import write_text
+    from pipeline.report.comparison import render
+    from pipeline.run import compare as compare_models
+
+    found = compare_models(bundle, config, progress)
+    if report_file is not None:
+        write_text(report_file, found.to_text())
+    Console(width=TABLE_COLUMNS, highlight=False).print(render(found))
+    return found.exit_status
+
+
+@app.command(sort_key=4)
 def doctor() -> int:
     """Say what this machine offers: versions, integer instructions, GPU, optional packages."""
     from pipeline.doctor import examine

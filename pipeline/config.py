@@ -58,6 +58,10 @@ class TeacherConfig:
         tuple[float, ...] | None,
         _numbers("Standard deviation per channel of values in [0, 1]. Default: as for --mean."),
     ] = None
+    submodule: Annotated[
+        str | None,
+        Parameter(metavar="NAME", help="Part of the teacher to quantise, such as backbone. Default: all of it."),
+    ] = None
     output_kinds: Annotated[
         tuple[str, ...],
         Parameter(
@@ -93,9 +97,9 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         flags.check_fields(self)
-        _check_source("teacher", self.source)
+        check_source("teacher", self.source)
         for source in self.co_sources or ():
-            _check_source("co-teachers", source)
+            check_source("co-teachers", source)
         if self.co_weights is not None and len(self.co_weights) != len(self.co_sources or ()):
             raise UserError(
                 f"--co-weights names {len(self.co_weights)} files and --co-teachers {len(self.co_sources or ())} "
@@ -134,7 +138,7 @@ class StudentConfig:
     def __post_init__(self) -> None:
         flags.check_fields(self)
         if self.source is not None:
-            _check_source("student", self.source)
+            check_source("student", self.source)
         elif self.weights is not None:
             raise UserError(f"--student-weights {self.weights} needs --student KIND:REST, the network they belong to")
 
@@ -176,7 +180,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         flags.check_fields(self)
-        _check_source("data", self.source)
+        check_source("data", self.source)
         flags.check_at_least(self, workers=0, calibration_images=1, held_out_images=1)
 
 
@@ -264,7 +268,7 @@ class ValidationConfig:
     def __post_init__(self) -> None:
         flags.check_fields(self)
         if self.eval_data is not None:
-            _check_source("eval-data", self.eval_data)
+            check_source("eval-data", self.eval_data)
         flags.check_at_least(self, threads=1, batch=1, max_drop=0)
         flags.check_above_zero(self, "min_speedup")
 
@@ -432,7 +436,8 @@ def check_engine(engine: EngineConfig, *, backend: str, batch: int) -> None:
         raise UserError(f"--batch {batch} lies outside of --batches {flags.shown(engine.batches)}")
 
 
-def _check_source(flag: str, source: str) -> None:
+def check_source(flag: str, source: str) -> None:
+    """Raise UserError unless a source is KIND:REST or a kind alone."""
     kind, colon, rest = source.partition(":")
     if not kind or (colon and not rest):
         raise UserError(f"--{flag} {source!r}: must be KIND:REST, such as images:FOLDER, or {EMBEDDED}")

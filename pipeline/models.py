@@ -17,7 +17,7 @@ from pipeline.model_sources.sourced import SourcedModel
 from pipeline.model_sources.timm_models import load_timm
 from pipeline.model_sources.torchvision_models import load_torchvision
 from pipeline.preprocessing import Preprocessing, preprocessing_from_fields, with_overrides
-from pipeline.source_text import shortened, split_kind
+from pipeline.source_text import close_matches, shortened, split_kind
 from pipeline.weights import fit_state, load_state
 
 
@@ -30,6 +30,7 @@ class LoadedModel:
     source: str  # kind:rest, as given
     notes: tuple[str, ...]  # what the user should be told, such as an assumed preprocessing
     output_kinds: Mapping[str, str] = field(default_factory=dict)  # output -> a key of OUTPUT_KINDS, where known
+    features: bool = False  # whether it is a part of a network, whose outputs are no answers but features
 
 
 def load_model(
@@ -39,8 +40,11 @@ def load_model(
     image_size: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    submodule: str | None = None,
 ) -> LoadedModel:
     """Load the network that `kind:rest` names, with the weights of a file where one is given.
+
+    `submodule` is the dotted path of the part to hand over instead of the whole.
 
     image_size (pixels), mean and std (of values in [0, 1]) complete a source that carries no preprocessing,
     224 px and ImageNet's statistics by default, and replace the parts of one that does; the notes say either.
@@ -50,9 +54,13 @@ def load_model(
     """
     kind, rest = split_kind(source, MODEL_SOURCES, "network")
     sourced = MODEL_SOURCES[kind](rest, weights)
-    module = sourced.module
+    module, notes, output_kinds = sourced.module, sourced.notes, sourced.output_kinds
+    if submodule is not None:
+        module, output_kinds = _part(module, submodule, source), {}
+        notes += (f"{source}: its sub-module {submodule} alone is quantised; what follows it stays outside",)
+    elif sourced.only_parts:
+        raise UserError(sourced.only_parts)
     dtypes = {str(tensor.dtype) for tensor in module.state_dict().values() if tensor.is_floating_point()}
-    notes = sourced.notes
     if dtypes - {"torch.float32"}:
         notes += (f"converted to float32 from {', '.join(sorted(dtypes))}",)
     module = module.to(device="cpu", dtype=torch.float32).eval()
@@ -80,7 +88,8 @@ def load_model(
         preprocessing=preprocessing,
         source=source,
         notes=notes,
-        output_kinds=sourced.output_kinds,
+        output_kinds=output_kinds,
+        features=submodule is not None,
     )
 
 
@@ -116,6 +125,14 @@ def _assumed_preprocessing(module: nn.Module, overrides: dict[str, Any], source:
     if first is not None and first.in_channels in (1, 3):
         given["channels"] = first.in_channels
     return preprocessing_from_fields(given, where=source)
+
+
+def _part(module: nn.Module, path: str, source: str) -> nn.Module:
+    """The sub-module of a dotted path."""
+    parts: dict[str, nn.Module] = dict(module.named_modules())
+    if not path or path not in parts:
+        raise UserError(f"--submodule {path!r}: {source} has no such part; {close_matches(path, [*parts][1:])}")
+    return parts[path]
 
 
 def _check_numbers(module: nn.Module, source: str) -> None:

@@ -63,11 +63,14 @@ class Output:
         return {"holds": self.holds} | ({"class_axis": self.axis} if self.holds == "classes" else {})
 
 
-def describe_outputs(graph_module: GraphModule, kinds: Mapping[str, str], *, source: str) -> tuple[Output, ...]:
+def describe_outputs(
+    graph_module: GraphModule, kinds: Mapping[str, str], *, source: str, features: bool = False
+) -> tuple[Output, ...]:
     """The outputs of a captured graph, by name; `kinds` says of some what they hold (keys of OUTPUT_KINDS).
 
     Of the others, one with a channel axis of two or more holds classes there, as classifiers and segmentation networks
-    do, any other holds values. Raises UserError for a name that is no output and for classes on an axis of one.
+    do, any other holds values; so does every one of `features`. Raises UserError for a name that is no output and for
+    classes on an axis of one.
     """
     names = graph_module.meta["outputs"]
     node = next(node for node in graph_module.graph.nodes if node.op == "output")
@@ -77,7 +80,7 @@ def describe_outputs(graph_module: GraphModule, kinds: Mapping[str, str], *, sou
     found = []
     for name, value in zip(names, node.args[0], strict=True):
         shape = static_shape(value)[1:]
-        kind = kinds.get(name, "classes" if shape and shape[0] != 1 else "values")
+        kind = kinds.get(name, "values" if features or not shape or shape[0] == 1 else "classes")
         holds, axis = OUTPUT_KINDS[kind]
         if holds == "classes" and (not shape or shape[axis - 1 if axis > 0 else axis] == 1):
             raise UserError(

@@ -22,6 +22,8 @@ from pipeline.atomic import write_bytes
 from pipeline.batches import suggested_workers
 from pipeline.bundle import read_bundle, write_bundle
 from pipeline.chosen_backend import chosen_backend, stored_backend
+from pipeline.compare_config import CompareConfig
+from pipeline.comparison import compare_bundle
 from pipeline.config import EngineConfig, RunConfig, ValidationConfig
 from pipeline.data import open_images, open_labelled, split_held_out
 from pipeline.defaults import resolve_device, resolve_learning_rate, resolve_normalised, resolve_steps
@@ -29,6 +31,7 @@ from pipeline.distillation.build import build_objective
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.progress import Progress
 from pipeline.records import from_json, to_json
+from pipeline.report.comparison import ComparisonReport
 from pipeline.report.files import write_report
 from pipeline.report.schema import Distillation, Report, read_report
 from pipeline.stages.convert import check_convertible, compile_model
@@ -132,6 +135,12 @@ def validate_bundle(path: Path, config: ValidationConfig, engine: EngineConfig, 
         return validate_stored(bundle, config, backend, progress)
 
 
+def compare(path: Path, config: CompareConfig, progress: Progress) -> ComparisonReport:
+    """Compare a finished bundle's oracle with its runtime, or with another model, tensor by tensor."""
+    with progress.stage("compare"):
+        return compare_bundle(read_bundle(path), config, progress)
+
+
 @contextmanager
 def _stage(name: str, progress: Progress, seconds: dict[str, float]) -> Iterator[None]:
     start = time.monotonic()
@@ -150,6 +159,7 @@ def _networks(config: RunConfig) -> tuple[Network, Network]:
         mean=given.mean,
         std=given.std,
         output_kinds=given.output_kinds,
+        submodule=given.submodule,
     )
     if config.student.source is None:
         return teacher, teacher

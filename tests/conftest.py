@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -21,6 +22,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     if "not benchmark" not in config.option.markexpr or config.option.capture == "no":
         return 0
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, _MOST_WORKERS)
+
+
+@pytest.fixture(autouse=True)
+def untouched_logging() -> None:
+    """Every test finds logging as Python makes it, whatever a command line before it has set."""
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.captureWarnings(False)
 
 
 @pytest.fixture(scope="session")

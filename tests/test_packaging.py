@@ -17,6 +17,7 @@ import pytest
 
 from pipeline import __version__
 from pipeline.cli import app
+from pipeline.compare_config import CompareConfig
 from pipeline.config import RunConfig
 from pipeline.flags import flags
 
@@ -144,7 +145,8 @@ def test_the_commands_of_the_readme_exist(
 
 def test_the_readme_names_every_flag_and_no_other(readme: str) -> None:
     named = set(re.findall(r"--([a-z][a-z-]+)", readme)) - {"help"}
-    assert named == set(flags(RunConfig)) | {"config", "recipe", "report", "verbose", "quiet"}
+    known = set(flags(RunConfig)) | set(flags(CompareConfig))
+    assert named == known | {"config", "recipe", "report", "verbose", "quiet"}
     for command in COMMANDS:
         assert f"faqd {command}" in readme
 

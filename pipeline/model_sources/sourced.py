@@ -22,6 +22,7 @@ class SourcedModel:
     preprocessing: Preprocessing | None  # None: the source carries none
     notes: tuple[str, ...] = ()  # what the user should be told
     output_kinds: Mapping[str, str] = field(default_factory=dict)  # output -> a key of OUTPUT_KINDS, where known
+    only_parts: str = ""  # why only sub-modules can be captured, and which; empty where the whole can
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import nn
 
 from calibration.errors import UserError
 from pipeline.model_sources.sourced import SourcedModel, module_with_state, reproducible_weights
+from pipeline.model_sources.torchvision_detection import WITHOUT_EPSILON, dense_part, is_detector, without_epsilon
 from pipeline.preprocessing import INTERPOLATIONS, Preprocessing
 from pipeline.source_text import close_matches, split_options, whole_number
 from pipeline.weights import load_state
@@ -69,7 +70,10 @@ def load_torchvision(rest: str, weights: Path | None) -> SourcedModel:
         return module
 
     if weights is None and asked == "none":
-        return SourcedModel(module=build(classes), preprocessing=preprocessing, notes=(*notes, "random weights"))
+        module, notes = build(classes), (*notes, "random weights")
+        if is_detector(module):
+            return dense_part(module, source, notes=notes)
+        return SourcedModel(module=module, preprocessing=preprocessing, notes=notes)
     if weights is None and classes is not None:
         raise UserError(f"{source}: num_classes needs --weights FILE or weights=none")
     if weights is None and chosen is None:
@@ -85,6 +89,10 @@ def load_torchvision(rest: str, weights: Path | None) -> SourcedModel:
     if weights is not None and len(set(published.values())) > 1 and "weights" not in options:
         others = ", ".join(member for member, value in published.items() if value is not chosen)
         more += (f"preprocessing of {chosen.name} assumed (?weights= chooses that of {others})",)
+    if is_detector(module):
+        if weights is None and chosen.name == "COCO_V1" and name in WITHOUT_EPSILON:
+            without_epsilon(module)
+        return dense_part(module, source, notes=notes + more)
     return SourcedModel(module=module, preprocessing=preprocessing, notes=notes + more)
 
 

@@ -28,17 +28,20 @@ def load_network(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     output_kinds: Sequence[str] = (),
+    submodule: str | None = None,
 ) -> Network:
     """Load `kind:rest`, capture it over a free batch size and fold it; the fold is checked on random images.
 
-    `output_kinds`: NAME=KIND of outputs whose kind the source does not say and the shape does not show.
+    `output_kinds`: NAME=KIND of outputs whose kind the source does not say and the shape does not show. `submodule`:
+    the part of the network to take instead of the whole.
 
     Raises UserError for whatever is wrong with the source, and RuntimeError when folding changed the network.
     """
-    loaded = load_model(source, weights=weights, image_size=image_size, mean=mean, std=std)
+    loaded = load_model(source, weights=weights, image_size=image_size, mean=mean, std=std, submodule=submodule)
     p = loaded.preprocessing
     example = torch.randn((2, p.channels, p.height, p.width), generator=generator_for(0, "fold check"))
-    captured = capture(loaded.module, example, source=source)
+    named = source if submodule is None else f"{source} (sub-module {submodule})"
+    captured = capture(loaded.module, example, source=named)
     folded = fold(captured)
     difference = largest_difference(captured, folded, example)
     if not difference <= LARGEST_FOLD_DIFFERENCE:
@@ -47,7 +50,12 @@ def load_network(
         source=source,
         folded=folded,
         preprocessing=p,
-        outputs=describe_outputs(folded, {**loaded.output_kinds, **parse_kinds(output_kinds)}, source=source),
+        outputs=describe_outputs(
+            folded,
+            {**loaded.output_kinds, **parse_kinds(output_kinds)},
+            source=source,
+            features=loaded.features,
+        ),
         fold_difference=difference,
         notes=loaded.notes,
     )

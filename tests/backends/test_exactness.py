@@ -10,9 +10,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import helper
 
-from backends.onnx_view import OnnxView
+from backends.exposed import exposed
 from backends.placement import Widths
 from backends.reference import IntegerOracle
 
@@ -27,14 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def runtime_tensors(model: onnx.ModelProto, images: Any, names: list[str]) -> tuple[list[Any], dict[str, Any]]:
     """Outputs and rounded tensors of ONNX Runtime, the latter as additional outputs of the same file."""
-    view, extended = OnnxView(model), onnx.ModelProto()
-    extended.CopyFrom(model)
-    for name in names:
-        quantise = view.producer(name)
-        assert quantise is not None
-        kind = view.integer_type(quantise)
-        assert kind is not None
-        extended.graph.output.append(helper.make_tensor_value_info(name, kind, None))
+    extended = exposed(model, names)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     found = []

@@ -327,8 +327,25 @@ def test_a_layer_that_does_not_fit_is_named(noise: Noise) -> None:
 
 
 def test_a_second_input_is_refused(noise: Noise) -> None:
-    with pytest.raises(UserError, match=r"my network: the network cannot be captured.*second"):
+    with pytest.raises(UserError, match=r"my network: the network also needs its input second, which is no image"):
         capture(Both(), noise(2, 3, 8, 8), source="my network")
+
+
+def test_an_input_that_is_no_image_is_refused_by_name(noise: Noise) -> None:
+    with pytest.raises(UserError) as raised:
+        capture(Words(), noise(2, 3, 8, 8), source="my network")
+    assert "does not take images float32 [2, 3, 8, 8] as its input input_ids: RuntimeError" in str(raised.value)
+    assert "(in module embed, " in str(raised.value) and "test_capture.py:" in str(raised.value)
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, 4)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        found: Tensor = self.embed(input_ids)
+        return found
 
 
 class Both(nn.Module):

@@ -1,0 +1,148 @@
+"""What `faqd compare` found: its record, its table and its verdict."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pipeline import records
+from pipeline.report.table import LABEL_COLUMNS
+
+MOST_TENSORS = 12
+"""Differing tensors listed in the table at most; the report file has all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedTensor:
+    """One rounded tensor of the two executions."""
+
+    name: str
+    node: str
+    """The graph node whose kernel rounds it."""
+    operators: tuple[str, ...]
+    """ONNX operators between the roundings before it and its own."""
+    elements: int
+    differing: int
+    largest: int
+    """Largest difference, steps of the tensor's grid."""
+    own: int
+    """Elements that differ although the operator reads the same integers on both sides."""
+    own_largest: int
+    ties: int
+    """Of these, how many lie at a rounding tie."""
+    example: str
+    why: str
+    """Empty for a tensor that is equal."""
+
+    def __post_init__(self) -> None:
+        records.check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedOutput:
+    """One output of the two executions."""
+
+    name: str
+    elements: int
+    differing: int
+    largest: float
+    """Largest absolute difference, in the output's unit."""
+
+    def __post_init__(self) -> None:
+        records.check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonReport:
+    """All that a comparison found; `first` names the first tensor in file order that differs."""
+
+    schema: Literal[1] = 1
+    here: str
+    there: str
+    images: int
+    tolerance: int
+    """Steps up to which a difference counts as none."""
+    first: str | None
+    tensors: tuple[ComparedTensor, ...]
+    outputs: tuple[ComparedOutput, ...]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        records.check(self)
+
+    @property
+    def exit_status(self) -> int:
+        """0: equal within the tolerance, 1: not. Without any tolerance outputs must be equal too."""
+        beyond = any(tensor.largest > self.tolerance for tensor in self.tensors)
+        outputs = self.tolerance == 0 and any(output.differing for output in self.outputs)
+        return int(beyond or outputs)
+
+    def to_text(self) -> str:
+        """Return the text of a report file."""
+        tree: dict[str, Any] = records.to_json(self)
+        return json.dumps(tree, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+EQUAL: Final = "equal"
+
+
+def render(report: ComparisonReport) -> RenderableType:
+    """Return what rich prints for a comparison."""
+    title = Text(f"{report.here} against {report.there}, {report.images} images", style="bold")
+    facts = Table(box=None, pad_edge=False, show_header=False)
+    facts.add_column(style="dim", min_width=LABEL_COLUMNS, no_wrap=True)
+    facts.add_column(overflow="fold")
+    differing = [tensor for tensor in report.tensors if tensor.differing]
+    total = sum(tensor.elements for tensor in report.tensors)
+    equal = len(report.tensors) - len(differing)
+    rows = [("rounded tensors", f"{equal} of {len(report.tensors)} equal ({total} integers compared)")]
+    for output in report.outputs:
+        words = EQUAL
+        if output.differing:
+            words = f"{output.differing} of {output.elements} values differ, by {output.largest:.3g} at most"
+        rows.append(("output", f"{output.name}: {words}"))
+    if differing:
+        first = differing[0]
+        how = f"{first.differing} of {first.elements} integers differ, by {_steps(first.largest)} at most"
+        rows += [
+            ("first difference", f"{first.name}, of {first.node} ({', '.join(first.operators) or 'the input'})"),
+            ("", f"{how}; {first.example}"),
+            ("why", first.why),
+        ]
+    rows += [("note", note) for note in report.notes]
+    for name, value in rows:
+        facts.add_row(name, Text(value))
+    words, style = ("differs", "bold red") if report.exit_status else (EQUAL, "bold green")
+    if not report.exit_status and differing:
+        words = f"equal within {_steps(report.tolerance)}"
+    status = Text(f"{'status':<{LABEL_COLUMNS}}  ", style="dim")
+    status += Text(f"{words} (exit status {report.exit_status})", style=style)
+    parts: list[RenderableType] = [Text(), title, facts]
+    if len(differing) > 1:
+        parts += [Text(), _tensors(differing)]
+    return Group(*parts, status)
+
+
+def _tensors(differing: list[ComparedTensor]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("differing tensor", overflow="fold")
+    for heading in ("integers", "at most", "arise here"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    # Where differences arise says more than where they are handed on to.
+    shown = sorted(differing, key=lambda tensor: not tensor.own)[:MOST_TENSORS]
+    for tensor in (tensor for tensor in differing if tensor in shown):
+        share = f"{100 * tensor.differing / tensor.elements:.2g} %"
+        table.add_row(tensor.name, share, _steps(tensor.largest), str(tensor.own), Text(tensor.why))
+    if len(differing) > len(shown):
+        table.add_row(f"and {len(differing) - len(shown)} more", "", "", "", "")
+    return table
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'' if count == 1 else 's'}"

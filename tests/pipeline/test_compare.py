@@ -1,0 +1,79 @@
+"""`faqd compare` through the command line: equal, different, wrongly asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from pipeline.cli import main
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the embedded network, calibrated only."""
+    folder = tmp_path_factory.mktemp("compare") / "digits"
+    assert main(["run", "--quiet", "--steps", "0", "--calibration-images", "64", "--output", str(folder)]) == 0
+    return folder / "bundle"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a user's mistake gets."""
+    capsys.readouterr()
+    assert main([*arguments, "--quiet"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_the_runtime_equals_the_oracle(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(bundle), "--report", str(tmp_path / "found.json")]) == 0
+    shown = capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert "equal (exit status 0)" in shown and "16 images" in shown
+    assert all(len(line) <= 100 for line in shown.splitlines())
+    assert found["first"] is None and len(found["tensors"]) > 8
+    assert all(tensor["differing"] == tensor["own"] == 0 < tensor["elements"] for tensor in found["tensors"])
+
+
+def test_another_model_differs_first_where_it_was_changed(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(bundle / "model.onnx")
+    quantises = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    changed = quantises[4]
+    scale = next(tensor for tensor in model.graph.initializer if tensor.name == changed.input[1])
+    value = numpy_helper.to_array(scale)
+    scale.CopyFrom(numpy_helper.from_array(np.array(value * 1.25, np.float32), scale.name))
+    other, file = tmp_path / "other.onnx", tmp_path / "found.json"
+    onnx.save(model, other)
+    arguments = ["compare", str(bundle), "--against", str(other), "--data", "digits", "--count", "20", "--quiet"]
+    assert main([*arguments, "--report", str(file)]) == 1
+    found: dict[str, Any] = json.loads(file.read_text())
+    entry = next(tensor for tensor in found["tensors"] if tensor["name"] == found["first"])
+    shown = capsys.readouterr().out
+    assert found["first"] == changed.output[0] and found["images"] == 20
+    assert entry["own"] == entry["differing"] > 0
+    assert f"{scale.name} is {float(value):.6g} here and" in entry["why"]
+    assert "differs (exit status 1)" in shown and changed.output[0] in shown
+    assert all(len(line) <= 100 for line in shown.splitlines())
+    assert main([*arguments, "--tolerance", "255"]) == 0
+    assert "equal within 255 steps" in capsys.readouterr().out
+
+
+def test_wrong_questions_are_refused(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.onnx").write_text("no model")
+    for arguments, message in (
+        (("--against", str(tmp_path / "absent.onnx")), "cannot read it: No such file"),
+        (("--against", str(tmp_path / "text.onnx")), "is no ONNX file"),
+        (("--against", str(bundle.parent / "float.onnx")), "shares no rounded tensor with the model"),
+        (("--tolerance", "-1"), "--tolerance -1: must be 0 or more"),
+        (("--data", "images:nowhere"), "nowhere"),
+    ):
+        assert message in refused(capsys, "compare", str(bundle), *arguments)
+    assert "is no bundle" in refused(capsys, "compare", str(tmp_path))
