@@ -28,14 +28,24 @@ REFUSALS: tuple[Refusal, ...] = (
         " the largest batch (--batches) or --workspace-mib, or add swap",
     ),
     Refusal(pattern=r"shiftIsAllZeros|[Zz]ero.?points?.*(zero|0)", rule=1, meaning="a zero point is not 0"),
-    Refusal(pattern=r"UINT8|UInt8|uint8", rule=2, meaning="it works on uint8, TensorRT has int8 only"),
     Refusal(
         pattern=r"input has type Int32|INT32.*[Dd]equantize|[Dd]equantize.*Int32",
         rule=3,
         meaning="it dequantises int32; biases stay float for TensorRT",
     ),
+    Refusal(pattern=r"UINT8|UInt8|uint8", rule=2, meaning="it works on uint8, TensorRT has int8 only"),
     Refusal(pattern=r"scaleAllPositive|scale.*positive|positive.*scale", rule=24, meaning="a scale is not positive"),
-    Refusal(pattern=r"\bINT4\b|\bInt4\b|int4", rule=25, meaning="4-bit weights stand where no kernel reads them"),
+    Refusal(
+        # Of the compiler, not of the parser: a convolution with an int4 weight gets as far as that.
+        pattern=r"\bINT4\b|\bInt4\b|int4|dtype == W\.type\(\)",
+        rule=25,
+        meaning="4-bit weights stand where no kernel reads them",
+    ),
+    Refusal(
+        pattern=r"must be of (the )?same type|must have the same (data )?type",
+        rule=8,
+        meaning="float types are mixed, and nothing is cast by itself",
+    ),
     Refusal(pattern=r"INT16|Int16|int16", rule=2, meaning="it works on 16-bit integers, TensorRT has int8 only"),
     Refusal(
         pattern=r"No importer registered|Unsupported operator|plugin creator|Plugin not found",
