@@ -53,11 +53,13 @@ def put(model: onnx.ModelProto, name: str, values: Any) -> None:
 
 
 def reader(model: onnx.ModelProto, name: str) -> NodeProto:
-    return next(node for node in model.graph.node if name in node.input)
+    found: NodeProto = next(node for node in model.graph.node if name in node.input)
+    return found
 
 
 def node(model: onnx.ModelProto, name: str) -> NodeProto:
-    return next(node for node in model.graph.node if node.name == name)
+    found: NodeProto = next(node for node in model.graph.node if node.name == name)
+    return found
 
 
 def zero_point(model: onnx.ModelProto) -> None:
