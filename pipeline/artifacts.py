@@ -33,6 +33,8 @@ class Network:
     """A float network as a folded graph, with what its images must look like."""
 
     source: str
+    captured: GraphModule
+    """As captured, its BatchNorms not yet folded."""
     folded: GraphModule
     preprocessing: Preprocessing
     outputs: tuple[Output, ...]
@@ -52,6 +54,8 @@ class UnlabelledImages:
     augmentation: str
     labels: NDArray[np.int64] | None = None
     """One per image of the source, only where a loss was asked to look at them."""
+    preview: str | None = None
+    """Some of the images as a PNG in base64, where they were generated."""
 
 
 @dataclass(frozen=True, kw_only=True)

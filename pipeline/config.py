@@ -23,6 +23,9 @@ EMBEDDED = "digits"
 Bits = Literal[8, 4, 3, 2, 1]
 """Of weights. 2 bits are three levels, 1 bit is two; the file stores 4 bits and less as 4."""
 
+NO_DATA = "none"
+"""Name of no data: images are generated."""
+
 LARGEST_SEED = 2**63 - 1
 """torch.Generator takes a signed 64-bit seed."""
 
@@ -153,7 +156,7 @@ class DataConfig:
             name="--data",
             metavar="KIND:REST",
             help="Unlabelled images: images:FOLDER, npz:FILE#key, torchvision:CIFAR10?root=DIR&split=train, "
-            "python:package.module:function, or digits.",
+            "python:package.module:function, digits, or none: generated from the teacher (DAFL).",
         ),
     ] = EMBEDDED
     workers: Annotated[
@@ -178,10 +181,16 @@ class DataConfig:
         ),
     ] = 512
 
+    generator_steps: Annotated[
+        int, Parameter(metavar="COUNT", help="Steps in which the generator of --data none learns.")
+    ] = 1000
+    generated_images: Annotated[int, Parameter(metavar="COUNT", help="Images that it then draws.")] = 4096
+
     def __post_init__(self) -> None:
         flags.check_fields(self)
         check_source("data", self.source)
         flags.check_at_least(self, workers=0, calibration_images=1, held_out_images=1)
+        flags.check_at_least(self, generator_steps=1, generated_images=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,6 +394,8 @@ class RunConfig:
     output: Annotated[OutputConfig, _group("Output")] = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
+        if self.data.source == NO_DATA and self.distillation.label_weight is not None:
+            raise UserError(f"--label-weight {self.distillation.label_weight} needs labels, and --data none has none")
         kind = self.teacher.source.partition(":")[0]
         # The user's own builder may well be for digits; every other source is a network of something else.
         if self.data.source == EMBEDDED and kind not in (EMBEDDED, "python"):
@@ -393,6 +404,12 @@ class RunConfig:
                 "npz:FILE#key (the embedded digits suit only the embedded teacher)"
             )
         check_engine(self.engine, backend=self.quantisation.backend, batch=self.validation.batch)
+
+        if self.student.source is None and self.distillation.float_steps:
+            raise UserError(
+                f"--float-steps {self.distillation.float_steps} needs --student: the teacher's own copy has nothing to"
+                " learn from it in float"
+            )
 
     @property
     def evaluation_source(self) -> str | None:

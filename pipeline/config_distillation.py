@@ -25,6 +25,15 @@ class DistillationConfig:
         int | None,
         Parameter(metavar="COUNT", help="Training steps; 0: calibration only. Default: chosen from --bits."),
     ] = None
+    float_steps: Annotated[
+        int | None,
+        Parameter(
+            metavar="COUNT",
+            help="Steps in which a --student learns in float before it is quantised. Default: 2000 without weights, "
+            "else none.",
+        ),
+    ] = None
+    float_learning_rate: Annotated[float, Parameter(metavar="RATE", help="Peak learning rate of Adam there.")] = 1e-3
     batch_norm: Annotated[
         Literal["auto", "kept", "folded"],
         Parameter(
@@ -131,8 +140,8 @@ class DistillationConfig:
 
     def __post_init__(self) -> None:
         flags.check_fields(self)
-        flags.check_at_least(self, steps=0, batch_size=1, projections=1, generations=1)
-        flags.check_above_zero(self, "learning_rate", "scale_learning_rate")
+        flags.check_at_least(self, steps=0, float_steps=0, batch_size=1, projections=1, generations=1)
+        flags.check_above_zero(self, "learning_rate", "scale_learning_rate", "float_learning_rate")
         self._check_weights()
         point = grid_point(self.affinity, self.normalise, self.distance, self.over)
         if point is not None and self.batch_size < point.least_images:

@@ -21,6 +21,17 @@ def resolve_normalised(batch_norm: str, bits: int) -> bool:
     return bits < 4 if batch_norm == "auto" else batch_norm == "kept"
 
 
+#: Steps in which a student without weights learns in float [ours]: the loss still falls slowly then.
+FLOAT_STEPS = 2000
+
+
+def resolve_float_steps(steps: int | None, *, named: bool, has_weights: bool) -> int:
+    """Steps of float distillation: those asked for, else some for another student that begins without weights."""
+    if steps is not None:
+        return steps
+    return FLOAT_STEPS if named and not has_weights else 0
+
+
 def resolve_steps(steps: int | None, bits: int) -> int:
     """Training steps: those asked for, else by the fewest bits of weights or activations."""
     return STEPS[bits] if steps is None else steps

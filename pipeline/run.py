@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from backends.placement import Widths
+import torch
+
 from calibration.errors import UserError
 from pipeline.artifacts import (
     Network,
     PreparedStudent,
-    TrainedStudent,
     UnlabelledImages,
     load_tensors,
     save_tensors,
@@ -24,18 +24,17 @@ from pipeline.bundle import read_bundle, write_bundle
 from pipeline.chosen_backend import chosen_backend, stored_backend
 from pipeline.compare_config import CompareConfig
 from pipeline.comparison import compare_bundle
-from pipeline.config import EngineConfig, RunConfig, ValidationConfig
+from pipeline.config import NO_DATA, EngineConfig, RunConfig, ValidationConfig
 from pipeline.data import open_images, open_labelled, split_held_out
-from pipeline.defaults import resolve_device, resolve_learning_rate, resolve_normalised, resolve_steps
 from pipeline.distillation.build import build_objective
-from pipeline.distillation.objective import ObjectiveConfig
+from pipeline.learning import distilled, float_steps, objective_config, taught_in_float, widths
 from pipeline.progress import Progress
-from pipeline.records import from_json, to_json
 from pipeline.report.comparison import ComparisonReport
 from pipeline.report.files import write_report
-from pipeline.report.schema import Distillation, Report, read_report
+from pipeline.report.schema import Report, read_report
+from pipeline.sources.arrays import ArraySource
 from pipeline.stages.convert import check_convertible, compile_model
-from pipeline.stages.distill import Schedule, Task, distil
+from pipeline.stages.imagine import check_imaginable, imagine, preview
 from pipeline.stages.observe import prepare
 from pipeline.stages.targets import LEAST_AGREEMENT, can_mirror, flips_in_training, mirror_agreement
 from pipeline.stages.teacher import check_same_outputs, load_network
@@ -62,19 +61,29 @@ def run(config: RunConfig, progress: Progress) -> Report:
             check_convertible(network.folded, opset=config.quantisation.opset)
         # Built for its errors: what a method lacks is said before anything takes time.
         build_objective(
-            _objective(config),
+            objective_config(config),
             student.folded,
             [teacher.folded, *(network.folded for network in co_teachers)],
             teacher.outputs,
             taps=config.distillation.taps,
             seed=config.execution.seed,
         )
-        images = _images(config, teacher)
-        mirror, reason = _mirrored_targets(config, teacher, images)
-        student_notes = student.notes if student is not teacher else ()
-        notes = (*teacher.notes, *student_notes, *images.source.notes, *reason)
-        for note in notes:
-            progress.say(note)
+        if config.data.source == NO_DATA:
+            check_imaginable(teacher)
+        else:
+            images = _images(config, teacher)
+    if config.data.source == NO_DATA:
+        with _stage("imagine", progress, seconds):
+            images = _imagined(config, folder, teacher, progress)
+    mirror, reason = _mirrored_targets(config, teacher, images)
+    student_notes = student.notes if student is not teacher else ()
+    notes = (*teacher.notes, *student_notes, *images.source.notes, *reason)
+    for note in notes:
+        progress.say(note)
+    if steps := float_steps(config):
+        with _stage("float", progress, seconds):
+            student, remark = taught_in_float(config, folder, student, teacher, images, progress, mirror, steps)
+            notes = (*notes, remark)
     with _stage("observe", progress, seconds):
         if config.output.resume and folder.prepared.exists():
             prepared = PreparedStudent.load(folder.prepared, student.folded)
@@ -84,7 +93,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
                 backend,
                 images,
                 teacher.preprocessing,
-                widths=_widths(config),
+                widths=widths(config),
                 method=config.quantisation.range_method,
                 count=config.data.calibration_images,
                 seed=config.execution.seed,
@@ -92,7 +101,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
             )
             prepared.save(folder.prepared)
     with _stage("distil", progress, seconds):
-        trained = _distilled(config, folder, prepared, teacher, co_teachers, images, progress, mirror=mirror)
+        trained = distilled(config, folder, prepared, teacher, co_teachers, images, progress, mirror=mirror)
     with _stage("convert", progress, seconds):
         compiled = compile_model(
             trained.network, student.folded, teacher.folded, backend, opset=config.quantisation.opset
@@ -164,8 +173,11 @@ def _networks(config: RunConfig) -> tuple[Network, Network]:
     if config.student.source is None:
         return teacher, teacher
     p = teacher.preprocessing
+    source = config.student.source
+    if source.startswith("cifar:") and config.student.weights is None and "weights=" not in source:
+        source += "&weights=none" if "?" in source else "?weights=none"  # it learns from random numbers on
     student = load_network(
-        config.student.source,
+        source,
         weights=config.student.weights,
         image_size=p.height,
         mean=p.mean,
@@ -216,6 +228,33 @@ def _images(config: RunConfig, teacher: Network) -> UnlabelledImages:
     )
 
 
+def _imagined(config: RunConfig, folder: RunFolder, teacher: Network, progress: Progress) -> UnlabelledImages:
+    """Images generated from the teacher, or those that an interrupted run had generated."""
+    if config.output.resume and folder.generated.exists():
+        tensors, record = load_tensors(folder.generated)
+        pixels, remarks = tensors["images"].numpy(), tuple(record["remarks"])
+    else:
+        pixels, remarks = imagine(
+            teacher,
+            steps=config.data.generator_steps,
+            count=config.data.generated_images,
+            seed=config.execution.seed,
+            step=lambda done, total, figures: progress.step(done, total, **figures),
+        )
+        save_tensors(folder.generated, {"images": torch.from_numpy(pixels)}, {"remarks": remarks})
+    source = ArraySource(NO_DATA, pixels)
+    source.notes = remarks
+    training, held_out = split_held_out(len(source), config.execution.seed, most=config.data.held_out_images)
+    return UnlabelledImages(
+        source=source,
+        training=training,
+        held_out=held_out,
+        workers=0,
+        augmentation=config.data.augmentation,
+        preview=preview(pixels),
+    )
+
+
 def _mirrored_targets(config: RunConfig, teacher: Network, images: UnlabelledImages) -> tuple[bool, tuple[str, ...]]:
     """Whether targets are averaged over mirror images, and what to say about it."""
     wanted, possible = config.distillation.targets, can_mirror(teacher.folded)
@@ -230,118 +269,3 @@ def _mirrored_targets(config: RunConfig, teacher: Network, images: UnlabelledIma
     if agreement < LEAST_AGREEMENT:
         return False, (f"{found}: too few to average its logits over both (--targets mirror does it all the same)",)
     return True, (f"{found}: the student learns its mean over both (--targets image learns the image's alone)",)
-
-
-def _widths(config: RunConfig) -> Widths:
-    bits = config.quantisation
-    return Widths(
-        weights=bits.bits,
-        first=bits.first_bits,
-        depthwise=bits.depthwise_bits,
-        last=bits.last_bits,
-        activations=bits.activation_bits,
-    )
-
-
-def _objective(config: RunConfig) -> ObjectiveConfig:
-    settings = config.distillation
-    return ObjectiveConfig(
-        logit_loss=settings.logit_loss,
-        temperature=settings.temperature,
-        logit_weight=settings.logit_weight,
-        label_weight=settings.label_weight,
-        class_weight=settings.class_weight,
-        affinity=settings.affinity,
-        affinity_order=settings.affinity_order,
-        affinity_weight=settings.affinity_weight,
-        projections=settings.projections,
-        normalise=settings.normalise,
-        distance=settings.distance,
-        over=settings.over,
-        adapters=settings.adapters,
-        feed_weight=settings.feed_weight,
-        branch_weight=settings.sakd_weight,
-        ensemble_weight=settings.speq_weight,
-        ensemble_bits=settings.speq_bits,
-        ensemble_probability=settings.speq_probability,
-    )
-
-
-def _distilled(
-    config: RunConfig,
-    folder: RunFolder,
-    prepared: PreparedStudent,
-    teacher: Network,
-    co_teachers: tuple[Network, ...],
-    images: UnlabelledImages,
-    progress: Progress,
-    *,
-    mirror: bool,
-) -> TrainedStudent:
-    """Distil, generation after generation, or take what an interrupted run had finished."""
-    trained: TrainedStudent | None = None
-    generations = config.distillation.generations
-    for generation in range(generations):
-        kept = folder.trained if generation == generations - 1 else folder.generation(generation)
-        if config.output.resume and kept.exists():
-            tensors, record = load_tensors(kept)
-            network = prepared.network()
-            network.load_state_dict(tensors)
-            trained = TrainedStudent(
-                network=network.eval(), distillation=from_json(Distillation, record, where=str(kept))
-            )
-            continue
-        if generations > 1:
-            progress.say(f"student {generation + 1} of {generations}")
-        trained = _one_generation(config, folder, prepared, teacher, co_teachers, trained, images, progress, mirror)
-        save_tensors(kept, trained.network.state_dict(), to_json(trained.distillation))
-        folder.checkpoint.unlink(missing_ok=True)
-    assert trained is not None
-    return trained
-
-
-def _one_generation(
-    config: RunConfig,
-    folder: RunFolder,
-    prepared: PreparedStudent,
-    teacher: Network,
-    co_teachers: tuple[Network, ...],
-    predecessor: TrainedStudent | None,
-    images: UnlabelledImages,
-    progress: Progress,
-    mirror: bool,
-) -> TrainedStudent:
-    settings = config.distillation
-    device = resolve_device(config.execution.device)
-    bits = min(config.quantisation.bits, config.quantisation.activation_bits)
-    normalised = resolve_normalised(settings.batch_norm, bits)
-    task = Task(
-        student=prepared,
-        teacher=teacher.folded,
-        images=images,
-        preprocessing=teacher.preprocessing,
-        outputs=teacher.outputs,
-        objective=_objective(config),
-        schedule=Schedule(
-            steps=resolve_steps(settings.steps, bits),
-            batch_size=min(settings.batch_size, len(images.training)),
-            learning_rate=resolve_learning_rate(settings.learning_rate, bits, normalised=normalised),
-            scale_learning_rate=settings.scale_learning_rate,
-            learned_scales=config.quantisation.learned_scales,
-            normalised=normalised,
-        ),
-        taps=settings.taps,
-        mirror=mirror,
-        device=device,
-        fast=config.execution.precision == "bfloat16"
-        or (config.execution.precision == "auto" and device.type == "cuda"),
-        seed=config.execution.seed,
-        co_teachers=tuple(network.folded for network in co_teachers),
-        predecessor=None if predecessor is None else predecessor.network,
-    )
-    return distil(
-        task,
-        checkpoint=folder.checkpoint,
-        step=lambda done, total, figures: progress.step(done, total, **figures),
-        say=progress.say,
-    )

@@ -51,6 +51,21 @@ class RunFolder:
         """The student after distillation."""
         return self.state / "trained.safetensors"
 
+    @property
+    def generated(self) -> Path:
+        """Images generated where none were given."""
+        return self.state / "generated.safetensors"
+
+    @property
+    def float_student(self) -> Path:
+        """A student of another architecture after float distillation."""
+        return self.state / "float.safetensors"
+
+    @property
+    def float_checkpoint(self) -> Path:
+        """Position within float distillation."""
+        return self.state / "float-checkpoint.safetensors"
+
     def generation(self, number: int) -> Path:
         """A student of the chain that is not the last, numbered from 0, after distillation."""
         return self.state / f"generation{number}.safetensors"

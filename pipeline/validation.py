@@ -137,7 +137,12 @@ def validate_network(
         seconds={},
         gates=gates,
         distillation=replace(trained.distillation, accuracy_calibrated=scores.calibrated),
-        data=Data(images=len(images.source), unreadable=unreadable.count, unreadable_names=unreadable.names[:5]),
+        data=Data(
+            images=len(images.source),
+            unreadable=unreadable.count,
+            unreadable_names=unreadable.names[:5],
+            generated=images.preview,
+        ),
         preprocessing=preprocessing.to_json(),
         notes=tuple(dict.fromkeys(said)),
         layers=_layers(prepared.plan, census, noise),

@@ -180,6 +180,8 @@ class Data:
     unreadable: int = 0
     unreadable_names: tuple[str, ...] = ()
     """The first few of them."""
+    generated: str | None = None
+    """Some of them as a PNG in base64, where they were generated from the teacher."""
 
     def __post_init__(self) -> None:
         records.check(self)

@@ -48,6 +48,7 @@ def load_network(
         raise RuntimeError(f"{source}: folding BatchNorm changed an output by {difference:.3g} of the largest one")
     return Network(
         source=source,
+        captured=captured,
         folded=folded,
         preprocessing=p,
         outputs=describe_outputs(

@@ -1,0 +1,199 @@
+"""What a run's settings mean for its students: their widths, their losses, and the stages in which they learn."""
+
+from __future__ import annotations
+
+from backends.placement import Widths
+from pipeline.artifacts import (
+    Network,
+    PreparedStudent,
+    TrainedStudent,
+    UnlabelledImages,
+    load_tensors,
+    save_tensors,
+)
+from pipeline.config import RunConfig
+from pipeline.defaults import (
+    resolve_device,
+    resolve_float_steps,
+    resolve_learning_rate,
+    resolve_normalised,
+    resolve_steps,
+)
+from pipeline.distillation.objective import ObjectiveConfig
+from pipeline.progress import Progress
+from pipeline.records import from_json, to_json
+from pipeline.report.schema import Distillation
+from pipeline.stages.distill import Schedule, Task, distil
+from pipeline.stages.float_student import FloatTask, teach_float, with_weights
+from pipeline.state import RunFolder
+
+
+def float_steps(config: RunConfig) -> int:
+    """Steps in which the student learns in float before it is quantised; 0: none."""
+    student = config.student
+    has_weights = student.weights is not None or (student.source or "").partition(":")[0] in ("torchvision", "timm")
+    return resolve_float_steps(
+        config.distillation.float_steps, named=student.source is not None, has_weights=has_weights
+    )
+
+
+def taught_in_float(
+    config: RunConfig,
+    folder: RunFolder,
+    student: Network,
+    teacher: Network,
+    images: UnlabelledImages,
+    progress: Progress,
+    mirror: bool,
+    steps: int,
+) -> tuple[Network, str]:
+    """The student after float distillation, or what an interrupted run had finished of it, and what came out."""
+    if config.output.resume and folder.float_student.exists():
+        weights, record = load_tensors(folder.float_student)
+        agreement = float(record["agreement"])
+    else:
+        settings = config.distillation
+        task = FloatTask(
+            student=student,
+            teacher=teacher.folded,
+            images=images,
+            preprocessing=teacher.preprocessing,
+            objective=objective_config(config),
+            taps=settings.taps,
+            mirror=mirror,
+            steps=steps,
+            batch_size=min(settings.batch_size, len(images.training)),
+            learning_rate=settings.float_learning_rate,
+            device=resolve_device(config.execution.device),
+            seed=config.execution.seed,
+        )
+        weights, agreement = teach_float(
+            task,
+            checkpoint=folder.float_checkpoint,
+            step=lambda done, total, figures: progress.step(done, total, **figures),
+        )
+        save_tensors(folder.float_student, weights, {"agreement": agreement})
+        folder.float_checkpoint.unlink(missing_ok=True)
+    remark = (
+        f"{student.source} learned in float for {steps} steps: it gives {100 * agreement:.1f} % of held-out images the "
+        "class that it was asked for"
+    )
+    progress.say(remark)
+    return with_weights(student, weights), remark
+
+
+def widths(config: RunConfig) -> Widths:
+    """Bits of weights and activations."""
+    bits = config.quantisation
+    return Widths(
+        weights=bits.bits,
+        first=bits.first_bits,
+        depthwise=bits.depthwise_bits,
+        last=bits.last_bits,
+        activations=bits.activation_bits,
+    )
+
+
+def objective_config(config: RunConfig) -> ObjectiveConfig:
+    """The terms of the loss and their weights."""
+    settings = config.distillation
+    return ObjectiveConfig(
+        logit_loss=settings.logit_loss,
+        temperature=settings.temperature,
+        logit_weight=settings.logit_weight,
+        label_weight=settings.label_weight,
+        class_weight=settings.class_weight,
+        affinity=settings.affinity,
+        affinity_order=settings.affinity_order,
+        affinity_weight=settings.affinity_weight,
+        projections=settings.projections,
+        normalise=settings.normalise,
+        distance=settings.distance,
+        over=settings.over,
+        adapters=settings.adapters,
+        feed_weight=settings.feed_weight,
+        branch_weight=settings.sakd_weight,
+        ensemble_weight=settings.speq_weight,
+        ensemble_bits=settings.speq_bits,
+        ensemble_probability=settings.speq_probability,
+    )
+
+
+def distilled(
+    config: RunConfig,
+    folder: RunFolder,
+    prepared: PreparedStudent,
+    teacher: Network,
+    co_teachers: tuple[Network, ...],
+    images: UnlabelledImages,
+    progress: Progress,
+    *,
+    mirror: bool,
+) -> TrainedStudent:
+    """Distil, generation after generation, or take what an interrupted run had finished."""
+    trained: TrainedStudent | None = None
+    generations = config.distillation.generations
+    for generation in range(generations):
+        kept = folder.trained if generation == generations - 1 else folder.generation(generation)
+        if config.output.resume and kept.exists():
+            tensors, record = load_tensors(kept)
+            network = prepared.network()
+            network.load_state_dict(tensors)
+            trained = TrainedStudent(
+                network=network.eval(), distillation=from_json(Distillation, record, where=str(kept))
+            )
+            continue
+        if generations > 1:
+            progress.say(f"student {generation + 1} of {generations}")
+        trained = _one_generation(config, folder, prepared, teacher, co_teachers, trained, images, progress, mirror)
+        save_tensors(kept, trained.network.state_dict(), to_json(trained.distillation))
+        folder.checkpoint.unlink(missing_ok=True)
+    assert trained is not None
+    return trained
+
+
+def _one_generation(
+    config: RunConfig,
+    folder: RunFolder,
+    prepared: PreparedStudent,
+    teacher: Network,
+    co_teachers: tuple[Network, ...],
+    predecessor: TrainedStudent | None,
+    images: UnlabelledImages,
+    progress: Progress,
+    mirror: bool,
+) -> TrainedStudent:
+    settings = config.distillation
+    device = resolve_device(config.execution.device)
+    bits = min(config.quantisation.bits, config.quantisation.activation_bits)
+    normalised = resolve_normalised(settings.batch_norm, bits)
+    task = Task(
+        student=prepared,
+        teacher=teacher.folded,
+        images=images,
+        preprocessing=teacher.preprocessing,
+        outputs=teacher.outputs,
+        objective=objective_config(config),
+        schedule=Schedule(
+            steps=resolve_steps(settings.steps, bits),
+            batch_size=min(settings.batch_size, len(images.training)),
+            learning_rate=resolve_learning_rate(settings.learning_rate, bits, normalised=normalised),
+            scale_learning_rate=settings.scale_learning_rate,
+            learned_scales=config.quantisation.learned_scales,
+            normalised=normalised,
+        ),
+        taps=settings.taps,
+        mirror=mirror,
+        device=device,
+        fast=config.execution.precision == "bfloat16"
+        or (config.execution.precision == "auto" and device.type == "cuda"),
+        seed=config.execution.seed,
+        co_teachers=tuple(network.folded for network in co_teachers),
+        predecessor=None if predecessor is None else predecessor.network,
+    )
+    return distil(
+        task,
+        checkpoint=folder.checkpoint,
+        step=lambda done, total, figures: progress.step(done, total, **figures),
+        say=progress.say,
+    )

@@ -1,0 +1,96 @@
+"""A student of another architecture learns in float, with its BatchNorms, and resumes to the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from calibration.capture import capture
+from calibration.errors import UserError
+from calibration.fold import fold
+from calibration.training_mode import in_training
+from pipeline.artifacts import Network
+from pipeline.distillation.objective import ObjectiveConfig
+from pipeline.networks.digits import DigitsNetwork
+from pipeline.stages.float_student import FloatTask, teach_float, with_weights
+
+
+def student(example: SimpleNamespace) -> Network:
+    """The embedded network with random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = DigitsNetwork()
+    captured = capture(module, torch.zeros(2, 1, 8, 8), source="small")
+    return Network(
+        source="small",
+        captured=captured,
+        folded=fold(captured),
+        preprocessing=example.teacher.preprocessing,
+        outputs=example.teacher.outputs,
+        fold_difference=0.0,
+        notes=(),
+    )
+
+
+def teach(example: SimpleNamespace, folder: Path, **changes: Any) -> tuple[dict[str, Tensor], float]:
+    step = changes.pop("step", lambda done, total, figures: None)
+    settings: dict[str, Any] = {
+        "student": student(example),
+        "teacher": example.teacher.folded,
+        "images": example.images,
+        "preprocessing": example.teacher.preprocessing,
+        "objective": ObjectiveConfig(ensemble_weight=1.0),  # whose second pass a float network does not have
+        "taps": None,
+        "mirror": False,
+        "steps": 40,
+        "batch_size": 32,
+        "learning_rate": 3e-3,
+        "device": torch.device("cpu"),
+        "seed": 0,
+    }
+    return teach_float(FloatTask(**settings | changes), checkpoint=folder / "float.safetensors", step=step)
+
+
+def test_it_learns_and_resumes_to_the_same_bits(example: SimpleNamespace, tmp_path: Path) -> None:
+    weights, agreement = teach(example, tmp_path)
+    assert agreement > 0.5, "random weights agree on a tenth"
+
+    def interrupt(done: int, total: int, figures: Mapping[str, float]) -> None:
+        if done == 23:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        teach(example, tmp_path, step=interrupt)
+    resumed, _ = teach(example, tmp_path)
+    assert weights.keys() == resumed.keys()
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+    trained = with_weights(student(example), weights)
+    images = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(trained.folded(images)[0], trained.captured(images)[0], rtol=1e-3, atol=1e-4)
+
+
+def test_batch_norms_train_in_a_copy_alone(example: SimpleNamespace) -> None:
+    captured = student(example).captured
+    images = 3 + torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    before = {name: tensor.clone() for name, tensor in captured.state_dict().items()}
+    training = in_training(captured)
+    with torch.no_grad():
+        first = training(images)[0]
+        changed = [name for name, tensor in training.state_dict().items() if not torch.equal(tensor, before[name])]
+        norms = sum(isinstance(module, nn.BatchNorm2d) for module in DigitsNetwork().modules())
+        assert len(changed) == 2 * norms, "a running mean and variance for each"
+        assert all(torch.equal(tensor, before[name]) for name, tensor in captured.state_dict().items())
+        again = in_training(training, training=False)
+        assert torch.equal(again(images)[0], again(images)[0]) and not torch.equal(first, again(images)[0])
+
+
+def test_divergence_is_the_users_line(example: SimpleNamespace, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"diverged at step .*: use a lower --float-learning-rate than 1e"):
+        teach(example, tmp_path, learning_rate=1e30, steps=8)
