@@ -227,16 +227,12 @@ CLOSE: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-#: Networks whose every layer is too narrow for the TensorRT profile.
-NARROW = {"one_channel", "add_input", "depth_multiplier"}
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for a network of one of the tables for every network of it."""
-    wide = [name for name in EXACT if name not in NARROW]
-    for argument, names in (("exact_network", list(EXACT)), ("close_network", list(CLOSE)), ("wide_network", wide)):
+    tables = (("exact_network", EXACT), ("close_network", CLOSE), ("every_network", EXACT | CLOSE))
+    for argument, names in tables:
         if argument in metafunc.fixturenames:
-            metafunc.parametrize(argument, names)
+            metafunc.parametrize(argument, list(names))
 
 
 @dataclass(frozen=True, kw_only=True)

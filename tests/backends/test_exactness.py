@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from backends.exposed import exposed
+from backends.onnx_view import OnnxView
 from backends.placement import Widths
 from backends.reference import IntegerOracle
 
@@ -66,12 +67,30 @@ def test_float_operators_differ_by_one_step_at_most(close_network: str, build: C
         assert float((mine - simulated).abs().max()) <= step
 
 
-def test_tensorrt_files_are_simulated_exactly(wide_network: str, build: Callable[..., Any]) -> None:
-    # TensorRT computes in float between its int8 inputs; the oracle computes the file as it is written.
-    built = build(wide_network, "tensorrt")
-    outputs, _ = IntegerOracle(built.model()).run(built.images)
+@pytest.mark.parametrize("variant", [name for name, variant in VARIANTS.items() if "widths" not in variant])
+def test_tensorrt_files_are_simulated_exactly(every_network: str, variant: str, build: Callable[..., Any]) -> None:
+    # TensorRT's documented semantics: exact sums, then float32 reals up to the next rounding, whatever is between.
+    built = build(every_network, "tensorrt", **VARIANTS[variant])
+    outputs, rounded = IntegerOracle(built.model(), fused_rounding=False).run(built.images, trace=True)
     for mine, simulated in zip(outputs, built.simulate(), strict=True):
-        torch.testing.assert_close(mine, simulated, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(mine.numpy(), simulated.numpy())
+    assert {(int(values.min()) < -128, int(values.max()) > 127) for values in rounded.values()} == {(False, False)}
+
+
+def test_tensorrts_sums_are_rescaled_then_rounded_by_hand(build: Callable[..., Any]) -> None:
+    built = build("conv", "tensorrt")
+    view = OnnxView(model := built.model())
+    _, rounded = IntegerOracle(model, fused_rounding=False).run(built.images[:1], trace=True)
+    first, second = (node for node in view.nodes if node.op_type == "QuantizeLinear" and node.name in ("x_q", "relu_q"))
+    scales = [view.scale(node) for node in (first, next(n for n in view.nodes if n.name == "a_weight_dq"), second)]
+    weight, bias = view.value("a_weight"), view.value("a_bias")
+    assert weight is not None and bias is not None and all(scale is not None for scale in scales)
+    integers = np.pad(rounded["x_q"].numpy()[0], ((0, 0), (1, 1), (1, 1))).astype(np.int64)
+    for channel, row, column in ((0, 0, 0), (3, 5, 7), (15, 11, 11)):
+        sums = np.float32((integers[:, row : row + 3, column : column + 3] * weight[channel].astype(np.int64)).sum())
+        real = np.float32(sums * np.float32(scales[0] * scales[1][channel])) + bias[channel]  # type: ignore[index]
+        expected = np.clip(np.rint(np.float32(max(real, np.float32(0)) / scales[2])), -128, 127)
+        assert rounded["relu_q"][0, channel, row, column] == expected
 
 
 @pytest.mark.parametrize("network", ["average_pool", "average_pool_signed"])

@@ -112,8 +112,8 @@ def test_what_is_emitted_for_onnx_runtime_is_legal(exact_network: str, bits: int
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_what_is_emitted_for_tensorrt_is_legal(wide_network: str, bits: int, build: Build) -> None:
-    built = build(wide_network, "tensorrt", bits=bits)
+def test_what_is_emitted_for_tensorrt_is_legal(every_network: str, bits: int, build: Build) -> None:
+    built = build(every_network, "tensorrt", bits=bits)
     assert lint(built.model(), _rules(built)) == []
 
 
