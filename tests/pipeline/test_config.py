@@ -13,6 +13,7 @@ from calibration.errors import UserError
 from pipeline import records
 from pipeline.config import (
     DataConfig,
+    EngineConfig,
     ExecutionConfig,
     OutputConfig,
     QuantisationConfig,
@@ -97,6 +98,17 @@ def test_every_field_is_a_flag_with_help_and_no_two_share_a_name() -> None:
         (DistillationConfig, {"speq_probability": 1.5}, "--speq-probability 1.5: must be above 0 and at most 1"),
         (DistillationConfig, {"affinity": "pkt", "adapters": "trained"}, "--adapters trained belongs to losses over"),
         (QuantisationConfig, {"activation_bits": 4}, "--activation-bits 4: --backend onnxruntime multiplies 8-bit"),
+        (QuantisationConfig, {"rest": "fp16"}, "--rest fp16 is for --backend tensorrt: onnxruntime computes"),
+        (
+            QuantisationConfig,
+            {"rest": "fp16", "backend": "tensorrt", "opset": 18},
+            "--opset 18 has no float16 roundings: use --opset 19 or more",
+        ),
+        (EngineConfig, {"batches": (1, 2)}, "--batches 1,2: must be MIN,OPT,MAX"),
+        (EngineConfig, {"batches": (4, 2, 8)}, "--batches 4,2,8: must be MIN,OPT,MAX"),
+        (EngineConfig, {"workspace": 0}, "--workspace-mib 0: must be 1 or more"),
+        (EngineConfig, {"optimisation_level": 6}, "--optimisation-level 6: must be 0 to 5"),
+        (EngineConfig, {"hardware_compatibility": "any"}, "--hardware-compatibility any: must be none, ampere-plus"),
         (TeacherConfig, {"co_weights": ("a",)}, "--co-weights names 1 files and --co-teachers 0 networks"),
         (ValidationConfig, {"min_speedup": 0.0}, "--min-speedup 0.0: must be greater than 0"),
         (ValidationConfig, {"threads": 1.5}, "--threads 1.5: must be a whole number"),
@@ -109,6 +121,16 @@ def test_a_wrong_value_cannot_exist(group: Any, fields: dict[str, Any], words: s
     with pytest.raises(UserError) as caught:
         group(**fields)
     assert str(caught.value).startswith(words)
+
+
+def test_flags_of_an_engine_need_a_backend_that_builds_one() -> None:
+    engine = EngineConfig(batches=(1, 4, 8))
+    with pytest.raises(UserError, match="--batches is for --backend tensorrt: onnxruntime builds no engine"):
+        RunConfig(engine=engine)
+    tensorrt = QuantisationConfig(backend="tensorrt")
+    with pytest.raises(UserError, match="--batch 16 lies outside of --batches 1,4,8"):
+        RunConfig(quantisation=tensorrt, engine=engine, validation=ValidationConfig(batch=16))
+    RunConfig(quantisation=tensorrt, engine=engine, validation=ValidationConfig(batch=4))
 
 
 def test_a_teacher_of_something_else_needs_its_own_images() -> None:
