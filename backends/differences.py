@@ -51,9 +51,14 @@ class TensorDifference:
 class Comparison:
     """Compares the oracle over one model with another execution, of the same model or of another one."""
 
-    def __init__(self, model: onnx.ModelProto, other: onnx.ModelProto | None = None) -> None:
-        self.oracle = IntegerOracle(model)
-        self.nudged = [IntegerOracle(_with_scales(model, factor)) for factor in (1 - _NUDGE, 1 + _NUDGE)]
+    def __init__(
+        self, model: onnx.ModelProto, other: onnx.ModelProto | None = None, *, fused_rounding: bool = True
+    ) -> None:
+        self.oracle = IntegerOracle(model, fused_rounding=fused_rounding)
+        self.nudged = [
+            IntegerOracle(_with_scales(model, factor), fused_rounding=fused_rounding)
+            for factor in (1 - _NUDGE, 1 + _NUDGE)
+        ]
         self.names = rounded_tensors(model)
         if other is not None:
             theirs = set(rounded_tensors(other))

@@ -76,6 +76,12 @@ class Bundle:
         return preprocessing_from_fields(self.manifest["preprocessing"], where=str(self.folder / MANIFEST))
 
     @property
+    def fixed_batch(self) -> int | None:
+        """The only batch size that the model takes; None where it is free."""
+        size = self.manifest["inputs"][0]["shape"][0]
+        return size if isinstance(size, int) else None
+
+    @property
     def outputs(self) -> tuple[Output, ...]:
         """What the model's outputs hold, in the file's order."""
         return tuple(
@@ -176,4 +182,18 @@ def read_bundle(folder: Path) -> Bundle:
     if not {MODEL, GOLDEN} <= files.keys():
         raise UserError(f"{path} vouches for no {MODEL} and {GOLDEN}: make the bundle anew")
     golden = Golden.read(folder / GOLDEN, [entry["name"] for entry in manifest["outputs"]])
+    _check_inputs(golden.inputs, manifest["inputs"][0], folder / GOLDEN)
     return Bundle(folder=folder, model=(folder / MODEL).read_bytes(), golden=golden, manifest=manifest)
+
+
+def _check_inputs(inputs: NDArray[np.float32], described: Mapping[str, Any], path: Path) -> None:
+    """Refuse golden inputs that are not what the model takes, whatever their number."""
+    sizes = described["shape"][1:]
+    fits = inputs.ndim == 1 + len(sizes) and all(
+        not isinstance(wanted, int) or size == wanted for size, wanted in zip(inputs.shape[1:], sizes, strict=True)
+    )
+    if inputs.dtype != np.float32 or not fits:
+        raise UserError(
+            f"{path}: its golden inputs are {inputs.dtype} {list(inputs.shape)}, the model takes {described['type']}"
+            f" {described['shape']}: make the bundle anew"
+        )

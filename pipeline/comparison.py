@@ -28,6 +28,7 @@ from pipeline.preprocessing import normalise
 from pipeline.progress import Progress
 from pipeline.report.comparison import ComparedOutput, ComparedTensor, ComparisonReport
 from pipeline.report.wording import RUNTIMES
+from pipeline.running import filled_up
 
 _BATCH = 16
 
@@ -57,7 +58,7 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
             raise UserError(f"there is nothing to compare the oracle with: {absent}; or name another model: --against")
         backend, runs_on = backend_named("reference"), RUNTIMES["reference"]
         notes.append(f"{absent}: the other model is executed by the oracle")
-    comparison = Comparison(model, other)
+    comparison = Comparison(model, other, fused_rounding=backend.profile.fused_rounding)
     if not comparison.names:
         raise UserError(f"--against {config.against}: it shares no rounded tensor with the model of {bundle.folder}")
     left_out = len(rounded_tensors(model)) - len(comparison.names)
@@ -69,7 +70,8 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
     counts = {output.name: _OutputCount() for output in bundle.outputs}
     running = other if other is not None else model
     with _runner(backend, exposed(running, comparison.names), config.threads) as runner:
-        for batch in _batches(bundle, config):
+        for given in _batches(bundle, config):
+            batch = given if bundle.fixed_batch is None else filled_up(given, bundle.fixed_batch)
             found = runner.run(batch.numpy())
             tensors = [torch.from_numpy(np.asarray(values)) for values in found]
             kept = len(running.graph.output)
@@ -77,7 +79,7 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
             mine = comparison.add(batch, theirs)
             for output, here, there in zip(bundle.outputs, mine, tensors[:kept], strict=True):
                 _count(counts[output.name], here, there)
-            images += len(batch)
+            images += len(given)
             progress.step(images, config.count if config.data else len(bundle.golden.inputs))
     first = comparison.first()
     return ComparisonReport(
@@ -114,12 +116,12 @@ def _runner(backend: Backend, model: onnx.ModelProto, threads: int | None) -> Ab
 def _batches(bundle: Bundle, config: CompareConfig) -> Iterator[Tensor]:
     """Normalised images: the bundle's golden ones, or the first of a source."""
     if config.data is None:
-        yield from torch.split(torch.from_numpy(bundle.golden.inputs), _BATCH)
+        yield from torch.split(torch.from_numpy(bundle.golden.inputs), bundle.fixed_batch or _BATCH)
         return
     preprocessing = bundle.preprocessing
     source = open_images(config.data, preprocessing)
     indices = np.arange(min(config.count, len(source)), dtype=np.int64)
-    most = images_at_once(preprocessing, _BATCH)
+    most = bundle.fixed_batch or images_at_once(preprocessing, _BATCH)
     for batch in ordered_batches(source, indices, preprocessing, batch_size=most):
         yield normalise(batch.images, preprocessing)
 

@@ -230,9 +230,13 @@ class QuantisationConfig:
         int | None,
         Parameter(metavar="NUMBER", help="ONNX opset of the model, 17 to 23. Default: what the grids need."),
     ] = None
+    static_batch: Annotated[
+        int | None, Parameter(metavar="COUNT", help="The only batch size that the model takes. Default: any.")
+    ] = None
 
     def __post_init__(self) -> None:
         flags.check_fields(self)
+        flags.check_at_least(self, static_batch=1)
         # Opset 17 is the oldest that the supported runtimes' manuals still test; 21 brought int4 tensors.
         if self.opset is not None and not 17 <= self.opset <= 23:
             raise UserError(f"--opset {self.opset}: must be 17 to 23")
@@ -396,7 +400,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.data.source == NO_DATA and self.distillation.label_weight is not None:
             raise UserError(f"--label-weight {self.distillation.label_weight} needs labels, and --data none has none")
-        kind = self.teacher.source.partition(":")[0]
+        kind, fixed = self.teacher.source.partition(":")[0], self.quantisation.static_batch
+        if fixed is not None and self.validation.batch not in (1, fixed):
+            raise UserError(f"--batch {self.validation.batch}: --static-batch makes a model of batch {fixed} alone")
         # The user's own builder may well be for digits; every other source is a network of something else.
         if self.data.source == EMBEDDED and kind not in (EMBEDDED, "python"):
             raise UserError(

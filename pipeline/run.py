@@ -104,7 +104,12 @@ def run(config: RunConfig, progress: Progress) -> Report:
         trained = distilled(config, folder, prepared, teacher, co_teachers, images, progress, mirror=mirror)
     with _stage("convert", progress, seconds):
         compiled = compile_model(
-            trained.network, student.folded, teacher.folded, backend, opset=config.quantisation.opset
+            trained.network,
+            student.folded,
+            teacher.folded,
+            backend,
+            opset=config.quantisation.opset,
+            batch=config.quantisation.static_batch,
         )
         write_bytes(folder.float_model, compiled.float_model)
     with _stage("validate", progress, seconds):

@@ -42,6 +42,7 @@ from pipeline.report.schema import (
     Size,
     verdict,
 )
+from pipeline.running import filled_up, latency_batch, runner_outputs
 from pipeline.stages.sensitivity import layer_sqnr
 from pipeline.stages.targets import target_outputs
 from pipeline.stages.validate import (
@@ -102,14 +103,15 @@ def validate_network(
     inputs = normalise(sample.images, preprocessing)
     with _maybe_runner(backend, compiled.model, absent) as runner:
         if runner is not None:
-            columns["runtime"] = _runner_outputs(runner)
+            columns["runtime"] = runner_outputs(runner, config.quantisation.static_batch)
         batches = _scored(evaluation, indices, preprocessing, most, images.workers)
         scores = score(columns, batches, teacher.outputs, step=lambda done: progress.step(done, len(indices)))
     layers = [placement.layer for placement in prepared.plan.weights]
     census, remark = count_kernels(backend, compiled.model, layers)
-    latency = no_latency(config.validation.batch, config.validation.threads)
+    batch, batch_remark = latency_batch(config.validation.batch, config.quantisation.static_batch)
+    latency = no_latency(batch, config.validation.threads)
     if absent is None:
-        wanted = np.resize(inputs.numpy(), (config.validation.batch, *inputs.shape[1:]))
+        wanted = filled_up(inputs, batch).numpy()
         latency = measure_latency(
             backend, compiled.model, compiled.float_model, wanted, threads=config.validation.threads
         )
@@ -117,7 +119,7 @@ def validate_network(
     noise = layer_sqnr(
         prepared.folded, trained.network, torch.split(inputs, images_at_once(preprocessing, _SQNR_IMAGES))
     )
-    said = [*notes, *evaluation.images.notes, *remarks]
+    said = [*notes, *evaluation.images.notes, *remarks, *batch_remark]
     said += [line for line in (absent, remark, backend.profile.inexact) if line]
     unreadable = images.source.unreadable
     report = Report(
@@ -161,10 +163,11 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
     columns: dict[str, Outputs] = {
         "oracle": oracle_outputs(bundle.model, fused_rounding=backend.profile.fused_rounding)
     }
+    batch, batch_remark = latency_batch(config.batch, bundle.fixed_batch)
     remarks: tuple[str, ...] = ()
     with _maybe_runner(backend, bundle.model, absent) as runner:
         if runner is not None:
-            columns["runtime"] = _runner_outputs(runner)
+            columns["runtime"] = runner_outputs(runner, bundle.fixed_batch)
         if config.eval_data is None:
             golden = [torch.from_numpy(values) for values in bundle.golden.teacher.values()]
             columns["target"] = columns["teacher"] = lambda images: golden
@@ -181,9 +184,9 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
             batches = _scored(evaluation, np.arange(count), bundle.preprocessing, most, 0)
         scores = score(columns, batches, bundle.outputs, step=lambda done: progress.step(done, count))
     census, remark = count_kernels(backend, bundle.model, [placement.layer for placement in bundle.plan.weights])
-    latency = no_latency(config.batch, config.threads)
+    latency = no_latency(batch, config.threads)
     if absent is None:
-        inputs = np.resize(bundle.golden.inputs, (config.batch, *bundle.golden.inputs.shape[1:]))
+        inputs = filled_up(torch.from_numpy(bundle.golden.inputs), batch).numpy()
         latency = measure_latency(backend, bundle.model, float_model, inputs, threads=config.threads)
     gates = _gates(config, scores, census, latency, bundle.plan, backend)
     return Report(
@@ -203,7 +206,7 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
         seconds={},
         gates=gates,
         preprocessing=bundle.preprocessing.to_json(),
-        notes=(*remarks, *(line for line in (absent, remark, backend.profile.inexact) if line)),
+        notes=(*remarks, *batch_remark, *(line for line in (absent, remark, backend.profile.inexact) if line)),
         layers=_layers(bundle.plan, census, {}),
         outputs=scores.outputs,
     )
@@ -229,10 +232,6 @@ def _module_outputs(module: torch.nn.Module) -> Outputs:
             return list(module(images))
 
     return run
-
-
-def _runner_outputs(runner: Runner) -> Outputs:
-    return lambda images: [torch.from_numpy(np.asarray(output)) for output in runner.run(images.numpy())]
 
 
 def _evaluation(

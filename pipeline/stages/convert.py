@@ -29,12 +29,13 @@ def compile_model(
     backend: Backend,
     *,
     opset: int | None,
+    batch: int | None = None,
 ) -> CompiledModel:
-    """The quantised artifact and the float teacher's, over a free batch size.
+    """The quantised artifact and the float teacher's, over a free batch size or for batches of `batch` alone.
 
     Raises UserError naming node and rule when the file would break one of the backend's rules.
     """
     frozen = freeze(network, folded)
-    model = backend.emit(frozen, opset=opset, batch=None)
-    float_model = emit(teacher, opset=opset or _FLOAT_OPSET)
+    model = backend.emit(frozen, opset=opset, batch=batch)
+    float_model = emit(teacher, opset=opset or _FLOAT_OPSET, batch=batch)
     return CompiledModel(frozen=frozen, model=model.SerializeToString(), float_model=float_model.SerializeToString())
