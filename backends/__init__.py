@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from calibration.errors import MissingExtra, UserError
+from calibration.errors import UserError, require_package
 
 if TYPE_CHECKING:
     from backends.base import Backend
@@ -53,7 +52,7 @@ def backend_named(name: str) -> Backend:
     """The backend of that name. Raises UserError listing the known ones, MissingExtra where its package is missing."""
     if name not in BACKENDS:
         raise UserError(f"--backend {name}: unknown; known are {', '.join(BACKENDS)}")
-    package, extra = _PACKAGES.get(name, ("", ""))
-    if package and importlib.util.find_spec(package) is None:
-        raise MissingExtra(package, extra=extra, needed_for=f"--backend {name}")
+    if name in _PACKAGES:
+        package, extra = _PACKAGES[name]
+        require_package(package, extra=extra, needed_for=f"--backend {name}")
     return BACKENDS[name]()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 
 class UserError(Exception):
     """A mistake that the user can mend: one line saying what, where, the value, what is allowed and the fix.
@@ -22,3 +24,9 @@ class MissingExtra(UserError):
         super().__init__(
             f"{needed_for} needs the package {package}, which is not installed: pip install 'faqd[{extra}]'"
         )
+
+
+def require_package(package: str, *, extra: str, needed_for: str) -> None:
+    """Raise MissingExtra unless the package is installed; it is looked for, not imported."""
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtra(package, extra=extra, needed_for=needed_for)

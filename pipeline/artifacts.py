@@ -15,8 +15,8 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.fx import GraphModule
 
+from backends.base import Backend
 from calibration.errors import UserError
-from calibration.freeze import FrozenNetwork
 from calibration.insert import insert
 from calibration.observe import Range
 from calibration.plan import Plan
@@ -95,9 +95,23 @@ class TrainedStudent:
 class CompiledModel:
     """The artifact and its float counterpart, serialised."""
 
-    frozen: FrozenNetwork
     model: bytes
     float_model: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisedStudent:
+    """What a quantiser makes of float networks and images: the artifact, its plan, and what is known of the way there.
+
+    `backend` has the profile that it was made for. `prepared` and `trained` are the simulations before and after
+    training, None where the quantiser simulates nothing: then the artifact itself is all that can be run.
+    """
+
+    backend: Backend
+    compiled: CompiledModel
+    plan: Plan
+    prepared: PreparedStudent | None = None
+    trained: TrainedStudent | None = None
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:

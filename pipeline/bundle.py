@@ -129,6 +129,7 @@ def write_bundle(
             "teacher": report.teacher,
             "student": report.student,
             "seed": report.seed,
+            "quantiser": report.quantiser,
             **_tensors(model, outputs),
             "preprocessing": preprocessing.to_json(),
             "versions": report.versions,

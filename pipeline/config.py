@@ -16,6 +16,7 @@ from cyclopts import Group, Parameter
 from calibration.errors import UserError
 from pipeline import flags
 from pipeline.config_distillation import DistillationConfig
+from pipeline.config_post_training import check_post_training
 
 EMBEDDED = "digits"
 """Name of the teacher and of the data that ship with the package."""
@@ -201,6 +202,10 @@ class QuantisationConfig:
         Literal["onnxruntime", "tensorrt", "openvino", "reference"],
         Parameter(help="Runtime that the quantisers are placed for; reference: the exact integer oracle."),
     ] = "onnxruntime"
+    quantiser: Annotated[
+        Literal["faqd", "nncf"],
+        Parameter(help="How integers are found; faqd: calibration and distillation; nncf: NNCF's post-training."),
+    ] = "faqd"
     bits: Annotated[
         Bits,
         Parameter(help="Bits of the weights, activations have 8. 4 and less: stored as 4 bits, multiplied as 8."),
@@ -410,6 +415,8 @@ class RunConfig:
                 "npz:FILE#key (the embedded digits suit only the embedded teacher)"
             )
         check_engine(self.engine, backend=self.quantisation.backend, batch=self.validation.batch)
+        if self.quantisation.quantiser != "faqd":
+            check_post_training(self.to_json(), RunConfig().to_json())
 
         if self.student.source is None and self.distillation.float_steps:
             raise UserError(
@@ -429,7 +436,8 @@ class RunConfig:
             return self.output.folder
         teacher = re.sub(r"[^A-Za-z0-9._]+", "-", self.teacher.source).strip("-.")
         bits = f"w{self.quantisation.bits}a{self.quantisation.activation_bits}"
-        return Path("artifacts") / f"{teacher}-{self.quantisation.backend}-{bits}"
+        other = "" if self.quantisation.quantiser == "faqd" else f"-{self.quantisation.quantiser}"
+        return Path("artifacts") / f"{teacher}-{self.quantisation.backend}-{bits}{other}"
 
     def to_json(self) -> dict[str, Any]:
         """Return one flat JSON object: flag without dashes -> value, None where unset."""

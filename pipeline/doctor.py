@@ -27,6 +27,7 @@ EXTRAS = {
     "timm": ("timm", "teachers named timm:NAME"),
     "tensorrt-rtx": ("tensorrt_rtx", "engine builds for --backend tensorrt"),
     "openvino": ("openvino", "--backend openvino"),
+    "nncf": ("nncf", "--quantiser nncf"),
 }
 """Extra -> the package it installs and what it is for."""
 

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from calibration.errors import UserError
-from pipeline.artifacts import (
-    Network,
-    PreparedStudent,
-    UnlabelledImages,
-    load_tensors,
-    save_tensors,
-)
+from pipeline.artifacts import Network, UnlabelledImages, load_tensors, save_tensors
 from pipeline.atomic import write_bytes
 from pipeline.batches import suggested_workers
 from pipeline.bundle import read_bundle, write_bundle
@@ -27,15 +18,15 @@ from pipeline.comparison import compare_bundle
 from pipeline.config import NO_DATA, EngineConfig, RunConfig, ValidationConfig
 from pipeline.data import open_images, open_labelled, split_held_out
 from pipeline.distillation.build import build_objective
-from pipeline.learning import distilled, float_steps, objective_config, taught_in_float, widths
-from pipeline.progress import Progress
+from pipeline.learning import float_steps, objective_config, taught_in_float
+from pipeline.progress import Progress, timed_stage
+from pipeline.quantisers import QUANTISERS, Job
 from pipeline.report.comparison import ComparisonReport
 from pipeline.report.files import write_report
 from pipeline.report.schema import Report, read_report
 from pipeline.sources.arrays import ArraySource
-from pipeline.stages.convert import check_convertible, compile_model
+from pipeline.stages.convert import check_convertible
 from pipeline.stages.imagine import check_imaginable, imagine, preview
-from pipeline.stages.observe import prepare
 from pipeline.stages.targets import LEAST_AGREEMENT, can_mirror, flips_in_training, mirror_agreement
 from pipeline.stages.teacher import check_same_outputs, load_network
 from pipeline.state import RunFolder, open_folder
@@ -47,6 +38,8 @@ def run(config: RunConfig, progress: Progress) -> Report:
 
     Raises UserError for the user's mistakes; nothing half-written is left behind by one.
     """
+    quantiser = QUANTISERS[config.quantisation.quantiser]
+    quantiser.require()
     backend = chosen_backend(config, progress)
     folder = open_folder(config)
     if config.output.resume and folder.bundle.exists():
@@ -54,72 +47,57 @@ def run(config: RunConfig, progress: Progress) -> Report:
         return read_report(folder.root / "report.json")
     seconds: dict[str, float] = {}
 
-    with _stage("teacher", progress, seconds):
+    with timed_stage("teacher", progress, seconds):
         teacher, student = _networks(config)
         co_teachers = _co_teachers(config, teacher)
         for network in {id(network): network for network in (teacher, student)}.values():
             check_convertible(network.folded, opset=config.quantisation.opset)
-        # Built for its errors: what a method lacks is said before anything takes time.
-        build_objective(
-            objective_config(config),
-            student.folded,
-            [teacher.folded, *(network.folded for network in co_teachers)],
-            teacher.outputs,
-            taps=config.distillation.taps,
-            seed=config.execution.seed,
-        )
+        if quantiser.trains:
+            # Built for its errors: what a method lacks is said before anything takes time.
+            build_objective(
+                objective_config(config),
+                student.folded,
+                [teacher.folded, *(network.folded for network in co_teachers)],
+                teacher.outputs,
+                taps=config.distillation.taps,
+                seed=config.execution.seed,
+            )
         if config.data.source == NO_DATA:
             check_imaginable(teacher)
         else:
             images = _images(config, teacher)
     if config.data.source == NO_DATA:
-        with _stage("imagine", progress, seconds):
+        with timed_stage("imagine", progress, seconds):
             images = _imagined(config, folder, teacher, progress)
-    mirror, reason = _mirrored_targets(config, teacher, images)
+    learns = quantiser.trains or float_steps(config) > 0
+    mirror, reason = _mirrored_targets(config, teacher, images) if learns else (False, ())
     student_notes = student.notes if student is not teacher else ()
     notes = (*teacher.notes, *student_notes, *images.source.notes, *reason)
     for note in notes:
         progress.say(note)
     if steps := float_steps(config):
-        with _stage("float", progress, seconds):
+        with timed_stage("float", progress, seconds):
             student, remark = taught_in_float(config, folder, student, teacher, images, progress, mirror, steps)
             notes = (*notes, remark)
-    with _stage("observe", progress, seconds):
-        if config.output.resume and folder.prepared.exists():
-            prepared = PreparedStudent.load(folder.prepared, student.folded)
-        else:
-            prepared = prepare(
-                student.folded,
-                backend,
-                images,
-                teacher.preprocessing,
-                widths=widths(config),
-                method=config.quantisation.range_method,
-                count=config.data.calibration_images,
-                seed=config.execution.seed,
-                step=lambda done, total: progress.step(done, total),
-            )
-            prepared.save(folder.prepared)
-    with _stage("distil", progress, seconds):
-        trained = distilled(config, folder, prepared, teacher, co_teachers, images, progress, mirror=mirror)
-    with _stage("convert", progress, seconds):
-        compiled = compile_model(
-            trained.network,
-            student.folded,
-            teacher.folded,
-            backend,
-            opset=config.quantisation.opset,
-            batch=config.quantisation.static_batch,
-        )
-        write_bytes(folder.float_model, compiled.float_model)
-    with _stage("validate", progress, seconds):
+    job = Job(
+        config=config,
+        folder=folder,
+        backend=backend,
+        teacher=teacher,
+        student=student,
+        co_teachers=co_teachers,
+        images=images,
+        mirror=mirror,
+        progress=progress,
+        seconds=seconds,
+    )
+    quantised = quantiser.quantise(job)
+    write_bytes(folder.float_model, quantised.compiled.float_model)
+    with timed_stage("validate", progress, seconds):
         validated = validate_network(
             config,
-            backend,
             teacher,
-            prepared,
-            trained,
-            compiled,
+            quantised,
             images,
             progress,
             mirror=mirror,
@@ -128,9 +106,9 @@ def run(config: RunConfig, progress: Progress) -> Report:
     report = replace(validated.report, seconds={name: round(value, 3) for name, value in seconds.items()})
     write_bundle(
         folder.bundle,
-        model=compiled.model,
+        model=quantised.compiled.model,
         golden=validated.golden,
-        plan=prepared.plan,
+        plan=quantised.plan,
         preprocessing=teacher.preprocessing,
         outputs=teacher.outputs,
         report=report,
@@ -153,14 +131,6 @@ def compare(path: Path, config: CompareConfig, progress: Progress) -> Comparison
     """Compare a finished bundle's oracle with its runtime, or with another model, tensor by tensor."""
     with progress.stage("compare"):
         return compare_bundle(read_bundle(path), config, progress)
-
-
-@contextmanager
-def _stage(name: str, progress: Progress, seconds: dict[str, float]) -> Iterator[None]:
-    start = time.monotonic()
-    with progress.stage(name):
-        yield
-    seconds[name] = time.monotonic() - start
 
 
 def _networks(config: RunConfig) -> tuple[Network, Network]:

@@ -20,19 +20,20 @@ from backends.base import Backend, Census, Runner
 from calibration.errors import UserError
 from calibration.plan import Plan
 from pipeline import __version__
-from pipeline.artifacts import CompiledModel, Network, PreparedStudent, TrainedStudent, UnlabelledImages
+from pipeline.artifacts import Network, QuantisedStudent, UnlabelledImages
 from pipeline.batches import images_at_once
 from pipeline.bundle import Bundle, Golden
 from pipeline.config import RunConfig, ValidationConfig
 from pipeline.data import EvaluationSet, open_evaluation, ordered_batches
 from pipeline.device_files import device_files
-from pipeline.doctor import INTEGER_INSTRUCTIONS, REQUIRED, cpu_flags
+from pipeline.doctor import EXTRAS, INTEGER_INSTRUCTIONS, REQUIRED, cpu_flags
 from pipeline.outputs import Output, primary
 from pipeline.preprocessing import Preprocessing, normalise
 from pipeline.progress import Progress
 from pipeline.report.schema import (
     Bits,
     Data,
+    Distillation,
     FloatLayer,
     Gate,
     Kernels,
@@ -76,11 +77,8 @@ class Validated:
 
 def validate_network(
     config: RunConfig,
-    backend: Backend,
     teacher: Network,
-    prepared: PreparedStudent,
-    trained: TrainedStudent,
-    compiled: CompiledModel,
+    quantised: QuantisedStudent,
     images: UnlabelledImages,
     progress: Progress,
     *,
@@ -88,16 +86,18 @@ def validate_network(
     notes: Sequence[str],
 ) -> Validated:
     """Score teacher, simulation, oracle and runtime on the same images and measure the artifact on its runtime."""
+    backend, compiled, plan = quantised.backend, quantised.compiled, quantised.plan
     preprocessing, absent = teacher.preprocessing, backend.unavailable()
     oracle = oracle_outputs(compiled.model, fused_rounding=backend.profile.fused_rounding)
     most = images_at_once(preprocessing, _BATCH)
     columns: dict[str, Outputs] = {
         "target": target_outputs(teacher.folded, mirror=mirror),
         "teacher": _module_outputs(teacher.folded),
-        "calibrated": _module_outputs(prepared.network().eval()),
-        "simulated": _module_outputs(trained.network),
         "oracle": oracle,
     }
+    if quantised.prepared is not None and quantised.trained is not None:
+        columns["calibrated"] = _module_outputs(quantised.prepared.network().eval())
+        columns["simulated"] = _module_outputs(quantised.trained.network)
     evaluation, indices, remarks = _evaluation(config, images, teacher)
     sample = next(ordered_batches(evaluation.images, indices[:_SQNR_IMAGES], preprocessing, batch_size=_SQNR_IMAGES))
     inputs = normalise(sample.images, preprocessing)
@@ -106,7 +106,7 @@ def validate_network(
             columns["runtime"] = runner_outputs(runner, config.quantisation.static_batch)
         batches = _scored(evaluation, indices, preprocessing, most, images.workers)
         scores = score(columns, batches, teacher.outputs, step=lambda done: progress.step(done, len(indices)))
-    layers = [placement.layer for placement in prepared.plan.weights]
+    layers = [placement.layer for placement in plan.weights]
     census, remark = count_kernels(backend, compiled.model, layers)
     batch, batch_remark = latency_batch(config.validation.batch, config.quantisation.static_batch)
     latency = no_latency(batch, config.validation.threads)
@@ -115,10 +115,8 @@ def validate_network(
         latency = measure_latency(
             backend, compiled.model, compiled.float_model, wanted, threads=config.validation.threads
         )
-    gates = _gates(config.validation, scores, census, latency, prepared.plan, backend)
-    noise = layer_sqnr(
-        prepared.folded, trained.network, torch.split(inputs, images_at_once(preprocessing, _SQNR_IMAGES))
-    )
+    gates = _gates(config.validation, scores, census, latency, plan, backend)
+    noise = _noise(quantised, torch.split(inputs, images_at_once(preprocessing, _SQNR_IMAGES)))
     said = [*notes, *evaluation.images.notes, *remarks, *batch_remark]
     said += [line for line in (absent, remark, backend.profile.inexact) if line]
     unreadable = images.source.unreadable
@@ -133,12 +131,12 @@ def validate_network(
         host=host(),
         accuracy=scores.accuracy,
         parity=scores.parity,
-        kernels=_kernels(prepared.plan, census),
+        kernels=_kernels(plan, census),
         latency=latency,
         size=Size(float_bytes=len(compiled.float_model), quantised_bytes=len(compiled.model)),
         seconds={},
         gates=gates,
-        distillation=replace(trained.distillation, accuracy_calibrated=scores.calibrated),
+        distillation=_distillation(quantised, scores.calibrated),
         data=Data(
             images=len(images.source),
             unreadable=unreadable.count,
@@ -147,11 +145,12 @@ def validate_network(
         ),
         preprocessing=preprocessing.to_json(),
         notes=tuple(dict.fromkeys(said)),
-        layers=_layers(prepared.plan, census, noise),
+        layers=_layers(plan, census, noise),
         outputs=scores.outputs,
+        quantiser=config.quantisation.quantiser,
     )
     golden = _golden(inputs, teacher.outputs, oracle, columns["teacher"])
-    files = device_files(backend, compiled.model, prepared.plan, torch.from_numpy(golden.inputs))
+    files = device_files(backend, compiled.model, plan, torch.from_numpy(golden.inputs))
     return Validated(report=report, golden=golden, device_files=files)
 
 
@@ -196,6 +195,7 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
         teacher=str(bundle.manifest["teacher"]),
         student=str(bundle.manifest["student"]),
         seed=int(bundle.manifest["seed"]),
+        quantiser=bundle.manifest.get("quantiser"),
         versions=versions(),
         host=host(),
         accuracy=scores.accuracy,
@@ -290,6 +290,19 @@ def _golden(images: Tensor, outputs: Sequence[Output], oracle: Outputs, teacher:
 # Parts of the report.
 
 
+def _distillation(quantised: QuantisedStudent, calibrated: float | None) -> Distillation | None:
+    """What training did; None where nothing was trained."""
+    trained = quantised.trained
+    return None if trained is None else replace(trained.distillation, accuracy_calibrated=calibrated)
+
+
+def _noise(quantised: QuantisedStudent, batches: Sequence[Tensor]) -> dict[str, float]:
+    """Noise of each layer in the simulation; nothing where nothing is simulated."""
+    if quantised.prepared is None or quantised.trained is None:
+        return {}
+    return layer_sqnr(quantised.prepared.folded, quantised.trained.network, batches)
+
+
 def _kernels(plan: Plan, census: Census | None) -> Kernels:
     left = [
         FloatLayer(name=name, reason=reason)
@@ -369,7 +382,7 @@ def _gates(
 def versions() -> dict[str, str]:
     """Versions of faqd, Python and every library that the result may depend on."""
     found = {"faqd": __version__, "python": platform.python_version()}
-    for name in REQUIRED:
+    for name in (*REQUIRED, *(package for package, _ in EXTRAS.values())):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -22,7 +22,7 @@ def render(report: Report) -> RenderableType:
     """Return what rich prints for a report: title, accuracies, facts, gates, status."""
     title = Text(
         f"{report.student} -> {wording.runtime_name(report)} {wording.grid(report)}"
-        + (f", taught by {report.teacher}" if report.teacher != report.student else "")
+        + wording.way(report)
         + f", seed {report.seed}",
         style="bold",
     )

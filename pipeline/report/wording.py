@@ -17,6 +17,9 @@ RUNTIMES = {
     "reference": "the integer oracle",
 }
 
+QUANTISERS = {"nncf": "quantised by NNCF"}
+"""Quantiser -> what is said of it; nothing of our own."""
+
 VERDICTS: Mapping[Status, str] = {
     "validated": "validated",
     "gate-failed": "a gate failed",
@@ -194,15 +197,29 @@ def training_words(report: Report) -> str | None:
     return f"{words}; {distillation.chosen} weights kept"
 
 
+def simulates(report: Report) -> bool:
+    """Return whether the quantiser has a simulation that could be scored: other tools' files have the oracle only."""
+    return report.quantiser in (None, "faqd")
+
+
+def way(report: Report) -> str:
+    """Return who quantised and who taught, as ", ..." after the runtime's name; empty where both go without saying."""
+    words = [QUANTISERS[report.quantiser]] if report.quantiser in QUANTISERS else []
+    if report.teacher != report.student:
+        words.append(f"taught by {report.teacher}")
+    return "".join(f", {word}" for word in words)
+
+
 def scores(report: Report) -> list[tuple[str, float | None]]:
     """Return the accuracy columns in order: (heading, fraction)."""
     accuracy, distillation = report.accuracy, report.distillation
     columns = [("float teacher", accuracy.teacher)]
     if distillation is not None:
         columns.append(("calibrated only", distillation.accuracy_calibrated))
+    if simulates(report):
+        columns.append(("simulated", accuracy.simulated))
     return [
         *columns,
-        ("simulated", accuracy.simulated),
         ("oracle", accuracy.oracle),
         ("runtime", accuracy.runtime),
     ]
@@ -214,7 +231,12 @@ def headline(report: Report) -> str:
     teacher = percentage(accuracy.teacher)
     if report.status == "not-validated-on-target":
         built = f"Built for {runtime_name(report)}, {grid(report)}, but not validated on it"
-        return f"{built}. Simulated {percentage(accuracy.simulated)}, float teacher {teacher}."
+        best = (
+            f"Simulated {percentage(accuracy.simulated)}"
+            if simulates(report)
+            else f"Oracle {percentage(accuracy.oracle)}"
+        )
+        return f"{built}. {best}, float teacher {teacher}."
     score = f"{percentage(accuracy.runtime)} on {runtime_name(report)} (float teacher {teacher})"
     extras = []
     if report.latency.speedup is not None:

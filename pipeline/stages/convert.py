@@ -38,4 +38,4 @@ def compile_model(
     frozen = freeze(network, folded)
     model = backend.emit(frozen, opset=opset, batch=batch)
     float_model = emit(teacher, opset=opset or _FLOAT_OPSET, batch=batch)
-    return CompiledModel(frozen=frozen, model=model.SerializeToString(), float_model=float_model.SerializeToString())
+    return CompiledModel(model=model.SerializeToString(), float_model=float_model.SerializeToString())

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from pipeline.bundle import read_bundle
+from pipeline.cli import main
 from pipeline.report.schema import read_report
 
 QUICK = ("--steps", "12", "--calibration-images", "128")
@@ -184,6 +185,58 @@ def test_openvino_is_validated_on_its_own_kernels(repository: Path, tmp_path: Pa
     assert kinds.count(onnx.TensorProto.INT4) == 8
     check = [sys.executable, str(folder / "bundle" / "check.py")]
     assert "argmax 16 of 16" in subprocess.run(check, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_nncf_ends_in_the_same_report_and_bundle(repository: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'faqd[nncf]'")
+    folder = tmp_path / "nncf"
+    arguments = ("--quantiser", "nncf", "--calibration-images", "64", "--output", str(folder))
+    done = command(repository, "run", *arguments)
+    report = read_report(folder / "report.json")
+
+    assert done.returncode == 0, done.stderr
+    assert "quantised by NNCF" in done.stdout and "simulated" not in done.stdout
+    assert all(len(line) <= 100 for line in done.stdout.splitlines())
+    assert report.quantiser == "nncf" and report.distillation is None and report.accuracy.simulated is None
+    assert report.parity.argmax_agreement == report.parity.exact_fraction == 1.0
+    assert (report.kernels.integer, report.kernels.float) == (10, 0)
+    assert report.accuracy.runtime is not None and report.accuracy.runtime >= 0.98
+    assert {layer.sqnr_db for layer in report.layers} == {None} and len(report.layers) == 10
+    assert set(report.seconds) == {"teacher", "quantise", "validate"}
+    again = tmp_path / "again.json"
+    assert command(repository, "validate", str(folder / "bundle"), "--report", str(again)).returncode == 0
+    assert read_report(again).quantiser == "nncf"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--bits", "4"), "--bits 4: NNCF has 8-bit convolutions only"),
+        (("--last-bits", "4"), "--last-bits 4: NNCF has 8-bit convolutions only"),
+        (("--steps", "3"), "--steps has no meaning with --quantiser nncf"),
+        (("--range", "mse"), "--range has no meaning"),
+        (("--backend", "tensorrt"), "--quantiser nncf has no files for --backend tensorrt"),
+    ],
+)
+def test_what_nncf_cannot_do_is_refused(arguments: tuple[str, ...], said: str, capsys: Any) -> None:
+    assert main(["run", "--quantiser", "nncf", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+def test_a_quantiser_without_its_package_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "nncf" else found(name, *more))
+    assert main(["run", "--quantiser", "nncf", "--output", str(tmp_path / "o")]) == 2
+    line = "--quantiser nncf needs the package nncf, which is not installed: pip install 'faqd[nncf]'"
+    assert capsys.readouterr().err == f"error: {line}\n"
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_unknown_quantiser_is_told_the_known_ones(capsys: Any) -> None:
+    assert main(["run", "--quantiser", "ncnf"]) == 2
+    assert 'Choose from: "faqd", "nncf"' in capsys.readouterr().err
 
 
 def test_tensorrt_ends_unvalidated_with_its_own_status(repository: Path, tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+"""NNCF's file on both runtimes: all layers on integers, and what the oracle says is what runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from backends import backend_named
+from backends.base import Array
+from backends.nncf_quantiser import quantise
+from backends.onnx_graph import emit
+from backends.onnx_plan import plan_of_file
+from backends.onnx_view import OnnxView
+from backends.onnxruntime_rules import X64
+from backends.reference import IntegerOracle
+from calibration.errors import MissingExtra, UserError
+
+pytest.importorskip("nncf", reason="NNCF is not installed: pip install 'faqd[nncf]'")
+
+Build = Callable[..., Any]
+COUNT = 16
+
+
+def source(built: Any) -> tuple[bytes, Callable[[], Iterable[Array]]]:
+    """A float file and single images to calibrate on."""
+    images = torch.randn(COUNT, 3, 12, 12, generator=torch.Generator().manual_seed(11)).numpy()
+    return emit(built.folded, opset=20).SerializeToString(), lambda: iter(images[:, None])
+
+
+# NNCF rounds no result of the network: a convolution that ends it runs in float on ONNX Runtime, as the census says.
+@pytest.mark.parametrize(
+    ("name", "network"), [("onnxruntime", "residual"), ("openvino", "residual"), ("openvino", "shortcut_a")]
+)
+def test_every_layer_runs_on_integers_as_the_oracle_says(name: str, network: str, build: Build) -> None:
+    try:
+        backend = backend_named(name)
+    except MissingExtra as missing:
+        pytest.skip(str(missing))
+    built = build(network)
+    float_file, images = source(built)
+    model = quantise(float_file, images, COUNT, backend.profile)
+    layers = [placement.layer for placement in plan_of_file(model, backend=name, left="").weights]
+    assert layers == [placement.layer for placement in built.plan.weights]
+    assert backend.census(model.SerializeToString(), layers).integer == tuple(layers)
+    (mine,), _ = IntegerOracle(model).run(built.images)
+    with (
+        backend.runner(model.SerializeToString(), threads=1) as runner,
+        backend.runner(float_file, threads=1) as plain,
+    ):
+        (theirs,), (reals,) = runner.run(built.images.numpy()), plain.run(built.images.numpy())
+    largest = np.abs(reals).max()
+    if backend.profile.inexact:
+        assert np.abs(theirs - mine.numpy()).max() < 0.05 * largest
+    else:
+        # The last layer's output stays float in NNCF's file, which a kernel may add up in another order.
+        np.testing.assert_allclose(theirs, mine.numpy(), atol=1e-5 * largest)
+    assert 0 < np.abs(theirs - reals).max() < 0.5 * largest
+
+
+def test_the_same_images_give_the_same_bytes(build: Build) -> None:
+    float_file, images = source(build("residual"))
+    first, again = (quantise(float_file, images, COUNT, X64).SerializeToString() for _ in range(2))
+    assert first == again
+
+
+def test_weights_keep_half_of_their_range_where_sums_saturate(build: Build) -> None:
+    float_file, images = source(build("residual"))
+    largest = {}
+    for limit in (63, None):
+        view = OnnxView(quantise(float_file, images, COUNT, replace(X64, weight_limit=limit)))
+        stored = [view.value(name) for name, tensor in view.initialisers.items() if tensor.data_type == 3]
+        largest[limit] = max(int(np.abs(values.astype(int)).max()) for values in stored if values is not None)
+    assert largest == {63: 64, None: 127}
+
+
+def test_a_network_without_layers_is_the_users_mistake() -> None:
+    shape = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, 4, 4])
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["y"])],
+        "none",
+        [shape],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 3, 4, 4])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 12)])
+    images = [np.zeros((1, 3, 4, 4), np.float32)]
+    with pytest.raises(UserError, match=r"^NNCF quantises nothing in this network"):
+        quantise(model.SerializeToString(), lambda: images, 1, X64)
