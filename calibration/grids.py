@@ -48,8 +48,8 @@ class ActivationGrid(nn.Module):
         Zero stays on the grid; the zero point is that of the grid's own bits, so only training may run meanwhile.
         """
         self._fineness = (2**bits - 1) / (2**self.grid.bits - 1)
-        self.lowest = round((self.grid.quant_min - self.zero) * self._fineness)
-        self.highest = round((self.grid.quant_max - self.zero) * self._fineness)
+        self.lowest: int = round((self.grid.quant_min - self.zero) * self._fineness)
+        self.highest: int = round((self.grid.quant_max - self.zero) * self._fineness)
 
     def scale(self) -> Tensor:
         """The scale in use: float32, rank 0, positive, small enough for the limit.
