@@ -60,7 +60,7 @@ NOT_YET = frozenset(
 )
 
 #: What the tests have time for: every sort of block that the profile treats in a way of its own.
-QUICK = ("squeezenet1_1", "regnet_x_400mf", "mobilenet_v2", "shufflenet_v2_x1_0", "repvgg_a0")
+QUICK = ("squeezenet1_1", "regnet_x_400mf", "shufflenet_v2_x1_0", "repvgg_a0")
 
 
 def counts(name: str, backend: TensorRT) -> tuple[int, int]:
