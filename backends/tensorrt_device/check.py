@@ -134,7 +134,8 @@ def check(
         if given.images is not None:
             report["accuracy"] = _accuracy(engine, given.images, manifest["preprocessing"], described)
             say(f"accuracy           {100 * report['accuracy']['top1']:.2f} % of {report['accuracy']['images']} images")
-        latency = engine.latency(np.resize(inputs, (given.batch, *inputs.shape[1:])))
+        batch = min(max(given.batch, engine.smallest), engine.largest)  # a file may fix its batch size
+        latency = engine.latency(np.resize(inputs, (batch, *inputs.shape[1:])))
         report["latency"] = asdict(latency)
         way = "one CUDA graph" if latency.graph else "kernel by kernel: a layer cannot be captured as a graph"
         say(

@@ -231,6 +231,14 @@ def test_an_engine_runs_in_batches_of_its_sizes(version: str, model: bytes, cuda
     assert cuda.memory == {} and cuda.alive == set(), "everything on the device was given back"
 
 
+def test_a_fixed_batch_is_filled_up(cuda: Any, build: Build) -> None:
+    built, sdk = build("residual", "tensorrt"), STAND_IN.stand_in(cuda)
+    model = TensorRT().emit(built.frozen, batch=4).SerializeToString()
+    with loaded_engine(sdk, build_engine(sdk, model, EngineOptions()).plan, cuda) as engine:
+        assert (engine.smallest, engine.largest) == (4, 4)
+        assert engine.run(built.images.numpy()[:6])["output"].shape == (6, 10)
+
+
 @pytest.mark.parametrize("capturable", [True, False])
 def test_latency_is_the_devices_own(capturable: bool, model: bytes, cuda: Any, build: Build) -> None:
     sdk = STAND_IN.stand_in(cuda, capturable=capturable)
