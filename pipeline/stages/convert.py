@@ -6,9 +6,13 @@ from torch.fx import GraphModule
 
 from backends.base import Backend
 from backends.onnx_graph import emit
+from calibration.errors import UserError
 from calibration.freeze import freeze
 from calibration.prepared import PreparedNetwork
 from pipeline.artifacts import CompiledModel
+
+#: Bytes that one serialised protobuf message holds, with room for the graph beside the weights.
+LARGEST_MODEL = 2**31 - 2**24
 
 # The float counterpart is only compared with: any opset that all runtimes read serves.
 _FLOAT_OPSET = 20
@@ -19,6 +23,12 @@ def check_convertible(folded: GraphModule, *, opset: int | None) -> None:
 
     Asked before training: an operator without a translation must not cost the user an hour first.
     """
+    size = sum(tensor.numel() * tensor.element_size() for tensor in folded.state_dict().values())
+    if size > LARGEST_MODEL:
+        raise UserError(
+            f"the network has {size / 1e9:.3g} GB of weights, and one ONNX file holds {LARGEST_MODEL / 1e9:.3g} GB:"
+            " weights beside the file are not written yet; quantise a part of it with --submodule (docs/networks.md)"
+        )
     emit(folded, opset=opset or _FLOAT_OPSET)
 
 

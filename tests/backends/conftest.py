@@ -27,22 +27,9 @@ from calibration.insert import insert
 from calibration.observe import choose_ranges, observe
 from calibration.plan import Plan
 from calibration.prepared import PreparedNetwork
+from tests.one_line_net import Net
 
 PROFILES: dict[str, Profile] = {"onnxruntime": X64, "tensorrt": PROFILE, "openvino": OPENVINO}
-
-
-class Net(nn.Module):
-    """A network written in one line: its layers by name, and its forward pass over them."""
-
-    def __init__(self, compute: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
-        super().__init__()
-        self.compute = compute
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        """Images [B, 3, 12, 12] to whatever the line computes."""
-        return self.compute(self, x)
 
 
 C = nn.Conv2d

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,22 +27,9 @@ from calibration.observe import choose_ranges, observe
 from calibration.plan import Plan
 from calibration.prepared import PreparedNetwork
 from pipeline.models import load_model
+from tests.one_line_net import Net
 
 PROFILES: dict[str, Profile] = {"onnxruntime": X64, "tensorrt": PROFILE}
-
-
-class Net(nn.Module):
-    """A network written in one line: its layers by name, and its forward pass over them."""
-
-    def __init__(self, compute: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
-        super().__init__()
-        self.compute = compute
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        """Whatever the line computes from the images."""
-        return self.compute(self, x)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
