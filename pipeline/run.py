@@ -102,6 +102,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
             progress,
             mirror=mirror,
             notes=notes,
+            co_teachers=co_teachers,
         )
     report = replace(validated.report, seconds={name: round(value, 3) for name, value in seconds.items()})
     write_bundle(

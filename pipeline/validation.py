@@ -27,6 +27,7 @@ from pipeline.config import RunConfig, ValidationConfig
 from pipeline.data import EvaluationSet, open_evaluation, ordered_batches
 from pipeline.device_files import device_files
 from pipeline.doctor import EXTRAS, INTEGER_INSTRUCTIONS, REQUIRED, cpu_flags
+from pipeline.learning import objective_config
 from pipeline.outputs import Output, primary
 from pipeline.preprocessing import Preprocessing, normalise
 from pipeline.progress import Progress
@@ -45,7 +46,7 @@ from pipeline.report.schema import (
 )
 from pipeline.running import filled_up, latency_batch, runner_outputs
 from pipeline.stages.sensitivity import layer_sqnr
-from pipeline.stages.targets import target_outputs
+from pipeline.stages.targets import joint_targets
 from pipeline.stages.validate import (
     Outputs,
     ScoredImages,
@@ -84,6 +85,7 @@ def validate_network(
     *,
     mirror: bool,
     notes: Sequence[str],
+    co_teachers: Sequence[Network] = (),
 ) -> Validated:
     """Score teacher, simulation, oracle and runtime on the same images and measure the artifact on its runtime."""
     backend, compiled, plan = quantised.backend, quantised.compiled, quantised.plan
@@ -91,7 +93,12 @@ def validate_network(
     oracle = oracle_outputs(compiled.model, fused_rounding=backend.profile.fused_rounding)
     most = images_at_once(preprocessing, _BATCH)
     columns: dict[str, Outputs] = {
-        "target": target_outputs(teacher.folded, mirror=mirror),
+        "target": joint_targets(
+            [teacher.folded, *(network.folded for network in co_teachers)],
+            teacher.outputs,
+            mirror=mirror,
+            temperature=objective_config(config).softening,
+        ),
         "teacher": _module_outputs(teacher.folded),
         "oracle": oracle,
     }

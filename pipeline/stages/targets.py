@@ -7,7 +7,7 @@ teacher itself tells.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from pipeline.artifacts import UnlabelledImages
 from pipeline.augmentation import choose_augmentation
 from pipeline.data import ordered_batches
 from pipeline.distillation.mirror import mean_of_mirrored, with_mirror_images
+from pipeline.distillation.outputs import mean_outputs
+from pipeline.outputs import Output
 from pipeline.preprocessing import Preprocessing, normalise
 
 # Ours: networks for natural images keep 93 to 97 % of their classes under mirroring on CIFAR-10; a set whose classes
@@ -60,3 +62,11 @@ def target_outputs(teacher: GraphModule, *, mirror: bool) -> Callable[[Tensor], 
             return [mean_of_mirrored(output)[: len(images)] for output in teacher(with_mirror_images(images))]
 
     return run
+
+
+def joint_targets(
+    teachers: Sequence[GraphModule], outputs: Sequence[Output], *, mirror: bool, temperature: float | None
+) -> Callable[[Tensor], list[Tensor]]:
+    """As `target_outputs`, of the mean of several teachers; `temperature` softens classes, None: the mean of logits."""
+    each = [target_outputs(teacher, mirror=mirror) for teacher in teachers]
+    return lambda images: mean_outputs([run(images) for run in each], outputs, temperature=temperature)

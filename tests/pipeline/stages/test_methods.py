@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipeline.artifacts import TrainedStudent
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.distillation.speq import stochastic_precision
 from pipeline.stages.distill import Schedule, Step, Task, distil
+from pipeline.stages.targets import joint_targets
 
 METHODS: dict[str, dict[str, Any]] = {
     "sp": {"affinity": "sp"},
@@ -110,6 +112,14 @@ def test_several_teachers_are_averaged(example: SimpleNamespace, tmp_path: Path)
     twice = train(example, tmp_path, objective=ObjectiveConfig(affinity="none"), co_teachers=(teacher,)).distillation
     assert twice.loss_calibrated == pytest.approx(once.loss_calibrated, rel=1e-3), "two equal teachers are one"
     assert train(example, tmp_path, objective=objective, co_teachers=(teacher,)).distillation.chosen == "trained"
+    images = torch.randn((8, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    flipped = copy.deepcopy(teacher)
+    for parameter in flipped.parameters():
+        parameter.data.neg_()
+    (found,) = joint_targets([teacher, flipped], example.teacher.outputs, mirror=False, temperature=4.0)(images)
+    with torch.no_grad():
+        by_hand = ((teacher(images)[0] / 4).softmax(1) + (flipped(images)[0] / 4).softmax(1)) / 2
+    torch.testing.assert_close((found / 4).softmax(1), by_hand)
 
 
 def test_a_student_can_follow_a_student(example: SimpleNamespace, tmp_path: Path) -> None:
