@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from backends.placement import place
 from calibration.errors import UserError
 from pipeline.artifacts import Network, UnlabelledImages, load_tensors, save_tensors
 from pipeline.atomic import write_bytes
@@ -18,7 +19,7 @@ from pipeline.comparison import compare_bundle
 from pipeline.config import NO_DATA, EngineConfig, RunConfig, ValidationConfig
 from pipeline.data import open_images, open_labelled, split_held_out
 from pipeline.distillation.build import build_objective
-from pipeline.learning import float_steps, objective_config, taught_in_float
+from pipeline.learning import float_steps, objective_config, taught_in_float, widths
 from pipeline.progress import Progress, timed_stage
 from pipeline.quantisers import QUANTISERS, Job
 from pipeline.report.comparison import ComparisonReport
@@ -53,7 +54,8 @@ def run(config: RunConfig, progress: Progress) -> Report:
         for network in {id(network): network for network in (teacher, student)}.values():
             check_convertible(network.folded, opset=config.quantisation.opset)
         if quantiser.trains:
-            # Built for its errors: what a method lacks is said before anything takes time.
+            # Both for their errors: what the network or a method lacks is said before anything takes time.
+            place(student.folded, backend.profile, widths(config))
             build_objective(
                 objective_config(config),
                 student.folded,

@@ -176,9 +176,9 @@ def test_constant_tensors_have_a_range(method: str, grid: Grid, value: float) ->
 def brute_force_scale(channel: Tensor, grid: Grid) -> tuple[float, float]:
     """Scale and squared error of the best of 80 scales for one channel, value by value."""
     full = max(float(channel.abs().max()) / grid.quant_max, SMALLEST_SCALE)
-    best = (full, math.inf)
+    best, least = (full, math.inf), 0.3 if grid.bits > 3 else 0.1
     for index in range(80):
-        scale = full * (0.3 + 0.7 * index / 79) if grid.bits < 8 else full
+        scale = full * (least + (1 - least) * index / 79) if grid.bits < 8 else full
         error = 0.0
         for value in channel.flatten().tolist():
             integer = min(max(round(value / scale), grid.quant_min), grid.quant_max)

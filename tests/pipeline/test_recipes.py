@@ -43,7 +43,9 @@ def test_a_recipe_names_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_an_unknown_recipe_is_told_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"--recipe speqq: unknown, did you mean speq\?; known are faqd, faqd-paper"):
+    with pytest.raises(
+        UserError, match=r"--recipe speqq: unknown, did you mean speq\?; known are dafl, faqd, faqd-paper"
+    ):
         recipe_named("speqq")
 
 

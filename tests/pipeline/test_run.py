@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,15 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_with_the_same_bytes(
     arguments = ["run", "--steps", "400", "--calibration-images", "128", "--output", str(folder)]
     line = [sys.executable, "-m", "pipeline", *arguments]
     environment = os.environ | {"PYTHONPATH": str(repository)}
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        line,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # Tests that a shell runs in the background have inherited an ignored SIGINT, and would hand it on.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not (folder / "state" / "prepared.json").exists():
         assert time.monotonic() < deadline and process.poll() is None
