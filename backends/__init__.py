@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from backends.cpu import CPUS, host_cpu
 from calibration.errors import UserError, require_package
 
 if TYPE_CHECKING:
     from backends.base import Backend
+    from backends.profile import Profile
 
 
-def _onnxruntime() -> Backend:
+def _onnxruntime(profile: Profile | None = None) -> Backend:
     from backends.onnxruntime import OnnxRuntime
 
-    return OnnxRuntime()
+    return OnnxRuntime(profile)
 
 
-def _tensorrt() -> Backend:
+def _tensorrt(profile: Profile | None = None) -> Backend:
     from backends.tensorrt import TensorRT
 
     return TensorRT()
 
 
-def _openvino() -> Backend:
+def _openvino(profile: Profile | None = None) -> Backend:
     from backends.openvino import OpenVINO
 
     return OpenVINO()
 
 
-def _reference() -> Backend:
+def _reference(profile: Profile | None = None) -> Backend:
     from backends.reference import Reference
 
-    return Reference()
+    return Reference(profile)
 
 
-#: Name on the command line -> how to make the backend. Importing this table imports no backend.
-BACKENDS: dict[str, Callable[[], Backend]] = {
+#: Name on the command line -> how to make the backend, with one of its `cpu_profiles` where it has any, else for this
+#: machine. Importing this table imports no backend.
+BACKENDS: dict[str, Callable[..., Backend]] = {
     "onnxruntime": _onnxruntime,
     "tensorrt": _tensorrt,
     "openvino": _openvino,
@@ -56,3 +60,36 @@ def backend_named(name: str) -> Backend:
         package, extra = _PACKAGES[name]
         require_package(package, extra=extra, needed_for=f"--backend {name}")
     return BACKENDS[name]()
+
+
+def backends_for(name: str, cpu: str | None) -> tuple[Backend, ...]:
+    """The backend with each profile that is exact on a processor (None: this machine's), the fastest first.
+
+    Raises UserError for a backend or processor that is unknown, and for a backend whose target is no processor.
+    """
+    known = backend_named(name).cpu_profiles
+    if not known:
+        if cpu is not None:
+            raise UserError(f"--target {cpu} names a processor, and --backend {name} runs on none: leave --target out")
+        return (backend_named(name),)
+    chosen = cpu or host_cpu()
+    if chosen is None or chosen not in known:
+        what = f"--target {cpu}: unknown" if cpu else "this machine's processor is none that artifacts are made for"
+        raise UserError(f"{what}; give --target {', '.join(CPUS)}")
+    return tuple(BACKENDS[name](profile) for profile in known[chosen])
+
+
+def backend_of(name: str, variant: str, session_options: Mapping[str, str] | None = None) -> Backend:
+    """The backend with the profile of that variant, as a plan or bundle names it, "" where there is but one.
+
+    `session_options` replace the profile's own. Raises UserError for a variant that this version does not know.
+    """
+    backend = backend_named(name)
+    if not variant:
+        return backend
+    profiles = [profile for profiles in backend.cpu_profiles.values() for profile in profiles]
+    profile = next((profile for profile in profiles if profile.variant == variant), None)
+    if profile is None:
+        raise UserError(f"the profile {variant} of {name} is unknown to this version: make the bundle anew")
+    own = profile.session_options if session_options is None else session_options
+    return BACKENDS[name](replace(profile, session_options=own))

@@ -33,6 +33,7 @@ def linted_artifact(
         pack_int4=packed,
         batch=batch,
         move_reals=profile.movement_in_file == "reals",
+        share_constants=profile.shares_constants,
     )
     require_clean(model, lint_rules(profile, network.plan))
     return model

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -50,10 +51,16 @@ class Census:
 
 
 class Backend(ABC):
-    """One deployment target. Vendor libraries are imported inside the methods that need them, never at import."""
+    """One deployment target. Vendor libraries are imported inside the methods that need them, never at import.
+
+    `has_times`: how long a run takes here means something. `cpu_profiles` holds, where the processor matters, the
+    profiles that are exact on each, the fastest first.
+    """
 
     name: str
     profile: Profile
+    has_times: bool = True
+    cpu_profiles: Mapping[str, tuple[Profile, ...]] = MappingProxyType({})
 
     @abstractmethod
     def emit(self, network: FrozenNetwork, *, opset: int | None, batch: int | None) -> onnx.ModelProto:

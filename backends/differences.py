@@ -49,14 +49,22 @@ class TensorDifference:
 
 
 class Comparison:
-    """Compares the oracle over one model with another execution, of the same model or of another one."""
+    """Compares the oracle over one model with another execution, of the same model or of another one.
+
+    `fixed_point_sums`: the oracle's additions are those of ARM.
+    """
 
     def __init__(
-        self, model: onnx.ModelProto, other: onnx.ModelProto | None = None, *, fused_rounding: bool = True
+        self,
+        model: onnx.ModelProto,
+        other: onnx.ModelProto | None = None,
+        *,
+        fused_rounding: bool = True,
+        fixed_point_sums: bool = False,
     ) -> None:
-        self.oracle = IntegerOracle(model, fused_rounding=fused_rounding)
+        self.oracle = IntegerOracle(model, fused_rounding=fused_rounding, fixed_point_sums=fixed_point_sums)
         self.nudged = [
-            IntegerOracle(_with_scales(model, factor), fused_rounding=fused_rounding)
+            IntegerOracle(_with_scales(model, factor), fused_rounding=fused_rounding, fixed_point_sums=fixed_point_sums)
             for factor in (1 - _NUDGE, 1 + _NUDGE)
         ]
         self.names = rounded_tensors(model)

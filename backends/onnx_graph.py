@@ -47,20 +47,22 @@ def emit(
     pack_int4: bool = False,
     batch: int | None = None,
     move_reals: bool = False,
+    share_constants: bool = True,
     name: str = "faqd",
 ) -> onnx.ModelProto:
     """The ONNX model of a network: explicit Q/DQ for a frozen one, plain float for a folded graph.
 
     `opset` 17 to 23; `pack_int4` stores weights of 4 bits or fewer as int4 and casts them to int8 before the
     DequantizeLinear (needs opset 21); `batch` fixes the batch size, None leaves it free; `move_reals`: what only
-    moves integers is written on the reals read from them. Deterministic: equal networks give equal bytes. Raises
-    UserError for an operator that has no translation, naming node and module.
+    moves integers is written on the reals read from them; `share_constants`: layers read one copy of equal weights
+    and zero points, else each layer has its own. Deterministic: equal networks give equal bytes. Raises UserError for
+    an operator that has no translation, naming node and module.
     """
     if opset not in OPSETS:
         raise UserError(f"--opset {opset}: {OPSETS.start} to {OPSETS.stop - 1} are possible")
     if pack_int4 and opset < INT4_OPSET:
         raise UserError(f"--opset {opset}: int4 weights exist from opset {INT4_OPSET} on")
-    return Emitter(network, opset, pack_int4, batch, move_reals).model(name)
+    return Emitter(network, opset, pack_int4, batch, move_reals, share_constants).model(name)
 
 
 class Emitter:
@@ -73,10 +75,12 @@ class Emitter:
         pack_int4: bool,
         batch: int | None,
         move_reals: bool,
+        share_constants: bool,
     ) -> None:
         self.frozen = network if isinstance(network, FrozenNetwork) else None
         self.module = network.graph_module if isinstance(network, FrozenNetwork) else network
-        self.opset, self.pack_int4, self.batch, self.move_reals = opset, pack_int4, batch, move_reals
+        self.opset, self.pack_int4, self.batch = opset, pack_int4, batch
+        self.move_reals, self.share_constants = move_reals, share_constants
         plan = self.frozen.plan if self.frozen else None
         self.passthrough = dict(plan.passthrough) if plan else {}
         self.placements = {placement.tensor: placement for placement in plan.activations} if plan else {}
@@ -180,7 +184,8 @@ class Emitter:
         """Name of the current layer's weight, dequantised where it is quantised; [in, out] if transposed."""
         assert self.current is not None
         stored = self.frozen.weights.get(self.current.name) if self.frozen else None
-        base = _flat(node) + ("_t" if transposed else "")
+        own = stored is not None and not self.share_constants
+        base = (f"{self.current.name}_weight" if own else _flat(node)) + ("_t" if transposed else "")
         if stored is not None:
             return self._constant_integers(stored, base, transposed)
         values = attribute(self.module, str(node.target)).detach().cpu().float().numpy()
@@ -283,7 +288,7 @@ class Emitter:
             integers, axis = integers.T, None if axis is None else 1 - axis
         read = self._store(integers, base, packed=self.pack_int4 and stored.bits <= 4)
         count = None if stored.scale.ndim == 0 else len(stored.scale)
-        inputs = [read, self.constant(stored.scale, f"{base}_scale"), self._zeros(integers.dtype.type, count)]
+        inputs = [read, self.constant(stored.scale, f"{base}_scale"), self._zeros(integers.dtype.type, count, base)]
         attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
         self.nodes.append(helper.make_node("DequantizeLinear", inputs, [output], name=output, **attributes))
         self.dequantised[base] = output
@@ -303,9 +308,10 @@ class Emitter:
         self.nodes.append(helper.make_node("Cast", [name], [output], name=output, to=TensorProto.INT8))
         return output
 
-    def _zeros(self, kind: type[np.generic], count: int | None) -> str:
-        """An explicit zero point: one per channel, or rank 0; shared by everything of its size."""
-        name = f"{np.dtype(kind)}_0" if count is None else f"{np.dtype(kind)}_0x{count}"
+    def _zeros(self, kind: type[np.generic], count: int | None, base: str) -> str:
+        """An explicit zero point: one per channel, or rank 0; where constants are shared, one for all of its size."""
+        shared = f"{np.dtype(kind)}_0" if count is None else f"{np.dtype(kind)}_0x{count}"
+        name = shared if self.share_constants else f"{base}_zero"
         return self.constant(np.zeros(() if count is None else count, kind), name)
 
     def _outputs(self, node: Node) -> list[onnx.ValueInfoProto]:

@@ -1,4 +1,4 @@
-"""ONNX Runtime on x86-64 CPUs: integer kernels where its optimiser finds explicit roundings."""
+"""ONNX Runtime on CPUs: integer kernels where its optimiser finds explicit roundings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from backends.artifact import linted_artifact
 from backends.base import Array, Backend, Census, Runner
-from backends.onnxruntime_rules import X64
+from backends.cpu import elsewhere
+from backends.onnxruntime_rules import CPU_PROFILES, host_profile
+from backends.profile import Profile
 from calibration.errors import UserError
 from calibration.freeze import FrozenNetwork
 
@@ -45,17 +47,20 @@ class OnnxRuntime(Backend):
     """Artifacts and runs for ONNX Runtime's CPU provider."""
 
     name = "onnxruntime"
-    profile = X64
+    cpu_profiles = CPU_PROFILES
+
+    def __init__(self, profile: Profile | None = None) -> None:
+        self.profile = profile or host_profile()
 
     def emit(self, network: FrozenNetwork, *, opset: int | None = None, batch: int | None = None) -> onnx.ModelProto:
         """The artifact, linted: weights of 4 bits or fewer stored as int4 and executed as int8."""
         return linted_artifact(network, self.profile, packs_int4=True, opset=opset, batch=batch)
 
     def unavailable(self) -> str | None:
-        """None where the package is installed."""
+        """None where the package is installed and the processor is the one that the profile is for."""
         if importlib.util.find_spec("onnxruntime") is None:
             return _NOT_INSTALLED
-        return None
+        return elsewhere(self.profile.cpu)
 
     @contextmanager
     def runner(self, model: bytes, *, threads: int) -> Iterator[Runner]:
@@ -65,7 +70,7 @@ class OnnxRuntime(Backend):
         """
         if threads < 1:
             raise ValueError("a runner needs at least one thread")
-        session = _SessionRunner(_session(model, threads=threads))
+        session = _SessionRunner(_session(model, threads=threads, settings=self.profile.session_options))
         try:
             yield session
         finally:
@@ -73,12 +78,7 @@ class OnnxRuntime(Backend):
 
     def census(self, model: bytes, layers: Sequence[str]) -> Census:
         """Integer and float layers as the runtime's own optimiser leaves them; what cannot be found counts as float."""
-        optimised = _optimised(model)
-        return Census(
-            integer=tuple(found := _integer_layers(optimised, layers)),
-            floating=tuple(layer for layer in layers if layer not in set(found)),
-            histogram=dict(sorted(Counter(node.op_type for node in optimised.graph.node).items())),
-        )
+        return census_of(_optimised(model, self.profile.session_options), layers)
 
 
 class _SessionRunner:
@@ -108,7 +108,7 @@ def _failures() -> tuple[type[Exception], ...]:
     return tuple(getattr(state, name) for name in names if hasattr(state, name))
 
 
-def _session(model: bytes, *, threads: int, optimised: Path | None = None) -> Any:
+def _session(model: bytes, *, threads: int, settings: Mapping[str, str], optimised: Path | None = None) -> Any:
     """A session over a serialised model; with `optimised`, the graph that it executes is also written there."""
     try:
         import onnxruntime
@@ -122,6 +122,8 @@ def _session(model: bytes, *, threads: int, optimised: Path | None = None) -> An
     options.log_severity_level = _LOG_ERRORS
     # Spinning threads take the other processes' cores, and then the medians depend on what else runs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for option, value in settings.items():
+        options.add_session_config_entry(option, value)
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
         # It warns that such a file is for this very machine, which is what it is read for.
@@ -135,13 +137,22 @@ def _session(model: bytes, *, threads: int, optimised: Path | None = None) -> An
         ) from error
 
 
-def _optimised(model: bytes) -> onnx.ModelProto:
+def _optimised(model: bytes, settings: Mapping[str, str]) -> onnx.ModelProto:
     """The graph that the runtime executes."""
     with tempfile.TemporaryDirectory(prefix="faqd-census-") as folder:
         path = Path(folder) / "optimised.onnx"
-        _session(model, threads=1, optimised=path)
+        _session(model, threads=1, settings=settings, optimised=path)
         # Large constants may be written beside the file, so it is read while the folder is there.
         return onnx.load(str(path))
+
+
+def census_of(optimised: onnx.ModelProto, layers: Sequence[str]) -> Census:
+    """Integer and float layers of the graph that the runtime's optimiser left."""
+    return Census(
+        integer=tuple(found := _integer_layers(optimised, layers)),
+        floating=tuple(layer for layer in layers if layer not in set(found)),
+        histogram=dict(sorted(Counter(node.op_type for node in optimised.graph.node).items())),
+    )
 
 
 def _integer_layers(optimised: onnx.ModelProto, layers: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from backends.cpu import host_cpu
 from backends.profile import Profile, Rule
 from calibration.grid import Grid
 
@@ -63,9 +64,12 @@ RULES: dict[str, Rule] = {
     "resize_bilinear": Rule(integer="never", source="linear Resize runs in float in ONNX Runtime 1.31"),
 }
 
-# x86-64: uint8 activations, because int8 ones stay float wherever a tensor has two readers (qdq_s8_to_u8.cc).
+# uint8 activations: on x86-64 int8 ones stay float wherever a tensor has two readers (qdq_s8_to_u8.cc).
 X64 = Profile(
     name="onnxruntime",
+    cpu="x86-vnni",
+    variant="x86-vnni",
+    source="VNNI adds four products of 8 bits exactly in 32 bits (measured: every output equals the oracle's)",
     rules=RULES,
     non_negative=Grid(bits=8, signed=False, symmetric=True),
     signed=Grid(bits=8, signed=False, symmetric=False),
@@ -73,5 +77,44 @@ X64 = Profile(
     integer_movement=True,
 )
 
-# AVX2 and AVX-512 without VNNI add two products in 16 bits and saturate: weights keep half of their range (rule 22).
-X64_WITHOUT_VNNI = replace(X64, weight_limit=63)
+X64_WITHOUT_VNNI = replace(
+    X64,
+    cpu="x86-avx2",
+    variant="x86-avx2-limited",
+    # 2 * 255 * 63 = 32130 is below 2**15, so no sum of two products saturates (rule 22).
+    weight_limit=63,
+    source="the U8S8 kernels of AVX2 and of AVX-512 without VNNI add two products in 16 bits and saturate: weights keep"
+    " half of their range (onnxruntime issue 24711; measured under emulation of a Haswell)",
+)
+
+X64_PRECISE = replace(
+    X64,
+    cpu="x86-avx2",
+    variant="x86-avx2-precise",
+    session_options={"session.x64quantprecision": "1"},
+    # The option renames each int8 weight and zero point that it turns into uint8, and fails at the second renaming.
+    shares_constants=False,
+    source="the session option turns weights beyond 64 into uint8, whose slower kernels add in 32 bits"
+    " (avx2_weight_s8_to_u8.cc; measured under emulation of a Haswell)",
+)
+
+ARM64 = replace(
+    X64,
+    cpu="arm64",
+    variant="arm64",
+    fixed_point_sums=True,
+    source="uint8 activations meet int8 weights in 32 bits, measured under emulation on kernels with dot products and"
+    " with 8-bit matrix products (not on cores without either); QLinearAdd computes in fixed point (MLAS qladd.cpp)",
+)
+
+CPU_PROFILES = {
+    "x86-vnni": (X64,),
+    "x86-avx2": (X64_WITHOUT_VNNI, X64_PRECISE),
+    "arm64": (ARM64,),
+}
+"""CPU -> the profiles that are exact on it, the one with the fastest kernels first."""
+
+
+def host_profile() -> Profile:
+    """The fastest profile that is exact on this machine; on a processor that none is for, the one without limits."""
+    return CPU_PROFILES[host_cpu() or X64.variant][0]

@@ -107,6 +107,8 @@ class _Placement:
         }
         return Plan(
             backend=self.profile.name,
+            fixed_point_sums=self.profile.fixed_point_sums,
+            variant=self.profile.variant,
             activations=tuple(activations),
             weights=tuple(self._weight(node) for node in weighted),
             absorbed=absorbed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from calibration.grid import Grid
@@ -53,6 +53,11 @@ class Profile:
     integers (63 on x86 without VNNI); `skip_layer` names a reason to leave a weighted layer float, or None.
     `movement_in_file`: whether the file moves those integers, or the reals read from them where the runtime's passes
     want it so; `inexact`: how the runtime's kernels round other than the oracle does, empty where they are equal.
+
+    Where the processor matters, `cpu` names it (a key of `backends.cpu.CPUS`), `variant` this profile among all of
+    the runtime, and `source` says where what is special about it is known from. `session_options` must be set by
+    whoever loads the file; `fixed_point_sums`: QLinearAdd scales by 22-bit integers and rounds halves away from zero;
+    `shares_constants`: layers may read one stored weight, and one zero point of weights.
     """
 
     name: str
@@ -66,3 +71,9 @@ class Profile:
     skip_layer: Callable[[LayerShape], str | None] | None = None
     movement_in_file: Literal["integers", "reals"] = "integers"
     inexact: str = ""
+    cpu: str | None = None
+    variant: str = ""
+    source: str = ""
+    session_options: Mapping[str, str] = field(default_factory=dict)
+    shares_constants: bool = True
+    fixed_point_sums: bool = False

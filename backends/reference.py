@@ -18,13 +18,15 @@ from torch import Tensor
 from backends.artifact import linted_artifact
 from backends.base import Array, Backend, Census, Runner
 from backends.onnx_view import INTEGER_RANGES, OnnxView, attributes, node_name
-from backends.onnxruntime_rules import X64
+from backends.onnxruntime_rules import CPU_PROFILES, host_profile
+from backends.profile import Profile
 from backends.reference_kernels import (
     KERNELS,
     Quantised,
     Target,
     Value,
     accumulate_to_float,
+    add_in_fixed_point,
     all_quantised,
     half_rounded,
     moved,
@@ -45,10 +47,11 @@ class IntegerOracle:
     and poolings follow the formulas of its MLAS library. All else runs in float32. Without `fused_rounding` it has
     TensorRT's documented semantics: exact sums are rescaled to float32 reals, every other operator computes reals, and
     a QuantizeLinear divides by its scale; where the file is float16 each of these results is rounded to float16.
-    Raises UserError for an operator that is not known.
+    `fixed_point_sums`: additions are those of ARM. Raises UserError for an operator that is not known.
     """
 
-    def __init__(self, model: onnx.ModelProto, *, fused_rounding: bool = True) -> None:
+    def __init__(self, model: onnx.ModelProto, *, fused_rounding: bool = True, fixed_point_sums: bool = False) -> None:
+        self.kernels = KERNELS | ({"Add": add_in_fixed_point} if fixed_point_sums else {})
         self.view = view = OnnxView(model)
         self.constants = {name: _held(view.value(name)) for name in view.initialisers}
         #: Tensors of float16, whose values are computed in float32 and then rounded.
@@ -98,7 +101,7 @@ class IntegerOracle:
                     inputs = [self._value(name, values) for name in node.input]
                     target = self.targets.get(index)
                     if target is not None and all_quantised(inputs, node.op_type):
-                        values[target.name] = KERNELS[node.op_type](inputs, self.attributes[index], target)
+                        values[target.name] = self.kernels[node.op_type](inputs, self.attributes[index], target)
                         performed.update(self._chain(node, target.name))
                     else:
                         results = self._plain(index, node, inputs)
@@ -233,7 +236,10 @@ class Reference(Backend):
     """ONNX Runtime's artifact, executed by the oracle: always there, exact, and slow."""
 
     name = "reference"
-    profile = X64
+    cpu_profiles = CPU_PROFILES
+
+    def __init__(self, profile: Profile | None = None) -> None:
+        self.profile = profile or host_profile()
 
     def emit(self, network: FrozenNetwork, *, opset: int | None = None, batch: int | None = None) -> onnx.ModelProto:
         """The artifact that ONNX Runtime gets, linted."""
@@ -251,7 +257,7 @@ class Reference(Backend):
         """
         if threads < 1:
             raise ValueError("a runner needs at least one thread")
-        oracle, before = IntegerOracle(_model(model)), torch.get_num_threads()
+        oracle, before = self._oracle(_model(model)), torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
             yield _OracleRunner(oracle)
@@ -261,13 +267,16 @@ class Reference(Backend):
     def census(self, model: bytes, layers: Sequence[str]) -> Census:
         """Integer layers are those that the oracle executes on integers."""
         loaded = _model(model)
-        kernels = set(IntegerOracle(loaded).integer_layers())
+        kernels = set(self._oracle(loaded).integer_layers())
         integer = tuple(layer for layer in layers if layer in kernels or f"{layer}_product" in kernels)
         return Census(
             integer=integer,
             floating=tuple(layer for layer in layers if layer not in integer),
             histogram=dict(sorted(Counter(node.op_type for node in loaded.graph.node).items())),
         )
+
+    def _oracle(self, model: onnx.ModelProto) -> IntegerOracle:
+        return IntegerOracle(model, fixed_point_sums=self.profile.fixed_point_sums)
 
 
 class _OracleRunner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -67,6 +68,9 @@ class Target:
         """Round half to even, add the zero point, clip; int32. `values` are reals divided by the scale."""
         return (values.round() + self.zero_point).clamp(self.low, self.high).to(torch.int32)
 
+
+# Of the larger multiplier of an addition on ARM, beside its leading one; what its ratios and shift may be.
+_SUM_BITS, _SUM_RATIOS, _SHIFTS = 21, (2.0**-14, 2.0**8), range(13, 32)
 
 Value = Tensor | Quantised | None
 Kernel = Callable[[Sequence[Value], Attributes, Target], Tensor]
@@ -167,6 +171,27 @@ def _add(inputs: Sequence[Value], attributes: Attributes, target: Target) -> Ten
     inner = (second.integers.double() * ratio_b.double() + fixed.double()).float()
     total = (first.integers.double() * ratio_a.double() + inner.double()).float()
     return total.round().clamp(target.low, target.high).to(torch.int32)
+
+
+def add_in_fixed_point(inputs: Sequence[Value], attributes: Attributes, target: Target) -> Tensor:
+    """MLAS qladd on ARM: integer multipliers of at most 22 bits, one shift, halves rounded away from zero.
+
+    Ratios outside [2**-14, 2**8), or further apart than the multipliers can hold, are added in float32 there.
+    Source: MlasCalcQLinearAddParameters in onnxruntime/core/mlas/lib/qladd.cpp; measured under emulation.
+    """
+    first, second = inputs[0], inputs[1]
+    assert isinstance(first, Quantised) and isinstance(second, Quantised)
+    a, b = first.centred().long(), second.centred().long()
+    ratios = [float(first.scale / target.scale), float(second.scale / target.scale)]
+    shift = _SUM_BITS - (math.frexp(max(ratios))[1] - 1)
+    multipliers = [round(math.ldexp(ratio, shift)) for ratio in ratios]
+    fits = max(multipliers) < 2 ** (_SUM_BITS + 1) and _SHIFTS.start <= shift < _SHIFTS.stop
+    if not fits or min(ratios) < _SUM_RATIOS[0] or max(ratios) >= _SUM_RATIOS[1]:
+        total = (first.real() + second.real()) / target.scale
+        return (total + float(target.zero_point)).round().clamp(target.low, target.high).to(torch.int32)
+    sums = a * multipliers[0] + b * multipliers[1]
+    sums = (sums - (sums < 0).long() + (1 << (shift - 1))) >> shift
+    return (sums + target.zero_point).clamp(target.low, target.high).to(torch.int32)
 
 
 def _mul(inputs: Sequence[Value], attributes: Attributes, target: Target) -> Tensor:

@@ -42,6 +42,7 @@ from calibration.quantisers import (
     RequantiseMultiplication,
     RequantiseProduct,
     RequantiseSum,
+    RequantiseSumInFixedPoint,
     RescaleProduct,
 )
 
@@ -304,6 +305,8 @@ class _Insertion:
         operands = node.args[:1] if kind(node) == "adaptive_average_pool" else node.args
         if placement is None or form is None or list(operands) != sources:
             return False  # an operand is a number or a constant
+        if form is RequantiseSum and self.plan.fixed_point_sums:
+            form = RequantiseSumInFixedPoint
         operation = form(self.activation_grids[placement.group], *(self.grid_of[source] for source in sources))
         self._finish(node, operation, tuple(self.integers[source] for source in sources), placement)
         return True

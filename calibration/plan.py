@@ -43,7 +43,9 @@ class Plan:
     `absorbed` maps a node to the node whose kernel computes it; `passthrough` maps a node that only moves integers
     to the quantised tensor that it reads; `float_nodes` maps a node that computes in float to the reason;
     `kinds` maps every planned or float node to its kind; `fused_rounding`: kernels go from integer sums to rounded
-    integers in one multiplication, else every operator between two roundings computes float32 reals of its own.
+    integers in one multiplication, else every operator between two roundings computes float32 reals of its own;
+    `fixed_point_sums`: additions of integers are scaled by 22-bit multipliers and round halves away from zero, else by
+    float32; `variant` names the backend's profile where it has several.
     """
 
     backend: str
@@ -54,6 +56,8 @@ class Plan:
     float_nodes: Mapping[str, str] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
     fused_rounding: bool = True
+    fixed_point_sums: bool = False
+    variant: str = ""
 
     def __post_init__(self) -> None:
         _refuse_duplicates("tensor", (placement.tensor for placement in self.activations))
@@ -87,6 +91,8 @@ class Plan:
         """Plain data, in a fixed order."""
         return {
             "backend": self.backend,
+            "variant": self.variant,
+            "fixed_point_sums": self.fixed_point_sums,
             "activations": [
                 {
                     "tensor": placement.tensor,
@@ -136,6 +142,8 @@ class Plan:
             float_nodes=data["float_nodes"],
             kinds=data["kinds"],
             fused_rounding=data.get("fused_rounding", True),
+            fixed_point_sums=data.get("fixed_point_sums", False),
+            variant=data.get("variant", ""),
         )
 
 

@@ -60,27 +60,32 @@ class UnlabelledImages:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedStudent:
-    """A student with quantisers and calibrated ranges; `network()` builds it anew, always the same."""
+    """A student with quantisers and calibrated ranges; `network()` builds it anew, always the same.
+
+    `notes` says what was decided on the way, for the report.
+    """
 
     folded: GraphModule
     plan: Plan
     ranges: Mapping[str, Range]
+    notes: tuple[str, ...] = ()
 
     def network(self) -> PreparedNetwork:
         """The prepared network, calibrated and untrained."""
         return insert(self.folded, self.plan, self.ranges)
 
     def save(self, path: Path) -> None:
-        """Keep plan and ranges as one JSON file."""
+        """Keep plan, ranges and notes as one JSON file."""
         ranges = {name: [chosen.scale, chosen.zero_point] for name, chosen in self.ranges.items()}
-        write_text(path, json.dumps({"plan": self.plan.to_json(), "ranges": ranges}, indent=1))
+        kept = {"plan": self.plan.to_json(), "ranges": ranges, "notes": self.notes}
+        write_text(path, json.dumps(kept, indent=1))
 
     @classmethod
     def load(cls, path: Path, folded: GraphModule) -> PreparedStudent:
         """What `save` kept, for the same folded graph."""
         tree = json.loads(path.read_text(encoding="utf-8"))
         ranges = {name: Range(scale=scale, zero_point=zero) for name, (scale, zero) in tree["ranges"].items()}
-        return cls(folded=folded, plan=Plan.from_json(tree["plan"]), ranges=ranges)
+        return cls(folded=folded, plan=Plan.from_json(tree["plan"]), ranges=ranges, notes=tuple(tree["notes"]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,6 +71,16 @@ class Bundle:
         return str(self.manifest["backend"])
 
     @property
+    def target(self) -> str | None:
+        """Processor that the bundle was made for, or None where it is for no processor."""
+        return self.manifest.get("target")
+
+    @property
+    def session_options(self) -> dict[str, str]:
+        """What must be set before the model is loaded."""
+        return dict(self.manifest.get("session_options", {}))
+
+    @property
     def preprocessing(self) -> Preprocessing:
         """What must be done to an image before the network."""
         return preprocessing_from_fields(self.manifest["preprocessing"], where=str(self.folder / MANIFEST))
@@ -110,11 +120,13 @@ def write_bundle(
     outputs: Sequence[Output],
     report: Report,
     device_files: Mapping[str, bytes],
+    session_options: Mapping[str, str],
     overwrite: bool,
 ) -> None:
     """Write a complete bundle, or nothing. Raises UserError when the place is taken, full or not writable.
 
-    `device_files`: what the device needs beside model and golden inputs, by path below the bundle.
+    `device_files`: what the device needs beside model and golden inputs, by path below the bundle; `session_options`:
+    what it must set before it loads the model.
     """
     files = {MODEL: model, GOLDEN: golden.to_bytes(), **device_files}
     with directory(target, overwrite=overwrite) as folder:
@@ -125,6 +137,8 @@ def write_bundle(
         manifest = {
             "format": FORMAT,
             "backend": report.backend,
+            "target": report.target,
+            "session_options": dict(session_options),
             "bits": {"weights": report.bits.weights, "activations": report.bits.activations},
             "teacher": report.teacher,
             "student": report.student,

@@ -3,27 +3,67 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from backends import backend_named
+from backends import backend_of, backends_for
 from backends.base import Backend
+from backends.profile import Profile
 from backends.tensorrt_device.build import EngineOptions
+from calibration.errors import UserError
+from calibration.plan import Plan
+from pipeline.bundle import Bundle
 from pipeline.config import EngineConfig, RunConfig, check_engine
 from pipeline.progress import Progress
 
 
-def chosen_backend(config: RunConfig, progress: Progress) -> Backend:
-    """The backend of a run."""
+def chosen_backends(config: RunConfig, progress: Progress) -> tuple[Backend, ...]:
+    """The backend of a run, with each profile that is exact on its processor, the fastest first."""
     quantisation = config.quantisation
+    backends = backends_for(quantisation.backend, quantisation.target)
     if quantisation.backend != "tensorrt":
-        return backend_named(quantisation.backend)
-    return _tensorrt(config.engine, config.validation.batch, progress, rest=quantisation.rest)
+        return backends
+    return (_tensorrt(config.engine, config.validation.batch, progress, rest=quantisation.rest),)
 
 
-def stored_backend(name: str, engine: EngineConfig, *, batch: int, progress: Progress) -> Backend:
+def prepared_for(backends: Sequence[Backend], plan: Plan) -> Backend:
+    """The one whose profile a plan was made by. Raises UserError when a resumed run was prepared for another."""
+    for backend in backends:
+        if backend.profile.variant == plan.variant:
+            return backend
+    raise UserError(f"--resume: the run was prepared for {plan.variant}: give the --target that it was started for")
+
+
+def stored_backend(bundle: Bundle, engine: EngineConfig, *, batch: int, progress: Progress) -> Backend:
     """The backend of a finished bundle. Raises UserError when flags of an engine come with one that builds none."""
-    check_engine(engine, backend=name, batch=batch)
-    return _tensorrt(engine, batch, progress) if name == "tensorrt" else backend_named(name)
+    check_engine(engine, backend=bundle.backend, batch=batch)
+    if bundle.backend == "tensorrt":
+        return _tensorrt(engine, batch, progress)
+    return backend_of(bundle.backend, bundle.plan.variant, bundle.session_options)
+
+
+def emulated_backend(bundle: Bundle, cpu: str) -> Backend:
+    """ONNX Runtime on an emulated processor, for a bundle that was made for it.
+
+    Raises UserError for another bundle, with the command that makes one, and where emulator or environment are missing.
+    """
+    from backends.emulation import EMULATED, EmulatedOnnxRuntime, emulated_command
+
+    if bundle.backend != "onnxruntime":
+        raise UserError(f"--emulate {cpu} runs ONNX Runtime, but {bundle.folder} is for {bundle.backend}")
+    if cpu in EMULATED and bundle.target != cpu:
+        teacher, bits = bundle.manifest["teacher"], bundle.manifest["bits"]["weights"]
+        raise UserError(
+            f"--emulate {cpu}: {bundle.folder} was made for {bundle.target}; make one for {cpu} with"
+            f" faqd run --teacher {teacher} --bits {bits} --target {cpu} and the other flags of its run"
+        )
+    emulated_command(cpu)
+    return EmulatedOnnxRuntime(stored_profile(bundle))
+
+
+def stored_profile(bundle: Bundle) -> Profile:
+    """The profile of a finished bundle, with the session options that it records."""
+    return backend_of(bundle.backend, bundle.plan.variant, bundle.session_options).profile
 
 
 def _tensorrt(engine: EngineConfig, batch: int, progress: Progress, *, rest: str = "fp32") -> Backend:

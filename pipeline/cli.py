@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts.config
 from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter, UnusedCliTokensError
@@ -115,6 +115,8 @@ def run(
     out.print(f"report: {config.folder / 'report.html'}")
     if report.status == "not-validated-on-target":
         out.print(f"on the target, run: {_command_on_target(report, bundle)}")
+        if report.backend == "onnxruntime" and report.target in ("x86-avx2", "arm64"):
+            out.print(f"or here, emulated: faqd validate {shlex.quote(str(bundle))} --emulate {report.target}")
     return status
 
 
@@ -125,17 +127,21 @@ def validate(
     *,
     config: Annotated[ValidationConfig, Parameter(name="*")] = _DEFAULT_VALIDATION,
     engine: Annotated[EngineConfig, Parameter(name="*", group=ENGINE_GROUP)] = _DEFAULT_ENGINE,
+    emulate: Annotated[
+        Literal["x86-avx2", "arm64"] | None,
+        Parameter(help="Run ONNX Runtime on this processor, emulated by QEMU, instead of the one here."),
+    ] = None,
     report_file: Annotated[
         Path | None, Parameter(name="--report", metavar="FILE.json", help="Write the report there as well.")
     ] = None,
     talk: Annotated[Talk, _TALK] = _QUIETLY,
 ) -> int:
-    """Validate an existing bundle on this machine's runtime. Exit status as of run."""
+    """Validate an existing bundle on this machine's runtime, or an emulated one. Exit status as of run."""
     progress = progress_on(_configure_talk(talk), quiet=talk.quiet)
     from pipeline.atomic import write_text
     from pipeline.run import validate_bundle
 
-    report = validate_bundle(bundle, config, engine, progress)
+    report = validate_bundle(bundle, config, engine, progress, emulate=emulate)
     if report_file is not None:
         write_text(report_file, report.to_text())
     return _show(report)
@@ -196,6 +202,19 @@ def doctor() -> int:
         topic = finding.topic
     Console(width=TABLE_COLUMNS, highlight=False, markup=False).print(table)
     return USER_MISTAKE if any(finding.needed and finding.fix for finding in findings) else 0
+
+
+@app.command(sort_key=9)
+def emulation(
+    cpu: Annotated[Literal["x86-avx2", "arm64"], Parameter(help="Processor that bundles are to be checked on.")], /
+) -> int:
+    """Make what validate --emulate needs, from Debian's and Python's packages; nothing of this machine changes."""
+    from backends.emulation_setup import make_environment
+
+    out = Console(soft_wrap=True, highlight=False, markup=False)
+    folder = make_environment(cpu, lambda line: out.print(line))
+    out.print(f"ready: {folder or 'this Python and the emulator are all that it needs'}")
+    return 0
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -14,8 +14,9 @@ import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # its stubs are a package apart
 from torch import Tensor
 
-from backends import backend_named
+from backends import backend_of
 from backends.base import Backend, Runner
+from backends.cpu import cpu_flags
 from backends.differences import Comparison, why
 from backends.exposed import exposed, rounded_tensors
 from calibration.errors import UserError
@@ -23,7 +24,6 @@ from pipeline.batches import images_at_once
 from pipeline.bundle import Bundle
 from pipeline.compare_config import CompareConfig
 from pipeline.data import open_images, ordered_batches
-from pipeline.doctor import cpu_flags
 from pipeline.preprocessing import normalise
 from pipeline.progress import Progress
 from pipeline.report.comparison import ComparedOutput, ComparedTensor, ComparisonReport
@@ -48,7 +48,7 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
     Every rounded tensor is an output of what runs; the other model runs on the bundle's runtime, on the oracle where
     that is not here. Raises UserError when there is nothing to compare with, or the models share no tensor.
     """
-    backend, notes = backend_named(bundle.backend), list[str]()
+    backend, notes = backend_of(bundle.backend, bundle.plan.variant, bundle.session_options), list[str]()
     absent = backend.unavailable()
     model = onnx.load_model_from_string(bundle.model)
     other = None if config.against is None else _read(config.against)
@@ -56,9 +56,12 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
     if absent is not None:
         if other is None:
             raise UserError(f"there is nothing to compare the oracle with: {absent}; or name another model: --against")
-        backend, runs_on = backend_named("reference"), RUNTIMES["reference"]
+        backend, runs_on = backend_of("reference", bundle.plan.variant), RUNTIMES["reference"]
         notes.append(f"{absent}: the other model is executed by the oracle")
-    comparison = Comparison(model, other, fused_rounding=backend.profile.fused_rounding)
+    profile = backend.profile
+    comparison = Comparison(
+        model, other, fused_rounding=profile.fused_rounding, fixed_point_sums=profile.fixed_point_sums
+    )
     if not comparison.names:
         raise UserError(f"--against {config.against}: it shares no rounded tensor with the model of {bundle.folder}")
     left_out = len(rounded_tensors(model)) - len(comparison.names)

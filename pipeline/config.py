@@ -202,6 +202,10 @@ class QuantisationConfig:
         Literal["onnxruntime", "tensorrt", "openvino", "reference"],
         Parameter(help="Runtime that the quantisers are placed for; reference: the exact integer oracle."),
     ] = "onnxruntime"
+    target: Annotated[
+        Literal["x86-vnni", "x86-avx2", "arm64"] | None,
+        Parameter(help="Processor that the artifact is for; x86-avx2: x86-64 without VNNI. Default: this machine's."),
+    ] = None
     quantiser: Annotated[
         Literal["faqd", "nncf"],
         Parameter(help="How integers are found; faqd: calibration and distillation; nncf: NNCF's post-training."),
@@ -431,13 +435,14 @@ class RunConfig:
 
     @property
     def folder(self) -> Path:
-        """Result folder: the one given, else named after teacher, backend and bits."""
+        """Result folder: the one given, else named after teacher, backend, target where one is given, and bits."""
         if self.output.folder is not None:
             return self.output.folder
         teacher = re.sub(r"[^A-Za-z0-9._]+", "-", self.teacher.source).strip("-.")
         bits = f"w{self.quantisation.bits}a{self.quantisation.activation_bits}"
+        runtime = "-".join(filter(None, (self.quantisation.backend, self.quantisation.target)))
         other = "" if self.quantisation.quantiser == "faqd" else f"-{self.quantisation.quantiser}"
-        return Path("artifacts") / f"{teacher}-{self.quantisation.backend}-{bits}{other}"
+        return Path("artifacts") / f"{teacher}-{runtime}-{bits}{other}"
 
     def to_json(self) -> dict[str, Any]:
         """Return one flat JSON object: flag without dashes -> value, None where unset."""

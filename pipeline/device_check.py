@@ -59,13 +59,16 @@ def _described(port: Any) -> SimpleNamespace:
     return SimpleNamespace(name=port.any_name, shape=sizes)
 
 
-def load(model: Path, backend: str | None) -> Any:
-    """Return a session of the runtime that the bundle was made for."""
+def load(model: Path, backend: str | None, session_options: dict[str, str]) -> Any:
+    """Return a session of the runtime that the bundle was made for, with the options that the manifest asks for."""
     if backend == "openvino":
         return OpenVINOSession(model)
     import onnxruntime
 
-    return onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    for name, value in session_options.items():
+        options.add_session_config_entry(name, value)
+    return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
 def run_all(session: Any, inputs: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
@@ -102,7 +105,7 @@ def main(bundle: Path) -> int:
         print(f"error: {bundle} is damaged: {', '.join(damaged)}", file=sys.stderr)
         return 2
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    session = load(bundle / "model.onnx", manifest.get("backend"))
+    session = load(bundle / "model.onnx", manifest.get("backend"), manifest.get("session_options", {}))
     everything_same = True
     with np.load(bundle / "golden.npz", allow_pickle=False) as golden:
         outputs = run_all(session, golden["inputs"])

@@ -7,7 +7,8 @@ import importlib.util
 import os
 import platform
 from dataclasses import dataclass
-from pathlib import Path
+
+from backends.cpu import CPUS, INTEGER_INSTRUCTIONS, cpu_flags, host_cpu, is_arm
 
 REQUIRED = (
     "torch",
@@ -31,16 +32,6 @@ EXTRAS = {
 }
 """Extra -> the package it installs and what it is for."""
 
-INTEGER_INSTRUCTIONS = {
-    "avx2": "x86: int8 kernels, whose sums can saturate where no row below says yes",
-    "avx_vnni": "x86: exact 8-bit dot products",
-    "avx512_vnni": "x86: exact 8-bit dot products, 512 bits wide",
-    "amx_int8": "x86: exact 8-bit matrix tiles",
-    "asimddp": "ARM: exact 8-bit dot products",
-    "i8mm": "ARM: exact 8-bit matrix products",
-}
-"""CPU flag as Linux names it -> what it means for int8 kernels (ONNX Runtime, "Quantize ONNX models")."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -58,17 +49,6 @@ class Finding:
 def examine() -> list[Finding]:
     """Return what was found on this machine, in reading order; nothing is changed."""
     return [*_versions(), *_processor(), *_accelerators(), *_extras()]
-
-
-def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str] | None:
-    """Return the CPU's feature flags as Linux lists them, or None where that list does not exist."""
-    if not cpuinfo.is_file():
-        return None
-    for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip().lower() in ("flags", "features"):
-            return frozenset(value.split())
-    return None
 
 
 def _version(distribution: str) -> str | None:
@@ -95,15 +75,16 @@ def _versions() -> list[Finding]:
 def _processor() -> list[Finding]:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     findings = [Finding(topic="cpu", name=platform.machine() or "unknown", value=f"{count} cores usable")]
+    if (cpu := host_cpu()) is not None:
+        findings.append(Finding(topic="cpu", name="target", value=f"{cpu}: {CPUS[cpu]}"))
     present = cpu_flags()
     if present is None:
         return [
             *findings,
             Finding(topic="cpu", name="int8 instructions", value="not readable on this system"),
         ]
-    arm = platform.machine().lower() in ("aarch64", "arm64")
     for flag, meaning in INTEGER_INSTRUCTIONS.items():
-        if meaning.startswith("ARM") == arm:
+        if meaning.startswith("ARM") == is_arm():
             value = "yes" if flag in present else "no"
             findings.append(Finding(topic="cpu", name=flag, value=f"{value} ({meaning.partition(': ')[2]})"))
     return findings

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from backends.base import Backend
 from calibration.errors import require_package
 from pipeline.artifacts import Network, PreparedStudent, QuantisedStudent, UnlabelledImages
+from pipeline.chosen_backend import prepared_for
 from pipeline.config import RunConfig
 from pipeline.learning import distilled, widths
 from pipeline.progress import Progress, timed_stage
+from pipeline.stages.choose import choose_profile
 from pipeline.stages.convert import compile_model
 from pipeline.stages.observe import prepare
 from pipeline.stages.post_training import quantise_after_training
@@ -23,7 +25,8 @@ class Job:
 
     config: RunConfig
     folder: RunFolder
-    backend: Backend
+    candidates: tuple[Backend, ...]
+    """The backend with each profile that is exact on the target, the fastest first."""
     teacher: Network
     student: Network
     co_teachers: tuple[Network, ...]
@@ -56,7 +59,7 @@ def _by_distillation(job: Job) -> QuantisedStudent:
         else:
             prepared = prepare(
                 job.student.folded,
-                job.backend,
+                job.candidates[0],
                 job.images,
                 job.teacher.preprocessing,
                 widths=widths(config),
@@ -65,7 +68,9 @@ def _by_distillation(job: Job) -> QuantisedStudent:
                 seed=config.execution.seed,
                 step=lambda done, total: progress.step(done, total),
             )
+            prepared = choose_profile(prepared, job.candidates, job.teacher, job.images, widths=widths(config))
             prepared.save(folder.prepared)
+        backend = prepared_for(job.candidates, prepared.plan)
     with timed_stage("distil", progress, job.seconds):
         trained = distilled(
             config, folder, prepared, job.teacher, job.co_teachers, job.images, progress, mirror=job.mirror
@@ -75,13 +80,11 @@ def _by_distillation(job: Job) -> QuantisedStudent:
             trained.network,
             job.student.folded,
             job.teacher.folded,
-            job.backend,
+            backend,
             opset=config.quantisation.opset,
             batch=config.quantisation.static_batch,
         )
-    return QuantisedStudent(
-        backend=job.backend, compiled=compiled, plan=prepared.plan, prepared=prepared, trained=trained
-    )
+    return QuantisedStudent(backend=backend, compiled=compiled, plan=prepared.plan, prepared=prepared, trained=trained)
 
 
 def _by_nncf(job: Job) -> QuantisedStudent:
@@ -90,7 +93,7 @@ def _by_nncf(job: Job) -> QuantisedStudent:
         return quantise_after_training(
             job.student.folded,
             job.teacher.folded,
-            job.backend,
+            job.candidates[0],
             job.images,
             job.teacher.preprocessing,
             count=job.config.data.calibration_images,

@@ -13,7 +13,7 @@ from pipeline.artifacts import Network, UnlabelledImages, load_tensors, save_ten
 from pipeline.atomic import write_bytes
 from pipeline.batches import suggested_workers
 from pipeline.bundle import read_bundle, write_bundle
-from pipeline.chosen_backend import chosen_backend, stored_backend
+from pipeline.chosen_backend import chosen_backends, emulated_backend, stored_backend
 from pipeline.compare_config import CompareConfig
 from pipeline.comparison import compare_bundle
 from pipeline.config import NO_DATA, EngineConfig, RunConfig, ValidationConfig
@@ -41,7 +41,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
     """
     quantiser = QUANTISERS[config.quantisation.quantiser]
     quantiser.require()
-    backend = chosen_backend(config, progress)
+    candidates = chosen_backends(config, progress)
     folder = open_folder(config)
     if config.output.resume and folder.bundle.exists():
         progress.say(f"{folder.bundle} is finished already")
@@ -55,7 +55,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
             check_convertible(network.folded, opset=config.quantisation.opset)
         if quantiser.trains:
             # Both for their errors: what the network or a method lacks is said before anything takes time.
-            place(student.folded, backend.profile, widths(config))
+            place(student.folded, candidates[0].profile, widths(config))
             build_objective(
                 objective_config(config),
                 student.folded,
@@ -84,7 +84,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
     job = Job(
         config=config,
         folder=folder,
-        backend=backend,
+        candidates=candidates,
         teacher=teacher,
         student=student,
         co_teachers=co_teachers,
@@ -94,6 +94,8 @@ def run(config: RunConfig, progress: Progress) -> Report:
         seconds=seconds,
     )
     quantised = quantiser.quantise(job)
+    if quantised.prepared is not None:
+        notes = (*notes, *quantised.prepared.notes)
     write_bytes(folder.float_model, quantised.compiled.float_model)
     with timed_stage("validate", progress, seconds):
         validated = validate_network(
@@ -116,17 +118,27 @@ def run(config: RunConfig, progress: Progress) -> Report:
         outputs=teacher.outputs,
         report=report,
         device_files=validated.device_files,
+        session_options=quantised.backend.profile.session_options,
         overwrite=config.output.overwrite or config.output.resume,
     )
     write_report(report, folder.root)
     return report
 
 
-def validate_bundle(path: Path, config: ValidationConfig, engine: EngineConfig, progress: Progress) -> Report:
-    """Validate a finished bundle on this machine's runtime; nothing is written but the kernel timings of an engine."""
+def validate_bundle(
+    path: Path, config: ValidationConfig, engine: EngineConfig, progress: Progress, *, emulate: str | None = None
+) -> Report:
+    """Validate a finished bundle on this machine's runtime, or on an emulated processor.
+
+    Nothing is written but the kernel timings of an engine.
+    """
     with progress.stage("validate"):
         bundle = read_bundle(path)
-        backend = stored_backend(bundle.backend, engine, batch=config.batch, progress=progress)
+        if emulate is not None:
+            report = validate_stored(bundle, config, emulated_backend(bundle, emulate), progress)
+            how = f"the runtime ran on an emulated {emulate}: its integers are the device's, its times are not"
+            return replace(report, notes=(*report.notes, how))
+        backend = stored_backend(bundle, engine, batch=config.batch, progress=progress)
         return validate_stored(bundle, config, backend, progress)
 
 

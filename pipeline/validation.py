@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.base import Backend, Census, Runner
+from backends.cpu import INTEGER_INSTRUCTIONS, cpu_flags, host_cpu
 from calibration.errors import UserError
 from calibration.plan import Plan
 from pipeline import __version__
@@ -26,7 +27,7 @@ from pipeline.bundle import Bundle, Golden
 from pipeline.config import RunConfig, ValidationConfig
 from pipeline.data import EvaluationSet, open_evaluation, ordered_batches
 from pipeline.device_files import device_files
-from pipeline.doctor import EXTRAS, INTEGER_INSTRUCTIONS, REQUIRED, cpu_flags
+from pipeline.doctor import EXTRAS, REQUIRED
 from pipeline.learning import objective_config
 from pipeline.outputs import Output, primary
 from pipeline.preprocessing import Preprocessing, normalise
@@ -90,7 +91,7 @@ def validate_network(
     """Score teacher, simulation, oracle and runtime on the same images and measure the artifact on its runtime."""
     backend, compiled, plan = quantised.backend, quantised.compiled, quantised.plan
     preprocessing, absent = teacher.preprocessing, backend.unavailable()
-    oracle = oracle_outputs(compiled.model, fused_rounding=backend.profile.fused_rounding)
+    oracle = _oracle(compiled.model, backend)
     most = images_at_once(preprocessing, _BATCH)
     columns: dict[str, Outputs] = {
         "target": joint_targets(
@@ -125,7 +126,7 @@ def validate_network(
     gates = _gates(config.validation, scores, census, latency, plan, backend)
     noise = _noise(quantised, torch.split(inputs, images_at_once(preprocessing, _SQNR_IMAGES)))
     said = [*notes, *evaluation.images.notes, *remarks, *batch_remark]
-    said += [line for line in (absent, remark, backend.profile.inexact) if line]
+    said += [line for line in (absent, remark, backend.profile.inexact, _option_note(backend)) if line]
     unreadable = images.source.unreadable
     report = Report(
         status=verdict(gates, on_target=scores.accuracy.runtime is not None),
@@ -155,6 +156,7 @@ def validate_network(
         layers=_layers(plan, census, noise),
         outputs=scores.outputs,
         quantiser=config.quantisation.quantiser,
+        target=backend.profile.cpu,
     )
     golden = _golden(inputs, teacher.outputs, oracle, columns["teacher"])
     files = device_files(backend, compiled.model, plan, torch.from_numpy(golden.inputs))
@@ -166,9 +168,7 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
     absent = backend.unavailable()
     float_file = bundle.folder.parent / "float.onnx"
     float_model = float_file.read_bytes() if float_file.is_file() else None
-    columns: dict[str, Outputs] = {
-        "oracle": oracle_outputs(bundle.model, fused_rounding=backend.profile.fused_rounding)
-    }
+    columns: dict[str, Outputs] = {"oracle": _oracle(bundle.model, backend)}
     batch, batch_remark = latency_batch(config.batch, bundle.fixed_batch)
     remarks: tuple[str, ...] = ()
     with _maybe_runner(backend, bundle.model, absent) as runner:
@@ -191,7 +191,7 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
         scores = score(columns, batches, bundle.outputs, step=lambda done: progress.step(done, count))
     census, remark = count_kernels(backend, bundle.model, [placement.layer for placement in bundle.plan.weights])
     latency = no_latency(batch, config.threads)
-    if absent is None:
+    if absent is None and backend.has_times:
         inputs = filled_up(torch.from_numpy(bundle.golden.inputs), batch).numpy()
         latency = measure_latency(backend, bundle.model, float_model, inputs, threads=config.threads)
     gates = _gates(config, scores, census, latency, bundle.plan, backend)
@@ -213,9 +213,14 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
         seconds={},
         gates=gates,
         preprocessing=bundle.preprocessing.to_json(),
-        notes=(*remarks, *batch_remark, *(line for line in (absent, remark, backend.profile.inexact) if line)),
+        notes=(
+            *remarks,
+            *batch_remark,
+            *(line for line in (absent, remark, backend.profile.inexact, _option_note(backend)) if line),
+        ),
         layers=_layers(bundle.plan, census, {}),
         outputs=scores.outputs,
+        target=bundle.target,
     )
 
 
@@ -231,6 +236,12 @@ def _maybe_runner(backend: Backend, model: bytes, absent: str | None) -> Iterato
     # As many threads as the machine has: scoring is no timing.
     with backend.runner(model, threads=os.cpu_count() or 1) as runner:
         yield runner
+
+
+def _oracle(model: bytes, backend: Backend) -> Outputs:
+    """The oracle with the semantics of the backend's kernels."""
+    profile = backend.profile
+    return oracle_outputs(model, fused_rounding=profile.fused_rounding, fixed_point_sums=profile.fixed_point_sums)
 
 
 def _module_outputs(module: torch.nn.Module) -> Outputs:
@@ -272,7 +283,7 @@ def _stored_teacher(float_model: bytes | None, file: Path, source: str) -> Outpu
             f"--eval-data {source} has no labels to score by, and {file}, the teacher to agree with, is absent:"
             " give labelled images, or leave --eval-data out to score on the bundle's golden images"
         )
-    return oracle_outputs(float_model, fused_rounding=False)
+    return oracle_outputs(float_model, fused_rounding=False, fixed_point_sums=False)
 
 
 def _scored(
@@ -308,6 +319,12 @@ def _noise(quantised: QuantisedStudent, batches: Sequence[Tensor]) -> dict[str, 
     if quantised.prepared is None or quantised.trained is None:
         return {}
     return layer_sqnr(quantised.prepared.folded, quantised.trained.network, batches)
+
+
+def _option_note(backend: Backend) -> str | None:
+    """What the device must set, where the artifact needs it."""
+    options = ", ".join(f"{name}={value}" for name, value in backend.profile.session_options.items())
+    return f"the device must set {options}, as check.py and faqd validate do" if options else None
 
 
 def _kernels(plan: Plan, census: Census | None) -> Kernels:
@@ -404,6 +421,7 @@ def host() -> dict[str, str | int | float | bool | None]:
         "system": platform.system(),
         "machine": platform.machine(),
         "processor": _processor(),
+        "target": host_cpu(),
         "cores": os.cpu_count(),
         "integer_instructions": ", ".join(name for name in INTEGER_INSTRUCTIONS if name in flags) or "none known",
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,

@@ -22,7 +22,7 @@ Status = Literal["validated", "gate-failed", "not-validated-on-target"]
 EXIT_STATUS: dict[Status, int] = {"validated": 0, "gate-failed": 1, "not-validated-on-target": 3}
 """Exit status of a command that ended with a report; 2 is kept for the user's mistakes."""
 
-OPTIONAL_BLOCKS = ("distillation", "data", "preprocessing", "notes", "layers", "outputs", "quantiser")
+OPTIONAL_BLOCKS = ("target", "distillation", "data", "preprocessing", "notes", "layers", "outputs", "quantiser")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +270,8 @@ class Report:
     outputs: tuple[OutputScore, ...] = ()
     quantiser: str | None = None
     """How the integers were found: faqd, or another tool's way; None in reports older than the choice."""
+    target: str | None = None
+    """Processor that the artifact is for, a key of `backends.cpu.CPUS`; None where the backend runs on none."""
 
     def __post_init__(self) -> None:
         records.check(self)

@@ -55,7 +55,8 @@ def _facts(report: Report) -> Table:
     shrunk = f"float {wording.kilobytes(size.float_bytes)}, quantised {wording.kilobytes(size.quantised_bytes)}"
     if (ratio := wording.size_ratio(report)) is not None:
         shrunk += f", {wording.factor(ratio)}"
-    rows = []
+    target = wording.target_words(report)
+    rows = [] if target is None else [("target", target)]
     if not wording.is_plain_classifier(report):
         shown = report.outputs[: wording.NAMED_OUTPUTS]
         rows += [("output", f"{output.name}: {wording.output_words(output)}") for output in shown]

@@ -111,6 +111,16 @@ def runtime_name(report: Report) -> str:
     return RUNTIMES.get(report.backend, report.backend)
 
 
+def target_words(report: Report) -> str | None:
+    """Return the processor that the artifact is for and whether it is this machine's, or None where it has none."""
+    if report.target is None:
+        return None
+    here = report.host.get("target")
+    if report.target == here:
+        return f"{report.target}, the processor here"
+    return f"{report.target}; the processor here is {fact(here)}"
+
+
 def parity_words(report: Report) -> str:
     """Return in one line how far the runtime's outputs are those of the integer oracle."""
     parity = report.parity

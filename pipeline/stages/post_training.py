@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from torch.fx import GraphModule
 
@@ -49,8 +50,10 @@ def quantise_after_training(
     plain = emit(folded, opset=opset or _OPSET).SerializeToString()
     model = quantise(plain, single_images, len(chosen), backend.profile)
     compared = plain if teacher is folded else emit(teacher, opset=opset or _OPSET).SerializeToString()
+    plan, profile = plan_of_file(model, backend=backend.name, left=_LEFT), backend.profile
     return QuantisedStudent(
         backend=backend,
         compiled=CompiledModel(model=model.SerializeToString(), float_model=compared),
-        plan=plan_of_file(model, backend=backend.name, left=_LEFT),
+        # By its variant a finished bundle finds its profile again.
+        plan=replace(plan, variant=profile.variant, fixed_point_sums=profile.fixed_point_sums),
     )

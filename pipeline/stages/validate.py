@@ -99,9 +99,11 @@ def _check_labels(labels: NDArray[np.int64], classes: int) -> None:
         )
 
 
-def oracle_outputs(model: bytes, *, fused_rounding: bool) -> Outputs:
+def oracle_outputs(model: bytes, *, fused_rounding: bool, fixed_point_sums: bool) -> Outputs:
     """The integer oracle of an artifact as a column, with the semantics of its runtime's kernels."""
-    oracle = IntegerOracle(onnx.load_model_from_string(model), fused_rounding=fused_rounding)
+    oracle = IntegerOracle(
+        onnx.load_model_from_string(model), fused_rounding=fused_rounding, fixed_point_sums=fixed_point_sums
+    )
     return lambda images: oracle.run(images)[0]
 
 
@@ -143,5 +145,5 @@ def count_kernels(backend: Backend, model: bytes, layers: list[str]) -> tuple[Ce
         census = backend.census(model, layers)
     except MissingExtra as missing:
         return None, f"no engine was built: {missing}"
-    how = "" if on_target else "kernels are those of an engine built ahead of time, which did not run"
+    how = "" if on_target else "kernels are those that are chosen ahead of time here: they did not run"
     return census, "; ".join(part for part in (how, census.remark) if part) or None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from backends.onnx_graph import emit
-from backends.onnxruntime_rules import X64
+from backends.onnxruntime_rules import host_profile
 from backends.openvino_rules import PROFILE as OPENVINO
 from backends.placement import Widths, place
 from backends.profile import Profile
@@ -29,7 +29,7 @@ from calibration.plan import Plan
 from calibration.prepared import PreparedNetwork
 from tests.one_line_net import Net
 
-PROFILES: dict[str, Profile] = {"onnxruntime": X64, "tensorrt": PROFILE, "openvino": OPENVINO}
+PROFILES: dict[str, Profile] = {"onnxruntime": host_profile(), "tensorrt": PROFILE, "openvino": OPENVINO}
 
 
 C = nn.Conv2d

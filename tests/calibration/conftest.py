@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from backends.onnx_graph import emit
-from backends.onnxruntime_rules import X64
+from backends.onnxruntime_rules import host_profile
 from backends.placement import Widths, place
 from backends.profile import Profile
 from backends.reference import IntegerOracle
@@ -29,7 +29,7 @@ from calibration.prepared import PreparedNetwork
 from pipeline.models import load_model
 from tests.one_line_net import Net
 
-PROFILES: dict[str, Profile] = {"onnxruntime": X64, "tensorrt": PROFILE}
+PROFILES: dict[str, Profile] = {"onnxruntime": host_profile(), "tensorrt": PROFILE}
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

@@ -205,16 +205,17 @@ def test_validate_hands_over_the_bundle_and_writes_the_report(
 ) -> None:
     seen: list[Any] = []
 
-    def validated(bundle: Path, config: ValidationConfig, engine: EngineConfig, progress: Progress) -> Report:
-        seen.extend([bundle, config, engine])
+    def validated(
+        bundle: Path, config: ValidationConfig, engine: EngineConfig, progress: Progress, *, emulate: str | None
+    ) -> Report:
+        seen.extend([bundle, config, engine, emulate])
         return make_report()
 
     chain(validated)
     file = tmp_path / "made" / "report.json"
-    assert (
-        main(["validate", "some/bundle", "--threads", "2", "--batches", "1,2,4", "--report", str(file), "--quiet"]) == 0
-    )
-    assert seen == [Path("some/bundle"), ValidationConfig(threads=2), EngineConfig(batches=(1, 2, 4))]
+    flags = ["--threads", "2", "--batches", "1,2,4", "--emulate", "arm64", "--report", str(file), "--quiet"]
+    assert main(["validate", "some/bundle", *flags]) == 0
+    assert seen == [Path("some/bundle"), ValidationConfig(threads=2), EngineConfig(batches=(1, 2, 4)), "arm64"]
     assert read_report(file) == make_report()
 
 

@@ -172,6 +172,8 @@ def test_unreadable_settings_are_the_users_mistake(content: bytes, words: str, t
 
 def test_the_folder_is_named_after_teacher_backend_and_bits() -> None:
     assert RunConfig().folder == Path("artifacts/digits-onnxruntime-w8a8")
+    for_arm = RunConfig(quantisation=QuantisationConfig(target="arm64"))
+    assert for_arm.folder == Path("artifacts/digits-onnxruntime-arm64-w8a8")
     config = RunConfig(
         teacher=TeacherConfig(source="python:a.b:c"),
         quantisation=QuantisationConfig(bits=4, backend="tensorrt"),

@@ -42,14 +42,14 @@ def save(
     *,
     holds: str = "values",
     backend: str = "onnxruntime",
+    options: dict[str, str] | None = None,
 ) -> None:
     arrays: Any = {f"outputs.{name}": value for name, value in outputs.items()}
     np.savez(bundle / "golden.npz", inputs=inputs, **arrays)
     described = [{"name": "twice", "holds": "classes", "class_axis": 1}, {"name": "same", "holds": holds}]
     files = {name: hashlib.sha256((bundle / name).read_bytes()).hexdigest() for name in ("model.onnx", "golden.npz")}
-    (bundle / "manifest.json").write_text(
-        json.dumps({"backend": backend, "files": files, "outputs": described}), encoding="utf-8"
-    )
+    manifest = {"backend": backend, "session_options": options or {}, "files": files, "outputs": described}
+    (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def check(bundle: Path, repository: Path) -> subprocess.CompletedProcess[str]:
@@ -107,3 +107,14 @@ def test_a_damaged_bundle_is_not_run(bundle: Path, repository: Path) -> None:
     assert "is damaged: model.onnx" in done.stderr
     (bundle / "manifest.json").unlink()
     assert "it has no manifest.json" in check(bundle, repository).stderr
+
+
+def test_the_manifests_session_options_are_set(bundle: Path, repository: Path) -> None:
+    with np.load(bundle / "golden.npz") as golden:
+        inputs = golden["inputs"]
+    outputs = {"twice": 2 * inputs, "same": inputs}
+    save(bundle, inputs, outputs, options={"session.load_model_format": "ONNX"})
+    assert check(bundle, repository).returncode == 0
+    save(bundle, inputs, outputs, options={"session.load_model_format": "ORT"})
+    done = check(bundle, repository)
+    assert done.returncode == 1 and "ORT" in done.stderr, "an ONNX file is none of ORT's own format"

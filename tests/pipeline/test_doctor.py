@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from pipeline.doctor import EXTRAS, REQUIRED, cpu_flags, examine
-
-
-def test_flags_of_both_architectures_are_read(tmp_path: Path) -> None:
-    file = tmp_path / "cpuinfo"
-    file.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512_vnni\n\nflags\t\t: fpu\n", encoding="utf-8")
-    assert cpu_flags(file) == frozenset({"fpu", "avx2", "avx512_vnni"})
-    file.write_text("processor\t: 0\nFeatures\t: asimd asimddp i8mm\n", encoding="utf-8")
-    assert cpu_flags(file) == frozenset({"asimd", "asimddp", "i8mm"})
-    assert cpu_flags(tmp_path / "absent") is None
+from backends.cpu import host_cpu
+from pipeline.doctor import EXTRAS, REQUIRED, examine
 
 
 def test_every_package_is_looked_for_and_a_missing_one_has_its_command() -> None:
@@ -23,3 +13,8 @@ def test_every_package_is_looked_for_and_a_missing_one_has_its_command() -> None
     for extra in EXTRAS:
         installed = not findings[extra].value.startswith("not installed")
         assert findings[extra].fix == ("" if installed else f"pip install 'faqd[{extra}]'")
+
+
+def test_the_processor_is_named_as_a_target() -> None:
+    found = {finding.name: finding.value for finding in examine()}
+    assert found["target"].startswith(f"{host_cpu()}: ")

@@ -19,6 +19,8 @@ import onnxruntime
 import pytest
 from PIL import Image
 
+from backends.cpu import host_cpu
+from backends.onnxruntime_rules import host_profile
 from pipeline.bundle import read_bundle
 from pipeline.cli import main
 from pipeline.report.schema import read_report
@@ -212,6 +214,7 @@ def test_nncf_ends_in_the_same_report_and_bundle(repository: Path, tmp_path: Pat
     assert report.accuracy.runtime is not None and report.accuracy.runtime >= 0.98
     assert {layer.sqnr_db for layer in report.layers} == {None} and len(report.layers) == 10
     assert set(report.seconds) == {"teacher", "quantise", "validate"}
+    assert read_bundle(folder / "bundle").plan.variant == host_profile().variant
     again = tmp_path / "again.json"
     assert command(repository, "validate", str(folder / "bundle"), "--report", str(again)).returncode == 0
     assert read_report(again).quantiser == "nncf"
@@ -261,6 +264,27 @@ def test_tensorrt_ends_unvalidated_with_its_own_status(repository: Path, tmp_pat
     else:
         assert "ahead of time" in said and report.kernels.integer == 10
     assert read_bundle(tmp_path / "t" / "bundle").backend == "tensorrt"
+
+
+def test_another_processor_ends_unvalidated_with_what_was_chosen_for_it(repository: Path, tmp_path: Path) -> None:
+    target = "x86-avx2" if host_cpu() != "x86-avx2" else "arm64"
+    done = command(repository, "run", "--target", target, *QUICK, "--output", str(tmp_path / "t"))
+    report, bundle = read_report(tmp_path / "t" / "report.json"), read_bundle(tmp_path / "t" / "bundle")
+
+    assert done.returncode == 3, done.stderr
+    assert report.target == bundle.target == bundle.manifest["target"] == target
+    assert report.host["target"] == host_cpu()
+    assert report.accuracy.runtime is None and report.kernels.integer == 10
+    said = "\n".join(report.notes)
+    assert f"the artifact is for {target}" in said
+    if target == "x86-avx2":
+        assert "x86-avx2-limited is taken" in said or "x86-avx2-precise is taken" in said
+        limits = {placement.grid.limit for placement in bundle.plan.weights}
+        assert limits == ({63} if bundle.plan.variant == "x86-avx2-limited" else {None})
+    assert command(repository, "validate", str(tmp_path / "t" / "bundle")).returncode == 3
+    third = "arm64" if target == "x86-avx2" else "x86-avx2"
+    line = refused(command(repository, "validate", str(tmp_path / "t" / "bundle"), "--emulate", third))
+    assert f"was made for {target}" in line and f"--target {third}" in line
 
 
 def test_a_failed_gate_keeps_the_bundle_and_says_so(repository: Path, tmp_path: Path) -> None:

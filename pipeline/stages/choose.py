@@ -1,0 +1,87 @@
+"""Choose among the profiles that are exact on one processor: the fastest, unless it costs accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from backends.base import Backend
+from backends.placement import Widths, place
+from calibration.prepared import PreparedNetwork
+from pipeline.artifacts import Network, PreparedStudent, UnlabelledImages
+from pipeline.batches import images_at_once
+from pipeline.data import ordered_batches
+from pipeline.outputs import primary
+from pipeline.preprocessing import normalise
+
+_BATCH = 64
+# A difference of the means counts from here on: by chance alone it is larger in one case of forty.
+_STANDARD_ERRORS = 2.0
+
+
+def choose_profile(
+    prepared: PreparedStudent,
+    candidates: Sequence[Backend],
+    teacher: Network,
+    images: UnlabelledImages,
+    *,
+    widths: Widths,
+) -> PreparedStudent:
+    """The student prepared for one of the candidates, which differ in their weights alone and are the fastest first.
+
+    Each is judged by how much of what the teacher decides for the held-out images its calibrated student decides alike
+    (for an output of values: by the squared difference); a slower one is taken only where it gains more than two
+    standard errors of the mean difference per image. `prepared` is the first candidate's, returned as it is where
+    there is no other.
+    """
+    if len(candidates) == 1:
+        return prepared
+    students = [prepared]
+    students += [replace(prepared, plan=place(prepared.folded, other.profile, widths)) for other in candidates[1:]]
+    output = teacher.outputs[primary(teacher.outputs)]
+    scores = _scores(students, teacher, images)
+    best = 0
+    for index in range(1, len(students)):
+        gain = scores[index] - scores[best]
+        if float(gain.mean()) > _STANDARD_ERRORS * _standard_error(gain):
+            best = index
+    means = [float(score.mean()) for score in scores]
+    shown = [f"{-mean:.3g}" if output.holds == "values" else f"{100 * mean:.2f} %" for mean in means]
+    names = [candidate.profile.variant for candidate in candidates]
+    found = ", ".join(f"{name} {value}" for name, value in zip(names, shown, strict=True))
+    what = "mean squared difference" if output.holds == "values" else "decisions like the teacher's"
+    why = "the fastest, and none is better beyond chance" if best == 0 else "better beyond chance, though slower"
+    note = f"calibrated on {scores.shape[1]} held-out images, {what}: {found}; {names[best]} is taken: {why}"
+    return replace(students[best], notes=(*prepared.notes, note))
+
+
+def _scores(students: Sequence[PreparedStudent], teacher: Network, images: UnlabelledImages) -> Tensor:
+    """Per student and held-out image how near it is to the teacher, more is better, float64 [S, images]."""
+    index = primary(teacher.outputs)
+    output = teacher.outputs[index]
+    networks = [student.network().eval() for student in students]
+
+    def score(network: PreparedNetwork, inputs: Tensor, target: Tensor) -> Tensor:
+        found: Tensor = network(inputs)[index]
+        if output.holds == "values":
+            return -(found - target).double().square().flatten(1).mean(1)
+        return (output.decided(found) == output.decided(target)).double().reshape(len(found), -1).mean(1)
+
+    columns = []
+    size = images_at_once(teacher.preprocessing, _BATCH)
+    with torch.no_grad():
+        for batch in ordered_batches(
+            images.source, images.held_out, teacher.preprocessing, batch_size=size, workers=images.workers
+        ):
+            inputs = normalise(batch.images, teacher.preprocessing)
+            target = teacher.folded(inputs)[index]
+            columns.append(torch.stack([score(network, inputs, target) for network in networks]))
+    return torch.cat(columns, 1)
+
+
+def _standard_error(values: Tensor) -> float:
+    """Of the mean of [N] independent values; infinite for a single one, which says nothing about chance."""
+    return float(values.std()) / len(values) ** 0.5 if len(values) > 1 else float("inf")

@@ -1,0 +1,63 @@
+"""The choice among profiles: the fastest, unless it is worse beyond chance."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from backends.onnxruntime import OnnxRuntime
+from backends.onnxruntime_rules import X64, X64_PRECISE, X64_WITHOUT_VNNI
+from backends.placement import Widths, place
+from pipeline.artifacts import PreparedStudent
+from pipeline.stages.choose import choose_profile
+
+WIDTHS = Widths(weights=8)
+
+
+def choose(example: SimpleNamespace, *profiles: Any, **changes: Any) -> PreparedStudent:
+    """The student chosen for profiles in that order, of which the first one was prepared."""
+    prepared = replace(example.prepared, plan=place(example.prepared.folded, profiles[0], WIDTHS))
+    candidates = [OnnxRuntime(profile) for profile in profiles]
+    teacher = replace(example.teacher, outputs=changes.pop("outputs", example.teacher.outputs))
+    return choose_profile(prepared, candidates, teacher, replace(example.images, **changes), widths=WIDTHS)
+
+
+def test_an_equal_slower_profile_is_not_taken(example: SimpleNamespace) -> None:
+    chosen = choose(example, X64_WITHOUT_VNNI, X64_PRECISE)
+
+    assert chosen.plan.variant == "x86-avx2-limited"
+    assert {placement.grid.limit for placement in chosen.plan.weights} == {63}
+    assert "x86-avx2-limited is taken" in chosen.notes[0] and "135 held-out images" in chosen.notes[0]
+
+
+def test_a_profile_that_ruins_the_weights_is_left(example: SimpleNamespace, tmp_path: Path) -> None:
+    chosen = choose(example, replace(X64_WITHOUT_VNNI, weight_limit=1), X64_PRECISE)
+
+    assert chosen.plan.variant == "x86-avx2-precise"
+    assert {placement.grid.limit for placement in chosen.plan.weights} == {None}
+    assert "x86-avx2-precise is taken: better beyond chance" in chosen.notes[0]
+    assert chosen.ranges == example.prepared.ranges
+    chosen.save(tmp_path / "prepared.json")
+    assert PreparedStudent.load(tmp_path / "prepared.json", chosen.folded).notes == chosen.notes
+
+
+def test_a_difference_of_a_few_images_is_chance(example: SimpleNamespace) -> None:
+    ruined = replace(X64_WITHOUT_VNNI, weight_limit=1)
+    few = example.images.held_out[:1]
+    assert choose(example, ruined, X64_PRECISE, held_out=np.array(few)).plan.variant == "x86-avx2-limited"
+
+
+def test_outputs_of_values_are_judged_by_their_squares(example: SimpleNamespace) -> None:
+    values = (replace(example.teacher.outputs[0], holds="values"),)
+    ruined = replace(X64_WITHOUT_VNNI, weight_limit=1)
+    chosen = choose(example, ruined, X64_PRECISE, outputs=values)
+    assert chosen.plan.variant == "x86-avx2-precise" and "mean squared difference" in chosen.notes[0]
+
+
+def test_one_profile_is_no_choice(example: SimpleNamespace) -> None:
+    chosen = choose(example, X64)
+    assert chosen.notes == () and chosen.plan.variant == "x86-vnni"
