@@ -166,41 +166,60 @@ class Emitter:
         # Runtimes find integers again behind moved reals, but not behind a border of zeros on an asymmetric grid.
         return not self.move_reals or (kind(node) == "pad" and node.all_input_nodes[0] in self.integers)
 
-    def _dequantise(self, source: Integers) -> str:
-        """One DequantizeLinear per tensor of integers, written when first read (rule 21)."""
-        if source.name not in self.dequantised:
-            output = self.fresh(f"{source.name}_dq")
+    def _dequantise(self, source: Integers, suffix: str = "_dq") -> str:
+        """One DequantizeLinear per tensor of integers and scale, written when first read (rule 21)."""
+        if source.name + suffix not in self.dequantised:
+            output = self.fresh(f"{source.name}{suffix}")
             inputs = [source.name, source.scale, source.zero_point]
             self.nodes.append(helper.make_node("DequantizeLinear", inputs, [output], name=output))
-            self.dequantised[source.name] = output
-        return self.dequantised[source.name]
+            self.dequantised[source.name + suffix] = output
+        return self.dequantised[source.name + suffix]
+
+    @property
+    def first_input(self) -> str:
+        """Name of the network's first input."""
+        return str(next(node.name for node in self.module.graph.nodes if node.op == "placeholder"))
+
+    def runs_on_integers(self, node: Node) -> bool:
+        """Whether the plan has an integer kernel compute this node."""
+        plan = self.frozen.plan if self.frozen else None
+        return plan is not None and node.name in plan.kinds.keys() - plan.float_nodes.keys()
+
+    def read_divided(self, node: Node, divisor: int) -> str:
+        """Name of a rounded node's value divided by a number: a division that is free, as it is done on the scale."""
+        integers = self.integers[node]
+        stored = numpy_helper.to_array(self.initialisers[integers.scale])
+        scale = self.constant(stored / np.float32(divisor), f"{integers.scale}_by_{divisor}")
+        divided = Integers(name=integers.name, scale=scale, zero_point=integers.zero_point)
+        return self._dequantise(divided, f"_dq_by_{divisor}")
+
+    def integer_constant(self, integer: int, scale: float) -> str:
+        """A number as an integer, stored like activations, behind a DequantizeLinear."""
+        name = self.constant(np.array(integer, np.uint8), f"uint8_{integer}")
+        zero = self.constant(np.array(0, np.uint8), "uint8_0")
+        return self._dequantise(Integers(name=name, scale=self.scalar(scale), zero_point=zero), f"_dq_{scale}")
 
     def border(self, node: Node) -> str:
         """What stands for the real number zero around the node's input: the zero point, or 0.0."""
         assert self.current is not None
         return self.integers[node].zero_point if self._moves_integers(self.current) else self.scalar(0.0)
 
-    def weight(self, node: Node, *, transposed: bool = False) -> str:
-        """Name of the current layer's weight, dequantised where it is quantised; [in, out] if transposed."""
+    def weight(self, node: Node) -> str:
+        """Name of the current layer's weight, dequantised where it is quantised."""
         assert self.current is not None
         stored = self.frozen.weights.get(self.current.name) if self.frozen else None
         own = stored is not None and not self.share_constants
-        base = (f"{self.current.name}_weight" if own else _flat(node)) + ("_t" if transposed else "")
+        base = f"{self.current.name}_weight" if own else _flat(node)
         if stored is not None:
-            return self._constant_integers(stored, base, transposed)
-        values = attribute(self.module, str(node.target)).detach().cpu().float().numpy()
-        return self.constant(values.T if transposed else values, base)
+            return self._constant_integers(stored, base)
+        return self.constant(attribute(self.module, str(node.target)).detach().cpu().float().numpy(), base)
 
     def bias(self, node: Node) -> str:
         """Name of the current layer's bias: int32 behind a DequantizeLinear, or float."""
         assert self.current is not None
         stored = self.frozen.biases.get(self.current.name) if self.frozen else None
         # Layers that share a bias may have inputs of different scale: its integers belong to the layer.
-        return (
-            self.read_float(node)
-            if stored is None
-            else self._constant_integers(stored, f"{self.current.name}_b", False)
-        )
+        return self.read_float(node) if stored is None else self._constant_integers(stored, f"{self.current.name}_b")
 
     def unsupported(self, why: str) -> UserError:
         """The error for a node that cannot be written."""
@@ -278,14 +297,12 @@ class Emitter:
             name = clipped
         self.integers[node] = Integers(name=name, scale=scale, zero_point=zero)
 
-    def _constant_integers(self, stored: FrozenConstant, base: str, transposed: bool) -> str:
+    def _constant_integers(self, stored: FrozenConstant, base: str) -> str:
         """A constant as integers behind a DequantizeLinear with an explicit zero point."""
         if base in self.dequantised:
             return self.dequantised[base]
         output = self.fresh(f"{base}_dq")
         integers, axis = stored.integers, stored.axis
-        if transposed:
-            integers, axis = integers.T, None if axis is None else 1 - axis
         read = self._store(integers, base, packed=self.pack_int4 and stored.bits <= 4)
         count = None if stored.scale.ndim == 0 else len(stored.scale)
         inputs = [read, self.constant(stored.scale, f"{base}_scale"), self._zeros(integers.dtype.type, count, base)]

@@ -185,7 +185,7 @@ def _weights(view: OnnxView) -> Iterator[tuple[NodeProto, str, NDArray[Any]]]:
 
 def _bits(view: OnnxView, rules: LintRules, node: NodeProto, stored: str) -> int:
     """Bits of a layer's grid: what the plan says, else what the file stores."""
-    name = node.name.removesuffix("_product")
+    name = node.name
     if name in rules.weight_bits:
         return rules.weight_bits[name]
     return 4 if view.initialisers[stored].data_type == TensorProto.INT4 else 8

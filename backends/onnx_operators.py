@@ -74,13 +74,10 @@ def _conv_transpose(e: Emitter, node: Node) -> list[str]:
 def _linear(e: Emitter, node: Node) -> list[str]:
     bias = argument(node, 2, "bias")
     source = _input(node)
-    if len(static_shape(source)) == 2:
-        inputs = [e.read(source), e.weight(_input(node, 1))] + ([e.bias(bias)] if isinstance(bias, Node) else [])
-        return e.add("Gemm", inputs, transB=1)
-    product = [e.read(source), e.weight(_input(node, 1), transposed=True)]
-    if not isinstance(bias, Node):
-        return e.add("MatMul", product)
-    return e.add("Add", [*e.add("MatMul", product, suffix="_product"), e.bias(bias)])
+    if len(static_shape(source)) != 2:
+        raise e.unsupported("a linear layer over more than one free dimension has no translation to ONNX")
+    inputs = [e.read(source), e.weight(_input(node, 1))] + ([e.bias(bias)] if isinstance(bias, Node) else [])
+    return e.add("Gemm", inputs, transB=1)
 
 
 def _matmul(e: Emitter, node: Node) -> list[str]:
@@ -101,6 +98,13 @@ def _clip(e: Emitter, node: Node) -> list[str]:
     low, high = clip_bounds(node)
     bounds = [e.scalar(low) if math.isfinite(low) else "", e.scalar(high) if math.isfinite(high) else ""]
     return e.add("Clip", [e.read(_input(node)), *bounds] if bounds[1] else [e.read(_input(node)), bounds[0]])
+
+
+def _hard_sigmoid(e: Emitter, node: Node) -> list[str]:
+    # torch: clip(x / 6 + 1/2, 0, 1); the rounding behind an integer addition clips by itself.
+    if not e.runs_on_integers(node):
+        return e.add("HardSigmoid", [e.read(_input(node))], alpha=1 / 6, beta=0.5)
+    return e.add("Add", [e.read_divided(_input(node), 6), e.integer_constant(1, 0.5)])
 
 
 def _leaky_relu(e: Emitter, node: Node) -> list[str]:
@@ -135,6 +139,16 @@ def _gelu(e: Emitter, node: Node) -> list[str]:
     (shifted,) = e.add("Add", [error, e.scalar(1.0)], suffix="_add")
     (product,) = e.add("Mul", [source, shifted], suffix="_mul")
     return e.add("Mul", [product, e.scalar(0.5)])
+
+
+def _vector_norm(e: Emitter, node: Node) -> list[str]:
+    order, axes, keep = argument(node, 1, "ord", 2), argument(node, 2, "dim"), argument(node, 3, "keepdim", False)
+    if order not in (1, 2) or not isinstance(axes, (list, tuple)):
+        raise e.unsupported(f"a norm of order {order} over {axes or 'all axes'} has no translation to ONNX")
+    numbers, name = [int(axis) for axis in axes], f"ReduceL{int(order)}"
+    if e.opset >= 18:
+        return e.add(name, [e.read(_input(node)), e.int64s(numbers)], keepdims=int(bool(keep)))
+    return e.add(name, [e.read(_input(node))], axes=numbers, keepdims=int(bool(keep)))
 
 
 def _softmax(e: Emitter, node: Node) -> list[str]:
@@ -211,10 +225,24 @@ def _adaptive_average_pool(e: Emitter, node: Node) -> list[str]:
         return e.add("Identity", [e.read(_input(node))])
     if wanted == [1, 1]:
         return e.add("GlobalAveragePool", [e.read(_input(node))])
-    if any(size <= 0 or size % want for size, want in zip(sizes, wanted, strict=True)):
-        raise e.unsupported(f"an adaptive pooling from {list(sizes)} to {wanted} needs windows of unequal size")
+    if min(sizes) <= 0:
+        raise e.unsupported("an adaptive pooling of a map whose size is free has no translation to ONNX")
+    if any(size % want for size, want in zip(sizes, wanted, strict=True)):
+        # Windows of unequal size: a product with the matrix of shares from each side.
+        rows, columns = (_shares(size, want) for size, want in zip(sizes, wanted, strict=True))
+        (tall,) = e.add("MatMul", [e.constant(rows, f"{node.name}_rows"), e.read(_input(node))], suffix="_rows")
+        return e.add("MatMul", [tall, e.constant(columns.T, f"{node.name}_columns")])
     kernel = [size // want for size, want in zip(sizes, wanted, strict=True)]
     return e.add("AveragePool", [e.read(_input(node))], kernel_shape=kernel, strides=kernel)
+
+
+def _shares(size: int, wanted: int) -> np.ndarray[Any, Any]:
+    """How much of each position an adaptive pooling's windows hold along one axis: float32 [wanted, size]."""
+    shares = np.zeros((wanted, size), np.float32)
+    for window in range(wanted):
+        start, end = window * size // wanted, -(-(window + 1) * size // wanted)
+        shares[window, start:end] = 1 / (end - start)
+    return shares
 
 
 def _resize(mode: str) -> Translator:
@@ -303,6 +331,20 @@ def _concat(e: Emitter, node: Node) -> list[str]:
     return e.add("Concat", names, axis=int(argument(node, 1, "dim", 0)))
 
 
+def _expand(e: Emitter, node: Node) -> list[str]:
+    sizes = static_shape(node)
+    if sizes.count(-1) > 1:
+        raise e.unsupported("an expansion with more than one free dimension has no translation to ONNX")
+    if -1 not in sizes:
+        return e.add("Expand", [e.read(_input(node)), e.int64s(sizes)])
+    # The free dimension is the batch: it is read from the network's input.
+    (batch,) = e.add("Shape", [e.first_input], suffix="_batch", start=0, end=1)
+    axis = sizes.index(-1)
+    parts = [e.int64s(sizes[:axis])] * (axis > 0) + [batch] + [e.int64s(sizes[axis + 1 :])] * (axis + 1 < len(sizes))
+    (wanted,) = e.add("Concat", parts, suffix="_sizes", axis=0)
+    return e.add("Expand", [e.read(_input(node)), wanted])
+
+
 def _depth_to_space(e: Emitter, node: Node) -> list[str]:
     factor = int(node.args[1])  # type: ignore[arg-type]  # fx arguments are untyped
     return e.add("DepthToSpace", [e.read(_input(node))], blocksize=factor, mode="CRD")
@@ -334,13 +376,16 @@ TRANSLATORS: dict[Any, Translator] = {
     aten.prelu.default: _prelu,
     aten.elu.default: _elu,
     aten.sigmoid.default: _simple("Sigmoid"),
-    # torch: clip(x / 6 + 1/2, 0, 1)
-    aten.hardsigmoid.default: _simple("HardSigmoid", alpha=1 / 6, beta=0.5),
+    aten.hardsigmoid.default: _hard_sigmoid,
     aten.hardswish.default: _simple("HardSwish"),
     aten.silu.default: _silu,
     aten.gelu.default: _gelu,
     aten.tanh.default: _simple("Tanh"),
     aten.softmax.int: _softmax,
+    aten.linalg_vector_norm.default: _vector_norm,
+    aten.expand.default: _expand,
+    aten.exp.default: _simple("Exp"),
+    aten.sqrt.default: _simple("Sqrt"),
     aten.layer_norm.default: _layer_norm,
     aten.add.Tensor: _binary("Add"),
     aten.sub.Tensor: _binary("Sub"),

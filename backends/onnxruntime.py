@@ -34,9 +34,8 @@ INTEGER_KERNELS = frozenset(
         "MatMulIntegerToFloat",
     }
 )
-# The optimiser names a kernel after the node it came from, plus a token when a name was taken, and a translator
-# writes a linear layer over tokens as LAYER_product.
-_KERNEL_NAME = r"{layer}(_product)?(_token_\d+)?"
+# The optimiser names a kernel after the node it came from, plus a token when a name was taken.
+_KERNEL_NAME = r"{layer}(_token_\d+)?"
 _NOT_INSTALLED = "the package onnxruntime is not installed: pip install onnxruntime"
 # Messages of the library below this level (warnings, notes) never reach the terminal; errors are raised as well.
 _LOG_ERRORS = 3

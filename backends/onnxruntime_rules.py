@@ -47,9 +47,10 @@ RULES: dict[str, Rule] = {
         source="ONNX Runtime has no integer ConvTranspose on CPU: float arithmetic on stored integers",
     ),
     "concat": Rule(integer="fed", source="QLinearConcat: parts of different scale, where they share no grid"),
-    "hardswish": Rule(integer="never", source="ONNX Runtime has no integer HardSwish"),
-    "hardsigmoid": Rule(integer="never", source="ONNX Runtime has no integer HardSigmoid"),
-    "silu": Rule(integer="never", source="ONNX Runtime has no integer SiLU as one operator"),
+    "hardsigmoid": Rule(
+        integer="fed",
+        source="QLinearAdd of a constant, clipped by its rounding: 0.11 ns a value; in float between roundings 0.39",
+    ),
     "gelu": Rule(integer="never", source="ONNX Runtime has no integer GELU"),
     "tanh": Rule(integer="never", source="ONNX Runtime has no integer Tanh"),
     "softmax": Rule(
@@ -60,6 +61,9 @@ RULES: dict[str, Rule] = {
     "clip": Rule(integer="never", source="a clip that no integer kernel absorbs runs in float"),
     "sub": Rule(integer="never", source="ONNX Runtime has no integer Sub"),
     "div": Rule(integer="never", source="ONNX Runtime has no integer Div"),
+    "norm": Rule(integer="never", source="ONNX Runtime has no integer ReduceL2"),
+    "exp": Rule(integer="never", source="ONNX Runtime has no integer Exp"),
+    "sqrt": Rule(integer="never", source="ONNX Runtime has no integer Sqrt"),
     "mean": Rule(integer="never", source="ONNX Runtime has no integer ReduceMean"),
     "resize_bilinear": Rule(integer="never", source="linear Resize runs in float in ONNX Runtime 1.31"),
 }

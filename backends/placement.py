@@ -25,6 +25,7 @@ from calibration.operators import (
     shape,
     static_shape,
     tensor_inputs,
+    upper_limit,
 )
 from calibration.plan import ActivationPlacement, Plan, WeightPlacement
 
@@ -61,6 +62,9 @@ class _Groups:
         if kept is not merged:
             self._parent[merged] = kept
 
+
+#: Activations x * gate(x), by their gate.
+_GATED = {"sigmoid": "silu", "hardsigmoid": "hardswish"}
 
 _UNLISTED = Rule(integer="never", source="no rule for this operator: it runs in float")
 
@@ -209,7 +213,7 @@ class _Placement:
         return low == 0.0 and high < math.inf
 
     def _performed_by(self, activation: Node) -> Node | None:
-        """The node before an activation whose kernel can perform it; x * sigmoid(x) counts as one activation."""
+        """The node before an activation whose kernel can perform it; x * sigmoid(x) and the like count as one."""
         sources = tensor_inputs(activation)
         if len(sources) == 1 and self._performs(sources[0], activation):
             return sources[0]
@@ -217,12 +221,13 @@ class _Placement:
         inputs = tensor_inputs(product)
         if kind(product) != "mul" or len(inputs) != 2 or len(product.args) != 2:
             return None
-        producer, gate = sorted(inputs, key=lambda node: kind(node) == "sigmoid")
-        is_swish = kind(gate) == "sigmoid" and tensor_inputs(gate) == [producer] and set(gate.users) == {product}
-        if activation not in (product, gate) or not is_swish or set(producer.users) != {gate, product}:
+        producer, gate = sorted(inputs, key=lambda node: kind(node) in _GATED)
+        word = _GATED.get(kind(gate))
+        is_gated = tensor_inputs(gate) == [producer] and set(gate.users) == {product}
+        if word is None or activation not in (product, gate) or not is_gated or set(producer.users) != {gate, product}:
             return None
         rule = self._rule(producer)
-        return producer if producer in self.integer and "silu" in rule.absorbs and rule.epilogue == "any" else None
+        return producer if producer in self.integer and word in rule.absorbs and rule.epilogue == "any" else None
 
     # Which tensors must therefore be rounded.
 
@@ -286,7 +291,7 @@ class _Placement:
         for tensors in members.values():
             non_negative = all(is_non_negative(tensor) for tensor in tensors)
             bits = self._activation_bits(tensors)
-            limits = [clip_bounds(t)[1] if kind(t) == "clip" else float("inf") for t in tensors]
+            limits = [upper_limit(tensor) for tensor in tensors]
             limit = max(limits) if non_negative and max(limits) < float("inf") else None
             for tensor in tensors:
                 # A kernel that writes integers has no float output for the other readers to see.

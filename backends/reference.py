@@ -268,7 +268,7 @@ class Reference(Backend):
         """Integer layers are those that the oracle executes on integers."""
         loaded = _model(model)
         kernels = set(self._oracle(loaded).integer_layers())
-        integer = tuple(layer for layer in layers if layer in kernels or f"{layer}_product" in kernels)
+        integer = tuple(layer for layer in layers if layer in kernels)
         return Census(
             integer=integer,
             floating=tuple(layer for layer in layers if layer not in integer),

@@ -6,9 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
+
+from calibration.logistic import logistic
 
 Attributes = dict[str, Any]
 Operator = Callable[[Sequence[Tensor | None], Attributes], list[Tensor]]
@@ -229,8 +232,11 @@ def _gelu(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tenso
 
 
 def _hard_sigmoid(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    # In torch's order of operations, hardsigmoid's and the simulation's: (x + beta / alpha) / (1 / alpha).
     assert inputs[0] is not None
-    return [(inputs[0] * attributes.get("alpha", 0.2) + attributes.get("beta", 0.5)).clamp(0, 1)]
+    alpha, beta = (np.float32(attributes.get(name, value)) for name, value in (("alpha", 0.2), ("beta", 0.5)))
+    shift, width = float(beta / alpha), float(np.float32(1) / alpha)
+    return [(inputs[0] + shift).clamp(0, width) / width]
 
 
 def _leaky_relu(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
@@ -253,11 +259,33 @@ def _cast(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tenso
     return [inputs[0]]  # the emitter casts int4 to int8 only, and both are held as int32 here
 
 
+def _shape(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    assert inputs[0] is not None
+    return [torch.tensor(inputs[0].shape[attributes.get("start", 0) : attributes.get("end")])]
+
+
+def _expand(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    assert inputs[0] is not None
+    sizes = torch.broadcast_shapes(inputs[0].shape, tuple(_integers(inputs[1])))  # type: ignore[no-untyped-call]  # torch's
+    return [inputs[0].expand(sizes)]
+
+
+def _norm(order: int) -> Operator:
+    def run(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+        assert inputs[0] is not None
+        axes = _integers(inputs[1]) if len(inputs) > 1 else attributes["axes"]
+        keep = bool(attributes.get("keepdims", 1))
+        return [torch.linalg.vector_norm(inputs[0], order, axes, keepdim=keep)]
+
+    return run
+
+
 #: Operators that only move values and so take integers as they are; a Resize does where it takes the nearest one.
 MOVES: dict[str, Operator] = {
     "Cast": _cast,
     "Concat": _concat,
     "DepthToSpace": _depth_to_space,
+    "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,
     "Identity": _one(lambda x: x),
@@ -265,6 +293,7 @@ MOVES: dict[str, Operator] = {
     "Pad": _pad,
     "Reshape": _reshape,
     "Resize": _resize,
+    "Shape": _shape,
     "Slice": _slice,
     "Split": _split,
     "Transpose": _transpose,
@@ -280,6 +309,7 @@ FLOATS: dict[str, Operator] = {
     "Div": _one(torch.div),
     "Elu": _elu,
     "Erf": _one(torch.erf),
+    "Exp": _one(torch.exp),
     "Gelu": _gelu,
     "Gemm": _gemm,
     "GlobalAveragePool": _global_average_pool,
@@ -290,11 +320,14 @@ FLOATS: dict[str, Operator] = {
     "MatMul": _one(torch.matmul),
     "Mul": _one(torch.mul),
     "PRelu": _one(lambda x, slope: torch.where(x < 0, x * slope, x)),
+    "ReduceL1": _norm(1),
+    "ReduceL2": _norm(2),
     "ReduceMean": _reduce_mean,
     "Relu": _one(torch.relu),
     "Resize": _resize,
-    "Sigmoid": _one(torch.sigmoid),
+    "Sigmoid": _one(logistic),
     "Softmax": _softmax,
+    "Sqrt": _one(torch.sqrt),
     "Sub": _one(torch.sub),
     "Tanh": _one(torch.tanh),
 }

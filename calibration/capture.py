@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from calibration.errors import UserError
 from calibration.mutation import mutates_a_view
-from calibration.normal_form import normal_form
+from calibration.normal_form import NO_OPERATION, normal_form
 from calibration.operators import make_graph_module
 
 _REMEDY = (
@@ -43,7 +43,7 @@ def capture(module: nn.Module, example: Tensor, *, source: str) -> GraphModule:
     _check_arguments(module, source)
     exported, names = _export(module, example, source)
     with _hushed():
-        if mutates_a_view(exported.graph):
+        if mutates_a_view(exported.graph, harmless=NO_OPERATION):
             # A write through a view changes a tensor that other nodes read: only full functionalisation is right.
             exported = exported.run_decompositions({})
         captured = exported.module()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from calibration.operators import attribute
+
+aten = torch.ops.aten
+_ELEMENTWISE = frozenset({aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor})
 
 
 def new_constants(graph_module: GraphModule, like: Node, tensors: dict[str, Tensor], *, holder: str) -> list[Node]:
@@ -40,15 +44,7 @@ def fold_constants(graph_module: GraphModule) -> None:
     Standardised or re-parametrised weights become plain ones, which can be quantised; positions and masks become
     tables. Operators that draw random numbers, or whose shape depends on the batch, are left alone.
     """
-    known: dict[Node, Any] = {}
-    for node in graph_module.graph.nodes:
-        if node.op == "get_attr":
-            known[node] = attribute(graph_module, str(node.target))
-        elif node.op == "call_function" and all(source in known for source in node.all_input_nodes) and _is_pure(node):
-            with torch.no_grad():
-                known[node] = node.target(
-                    *map_arg(node.args, known.__getitem__), **map_arg(node.kwargs, known.__getitem__)
-                )
+    known = _evaluated(graph_module, batch=None)
     for node in list(graph_module.graph.nodes):
         if node not in known or node.op == "get_attr" or not isinstance(known[node], Tensor):
             continue
@@ -57,7 +53,60 @@ def fold_constants(graph_module: GraphModule) -> None:
             node.replace_all_uses_with(constant)
 
 
+def fold_batches(graph_module: GraphModule) -> None:
+    """Replace, in place, what repeats a constant for every image where the reader broadcasts it by itself.
+
+    Positions that a network computes for a whole batch become a table for one image.
+    """
+    nodes = list(graph_module.graph.nodes)
+    if not any(node.target is torch.ops.aten.sym_size.int for node in nodes):
+        return
+    one, three = (_evaluated(graph_module, batch=batch) for batch in (1, 3))
+    for node in nodes:
+        single, several = one.get(node), three.get(node)
+        if not (isinstance(single, Tensor) and isinstance(several, Tensor)) or single.shape == several.shape:
+            continue
+        readers = [user for user in node.users if user not in one and _broadcasts(user, node)]
+        if readers and single.shape[1:] == several.shape[1:] and torch.equal(single.expand_as(several), several):
+            (constant,) = new_constants(graph_module, node, {"value": single.clone()}, holder="constant")
+            for reader in readers:
+                reader.replace_input_with(node, constant)
+
+
+def _broadcasts(reader: Node, operand: Node) -> bool:
+    """Whether an element-wise operator has another operand of the result's shape."""
+    others = [source for source in reader.all_input_nodes if source is not operand and "val" in source.meta]
+    return reader.target in _ELEMENTWISE and any(
+        source.meta["val"].shape == reader.meta["val"].shape for source in others
+    )
+
+
+def _evaluated(graph_module: GraphModule, *, batch: int | None) -> dict[Node, Any]:
+    """The value of every node that depends on constants alone, and with `batch` on that number of images."""
+    known: dict[Node, Any] = {}
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr":
+            known[node] = attribute(graph_module, str(node.target))
+        elif node.op == "call_function" and batch is not None and _is_batch_size(node):
+            known[node] = batch
+        elif node.op == "call_function" and all(source in known for source in node.all_input_nodes) and _is_pure(node):
+            with torch.no_grad():
+                known[node] = node.target(
+                    *map_arg(node.args, known.__getitem__), **map_arg(node.kwargs, known.__getitem__)
+                )
+    return known
+
+
+def _is_batch_size(node: Node) -> bool:
+    if node.target is not torch.ops.aten.sym_size.int:
+        return False
+    source, axis = node.args
+    return isinstance(source, Node) and source.op == "placeholder" and isinstance(axis, int) and axis == 0
+
+
 def _is_pure(node: Node) -> bool:
     """Whether the operator is an ATen operator that gives the same tensors every time."""
+    if getattr(node.target, "__module__", None) == operator.add.__module__:
+        return True  # arithmetic of sizes
     tags = getattr(node.target, "tags", None)
     return tags is not None and torch.Tag.nondeterministic_seeded not in tags and not node.is_impure()

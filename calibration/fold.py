@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from calibration.constants import fold_constants, new_constants
+from calibration.affine import fold_affine, fold_into, owns_weight, set_constants
+from calibration.branches import merge_branches
+from calibration.constants import fold_batches, fold_constants
 from calibration.errors import UserError
-from calibration.operators import argument, constant, kind, make_graph_module, output_groups, shape, static_shape
+from calibration.operators import argument, constant, kind, make_graph_module, shape, static_shape
 
 aten = torch.ops.aten
 
@@ -21,18 +23,24 @@ def fold(graph_module: GraphModule) -> GraphModule:
 
     A BatchNorm whose input is a convolution, transposed convolution or linear layer read by nobody else is folded
     into that layer's weight and bias; any other becomes a depthwise 1x1 convolution, so that it too runs in
-    integers. Averages over a whole map become `adaptive_avg_pool2d(1)`, adaptive poolings of a map to its own size
-    disappear, and what is computed from constants alone becomes a constant. Equal to the original up to float32
-    rounding. Raises UserError for a BatchNorm that has no running statistics.
+    integers. Constants that are added to a layer's output, or multiply it, are folded likewise, and sums of parallel
+    convolutions become one. Averages over a whole map become `adaptive_avg_pool2d(1)`, adaptive poolings of a map to
+    its own size disappear, and what is computed from constants alone becomes a constant. Equal to the original up to
+    float32 rounding. Raises UserError for a BatchNorm that has no running statistics.
     """
     graph_module = copy.deepcopy(graph_module)
     outputs = graph_module.meta["outputs"]
     fold_constants(graph_module)
+    fold_batches(graph_module)
     for node in list(graph_module.graph.nodes):
         if kind(node) == "batch_norm" and node.users:
             _fold_batch_norm(graph_module, node)
+        elif kind(node) in {"add", "sub", "mul", "div"}:
+            fold_affine(graph_module, node)
         elif kind(node) in {"mean", "average_pool", "adaptive_average_pool"}:
             _canonical_pool(graph_module.graph, node)
+        if kind(node) == "add" and node.users:
+            merge_branches(graph_module, node)
     folded = make_graph_module(graph_module, graph_module.graph)
     folded.meta["outputs"] = outputs
     return folded
@@ -75,46 +83,12 @@ def _fold_batch_norm(graph_module: GraphModule, node: Node) -> None:
     assert isinstance(layer, Node)
     # The channel axis of a BatchNorm is the second; a linear layer's outputs lie on the last.
     on_channels = kind(layer) in {"conv", "conv_transpose"} or (kind(layer) == "linear" and len(shape(layer)) == 2)
-    if on_channels and len(layer.users) == 1 and _owns_weight(layer):
-        _fold_into(graph_module, layer, multiplier, offset)
+    if on_channels and len(layer.users) == 1 and owns_weight(layer):
+        fold_into(graph_module, layer, multiplier, offset)
         node.replace_all_uses_with(layer)
         graph_module.graph.erase_node(node)
     else:
         _as_depthwise(graph_module, node, multiplier, offset)
-
-
-def _owns_weight(layer: Node) -> bool:
-    """Whether the layer's weight is a constant that no other node reads."""
-    weight = layer.args[1]
-    if not isinstance(weight, Node) or weight.op != "get_attr":
-        return False
-    readers = {
-        user
-        for node in layer.graph.nodes
-        if node.op == "get_attr" and node.target == weight.target
-        for user in node.users
-    }
-    return readers == {layer}
-
-
-def _fold_into(graph_module: GraphModule, layer: Node, multiplier: Tensor, offset: Tensor) -> None:
-    weight, bias = constant(graph_module, layer.args[1]), constant(graph_module, argument(layer, 2, "bias"))
-    assert weight is not None
-    folded = weight.detach().double()
-    if kind(layer) == "conv_transpose":  # weight [Cin, Cout/groups, kh, kw]: output channels group by group
-        groups = output_groups(layer)
-        per_group = multiplier.reshape(groups, 1, -1, 1, 1)
-        folded = (folded.reshape(groups, -1, *folded.shape[1:]) * per_group).reshape(folded.shape)
-    else:
-        folded = folded * multiplier.reshape(-1, *[1] * (folded.dim() - 1))
-    shift = offset if bias is None else bias.detach().double() * multiplier + offset
-    _set_constants(graph_module, layer, folded.float(), shift.float())
-
-
-def _set_constants(graph_module: GraphModule, layer: Node, weight: Tensor, bias: Tensor) -> None:
-    """Give a layer a weight and bias of its own, stored under the layer's name."""
-    nodes = new_constants(graph_module, layer, {"weight": weight, "bias": bias}, holder="folded")
-    layer.args = (layer.args[0], *nodes, *layer.args[3:])
 
 
 def _as_depthwise(graph_module: GraphModule, node: Node, multiplier: Tensor, offset: Tensor) -> None:
@@ -137,7 +111,7 @@ def _as_depthwise(graph_module: GraphModule, node: Node, multiplier: Tensor, off
         layer.meta["val"] = as_map.meta["val"]
         result = layer if len(sizes) == 4 else _call(graph, aten.reshape.default, (layer, [-1, *sizes[1:]]), node)
     _replace(graph, node, result, heir=layer)
-    _set_constants(graph_module, layer, multiplier.float().reshape(channels, 1, 1, 1), offset.float())
+    set_constants(graph_module, layer, multiplier.float().reshape(channels, 1, 1, 1), offset.float())
 
 
 def _call(graph: Graph, target: Any, arguments: tuple[Any, ...], like: Node) -> Node:
@@ -150,7 +124,8 @@ def _call(graph: Graph, target: Any, arguments: tuple[Any, ...], like: Node) -> 
 def _canonical_pool(graph: Graph, node: Node) -> None:
     """Rewrite a mean over height and width, or a pooling window as large as its map, as adaptive_avg_pool2d(1).
 
-    An adaptive pooling of a map to its own size is dropped: it averages single values.
+    An adaptive pooling of a map to its own size is dropped, as it averages single values; to a multiple, it repeats
+    them.
     """
     source = node.args[0]
     assert isinstance(source, Node)
@@ -172,9 +147,14 @@ def _canonical_pool(graph: Graph, node: Node) -> None:
         ):
             return
     else:
-        if _pair(argument(node, 1, "size")) == sizes[2:]:
+        wanted = _pair(argument(node, 1, "size"))
+        if wanted == sizes[2:]:
             node.replace_all_uses_with(source)
             graph.erase_node(node)
+        elif all(want % size == 0 for want, size in zip(wanted, sizes[2:], strict=True)):
+            # Every window is a single position: values are repeated, as by resizing to the nearest.
+            node.target = aten.upsample_nearest2d.vec
+            node.args, node.kwargs = (source, list(wanted), None), {}
         return
     with graph.inserting_before(node):
         pooled = _call(graph, aten.adaptive_avg_pool2d.default, (source, [1, 1]), node)

@@ -23,6 +23,8 @@ class ActivationGrid(nn.Module):
     """
 
     zero_point: Tensor
+    lowest: int
+    highest: int
 
     def __init__(self, grid: Grid, *, scale: float, zero_point: int, limit: float | None = None) -> None:
         super().__init__()

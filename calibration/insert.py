@@ -33,14 +33,15 @@ from calibration.plan import ActivationPlacement, Plan, WeightPlacement
 from calibration.prepared import OPERATIONS, PreparedNetwork
 from calibration.quantisers import (
     BiasIntegers,
-    BiasReals,
     Dequantise,
     Prescale,
     Quantise,
     QuantiseAverage,
+    RequantiseHardSigmoid,
     RequantiseMean,
     RequantiseMultiplication,
     RequantiseProduct,
+    RequantiseSigmoid,
     RequantiseSum,
     RequantiseSumInFixedPoint,
     RescaleProduct,
@@ -53,10 +54,12 @@ _INTEGER_PRODUCTS: dict[str, Any] = {
 }
 
 #: The integer forms of operations on whole tensors, by kind: each takes the output's grid and the inputs'.
-_INTEGER_FORMS: dict[str, type[RequantiseSum | RequantiseMultiplication | RequantiseMean]] = {
+_INTEGER_FORMS: dict[str, Any] = {
     "add": RequantiseSum,
     "mul": RequantiseMultiplication,
     "adaptive_average_pool": RequantiseMean,
+    "sigmoid": RequantiseSigmoid,
+    "hardsigmoid": RequantiseHardSigmoid,
 }
 
 # A bias is held in int32. To begin with it may take this much of it, which leaves training a factor of eight; where a
@@ -245,11 +248,7 @@ class _Insertion:
                 self.weight_integers[str(weight.target)] = self._call(name, weight_grid, (weight,), weight)
             if bias is not None and weights.integer_bias:
                 rounding = self.bias_integers[layer.name] = BiasIntegers(grid, weight_grid, **form)
-                if kind(layer) == "linear" and len(shape(layer)) != 2:
-                    # A matrix product over rows has no bias of its own: runtimes add it to the rescaled sums.
-                    in_reals = (self._call(f"{layer.name}_bias", BiasReals(rounding), (bias,), bias),)
-                else:
-                    in_sums, in_reals = self._call(f"{layer.name}_bias", rounding, (bias,), bias), ()
+                in_sums, in_reals = self._call(f"{layer.name}_bias", rounding, (bias,), bias), ()
         layer.target = _INTEGER_PRODUCTS[kind(layer)]
         output = self.activation_grids[placement.group] if placement is not None and not in_reals else None
         constants = [self.weight_integers[str(weight.target)], in_sums]

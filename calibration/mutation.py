@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -23,14 +24,14 @@ def functional(node: Node) -> Any:
     return getattr(getattr(aten, packet.removesuffix("_")), overload)
 
 
-def mutates_a_view(graph: Graph) -> bool:
-    """Whether an in-place operator writes a tensor that another node sees under another name.
+def mutates_a_view(graph: Graph, *, harmless: Collection[Any] = ()) -> bool:
+    """Whether an in-place operator, other than the `harmless`, writes a tensor that another node sees as another.
 
     If not, every in-place operator's result is read in its written form only, and its functional form is the same.
     """
     order = {node: index for index, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        if not is_in_place(node):
+        if not is_in_place(node) or node.target in harmless:
             continue
         written = node.args[0]
         if not isinstance(written, Node):

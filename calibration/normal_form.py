@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from calibration import decompositions
+from calibration.decompositions import before, reshaped
 from calibration.mutation import functional, is_in_place
-from calibration.operators import argument, attribute, clip_bounds, static_shape
+from calibration.operators import argument, attribute, clip_bounds, kind, static_shape
 
 aten = torch.ops.aten
+Rule = Callable[[Graph, Node], Node]
 _log = logging.getLogger(__name__)
 
 #: Operators that do nothing in a network that only infers.
@@ -60,6 +63,9 @@ _CHECKS = frozenset(
     }
 )
 
+#: Operators that hold a part of the network in a graph of its own.
+_REGIONS = frozenset({torch.ops.higher_order.wrap_with_autocast, torch.ops.higher_order.wrap_with_set_grad_enabled})
+
 #: Containers say nothing about what a node does: the operator's own word is added to their path.
 _CONTAINERS = ("Sequential", "ModuleList", "ModuleDict")
 
@@ -70,7 +76,7 @@ def normal_form(captured: GraphModule, *, source: str) -> Graph:
     Parameters that several names share are read under the first one. `source` names the network in warnings.
     """
     graph, copies, constants = Graph(), dict[Node, Node](), dict[int, str]()
-    for node in sorted(captured.graph.nodes, key=lambda node: node.op != "placeholder"):
+    for node in sorted(_without_regions(captured).graph.nodes, key=lambda node: node.op != "placeholder"):
         if node.op == "call_module" or node.target in _CHECKS:
             continue  # the guards of export: the batch size is free and the image size checked by the caller
         same = _same_tensor(node)
@@ -89,6 +95,38 @@ def normal_form(captured: GraphModule, *, source: str) -> Graph:
     return graph
 
 
+def _without_regions(captured: GraphModule) -> GraphModule:
+    """Write the operators of regions with settings of their own (autocast, gradients) into the graph around them.
+
+    A network that is quantised computes in float32 wherever it is not integer, so the settings say nothing.
+    """
+    graph = captured.graph
+    for node in list(graph.nodes):
+        if node.target not in _REGIONS:
+            continue
+        region = next(argument for argument in node.args if isinstance(argument, Node) and argument.op == "get_attr")
+        inner: GraphModule = attribute(captured, str(region.target))
+        operands = node.args[node.args.index(region) + 1 :]
+        places = [place for place in inner.graph.nodes if place.op == "placeholder"]
+        copies: dict[Node, Any] = dict(zip(places, operands, strict=True))
+        with graph.inserting_before(node):
+            results = graph.graph_copy(inner.graph, copies)
+        for copied in copies.values():
+            if isinstance(copied, Node) and copied.op == "get_attr" and copied not in operands:
+                copied.target = f"{region.target}.{copied.target}"
+        values = results if isinstance(results, (list, tuple)) else (results,)
+        for user in list(node.users):
+            if user.target is operator.getitem:
+                user.replace_all_uses_with(values[user.args[1]])
+                graph.erase_node(user)
+        if node.users:
+            node.replace_all_uses_with(values[0])
+        graph.erase_node(node)
+        if not region.users:
+            graph.erase_node(region)
+    return captured
+
+
 def _same_tensor(node: Node) -> Node | None:
     """The node whose tensor this one hands on unchanged, or None when it computes."""
     source = node.args[0] if node.op == "call_function" and node.args else None
@@ -96,6 +134,19 @@ def _same_tensor(node: Node) -> Node | None:
         return None
     if node.target in NO_OPERATION or _is_whole_slice(node):
         return source
+    if node.target is aten.slice_scatter.default and _is_whole_slice(node, shift=1):
+        written = node.args[1]
+        assert isinstance(written, Node)
+        return written
+    # What was written into a part, read back: functionalisation leaves it so behind an in-place addition.
+    if node.target is aten.slice.Tensor:
+        whole = source
+        while (same := _same_tensor(whole)) is not None:
+            whole = same
+        if whole.target is aten.slice_scatter.default and _bounds(node) == _bounds(whole, shift=1):
+            part = whole.args[1]
+            assert isinstance(part, Node)
+            return part
     if node.target in _CONVERSIONS and source.meta["val"].dtype == node.meta["val"].dtype:
         return source
     # Functionalisation gives BatchNorm two statistics beside its result; see _RULES.
@@ -104,11 +155,18 @@ def _same_tensor(node: Node) -> Node | None:
     return None
 
 
-def _is_whole_slice(node: Node) -> bool:
-    if node.target is not aten.slice.Tensor:
+def _bounds(node: Node, *, shift: int = 0) -> tuple[Any, ...]:
+    """Axis, start, end and step of a slice, or of a scatter whose arguments stand one further."""
+    axis, start, end, step = (
+        argument(node, i + shift, name) for i, name in ((1, "dim"), (2, "start"), (3, "end"), (4, "step"))
+    )
+    return axis or 0, start or 0, sys.maxsize if end is None else end, step or 1
+
+
+def _is_whole_slice(node: Node, *, shift: int = 0) -> bool:
+    if node.target is not aten.slice.Tensor and not shift:
         return False
-    start, end, step = (argument(node, i, name) for i, name in ((2, "start"), (3, "end"), (4, "step")))
-    return start in (None, 0) and (end is None or end == sys.maxsize) and step in (None, 1)
+    return _bounds(node, shift=shift)[1:] == (0, sys.maxsize, 1)
 
 
 def _warn_of_dropout(node: Node, source: str) -> None:
@@ -124,37 +182,44 @@ def _copy(graph: Graph, node: Node, copies: Mapping[Node, Node]) -> Node:
     name = _name(node) if node.op == "call_function" else node.name
     copied = graph.create_node(node.op, target, arguments, keywords, name=name, type_expr=node.type)
     copied.meta = dict(node.meta)
-    if target in _RULES:
-        _RULES[target](graph, copied)
+    for rule in _RULES.get(target, ()):
+        copied = rule(graph, copied)
     return copied
 
 
-# Rules: each turns the node just written into its normal form, with nodes of its own before it where it needs them.
+# Rules: each turns the node just written into its normal form, with nodes of its own around it where it needs them.
 
 
-def _reshape(graph: Graph, node: Node) -> None:
+def _reshape(graph: Graph, node: Node) -> Node:
     # A view asks for a memory layout; calls to contiguous() are gone, so only reshape is always right.
-    node.target = aten.reshape.default
-    sizes = static_shape(node)
+    node.target, source, sizes = aten.reshape.default, node.args[0], list(static_shape(node))
+    assert isinstance(source, Node)
     # One free dimension is inferred from the others, so the symbolic size need not be computed.
-    if sizes.count(-1) <= 1:
-        node.args = (node.args[0], list(sizes))
+    if sizes.count(-1) > 1:
+        return node
+    node.args = (source, sizes)
+    if kind(source) != "reshape" and list(static_shape(source)) != sizes:
+        return node
+    graph.erase_node(node)
+    return reshaped(graph, source, sizes, node)
 
 
-def _batch_norm(graph: Graph, node: Node) -> None:
+def _batch_norm(graph: Graph, node: Node) -> Node:
     node.target = aten.batch_norm.default
     *tensors, momentum, epsilon = node.args
     node.args = (*tensors, False, momentum, epsilon, False)
     node.meta["val"] = node.meta["val"][0]
+    return node
 
 
-def _pad(graph: Graph, node: Node) -> None:
+def _pad(graph: Graph, node: Node) -> Node:
     if argument(node, 2, "mode", "constant") == "constant":
         value = argument(node, 3, "value")
         node.target, node.args, node.kwargs = aten.constant_pad_nd.default, (*node.args[:2], value or 0.0), {}
+    return node
 
 
-def _named_padding(graph: Graph, node: Node) -> None:
+def _named_padding(graph: Graph, node: Node) -> Node:
     """Padding given as a word, in numbers; left alone where the two ends differ, which numbers here cannot say."""
     kernel, dilation = static_shape(argument(node, 1, "weight"))[2:], argument(node, 5, "dilation", [1])
     dilations = list(dilation) * (2 if len(dilation) == 1 else 1)
@@ -162,58 +227,85 @@ def _named_padding(graph: Graph, node: Node) -> None:
         d * (k - 1) if argument(node, 4, "padding") == "same" else 0 for k, d in zip(kernel, dilations, strict=True)
     ]
     if any(size % 2 for size in total):
-        return
+        return node
     arguments = [argument(node, 2, "bias"), argument(node, 3, "stride", [1, 1])]
     groups = argument(node, 6, "groups", 1)
     node.target, node.kwargs = aten.conv2d.default, {}
     node.args = (*node.args[:2], *arguments, [size // 2 for size in total], dilations, groups)
+    return node
 
 
-def _clamp(graph: Graph, node: Node) -> None:
+def _clamp(graph: Graph, node: Node) -> Node:
     low, high = clip_bounds(node)
     if low == 0.0 and high == float("inf"):
         node.target, node.args, node.kwargs = aten.relu.default, (node.args[0],), {}
+    return node
 
 
-def _scaled_operand(graph: Graph, node: Node) -> None:
+def _scaled_operand(graph: Graph, node: Node) -> Node:
     """Make the product in a + alpha * b a node of its own."""
-    factor = node.kwargs.get("alpha", 1)
+    factor, second = node.kwargs.get("alpha", 1), argument(node, 1, "other")
     node.kwargs = {}
-    if factor == 1:
-        return
-    second = argument(node, 1, "other")
-    if isinstance(second, Node):
-        with graph.inserting_before(node):
-            scaled = graph.call_function(aten.mul.Tensor, (second, factor))
-        scaled.meta = dict(node.meta) | {"val": second.meta["val"]}
+    if factor != 1:
+        scaled = before(graph, node, aten.mul.Tensor, (second, factor)) if isinstance(second, Node) else second * factor
         node.args = (node.args[0], scaled)
-    else:
-        node.args = (node.args[0], second * factor)
+    return node
 
 
-def _reversed_subtraction(graph: Graph, node: Node) -> None:
+def _reversed_subtraction(graph: Graph, node: Node) -> Node:
     """Write b - alpha * a as (-alpha * a) + b."""
     first, second = node.args[:2]
-    with graph.inserting_before(node):
-        scaled = graph.call_function(aten.mul.Tensor, (first, -argument(node, 2, "alpha", 1)))
-    assert isinstance(first, Node)
-    scaled.meta = dict(node.meta) | {"val": first.meta["val"]}
+    scaled = before(graph, node, aten.mul.Tensor, (first, -argument(node, 2, "alpha", 1)))
     node.target, node.args, node.kwargs = aten.add.Tensor, (scaled, second), {}
+    return node
 
 
-_RULES: dict[Any, Callable[[Graph, Node], None]] = {
-    aten.conv2d.padding: _named_padding,
-    aten.view.default: _reshape,
-    aten._unsafe_view.default: _reshape,
-    aten.reshape.default: _reshape,
-    aten._native_batch_norm_legit_no_training.default: _batch_norm,
-    aten.pad.default: _pad,
-    aten.clamp.default: _clamp,
-    aten.clamp_min.default: _clamp,
-    aten.add.Tensor: _scaled_operand,
-    aten.sub.Tensor: _scaled_operand,
-    aten.rsub.Scalar: _reversed_subtraction,
-    aten.rsub.Tensor: _reversed_subtraction,
+def _division(graph: Graph, node: Node) -> Node:
+    """Division by a number is multiplication, which layers can take into their weights."""
+    divisor = node.args[1]
+    if isinstance(divisor, (int, float)) and divisor:
+        node.target, node.args = aten.mul.Tensor, (node.args[0], 1 / divisor)
+    return node
+
+
+def _neutral(number: float) -> Rule:
+    """Drop an operation with the number that changes nothing, such as the zero that Python's sum() starts with."""
+
+    def rule(graph: Graph, node: Node) -> Node:
+        source, other = node.args[:2]
+        if not isinstance(source, Node) or isinstance(other, Node) or other != number:
+            return node
+        graph.erase_node(node)
+        return source
+
+    return rule
+
+
+_RULES: dict[Any, tuple[Rule, ...]] = {
+    operator.getitem: (decompositions.item_of_unbind,),
+    aten.conv2d.padding: (_named_padding,),
+    aten.view.default: (_reshape,),
+    aten._unsafe_view.default: (_reshape,),
+    aten.reshape.default: (_reshape,),
+    aten._native_batch_norm_legit_no_training.default: (_batch_norm,),
+    aten.pad.default: (_pad,),
+    aten.clamp.default: (_clamp,),
+    aten.clamp_min.default: (_clamp,),
+    aten.add.Tensor: (_scaled_operand, _neutral(0), decompositions.without_expansion),
+    aten.sub.Tensor: (_scaled_operand, _neutral(0), decompositions.without_expansion),
+    aten.mul.Tensor: (_neutral(1), decompositions.without_expansion),
+    aten.div.Tensor: (_neutral(1), _division, decompositions.without_expansion),
+    aten.rsub.Scalar: (_reversed_subtraction,),
+    aten.rsub.Tensor: (_reversed_subtraction,),
+    aten.linear.default: (decompositions.linear_over_rows,),
+    aten.silu.default: (decompositions.gated(aten.sigmoid.default),),
+    aten.hardswish.default: (decompositions.gated(aten.hardsigmoid.default),),
+    aten.scaled_dot_product_attention.default: (decompositions.attention,),
+    aten.roll.default: (decompositions.roll,),
+    aten.einsum.default: (decompositions.einstein_sum,),
+    aten.new_zeros.default: (decompositions.constant_of_size(aten.zeros.default),),
+    aten.new_ones.default: (decompositions.constant_of_size(aten.ones.default),),
+    aten.new_full.default: (decompositions.constant_of_size(aten.full.default),),
 }
 
 

@@ -49,6 +49,9 @@ KINDS: dict[Any, str] = {
     aten.tanh.default: "tanh",
     aten.elu.default: "elu",
     aten.softmax.int: "softmax",
+    aten.linalg_vector_norm.default: "norm",
+    aten.exp.default: "exp",
+    aten.sqrt.default: "sqrt",
     aten.layer_norm.default: "layer_norm",
     aten.add.Tensor: "add",
     aten.sub.Tensor: "sub",
@@ -191,6 +194,11 @@ def clip_bounds(node: Node) -> tuple[float, float]:
     low = argument(node, 1, "min", argument(node, 1, "low"))
     high = argument(node, 2, "max", argument(node, 2, "high"))
     return -math.inf if low is None else float(low), math.inf if high is None else float(high)
+
+
+def upper_limit(node: Node) -> float:
+    """The value above which the operator's own clipping lets nothing pass; infinite where it has none."""
+    return clip_bounds(node)[1] if kind(node) == "clip" else 1.0 if kind(node) == "hardsigmoid" else math.inf
 
 
 def is_non_negative(node: Node) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from calibration.grid import broadcast_scale
 from calibration.grids import ActivationGrid, WeightGrid
 from calibration.integer_products import EXACT_BIAS, EXACT_IN_FLOAT32, LARGEST_ACTIVATION
+from calibration.logistic import logistic
 from calibration.rounding import requantise, requantise_sum, round_straight_through, round_to_grid
 
 _Grids = TypeVarTuple("_Grids")
@@ -98,16 +99,6 @@ class BiasIntegers(_Product[ActivationGrid, WeightGrid]):
         if self.training or float(integers.detach().abs().max()) < EXACT_BIAS:
             return integers
         return integers.double()
-
-
-class BiasReals(_Operation[BiasIntegers]):
-    """A bias rounded to int32 and read as reals, where the runtime adds it after rescaling the sums."""
-
-    def forward(self, bias: Tensor) -> Tensor:
-        """The reals of a bias [C] that its integers stand for, float32."""
-        (rounding,) = self._grids
-        integers: Tensor = rounding(bias)
-        return integers.to(bias.dtype) * rounding.scale()
 
 
 class RequantiseProduct(_Product[ActivationGrid, ActivationGrid, ActivationGrid | WeightGrid]):
@@ -206,11 +197,7 @@ class RequantiseSum(_Operation[ActivationGrid, ActivationGrid, ActivationGrid]):
         ratio_a, ratio_b = first.scale() / output.scale(), second.scale() / output.scale()
         if self.training:
             return requantise_sum(a, b, ratio_a, ratio_b, output.lowest, output.highest)
-        # MLAS's order of float32 operations, two fused multiply-adds on the integers as stored; a product of an
-        # 8-bit integer and a float32 is exact in float64, so rounding the sum there once is the fused operation.
-        fixed = output.zero - (ratio_a.double() * first.zero + (ratio_b * second.zero).double()).float()
-        inner = ((b + second.zero).double() * ratio_b.double() + fixed.double()).float()
-        total = ((a + first.zero).double() * ratio_a.double() + inner.double()).float()
+        total = _stored_sum(a + first.zero, b + second.zero, ratio_a, ratio_b, (first.zero, second.zero, output.zero))
         return (total.round_() - output.zero).clamp_(output.lowest, output.highest)
 
 
@@ -233,6 +220,50 @@ class RequantiseSumInFixedPoint(RequantiseSum):
         scaled = (a.double() * multipliers[0] + b.double() * multipliers[1]) * 2.0**-shift
         rounded = torch.where(scaled < 0, (scaled - 0.5).ceil_(), (scaled + 0.5).floor_())
         return rounded.to(a.dtype).clamp_(output.lowest, output.highest)
+
+
+def _stored_sum(a: Tensor, b: Tensor, ratio_a: Tensor, ratio_b: Tensor, zeros: tuple[int, int, int]) -> Tensor:
+    """What QLinearAdd rounds: a * ratio_a + b * ratio_b of integers as stored, with the zero points of all three.
+
+    MLAS's order of float32 operations, two fused multiply-adds; a product of an 8-bit integer and a float32 is exact in
+    float64, so rounding the sum there once is the fused operation.
+    """
+    fixed = zeros[2] - (ratio_a.double() * zeros[0] + (ratio_b * zeros[1]).double()).float()
+    inner = (b.double() * ratio_b.double() + fixed.double()).float()
+    return (a.double() * ratio_a.double() + inner.double()).float()
+
+
+class RequantiseSigmoid(_Operation[ActivationGrid, ActivationGrid]):
+    """The logistic function from one grid to another (QLinearSigmoid, which looks it up for each of the 256 inputs)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """clamp(round(logistic(x * sx) / sy)) in centred integers, of x's shape."""
+        output, inputs = self._grids
+        if self.training:
+            return requantise(torch.sigmoid(x * inputs.scale()), output.scale().reciprocal(), *_ends(output))
+        every = torch.arange(inputs.lowest, inputs.highest + 1, dtype=torch.float32, device=x.device)
+        table = (logistic(every * inputs.scale()) / output.scale()).round_().clamp_(*_ends(output))
+        return table[(x - inputs.lowest).long()]
+
+
+class RequantiseHardSigmoid(_Operation[ActivationGrid, ActivationGrid]):
+    """x / 6 + 1/2 from one grid to another whose ends clip it to 0 and 1: an addition of a constant (QLinearAdd).
+
+    The division is in the scale that the addition reads x with, the constant is the integer 1 at scale 1/2.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """clamp(round((x * sx / 6 + 1/2) / sy)) in centred integers, of x's shape."""
+        output, inputs = self._grids
+        ratio, half = inputs.scale() / 6.0 / output.scale(), 0.5 / output.scale()
+        if self.training:
+            return round_to_grid(x * ratio + half, *_ends(output))
+        total = _stored_sum(x + inputs.zero, torch.ones_like(half), ratio, half, (inputs.zero, 0, output.zero))
+        return (total.round_() - output.zero).clamp_(*_ends(output))
+
+
+def _ends(grid: ActivationGrid) -> tuple[int, int]:
+    return grid.lowest, grid.highest
 
 
 class RequantiseMultiplication(_Operation[ActivationGrid, ActivationGrid, ActivationGrid]):

@@ -43,8 +43,8 @@ def pool(x: Tensor) -> Tensor:
 
 def _residual(n: Any, x: Tensor) -> Tensor:
     x = relu(n.a(x))
-    x = relu(x + n.b(x))
-    x = relu(n.down(x) + n.c(x))
+    x = relu(x + n.b(F.max_pool2d(x, 3, 1, 1)))  # of x itself, both would be one convolution
+    x = relu(n.down(x) + n.c(F.max_pool2d(x, 3, 1, 1)))
     logits: Tensor = n.fc(x.mean((2, 3)))
     return logits
 
@@ -79,11 +79,6 @@ def _dense(n: Any, x: Tensor) -> Tensor:
     y = relu(n.b(x))
     z = relu(n.d(torch.cat([x, y], 1)))
     result: Tensor = n.c(torch.cat([x, y, z], 1))
-    return result
-
-
-def _tokens(n: Any, x: Tensor) -> Tensor:
-    result: Tensor = n.o(relu(n.l(n.a(x).flatten(2).transpose(1, 2)))).mean(1)
     return result
 
 
@@ -167,6 +162,15 @@ EXACT: dict[str, Callable[[], nn.Module]] = {
     ),
     "pixel_shuffle": lambda: Net(lambda n, x: n.b(F.pixel_shuffle(relu(n.a(x)), 2)), a=C(3, 16, 3), b=C(4, 16, 3)),
     "sigmoid": lambda: Net(lambda n, x: n.b(torch.sigmoid(n.a(x))), a=C(3, 16, 3), b=C(16, 16, 3)),
+    "silu": lambda: Net(lambda n, x: n.b(F.silu(n.a(x))), a=C(3, 16, 3), b=C(16, 16, 3)),
+    "hard_swish": lambda: Net(lambda n, x: n.b(F.hardswish(n.a(x))), a=C(3, 16, 3), b=C(16, 16, 3)),
+    "hard_sigmoid": lambda: Net(lambda n, x: n.b(F.hardsigmoid(n.a(x))), a=C(3, 16, 3), b=C(16, 16, 3)),
+    "tokens": lambda: Net(
+        lambda n, x: n.p(relu(n.l(n.a(x).flatten(2).transpose(1, 2)))).flatten(1),
+        a=C(3, 16, 4, stride=4),
+        l=nn.Linear(16, 32),
+        p=nn.Linear(32, 10),
+    ),
     "leaky_relu": lambda: Net(lambda n, x: n.b(F.leaky_relu(n.a(x), 0.1)), a=C(3, 16, 3), b=C(16, 16, 3)),
     "swish": lambda: Net(lambda n, x: n.b((y := n.a(x)) * torch.sigmoid(y)), a=C(3, 16, 3), b=C(16, 16, 3)),
     "batch_norm_alone": lambda: Net(
@@ -194,8 +198,6 @@ EXACT: dict[str, Callable[[], nn.Module]] = {
 CLOSE: dict[str, Callable[[], nn.Module]] = {
     "average_pool": lambda: Net(lambda n, x: F.avg_pool2d(relu(n.a(x)), 3, 2, 1), a=C(3, 16, 3)),
     "average_pool_signed": lambda: Net(lambda n, x: n.b(F.avg_pool2d(n.a(x), 2)), a=C(3, 16, 3), b=C(16, 16, 1)),
-    "silu": lambda: Net(lambda n, x: n.b(F.silu(n.a(x))), a=C(3, 16, 3), b=C(16, 16, 3)),
-    "hard_swish": lambda: Net(lambda n, x: n.b(F.hardswish(n.a(x))), a=C(3, 16, 3), b=C(16, 16, 3)),
     "bilinear": lambda: Net(
         lambda n, x: n.b(F.interpolate(relu(n.a(x)), scale_factor=2.0, mode="bilinear")), a=C(3, 16, 3), b=C(16, 16, 3)
     ),
@@ -207,7 +209,6 @@ CLOSE: dict[str, Callable[[], nn.Module]] = {
     ),
     "constants": lambda: Net(lambda n, x: n.b(relu(n.a(x * 2.0 + 0.5)) - 0.1), a=C(3, 16, 3), b=C(16, 16, 3)),
     "clamp": lambda: Net(lambda n, x: n.b(torch.clamp(n.a(x), -1, 1)), a=C(3, 16, 3), b=C(16, 16, 3)),
-    "tokens": lambda: Net(_tokens, a=C(3, 16, 4, stride=4), l=nn.Linear(16, 32), o=nn.Linear(32, 10)),
     "attention": lambda: Net(
         _attention, a=C(3, 16, 4, stride=4), k=nn.Linear(16, 16), v=nn.Linear(16, 16), o=nn.Linear(16, 10)
     ),
@@ -236,6 +237,10 @@ class Built:
     def model(self, *, opset: int = 20, pack_int4: bool = False) -> onnx.ModelProto:
         """The artifact, not linted."""
         return emit(self.frozen, opset=opset, pack_int4=pack_int4)
+
+    def refrozen(self) -> Built:
+        """The same with the integers that the prepared network has now."""
+        return replace(self, frozen=freeze(self.prepared, self.folded))
 
     def simulate(self) -> list[Tensor]:
         """What the prepared network computes for its images."""

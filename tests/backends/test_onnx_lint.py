@@ -235,7 +235,7 @@ def test_rule_11_weight_scales_lie_on_output_channels(residual: Any) -> None:
     assert wrong > 10 * max(right, 1e-3)
 
 
-@pytest.mark.parametrize(("network", "layer"), [("transposed", "t"), ("linear", "b"), ("tokens", "l_product")])
+@pytest.mark.parametrize(("network", "layer"), [("transposed", "t"), ("linear", "b"), ("tokens", "l")])
 def test_rule_11_knows_every_kind_of_layer(network: str, layer: str, build: Build) -> None:
     built = build(network)
     mutant = Mutant(built.model())

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backends.residual import skip_input
@@ -38,14 +39,15 @@ def skip_of(compute: Callable[[Any, Tensor], Tensor]) -> str | None:
 @pytest.mark.parametrize(
     ("compute", "skip"),
     [
-        (lambda n, x: x + n.a(x), "relu"),
-        (lambda n, x: n.a(x) + x, "relu"),
+        # A convolution of x itself would take the addition into its weight.
+        (lambda n, x: x + n.a(F.max_pool2d(x, 3, 1, 1)), "relu"),
+        (lambda n, x: n.a(F.max_pool2d(x, 3, 1, 1)) + x, "relu"),
         (lambda n, x: n.a(x) + n.c(torch.relu(n.b(x))), "a"),
         (lambda n, x: n.c(torch.relu(n.b(x))) + n.a(x), "a"),
         (lambda n, x: x + torch.relu(n.a(x)), None),
         (lambda n, x: torch.tanh(x) + torch.sigmoid(x), None),
         (lambda n, x: (y := n.a(x)) + torch.tanh(y), None),
-        (lambda n, x: n.a(x) + 1.0, None),
+        (lambda n, x: torch.relu(n.a(x)) + 1.0, None),
         (lambda n, x: torch.relu(n.b(y := n.a(x))) + y, None),
         (lambda n, x: n.b(torch.relu(y := n.a(x))) + y, "a"),
     ],

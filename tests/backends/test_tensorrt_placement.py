@@ -61,7 +61,8 @@ def test_rule_4_only_inputs_are_rounded(activation: Callable[[Tensor], Tensor], 
         assert view.dequantised(node, 0) is not None and view.dequantised(node, 1) is not None, node.name
     # Every activation is computed by the kernel before it: none is listed as a float operator of its own.
     assert built.plan.float_nodes == {}
-    assert len(built.plan.absorbed) == 5
+    gates = [name for name in built.plan.absorbed if name.endswith(("_sigmoid", "_hardsigmoid"))]
+    assert len(built.plan.absorbed) - len(gates) == 5
 
 
 def test_rule_4_an_activation_needs_no_rounding_behind_it(build: Build) -> None:

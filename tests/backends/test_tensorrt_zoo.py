@@ -43,7 +43,7 @@ TABLE: dict[str, tuple[int, int]] = {
     "regnet_y_400mf": (41, 0),
     "convnext_tiny": (17, 0),
     "mobilenetv4_conv_small": (35, 0),
-    "repvgg_a0": (17, 3),
+    "repvgg_a0": (9, 0),
     "mobileone_s0": (171, 56),
     "repvit_m0_9": (105, 48),
     "starnet_s1": (26, 1),

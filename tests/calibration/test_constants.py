@@ -46,20 +46,22 @@ def test_reparametrised_weights_become_plain_ones(net: MakeNet, noise: Noise) ->
 
 def test_tables_are_stored_and_the_batch_stays_free(net: MakeNet, noise: Noise) -> None:
     def compute(n: Any, x: Tensor) -> Tensor:
-        y = n.a(x) * torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 4, 1, 1) + torch.arange(4).view(1, 4, 1, 1)
-        result: Tensor = y + torch.zeros(x.shape[0], 4, 1, 1)
+        y = n.a(x) * torch.tensor([1.0, 2.0, 4.0, 8.0]).view(1, 4, 1, 1) + torch.arange(4).view(1, 4, 1, 1)
+        y = y + torch.zeros(x.shape[0], 4, 1, 1)
+        result: Tensor = y + torch.arange(x.shape[0]).view(-1, 1, 1, 1)
         return result
 
     captured = capture(net(compute, a=nn.Conv2d(3, 4, 1)), noise(2, 3, 9, 9), source="test")
     folded = fold(captured)
     names = [str(node.target) for node in folded.graph.nodes if node.op == "call_function"]
-    # What has the batch's size is computed with every batch.
-    expected = ["sym_size.int", "conv2d.default", "mul.Tensor", "add.Tensor", "zeros.default", "add.Tensor"]
-    assert [name.removeprefix("aten.") for name in names] == expected
+    # What differs from image to image is computed with every batch, what repeats is a table for one.
+    expected = ["sym_size.int", "conv2d.default", "add.Tensor", "add.Tensor", "arange.default", "reshape.default"]
+    assert [name.removeprefix("aten.") for name in names] == [*expected, "add.Tensor"]
     assert largest_difference(captured, folded, noise(3, 3, 9, 9)) == 0.0
-    # Floating-point tables are trained, positions are not.
+    # Floating-point tables are trained, positions are not; factors of channels belong to the layer's weight.
     assert {name for name, _ in folded.named_buffers()} == {"view_1_constant.value"}
-    assert {name for name, _ in folded.named_parameters()} == {"a.weight", "a.bias", "view_constant.value"}
+    trained = {"a_folded.weight", "a_folded.bias", "zeros_constant.value"}
+    assert {name for name, _ in folded.named_parameters()} == trained
 
 
 def test_random_numbers_stay_random(net: MakeNet, noise: Noise) -> None:

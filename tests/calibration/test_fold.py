@@ -109,14 +109,14 @@ ALONE: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, nn.Module], li
         ["conv", "conv"],
     ),
     "layer read by another": (
-        lambda n, x: n.bn(y := n.a(x)) + y,
+        lambda n, x: torch.relu(n.bn(y := n.a(x))) + y,
         {"a": nn.Conv2d(3, 8, 3), "bn": nn.BatchNorm2d(8)},
-        ["conv", "conv", "add"],
+        ["conv", "conv", "relu", "add"],
     ),
     "two of one layer": (
-        lambda n, x: n.bn(y := n.a(x)) + n.bn2(y),
+        lambda n, x: torch.relu(n.bn(y := n.a(x))) + n.bn2(y),
         {"a": nn.Conv2d(3, 8, 3), "bn": nn.BatchNorm2d(8), "bn2": nn.BatchNorm2d(8)},
-        ["conv", "conv", "conv", "add"],
+        ["conv", "conv", "relu", "conv", "add"],
     ),
     "layer called twice": (
         lambda n, x: n.bn(n.a(n.a(x))),
@@ -129,9 +129,9 @@ ALONE: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, nn.Module], li
         ["conv"],
     ),
     "shared by two layers": (
-        lambda n, x: n.bn(n.a(x)) + n.bn(n.b(x)),
+        lambda n, x: torch.relu(n.bn(n.a(x))) + n.bn(n.b(x)),
         {"a": nn.Conv2d(3, 8, 3), "b": nn.Conv2d(3, 8, 3), "bn": nn.BatchNorm2d(8)},
-        ["conv", "conv", "add"],
+        ["conv", "relu", "conv", "add"],
     ),
     "of a vector": (
         lambda n, x: n.bn(torch.relu(n.a(x)).mean((2, 3))),
@@ -146,7 +146,7 @@ ALONE: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, nn.Module], li
     "over tokens of a linear layer": (
         lambda n, x: n.bn(n.a(x.flatten(2))),
         {"a": nn.Linear(81, 8), "bn": nn.BatchNorm1d(3)},
-        ["reshape", "linear", "reshape", "conv", "reshape"],
+        ["reshape", "linear", "reshape", "reshape", "conv", "reshape"],
     ),
 }
 

@@ -323,16 +323,16 @@ class Branch(nn.Module):
 def branch():
     return Branch()
 
-class Rolled(nn.Module):
+class Summed(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3)
 
     def forward(self, x):
-        return torch.roll(self.conv(x), 1, 3).mean((2, 3))
+        return torch.cumsum(self.conv(x), 3).mean((2, 3))
 
-def rolled():
-    return Rolled()
+def summed():
+    return Summed()
 """
 
 
@@ -369,7 +369,7 @@ def test_own_builder_and_photographs(own: Path, repository: Path) -> None:
         (("--teacher", "python:mine:nothing"), "no layer"),
         (("--teacher", "python:mine:branch"), "mine.py:"),
         (("--teacher", "python:mine:absent"), "absent"),
-        (("--teacher", "python:mine:rolled"), "no translation to ONNX"),
+        (("--teacher", "python:mine:summed"), "no translation to ONNX"),
         (("--teacher", "python:mine:build", "--data", "images:nowhere"), "nowhere"),
         (("--teacher", "python:mine:build", "--taps", "9"), "--taps 9"),
         (("--teacher", "python:mine:build", "--device", "cuda:7"), "--device cuda:7"),

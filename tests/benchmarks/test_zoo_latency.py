@@ -1,0 +1,124 @@
+"""Every network of the list in float, from faqd and from onnxruntime.quantization: structure, latency, agreement.
+
+    python3 -m pytest -m benchmark tests/benchmarks/test_zoo_latency.py -s [-k "resnet18 or mobilenet"]
+
+Networks have random weights, so agreement tells what rounding does to the list's own images and not what training
+reaches. FAQD_BENCHMARK_SECONDS limits the timing of one case (4), FAQD_BENCHMARK_PIXELS the size of images (128).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections import Counter
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from backends.onnx_graph import emit
+from backends.onnxruntime import OnnxRuntime
+from backends.onnxruntime_rules import X64
+from backends.placement import Widths, place
+from backends.timing import interleaved_latency
+from calibration.capture import capture
+from calibration.fold import fold
+from calibration.freeze import freeze
+from calibration.insert import insert
+from calibration.observe import choose_ranges, observe
+from calibration.operators import WEIGHTED, kind
+from tests.benchmarks.test_latency_against_peers import quantised_by_peer
+from tests.zoo import ZOO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.benchmarks.conftest import Columns, Results
+
+pytestmark = pytest.mark.benchmark
+
+FLOAT, OURS, PEER = "float", "faqd", "onnxruntime.quantization"
+CASES = [(1, 1), (1, 2), (8, 1), (8, 2)]
+SECONDS, PIXELS, MOST_ROUNDS = 4.0, 128, 200
+
+
+def _speed(case: str) -> Callable[[dict[str, Any]], str]:
+    return lambda row: f"{row['speedup'][case]:.2f}x, {row['to_peer'][case]:.2f}x the peer"
+
+
+COLUMNS: Columns = {
+    "network": lambda row: row["key"]["network"],
+    "integer layers": lambda row: f"{row['integer']} of {row['integer'] + row['floating']}",
+    "computed in float": lambda row: ", ".join(f"{count} {word}" for word, count in row["floats"].items()) or "-",
+    "agreement": lambda row: f"{row['agreement']:.0f} %",
+    **{f"batch {batch}, threads {threads}": _speed(f"{batch},{threads}") for batch, threads in CASES},
+}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_network(name: str, results: Results, tmp_path: Path) -> None:
+    network, backend = ZOO[name], OnnxRuntime()
+    pixels = int(os.environ.get("FAQD_BENCHMARK_PIXELS") or PIXELS)
+    images = network.images(16, pixels=pixels)
+    folded = fold(capture(network.build(pixels=pixels), images[:2], source=name))
+    plan = place(folded, X64, Widths())
+    prepared = insert(folded, plan, choose_ranges(observe(folded, plan, [images]), plan, "mse")).eval()
+    float_model = emit(folded, opset=20).SerializeToString()
+    files = {
+        FLOAT: float_model,
+        OURS: backend.emit(freeze(prepared, folded)).SerializeToString(),
+        PEER: quantised_by_peer(float_model, images.numpy(), tmp_path),
+    }
+    layers = [node.name for node in folded.graph.nodes if kind(node) in WEIGHTED]
+    census = backend.census(files[OURS], layers)
+    with torch.no_grad():
+        same = prepared(images)[0].argmax(-1) == folded(images)[0].argmax(-1)
+    speedup, to_peer, milliseconds = {}, {}, {}
+    for batch, threads in CASES:
+        times = _times(backend, files, np.resize(images.numpy(), (batch, *images.shape[1:])), threads)
+        case = f"{batch},{threads}"
+        milliseconds[case] = times
+        speedup[case], to_peer[case] = times[FLOAT] / times[OURS], times[PEER] / times[OURS]
+    results.add(
+        {"network": name, "pixels": pixels},
+        integer=len(census.integer),
+        floating=len(census.floating),
+        floats=dict(Counter(plan.kinds[node] for node in plan.float_nodes).most_common()),
+        reasons=dict(sorted({(plan.kinds[node], reason) for node, reason in plan.float_nodes.items()})),
+        agreement=100 * float(same.float().mean()),
+        speedup=speedup,
+        to_peer=to_peer,
+        milliseconds=milliseconds,
+        kernels=dict(census.histogram),
+    )
+    rows = results.newest()
+    ratios = [ratio for row in rows for ratio in row["to_peer"].values()]
+    mean = math.exp(statistics.fmean(math.log(ratio) for ratio in ratios))
+    results.publish(
+        "Networks of the list on ONNX Runtime",
+        COLUMNS,
+        rows,
+        notes=[
+            "speed-up over the float model, and over onnxruntime.quantization U8S8 of the same float model; above 1 is "
+            f"faster; geometric mean over the peer {mean:.3f}, least {min(ratios):.2f}",
+            "random weights, calibrated and not trained; agreement with the float network's classes on the 16 images",
+        ],
+    )
+
+
+def _times(backend: OnnxRuntime, files: dict[str, bytes], images: np.ndarray, threads: int) -> dict[str, float]:
+    """Median milliseconds of each file, over both orders in which the quantised ones can follow each other."""
+    seconds = float(os.environ.get("FAQD_BENCHMARK_SECONDS") or SECONDS)
+    with ExitStack() as stack:
+        runners = {name: stack.enter_context(backend.runner(file, threads=threads)) for name, file in files.items()}
+        found = [
+            interleaved_latency(
+                {name: runners[name] for name in order}, images, repeats=MOST_ROUNDS, seconds=seconds / 2
+            )
+            for order in ((FLOAT, OURS, PEER), (FLOAT, PEER, OURS))
+        ]
+    return {name: statistics.median(times[name].median_ms for times in found) for name in files}
