@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import re
 import shlex
 import shutil
@@ -38,9 +38,11 @@ def readme(repository: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    for module in ("pip", "setuptools"):
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"building the wheel needs {module}, which is not installed")
+    for package in ("pip", "setuptools"):
+        try:
+            importlib.metadata.distribution(package)
+        except importlib.metadata.PackageNotFoundError:
+            pytest.skip(f"building the wheel needs {package}, which is not installed")
     # A copy, because setuptools leaves its build folder in the source.
     source = tmp_path_factory.mktemp("source")
     for name in PACKAGES:
@@ -146,7 +148,7 @@ def test_the_commands_of_the_readme_exist(
 def test_the_readme_names_every_flag_and_no_other(readme: str) -> None:
     named = set(re.findall(r"--([a-z][a-z-]+)", readme)) - {"help"}
     known = set(flags(RunConfig)) | set(flags(CompareConfig))
-    assert named == known | {"config", "recipe", "report", "verbose", "quiet"}
+    assert named == known | {"config", "recipe", "emulate", "report", "verbose", "quiet"}
     for command in COMMANDS:
         assert f"faqd {command}" in readme
 

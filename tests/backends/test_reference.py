@@ -79,7 +79,8 @@ def test_whole_files_are_near_the_standards_own_evaluator(network: str, build: B
     built = build(network)
     model = built.model()
     mine, _ = IntegerOracle(model).run(built.images)
-    theirs = ReferenceEvaluator(model).run(None, {"x": built.images.numpy()})
+    with np.errstate(invalid="ignore"):  # the evaluator's MaxPool casts its NaN border to uint8
+        theirs = ReferenceEvaluator(model).run(None, {"x": built.images.numpy()})
     assert isinstance(theirs, list)
     assert float(np.abs(mine[0].numpy() - theirs[0]).max()) <= 0.03 * float(np.abs(theirs[0]).max())
 
