@@ -6,9 +6,10 @@ import torch
 
 from calibration.errors import UserError
 
-#: Training steps by weight bits: enough for the held-out distillation loss to level off (docs/benchmarks.md); below 4
+#: Training steps by weight bits: at 8 bits what two minutes on two cores have room for (ResNet-20: the held-out loss
+#: tells no number of steps from another), at 4 enough for the held-out loss to level off (docs/benchmarks.md); below 4
 #: bits more would still help.
-STEPS = {8: 200, 4: 400, 3: 800, 2: 800, 1: 800}
+STEPS = {8: 300, 4: 400, 3: 800, 2: 800, 1: 800}
 #: Peak learning rate of Adam by weight bits: the best of 3e-5, 1e-4 and 3e-4 by the same loss; below 4 bits, where
 #: layers are normalised in training, networks learn with the rate that Adam usually has.
 LEARNING_RATES = {8: 1e-4, 4: 3e-4, 3: 1e-3, 2: 1e-3, 1: 1e-3}
