@@ -58,8 +58,8 @@ def dense_part(detector: Any, source: str, *, notes: tuple[str, ...]) -> Sourced
             notes=notes,
             only_parts=f"{source} is a two-stage detector ({kind}): what its second stage looks at depends on the"
             " image, so the whole is no graph; add --submodule backbone to quantise the feature pyramid, where most"
-            " of the time goes, or take a one-stage detector (ssdlite320_mobilenet_v3_large, ssd300_vgg16,"
-            " retinanet_resnet50_fpn, fcos_resnet50_fpn)",
+            " of the time goes, or take a one-stage detector (ssdlite320_mobilenet_v3_large,"
+            " retinanet_resnet50_fpn)",
         )
     said = (
         f"{kind}: backbone and heads are quantised; anchors, decoding of the boxes and non-maximum suppression stay"

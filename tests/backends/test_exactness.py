@@ -13,6 +13,7 @@ import torch
 
 from backends.exposed import exposed
 from backends.onnx_view import OnnxView
+from backends.onnxruntime_rules import CPU_PROFILES
 from backends.placement import Widths
 from backends.reference import IntegerOracle
 
@@ -102,3 +103,13 @@ def test_average_pooling_is_exact_on_the_oracle(network: str, build: Callable[..
     for name, values in rounded.items():
         np.testing.assert_array_equal(values.numpy(), their_rounded[name], err_msg=f"rounded tensor {name}")
     np.testing.assert_array_equal(outputs[0].numpy(), theirs[0])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("network", ["residual", "hard_swish", "hard_sigmoid"])
+def test_the_sums_of_arm_are_simulated_exactly(network: str, bits: int, build: Callable[..., Any]) -> None:
+    # Proven on ONNX Runtime's own kernels by the tests marked emulation.
+    built = build(network, CPU_PROFILES["arm64"][0], bits=bits)
+    outputs, _ = IntegerOracle(built.model(), fixed_point_sums=True).run(built.images)
+    for mine, simulated in zip(outputs, built.simulate(), strict=True):
+        np.testing.assert_array_equal(mine.numpy(), simulated.numpy())
