@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,11 +16,48 @@ from calibration.observers import weight_scale
 from calibration.rounding import requantise, sign
 
 
-class ActivationGrid(nn.Module):
+class _LearnedScale(nn.Module):
+    """A scale, or one per channel, stored as its logarithm.
+
+    So one learning rate means one relative change whatever the tensor's magnitude, and it stays positive [ours].
+    """
+
+    def __init__(self, log_scale: Tensor) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(log_scale)
+        self._held: Tensor | None = None
+
+    def scale(self) -> Tensor:
+        """The scale in use: float32, rank 0 or [C]; positive."""
+        return self._in_use(self.log_scale.exp().clamp_min(SMALLEST_SCALE)) if self._held is None else self._held
+
+    def _in_use(self, scale: Tensor) -> Tensor:
+        return scale
+
+
+@contextmanager
+def shared_scales(grids: Sequence[_LearnedScale]) -> Iterator[None]:
+    """Within it every grid's scale is computed once, all in one operation, instead of wherever one is read.
+
+    For one forward pass: the gradients of all readers meet in one tensor. Each of the small operations that this saves
+    costs as much as a pass over a small map, and there are hundreds in a training step. Last bits may differ.
+    """
+    sizes = [grid.log_scale.numel() for grid in grids]
+    together = torch.cat([grid.log_scale.reshape(-1) for grid in grids]).exp().clamp_min(SMALLEST_SCALE)
+    try:
+        for grid, scale in zip(grids, torch.split(together, sizes), strict=True):
+            grid._held = grid._in_use(scale.reshape(grid.log_scale.shape))
+        yield
+    finally:
+        for grid in grids:
+            grid._held = None
+
+
+class ActivationGrid(_LearnedScale):
     """Grid, learned scale and fixed zero point of one activation tensor, or of a group that shares them.
 
-    The scale is stored as its logarithm, so that one learning rate means one relative change whatever the tensor's
-    magnitude, and so that it stays positive [ours]. `limit`: the largest real value that the grid may reach.
+    `limit`: the largest real value that the grid may reach. At the limit the scale's gradient passes all the same, or a
+    scale that once reached it could never shrink again.
     Raises ValueError for a scale that is not positive and finite and for a zero point off the grid.
     """
 
@@ -27,13 +66,12 @@ class ActivationGrid(nn.Module):
     highest: int
 
     def __init__(self, grid: Grid, *, scale: float, zero_point: int, limit: float | None = None) -> None:
-        super().__init__()
         if not (math.isfinite(scale) and scale > 0):
             raise ValueError(f"a scale of {scale} is no scale")
         if not grid.quant_min <= zero_point <= grid.quant_max:
             raise ValueError(f"the zero point {zero_point} is not on the grid")
+        super().__init__(torch.tensor(math.log(scale)))
         self.grid, self.limit = grid, limit
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.int32))
         self._read_zero_point()
         self.register_load_state_dict_post_hook(_read_zero_point_again)  # type: ignore[no-untyped-call]  # torch's
@@ -53,12 +91,7 @@ class ActivationGrid(nn.Module):
         self.lowest: int = round((self.grid.quant_min - self.zero) * self._fineness)
         self.highest: int = round((self.grid.quant_max - self.zero) * self._fineness)
 
-    def scale(self) -> Tensor:
-        """The scale in use: float32, rank 0, positive, small enough for the limit.
-
-        At the limit the gradient passes all the same, or a scale that once reached it could never shrink again.
-        """
-        scale = self.log_scale.exp().clamp_min(SMALLEST_SCALE)
+    def _in_use(self, scale: Tensor) -> Tensor:
         if self._fineness != 1:
             scale = scale / self._fineness
         if self.limit is None:
@@ -74,21 +107,16 @@ def _read_zero_point_again(module: nn.Module, _: Any) -> None:
     module._read_zero_point()
 
 
-class WeightGrid(nn.Module):
-    """Symmetric grid of one weight with a learned scale per channel, logarithmic as for activations.
+class WeightGrid(_LearnedScale):
+    """Symmetric grid of one weight with a learned scale per channel.
 
     `weight` float, of any shape; `floor` float, broadcast to the scale, is the smallest scale to begin with.
     """
 
     def __init__(self, grid: Grid, weight: Tensor, *, floor: Tensor | None = None) -> None:
-        super().__init__()
-        self.grid = grid
         scale = weight_scale(weight, grid)
-        self.log_scale = nn.Parameter((scale if floor is None else torch.maximum(scale, floor)).log())
-
-    def scale(self) -> Tensor:
-        """The scale in use: float32 [C], or rank 0; positive."""
-        return self.log_scale.exp().clamp_min(SMALLEST_SCALE)
+        super().__init__((scale if floor is None else torch.maximum(scale, floor)).log())
+        self.grid = grid
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight's integers, same shape, float32; straight-through gradient inside the grid, zero outside.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from calibration.grids import ActivationGrid, WeightGrid
+from calibration.grids import ActivationGrid, WeightGrid, shared_scales
 from calibration.plan import Plan
 from calibration.quantisers import BiasIntegers
 
@@ -40,12 +41,23 @@ class PreparedNetwork(nn.Module):
         # Activation grids are read by operations rather than called, so the graph module itself does not keep them.
         # The suffix keeps a tensor called `keys` or `values` from hiding the dictionary's own methods.
         self.activation_grids = nn.ModuleDict({f"{group}_grid": grid for group, grid in activation_grids.items()})
+        self._activation_grids = tuple(activation_grids.values())
         self._weight_grids, self._bias_integers = dict(weight_grids), dict(bias_integers)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Normalised images, float32 [B, C, H, W], to the network's outputs, float32."""
-        outputs: tuple[Tensor, ...] = self.graph(images)
+        with self.one_pass():
+            outputs: tuple[Tensor, ...] = self.graph(images)
         return outputs
+
+    @contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """Around a forward pass of the graph: while it trains, scales are computed once for all who read them."""
+        if not self.training:
+            yield
+            return
+        with shared_scales(self._grids(activations=True, weights=True)):
+            yield
 
     def activation_grid(self, group: str) -> ActivationGrid:
         """The grid of a group of tensors."""
@@ -63,12 +75,15 @@ class PreparedNetwork(nn.Module):
 
     def scale_parameters(self, *, activations: bool, weights: bool) -> list[nn.Parameter]:
         """The logarithms of the learned scales."""
-        grids: list[nn.Module] = []
+        return [grid.log_scale for grid in self._grids(activations=activations, weights=weights)]
+
+    def _grids(self, *, activations: bool, weights: bool) -> list[ActivationGrid | WeightGrid]:
+        grids: list[ActivationGrid | WeightGrid] = []
         if activations:
-            grids += self.activation_grids.values()
+            grids += self._activation_grids
         if weights:
             grids += self._weight_grids.values()
-        return [parameter for grid in grids for parameter in grid.parameters()]
+        return grids
 
     def weight_parameters(self) -> list[nn.Parameter]:
         """Everything that is trained but the scales."""

@@ -73,14 +73,11 @@ class _RequantiseSum(torch.autograd.Function):
         a, b, first, second, total = ctx.saved_tensors
         inside = _inside(gradients[0], total, ctx.bounds)
         needs_a, needs_b, needs_first, needs_second, _, _ = ctx.needs_input_grad
-        return (
-            torch.mul(inside, first).sum_to_size(a.shape) if needs_a else None,
-            torch.mul(inside, second).sum_to_size(b.shape) if needs_b else None,
-            _inner_product(inside, a) if needs_first else None,
-            _inner_product(inside, b) if needs_second else None,
-            None,
-            None,
-        )
+        first_gradient = _inner_product(inside, a) if needs_first else None
+        second_gradient = _inner_product(inside, b) if needs_second else None
+        a_gradient = torch.mul(inside, first).sum_to_size(a.shape) if needs_a else None
+        b_gradient = inside.mul_(second).sum_to_size(b.shape) if needs_b else None
+        return a_gradient, b_gradient, first_gradient, second_gradient, None, None
 
 
 def _inside(gradient: Tensor, unrounded: Tensor, bounds: tuple[float, float]) -> Tensor:

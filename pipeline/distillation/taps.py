@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -105,10 +106,16 @@ class Tapped(nn.Module):
     """A graph that also returns the maps at its taps; parameters are shared with the graph it was made from."""
 
     def __init__(
-        self, graph_module: GraphModule, nodes: Mapping[str, str], grids: Mapping[str, ActivationGrid] | None = None
+        self,
+        graph_module: GraphModule,
+        nodes: Mapping[str, str],
+        grids: Mapping[str, ActivationGrid] | None = None,
+        *,
+        one_pass: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         super().__init__()
         self.taps, self._grids = tuple(nodes), tuple((grids or {}).items())  # a tuple: the network owns the grids
+        self._one_pass = one_pass
         graph = copy.deepcopy(graph_module.graph)
         by_name = {node.name: node for node in graph.nodes}
         output = next(node for node in graph.nodes if node.op == "output")
@@ -119,10 +126,11 @@ class Tapped(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """Images float32 [B, C, H, W] to (outputs, tap -> features [B, C, H, W] or [B, d])."""
-        outputs, maps = self.graph_module(images)
-        features = dict(zip(self.taps, maps, strict=True))
-        for tap, grid in self._grids:
-            features[tap] = features[tap] * grid.scale()
+        with self._one_pass():
+            outputs, maps = self.graph_module(images)
+            features = dict(zip(self.taps, maps, strict=True))
+            for tap, grid in self._grids:
+                features[tap] = features[tap] * grid.scale()
         return outputs, features
 
 
@@ -170,7 +178,7 @@ def tap_prepared(prepared: PreparedNetwork, taps: Sequence[str], *, reals: bool 
             )
         if reals and rounded in groups:
             scales[tap] = prepared.activation_grid(groups[rounded])
-    return Tapped(prepared.graph, nodes, scales)
+    return Tapped(prepared.graph, nodes, scales, one_pass=prepared.one_pass)
 
 
 def match_taps(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.data import training_batches
+from pipeline.memory import keep_freed_memory
 from pipeline.models import load_model
 from pipeline.randomness import generator_for
 from pipeline.stages.distill import _Trainer  # the stage's own step, not a copy that could drift from it
@@ -64,6 +65,7 @@ BATCH = "reading, augmenting, normalising one batch"
 def test_training_step(
     bits: int, cifar: Cifar, ready: Callable[..., Ready], results: Results, training_threads: int
 ) -> None:
+    keep_freed_memory()  # as `faqd run` does; the float step gains by it as well
     student = ready(cifar.config(NETWORK, bits=bits))
     steps = _steps(student, load_model(f"cifar:{NETWORK}", weights=cifar.weights(NETWORK)).module)
     rounds = int(os.environ.get("FAQD_BENCHMARK_REPEATS") or ROUNDS)

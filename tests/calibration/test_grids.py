@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from calibration.grid import SMALLEST_SCALE, Grid
-from calibration.grids import ActivationGrid, WeightGrid
+from calibration.grids import ActivationGrid, WeightGrid, shared_scales
 
 if TYPE_CHECKING:
     from tests.calibration.conftest import Noise
@@ -38,6 +38,39 @@ def test_centred_integers_have_the_grids_ends_less_the_zero_point() -> None:
     grid = ActivationGrid(AFFINE, scale=0.1, zero_point=57)
     assert (grid.zero, grid.lowest, grid.highest) == (57, -57, 198)
     assert grid.scale().item() == pytest.approx(0.1, rel=1e-6)
+
+
+def test_shared_scales_are_the_same_scales_with_the_same_gradients() -> None:
+    generator = torch.Generator().manual_seed(0)
+    grids = [
+        ActivationGrid(AFFINE, scale=0.1, zero_point=57),
+        ActivationGrid(UNSIGNED, scale=0.1, zero_point=0, limit=6.0),  # 255 * 0.1 is above the limit
+        WeightGrid(NARROW, torch.randn((5, 3), generator=generator)),
+        WeightGrid(Grid(bits=8, signed=True, symmetric=True, narrow=True), torch.zeros(4)),
+    ]
+
+    def scales_and_gradients() -> list[torch.Tensor]:
+        scales = [grid.scale() for _ in range(2) for grid in grids]  # each read twice
+        loss = torch.stack([(scale * (number + 1)).square().sum() for number, scale in enumerate(scales)]).sum()
+        gradients = torch.autograd.grad(loss, [grid.log_scale for grid in grids])
+        return [*(scale.detach() for scale in scales), *gradients]
+
+    alone = scales_and_gradients()
+    with shared_scales(grids):
+        shared = scales_and_gradients()
+        assert grids[0].scale() is grids[0].scale()
+    assert grids[0].scale() is not grids[0].scale()
+    for first, second in zip(alone, shared, strict=True):
+        torch.testing.assert_close(first, second)
+
+
+def test_scales_are_shared_no_longer_after_an_error() -> None:
+    grid = ActivationGrid(AFFINE, scale=0.1, zero_point=57)
+    with pytest.raises(RuntimeError, match="in the middle"), shared_scales([grid]):
+        raise RuntimeError("in the middle")
+    with torch.no_grad():
+        grid.log_scale.add_(1.0)
+    assert grid.scale().item() == pytest.approx(0.1 * math.e, rel=1e-6)
 
 
 def test_a_scale_never_vanishes() -> None:
