@@ -43,9 +43,9 @@ from calibration.quantisers import (
     RequantiseProduct,
     RequantiseSigmoid,
     RequantiseSum,
-    RequantiseSumInFixedPoint,
     RescaleProduct,
 )
+from calibration.sums import add_in_fixed_point
 
 _INTEGER_PRODUCTS: dict[str, Any] = {
     "conv": integer_conv2d,
@@ -304,8 +304,8 @@ class _Insertion:
         operands = node.args[:1] if kind(node) == "adaptive_average_pool" else node.args
         if placement is None or form is None or list(operands) != sources:
             return False  # an operand is a number or a constant
-        if form is RequantiseSum and self.plan.fixed_point_sums:
-            form = RequantiseSumInFixedPoint
-        operation = form(self.activation_grids[placement.group], *(self.grid_of[source] for source in sources))
+        grids = (self.activation_grids[placement.group], *(self.grid_of[source] for source in sources))
+        adds = form in (RequantiseSum, RequantiseHardSigmoid) and self.plan.fixed_point_sums
+        operation = form(*grids, add=add_in_fixed_point) if adds else form(*grids)
         self._finish(node, operation, tuple(self.integers[source] for source in sources), placement)
         return True

@@ -8,7 +8,6 @@ cheapest way, which may decide the last bit of a float32, and so a tie of a roun
 
 from __future__ import annotations
 
-import math
 from typing import Generic, TypeVarTuple
 
 import torch
@@ -19,6 +18,7 @@ from calibration.grids import ActivationGrid, WeightGrid
 from calibration.integer_products import EXACT_BIAS, EXACT_IN_FLOAT32, LARGEST_ACTIVATION
 from calibration.logistic import logistic
 from calibration.rounding import requantise, requantise_sum, round_straight_through, round_to_grid
+from calibration.sums import Addition, add_in_float32
 
 _Grids = TypeVarTuple("_Grids")
 
@@ -188,49 +188,24 @@ class Prescale(_Product[ActivationGrid | None, ActivationGrid, WeightGrid]):
         return integers * broadcast_scale(multiplier, self.axis if multiplier.dim() else None, integers.dim())
 
 
-class RequantiseSum(_Operation[ActivationGrid, ActivationGrid, ActivationGrid]):
+class _Sum(_Operation[*_Grids]):
+    """Shared by additions; `add`: how the device's kernel adds and rounds, which only evaluation does as it does."""
+
+    def __init__(self, *grids: *_Grids, add: Addition = add_in_float32) -> None:
+        super().__init__(*grids)
+        self.add = add
+
+
+class RequantiseSum(_Sum[ActivationGrid, ActivationGrid, ActivationGrid]):
     """The sum of two tensors on grids of their own, on a third (QLinearAdd)."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """clamp(round(a * sa / sy + b * sb / sy)) in centred integers; a and b broadcast."""
         output, first, second = self._grids
-        ratio_a, ratio_b = first.scale() / output.scale(), second.scale() / output.scale()
+        scales = first.scale(), second.scale(), output.scale()
         if self.training:
-            return requantise_sum(a, b, ratio_a, ratio_b, output.lowest, output.highest)
-        total = _stored_sum(a + first.zero, b + second.zero, ratio_a, ratio_b, (first.zero, second.zero, output.zero))
-        return (total.round_() - output.zero).clamp_(output.lowest, output.highest)
-
-
-class RequantiseSumInFixedPoint(RequantiseSum):
-    """The sum as ARM computes it: integer multipliers of at most 22 bits, halves rounded away from zero."""
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """As of RequantiseSum while it trains, whose gradients differ by nothing that matters."""
-        if self.training:
-            return super().forward(a, b)
-        output, first, second = self._grids
-        ratios = [float(grid.scale().float() / output.scale().float()) for grid in (first, second)]
-        shift = 21 - (math.frexp(max(ratios))[1] - 1)
-        multipliers = [round(math.ldexp(ratio, shift)) for ratio in ratios]
-        # Outside of these bounds the runtime adds in float32 (MLAS qladd.cpp).
-        if min(ratios) < 2.0**-14 or max(ratios) >= 2.0**8 or not 13 <= shift <= 31 or max(multipliers) >= 2**22:
-            total = (a * first.scale() + b * second.scale()) / output.scale()
-            return ((total + output.zero).round_() - output.zero).clamp_(output.lowest, output.highest)
-        # Sums stay below 2**31 and are exact in float64; so are their halves, which go away from zero.
-        scaled = (a.double() * multipliers[0] + b.double() * multipliers[1]) * 2.0**-shift
-        rounded = torch.where(scaled < 0, (scaled - 0.5).ceil_(), (scaled + 0.5).floor_())
-        return rounded.to(a.dtype).clamp_(output.lowest, output.highest)
-
-
-def _stored_sum(a: Tensor, b: Tensor, ratio_a: Tensor, ratio_b: Tensor, zeros: tuple[int, int, int]) -> Tensor:
-    """What QLinearAdd rounds: a * ratio_a + b * ratio_b of integers as stored, with the zero points of all three.
-
-    MLAS's order of float32 operations, two fused multiply-adds; a product of an 8-bit integer and a float32 is exact in
-    float64, so rounding the sum there once is the fused operation.
-    """
-    fixed = zeros[2] - (ratio_a.double() * zeros[0] + (ratio_b * zeros[1]).double()).float()
-    inner = (b.double() * ratio_b.double() + fixed.double()).float()
-    return (a.double() * ratio_a.double() + inner.double()).float()
+            return requantise_sum(a, b, scales[0] / scales[2], scales[1] / scales[2], *_ends(output))
+        return self.add(a, b, scales, (first.zero, second.zero, output.zero)).clamp_(*_ends(output))
 
 
 class RequantiseSigmoid(_Operation[ActivationGrid, ActivationGrid]):
@@ -246,7 +221,7 @@ class RequantiseSigmoid(_Operation[ActivationGrid, ActivationGrid]):
         return table[(x - inputs.lowest).long()]
 
 
-class RequantiseHardSigmoid(_Operation[ActivationGrid, ActivationGrid]):
+class RequantiseHardSigmoid(_Sum[ActivationGrid, ActivationGrid]):
     """x / 6 + 1/2 from one grid to another whose ends clip it to 0 and 1: an addition of a constant (QLinearAdd).
 
     The division is in the scale that the addition reads x with, the constant is the integer 1 at scale 1/2.
@@ -255,11 +230,12 @@ class RequantiseHardSigmoid(_Operation[ActivationGrid, ActivationGrid]):
     def forward(self, x: Tensor) -> Tensor:
         """clamp(round((x * sx / 6 + 1/2) / sy)) in centred integers, of x's shape."""
         output, inputs = self._grids
-        ratio, half = inputs.scale() / 6.0 / output.scale(), 0.5 / output.scale()
+        scale, result = inputs.scale() / 6.0, output.scale()
+        half = torch.full_like(scale, 0.5)
         if self.training:
-            return round_to_grid(x * ratio + half, *_ends(output))
-        total = _stored_sum(x + inputs.zero, torch.ones_like(half), ratio, half, (inputs.zero, 0, output.zero))
-        return (total.round_() - output.zero).clamp_(*_ends(output))
+            return round_to_grid(x * (scale / result) + half / result, *_ends(output))
+        total = self.add(x, torch.ones_like(half), (scale, half, result), (inputs.zero, 0, output.zero))
+        return total.clamp_(*_ends(output))
 
 
 def _ends(grid: ActivationGrid) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -106,10 +107,28 @@ def test_average_pooling_is_exact_on_the_oracle(network: str, build: Callable[..
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("network", ["residual", "hard_swish", "hard_sigmoid"])
+@pytest.mark.parametrize(
+    "network", ["residual", "add_broadcast", "add_input", "fork_before_relu", "hard_swish", "hard_sigmoid"]
+)
 def test_the_sums_of_arm_are_simulated_exactly(network: str, bits: int, build: Callable[..., Any]) -> None:
     # Proven on ONNX Runtime's own kernels by the tests marked emulation.
     built = build(network, CPU_PROFILES["arm64"][0], bits=bits)
     outputs, _ = IntegerOracle(built.model(), fixed_point_sums=True).run(built.images)
     for mine, simulated in zip(outputs, built.simulate(), strict=True):
         np.testing.assert_array_equal(mine.numpy(), simulated.numpy())
+
+
+def test_ties_in_the_hard_sigmoids_of_arm_go_away_from_zero(build: Callable[..., Any]) -> None:
+    built = build("hard_sigmoid", CPU_PROFILES["arm64"][0])
+    grids = built.prepared.activation_grids
+    with torch.no_grad():
+        # Half a step of the gate per step of its input: every odd integer is a tie.
+        grids["a_grid"].log_scale.copy_(torch.tensor(math.log(6 * 2.0**-9)))
+        grids["hardsigmoid_grid"].log_scale.copy_(torch.tensor(math.log(2.0**-8)))
+    built = built.refrozen()
+    (simulated,) = built.simulate()
+    equal = []
+    for fixed_point_sums in (True, False):
+        (output,), _ = IntegerOracle(built.model(), fixed_point_sums=fixed_point_sums).run(built.images)
+        equal.append(torch.equal(output, simulated))
+    assert equal == [True, False]
