@@ -22,9 +22,9 @@ from rich.table import Table
 
 from calibration.errors import UserError
 from pipeline import __version__
-from pipeline.compare_config import CompareConfig
 from pipeline.config import ENGINE_GROUP, EngineConfig, RunConfig, ValidationConfig
-from pipeline.config_file import read_settings
+from pipeline.config.compare import CompareConfig
+from pipeline.config.file import read_settings
 from pipeline.memory import keep_freed_memory
 from pipeline.progress import progress_on
 from pipeline.recipes import recipe_named

@@ -22,7 +22,7 @@ from backends.exposed import exposed, rounded_tensors
 from calibration.errors import UserError
 from pipeline.batches import images_at_once
 from pipeline.bundle import Bundle
-from pipeline.compare_config import CompareConfig
+from pipeline.config.compare import CompareConfig
 from pipeline.data import open_images, ordered_batches
 from pipeline.preprocessing import normalise
 from pipeline.progress import Progress

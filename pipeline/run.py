@@ -14,9 +14,9 @@ from pipeline.atomic import write_bytes
 from pipeline.batches import suggested_workers
 from pipeline.bundle import read_bundle, write_bundle
 from pipeline.chosen_backend import chosen_backends, emulated_backend, stored_backend
-from pipeline.compare_config import CompareConfig
 from pipeline.comparison import compare_bundle
 from pipeline.config import NO_DATA, EngineConfig, RunConfig, ValidationConfig
+from pipeline.config.compare import CompareConfig
 from pipeline.data import open_images, open_labelled, split_held_out
 from pipeline.distillation.build import build_objective
 from pipeline.learning import float_steps, objective_config, taught_in_float, widths

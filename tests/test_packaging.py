@@ -17,8 +17,8 @@ import pytest
 
 from pipeline import __version__
 from pipeline.cli import app
-from pipeline.compare_config import CompareConfig
 from pipeline.config import RunConfig
+from pipeline.config.compare import CompareConfig
 from pipeline.flags import flags
 
 PACKAGES = ("pipeline", "backends", "calibration")

@@ -22,8 +22,8 @@ from pipeline.config import (
     TeacherConfig,
     ValidationConfig,
 )
-from pipeline.config_distillation import DistillationConfig
-from pipeline.config_file import read_settings, to_toml
+from pipeline.config.distillation import DistillationConfig
+from pipeline.config.file import read_settings, to_toml
 from pipeline.flags import flags
 
 UNUSUAL = RunConfig(

@@ -9,7 +9,7 @@ import pytest
 
 from calibration.errors import UserError
 from pipeline.config import ExecutionConfig, OutputConfig, RunConfig, ValidationConfig
-from pipeline.config_distillation import DistillationConfig
+from pipeline.config.distillation import DistillationConfig
 from pipeline.state import open_folder
 
 

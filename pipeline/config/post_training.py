@@ -7,7 +7,7 @@ from typing import Any
 
 from calibration.errors import UserError
 from pipeline import flags
-from pipeline.config_distillation import DistillationConfig
+from pipeline.config.distillation import DistillationConfig
 
 _BITS = ("bits", "first-bits", "depthwise-bits", "last-bits", "activation-bits")
 _TRAINING = (*flags.flags(DistillationConfig), "range", "learned-scales", "co-teachers", "co-weights", "augmentation")

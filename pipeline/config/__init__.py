@@ -1,0 +1,32 @@
+"""One tree of frozen dataclasses that says all of a run: each field's type, default, flag and help, once.
+
+A value that exists is valid. Stages unpack the groups into plain arguments; components never see them.
+Every flag without its dashes is also a key of the file given with `--config`.
+"""
+
+from pipeline.config.distillation import DistillationConfig
+from pipeline.config.execution import LARGEST_SEED, ExecutionConfig, OutputConfig
+from pipeline.config.quantisation import Bits, QuantisationConfig
+from pipeline.config.run import RunConfig
+from pipeline.config.sources import EMBEDDED, NO_DATA, DataConfig, StudentConfig, TeacherConfig, check_source
+from pipeline.config.validation import ENGINE_GROUP, EngineConfig, ValidationConfig, check_engine
+
+__all__ = [
+    "EMBEDDED",
+    "ENGINE_GROUP",
+    "LARGEST_SEED",
+    "NO_DATA",
+    "Bits",
+    "DataConfig",
+    "DistillationConfig",
+    "EngineConfig",
+    "ExecutionConfig",
+    "OutputConfig",
+    "QuantisationConfig",
+    "RunConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "ValidationConfig",
+    "check_engine",
+    "check_source",
+]

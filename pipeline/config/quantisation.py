@@ -1,0 +1,84 @@
+"""Where the network will run, and on which grids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from calibration.errors import UserError
+from pipeline import flags
+
+Bits = Literal[8, 4, 3, 2, 1]
+"""Of weights. 2 bits are three levels, 1 bit is two; the file stores 4 bits and less as 4."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisationConfig:
+    """Where the network will run and on which grids."""
+
+    backend: Annotated[
+        Literal["onnxruntime", "tensorrt", "openvino", "reference"],
+        Parameter(help="Runtime that the quantisers are placed for; reference: the exact integer oracle."),
+    ] = "onnxruntime"
+    target: Annotated[
+        Literal["x86-vnni", "x86-avx2", "arm64"] | None,
+        Parameter(help="Processor that the artifact is for; x86-avx2: x86-64 without VNNI. Default: this machine's."),
+    ] = None
+    quantiser: Annotated[
+        Literal["faqd", "nncf"],
+        Parameter(help="How integers are found; faqd: calibration and distillation; nncf: NNCF's post-training."),
+    ] = "faqd"
+    bits: Annotated[
+        Bits,
+        Parameter(help="Bits of the weights, activations have 8. 4 and less: stored as 4 bits, multiplied as 8."),
+    ] = 8
+    first_bits: Annotated[Bits, Parameter(help="Bits of the first convolution's weights.")] = 8
+    depthwise_bits: Annotated[Bits, Parameter(help="Bits of depthwise convolutions' weights.")] = 8
+    last_bits: Annotated[Bits, Parameter(help="Bits of the last weighted layer's weights.")] = 8
+    activation_bits: Annotated[
+        Literal[8, 4, 3, 2],
+        Parameter(
+            help="Bits of what weighted layers read, but for the first and the last. Below 8 for --backend reference "
+            "alone: no runtime multiplies so narrow convolutions."
+        ),
+    ] = 8
+    range_method: Annotated[
+        Literal["auto", "mse", "minmax", "moving-average", "percentile"],
+        Parameter(name="--range", help="How activation ranges are chosen; auto: the best per tensor."),
+    ] = "auto"
+    learned_scales: Annotated[
+        Literal["all", "weights", "none"], Parameter(help="Which quantiser scales are trained along (LSQ).")
+    ] = "all"
+    rest: Annotated[
+        Literal["fp32", "fp16"],
+        Parameter(help="Float type of all that is not integer; fp16: TensorRT only, where nothing casts by itself."),
+    ] = "fp32"
+    opset: Annotated[
+        int | None,
+        Parameter(metavar="NUMBER", help="ONNX opset of the model, 17 to 23. Default: what the grids need."),
+    ] = None
+    static_batch: Annotated[
+        int | None, Parameter(metavar="COUNT", help="The only batch size that the model takes. Default: any.")
+    ] = None
+
+    def __post_init__(self) -> None:
+        flags.check_fields(self)
+        flags.check_at_least(self, static_batch=1)
+        # Opset 17 is the oldest that the supported runtimes' manuals still test; 21 brought int4 tensors.
+        if self.opset is not None and not 17 <= self.opset <= 23:
+            raise UserError(f"--opset {self.opset}: must be 17 to 23")
+        if self.rest == "fp16" and self.backend != "tensorrt":
+            raise UserError(f"--rest fp16 is for --backend tensorrt: {self.backend} computes the rest in float32")
+        if self.rest == "fp16" and self.opset is not None and self.opset < 19:
+            raise UserError(f"--opset {self.opset} has no float16 roundings: use --opset 19 or more with --rest fp16")
+        if self.opset is not None and self.opset < 21 and self.bits <= 4 and self.backend != "tensorrt":
+            raise UserError(
+                f"--opset {self.opset} has no 4-bit tensors: use --opset 21 or more with --bits {self.bits}"
+            )
+        if self.activation_bits < 8 and self.backend != "reference":
+            raise UserError(
+                f"--activation-bits {self.activation_bits}: --backend {self.backend} multiplies 8-bit activations; "
+                "narrower ones are executed in integers by --backend reference alone"
+            )

@@ -1,0 +1,89 @@
+"""The whole tree of a run: its groups of settings and what they must be together."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+
+from calibration.errors import UserError
+from pipeline import flags
+from pipeline.config.distillation import DistillationConfig
+from pipeline.config.execution import ExecutionConfig, OutputConfig
+from pipeline.config.post_training import check_post_training
+from pipeline.config.quantisation import QuantisationConfig
+from pipeline.config.sources import EMBEDDED, NO_DATA, DataConfig, StudentConfig, TeacherConfig
+from pipeline.config.validation import ENGINE_GROUP, EngineConfig, ValidationConfig, check_engine
+
+
+def _group(title: str) -> Parameter:
+    return Parameter(name="*", group=Group.create_ordered(title))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All that decides a run."""
+
+    teacher: Annotated[TeacherConfig, _group("Teacher")] = field(default_factory=TeacherConfig)
+    student: Annotated[StudentConfig, _group("Student")] = field(default_factory=StudentConfig)
+    data: Annotated[DataConfig, _group("Data")] = field(default_factory=DataConfig)
+    quantisation: Annotated[QuantisationConfig, _group("Quantisation")] = field(default_factory=QuantisationConfig)
+    distillation: Annotated[DistillationConfig, _group("Distillation")] = field(default_factory=DistillationConfig)
+    validation: Annotated[ValidationConfig, _group("Validation")] = field(default_factory=ValidationConfig)
+    engine: Annotated[EngineConfig, Parameter(name="*", group=ENGINE_GROUP)] = field(default_factory=EngineConfig)
+    execution: Annotated[ExecutionConfig, _group("Execution")] = field(default_factory=ExecutionConfig)
+    output: Annotated[OutputConfig, _group("Output")] = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        if self.data.source == NO_DATA and self.distillation.label_weight is not None:
+            raise UserError(f"--label-weight {self.distillation.label_weight} needs labels, and --data none has none")
+        kind, fixed = self.teacher.source.partition(":")[0], self.quantisation.static_batch
+        if fixed is not None and self.validation.batch not in (1, fixed):
+            raise UserError(f"--batch {self.validation.batch}: --static-batch makes a model of batch {fixed} alone")
+        # The user's own builder may well be for digits; every other source is a network of something else.
+        if self.data.source == EMBEDDED and kind not in (EMBEDDED, "python"):
+            raise UserError(
+                f"--teacher {self.teacher.source} needs images of its own kind: add --data images:FOLDER or "
+                "npz:FILE#key (the embedded digits suit only the embedded teacher)"
+            )
+        check_engine(self.engine, backend=self.quantisation.backend, batch=self.validation.batch)
+        if self.quantisation.quantiser != "faqd":
+            check_post_training(self.to_json(), RunConfig().to_json())
+
+        if self.student.source is None and self.distillation.float_steps:
+            raise UserError(
+                f"--float-steps {self.distillation.float_steps} needs --student: the teacher's own copy has nothing to"
+                " learn from it in float"
+            )
+
+    @property
+    def evaluation_source(self) -> str | None:
+        """Source of the images to score on; None: agreement on held-out images of the training source."""
+        return self.validation.eval_data or (EMBEDDED if self.data.source == EMBEDDED else None)
+
+    @property
+    def folder(self) -> Path:
+        """Result folder: the one given, else named after teacher, backend, target where one is given, and bits."""
+        if self.output.folder is not None:
+            return self.output.folder
+        teacher = re.sub(r"[^A-Za-z0-9._]+", "-", self.teacher.source).strip("-.")
+        bits = f"w{self.quantisation.bits}a{self.quantisation.activation_bits}"
+        runtime = "-".join(filter(None, (self.quantisation.backend, self.quantisation.target)))
+        other = "" if self.quantisation.quantiser == "faqd" else f"-{self.quantisation.quantiser}"
+        return Path("artifacts") / f"{teacher}-{runtime}-{bits}{other}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one flat JSON object: flag without dashes -> value, None where unset."""
+        return flags.to_json(self)
+
+    @classmethod
+    def from_json(cls, settings: dict[str, Any], *, where: str = "configuration") -> RunConfig:
+        """Build a configuration from `to_json`'s object; absent keys take their defaults.
+
+        Raises:
+            UserError: a key is unknown or a value is not allowed.
+        """
+        return flags.from_json(cls, settings, where=where)

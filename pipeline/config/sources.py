@@ -1,0 +1,188 @@
+"""What a run is made from: teacher, student, images. A source is KIND:REST, or a kind alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from calibration.errors import UserError
+from pipeline import flags
+
+EMBEDDED = "digits"
+"""Name of the teacher and of the data that ship with the package."""
+
+NO_DATA = "none"
+"""Name of no data: images are generated."""
+
+
+def _numbers(help: str) -> Parameter:
+    return Parameter(converter=flags.split_numbers, consume_multiple=True, negative=(), metavar="R,G,B", help=help)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """The float network to be quantised and the preprocessing that belongs to it."""
+
+    source: Annotated[
+        str,
+        Parameter(
+            name="--teacher",
+            metavar="KIND:REST",
+            help="torchvision:resnet18, timm:NAME, cifar:resnet20, python:package.module:function, digits.",
+        ),
+    ] = EMBEDDED
+    weights: Annotated[
+        Path | None, Parameter(metavar="FILE", help="Checkpoint of the teacher, .safetensors or .pth.")
+    ] = None
+    image_size: Annotated[
+        int | None,
+        Parameter(metavar="PIXELS", help="Input side, pixels. Default: the source's own, else 224."),
+    ] = None
+    mean: Annotated[
+        tuple[float, ...] | None,
+        _numbers("Mean per channel of values in [0, 1]. Default: the source's own, else ImageNet's."),
+    ] = None
+    std: Annotated[
+        tuple[float, ...] | None,
+        _numbers("Standard deviation per channel of values in [0, 1]. Default: as for --mean."),
+    ] = None
+    submodule: Annotated[
+        str | None,
+        Parameter(metavar="NAME", help="Part of the teacher to quantise, such as backbone. Default: all of it."),
+    ] = None
+    output_kinds: Annotated[
+        tuple[str, ...],
+        Parameter(
+            converter=flags.split_text,
+            consume_multiple=True,
+            negative=(),
+            metavar="NAME=KIND,...",
+            help="What outputs hold: classes (on axis 1), classes-last, labels (yes or no each) or values. "
+            "Default: the source's own, else classes where axis 1 has several entries, else values.",
+        ),
+    ] = ()
+    co_sources: Annotated[
+        tuple[str, ...] | None,
+        Parameter(
+            name="--co-teachers",
+            converter=flags.split_text,
+            consume_multiple=True,
+            negative=(),
+            metavar="KIND:REST,...",
+            help="Further teachers, named as --teacher; the student learns the mean of all.",
+        ),
+    ] = None
+    co_weights: Annotated[
+        tuple[str, ...] | None,
+        Parameter(
+            converter=flags.split_text,
+            consume_multiple=True,
+            negative=(),
+            metavar="FILE,...",
+            help="Their checkpoints, in the same order; '-' for a network that has its own.",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        flags.check_fields(self)
+        check_source("teacher", self.source)
+        for source in self.co_sources or ():
+            check_source("co-teachers", source)
+        if self.co_weights is not None and len(self.co_weights) != len(self.co_sources or ()):
+            raise UserError(
+                f"--co-weights names {len(self.co_weights)} files and --co-teachers {len(self.co_sources or ())} "
+                "networks: give as many of each, '-' where a network has its own weights"
+            )
+        flags.check_at_least(self, image_size=1)
+        if (self.mean is None) != (self.std is None):
+            given, other = ("mean", "std") if self.std is None else ("std", "mean")
+            raise UserError(f"--{given} {flags.shown(getattr(self, given))} needs --{other} with as many numbers")
+        for flag, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) not in (1, 3):
+                raise UserError(f"--{flag} {flags.shown(values)}: must be 1 or 3 numbers, one per channel")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise UserError(f"--mean has {len(self.mean)} numbers and --std {len(self.std)}: give as many of each")
+        if self.std is not None and min(self.std) <= 0:
+            raise UserError(f"--std {flags.shown(self.std)}: every number must be greater than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """The network that is quantised: the teacher's own architecture unless another is named."""
+
+    source: Annotated[
+        str | None,
+        Parameter(
+            name="--student",
+            metavar="KIND:REST",
+            help="Another architecture than the teacher's, named as --teacher. Default: the teacher's own.",
+        ),
+    ] = None
+    weights: Annotated[
+        Path | None,
+        Parameter(name="--student-weights", metavar="FILE", help="Checkpoint of the student, .safetensors or .pth."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        flags.check_fields(self)
+        if self.source is not None:
+            check_source("student", self.source)
+        elif self.weights is not None:
+            raise UserError(f"--student-weights {self.weights} needs --student KIND:REST, the network they belong to")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The unlabelled images that calibrate and train."""
+
+    source: Annotated[
+        str,
+        Parameter(
+            name="--data",
+            metavar="KIND:REST",
+            help="Unlabelled images: images:FOLDER, npz:FILE#key, torchvision:CIFAR10?root=DIR&split=train, "
+            "python:package.module:function, digits, or none: generated from the teacher (DAFL).",
+        ),
+    ] = EMBEDDED
+    workers: Annotated[
+        int | None,
+        Parameter(
+            metavar="COUNT",
+            help="Processes that decode images. Default: chosen from the source and the host.",
+        ),
+    ] = None
+    augmentation: Annotated[
+        Literal["auto", "crop", "crop-flip", "none"],
+        Parameter(help="Random crops and flips of training images; auto: what suits the source."),
+    ] = "auto"
+    calibration_images: Annotated[
+        int, Parameter(metavar="COUNT", help="Images that the ranges of the activations are read from.")
+    ] = 512
+    held_out_images: Annotated[
+        int,
+        Parameter(
+            metavar="COUNT",
+            help="Unlabelled images at most kept out of training, to choose the final weights.",
+        ),
+    ] = 512
+
+    generator_steps: Annotated[
+        int, Parameter(metavar="COUNT", help="Steps in which the generator of --data none learns.")
+    ] = 1000
+    generated_images: Annotated[int, Parameter(metavar="COUNT", help="Images that it then draws.")] = 4096
+
+    def __post_init__(self) -> None:
+        flags.check_fields(self)
+        check_source("data", self.source)
+        flags.check_at_least(self, workers=0, calibration_images=1, held_out_images=1)
+        flags.check_at_least(self, generator_steps=1, generated_images=2)
+
+
+def check_source(flag: str, source: str) -> None:
+    """Raise UserError unless a source is KIND:REST or a kind alone."""
+    kind, colon, rest = source.partition(":")
+    if not kind or (colon and not rest):
+        raise UserError(f"--{flag} {source!r}: must be KIND:REST, such as images:FOLDER, or {EMBEDDED}")
