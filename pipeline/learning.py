@@ -20,10 +20,11 @@ from pipeline.defaults import (
     resolve_steps,
 )
 from pipeline.distillation.objective import ObjectiveConfig
+from pipeline.distillation.task import Schedule, Task
 from pipeline.progress import Progress
 from pipeline.records import from_json, to_json
 from pipeline.report.schema import Distillation
-from pipeline.stages.distill import Schedule, Task, distil
+from pipeline.stages.distill import distil
 from pipeline.stages.float_student import FloatTask, teach_float, with_weights
 from pipeline.state import RunFolder
 

@@ -28,8 +28,8 @@ from pipeline.config import DataConfig, ExecutionConfig, QuantisationConfig, Run
 from pipeline.data import open_images, split_held_out
 from pipeline.defaults import resolve_device, resolve_learning_rate, resolve_steps
 from pipeline.distillation.objective import ObjectiveConfig
+from pipeline.distillation.task import Schedule, Task
 from pipeline.run import _mirrored_targets  # the run's own decision, not a copy that could drift from it
-from pipeline.stages.distill import Schedule, Task
 from pipeline.stages.observe import prepare
 from pipeline.stages.teacher import load_network
 from pipeline.validation import host, versions

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.data import training_batches
+from pipeline.distillation.trainer import Trainer
 from pipeline.memory import keep_freed_memory
 from pipeline.models import load_model
 from pipeline.randomness import generator_for
-from pipeline.stages.distill import _Trainer  # the stage's own step, not a copy that could drift from it
 
 if TYPE_CHECKING:
     from tests.benchmarks.conftest import Cifar, Columns, Ready, Results
@@ -120,22 +120,22 @@ def _steps(student: Ready, module: nn.Module) -> dict[str, Callable[[], object]]
         augmentation=student.images.augmentation,
     )
 
-    def trainer(affinity: str, *, mirror: bool = False) -> _Trainer:
+    def trainer(affinity: str, *, mirror: bool = False) -> Trainer:
         task = student.task(affinity, steps=_ENDLESS)
-        made = _Trainer(replace(task, mirror=mirror, device=torch.device("cpu"), fast=False))
+        made = Trainer(replace(task, mirror=mirror, device=torch.device("cpu"), fast=False))
         made.network.train()
         return made
 
     ours, logits, loading = trainer("none"), trainer("none"), trainer("none")
     forms = {form: trainer(form) for form in FORMS}
     whole = {mirror: trainer("auto", mirror=mirror) for mirror in WHOLE}
-    images = ours._on_device(batch.images)
+    images = ours.images.on_device(batch.images)
     targets = torch.randn((len(images), 10), generator=generator_for(0, "targets"))
     batches = loading.batches()
     steps: dict[str, Callable[[], object]] = {}
     for name, layout in FLOAT_LAYOUTS.items():
         steps[name] = _float_step(module, images, targets, layout, schedule.learning_rate)
-    steps[OURS] = lambda: _update(lambda x: ours.network(x)[0], ours.optimiser, images, targets)
+    steps[OURS] = lambda: _update(lambda x: ours.network(x)[0], ours.optimiser.adam, images, targets)
     steps[LOGITS] = lambda: logits.update(images)
     for form, name in FORMS.items():
         steps[name] = partial(forms[form].update, images)

@@ -16,7 +16,9 @@ from calibration.errors import UserError
 from calibration.observe import Range
 from pipeline.artifacts import PreparedStudent, TrainedStudent
 from pipeline.distillation.objective import ObjectiveConfig
-from pipeline.stages.distill import Schedule, Step, Task, _Trainer, distil
+from pipeline.distillation.task import Schedule, Task
+from pipeline.distillation.trainer import Trainer
+from pipeline.stages.distill import Step, distil
 
 
 def task(example: SimpleNamespace, **changes: Any) -> Task:
@@ -178,11 +180,11 @@ def test_with_mirrored_targets_a_batch_and_its_mirror_image_are_one(example: Sim
     images = torch.randint(0, 256, (8, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     losses = []
     for batch in (images, images.flip(3)):
-        trainer = _Trainer(task(example, mirror=True, objective=ObjectiveConfig(affinity="fa")))
-        losses.append(trainer.update(trainer._on_device(batch)))
+        trainer = Trainer(task(example, mirror=True, objective=ObjectiveConfig(affinity="fa")))
+        losses.append(trainer.update(trainer.images.on_device(batch)))
 
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    assert next(iter(_Trainer(task(example, mirror=True)).batches()))[0].shape[0] == schedule().batch_size // 2
+    assert next(iter(Trainer(task(example, mirror=True)).batches()))[0].shape[0] == schedule().batch_size // 2
 
 
 def test_a_student_equal_to_its_teacher_has_no_negative_loss(example: SimpleNamespace, tmp_path: Path) -> None:

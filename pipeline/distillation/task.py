@@ -1,0 +1,71 @@
+"""What a student is to learn, from whom and how: the whole input of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from calibration.prepared import PreparedNetwork
+from pipeline.artifacts import PreparedStudent, UnlabelledImages
+from pipeline.distillation.objective import ObjectiveConfig
+from pipeline.outputs import Output
+from pipeline.preprocessing import Preprocessing
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast: steps, images per step, peak rates of Adam for weights and for log-scales.
+
+    `normalised`: convolutions learn with a normalisation over the batch, which is folded away at the end (see
+    `calibration.renormalise`).
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    scale_learning_rate: float
+    learned_scales: Literal["all", "weights", "none"]
+    normalised: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Who learns from whom, on what, how and where: all that decides the trained weights.
+
+    `outputs`: what the two networks' outputs hold. `taps` None: found by themselves. `mirror` averages the teacher's
+    logits over each image and its mirror image, which is in the same batch (see `pipeline.distillation.mirror`). `fast`
+    allows TF32, which is exact on the student's integers, and bfloat16 for the teacher. `seed` >= 0. `co_teachers`
+    teach beside the teacher. `predecessor` is a trained student of the same graph that teaches instead of the teacher.
+    """
+
+    student: PreparedStudent
+    teacher: GraphModule
+    images: UnlabelledImages
+    preprocessing: Preprocessing
+    outputs: tuple[Output, ...]
+    objective: ObjectiveConfig
+    schedule: Schedule
+    taps: tuple[str, ...] | None
+    mirror: bool
+    device: torch.device
+    fast: bool
+    seed: int
+    co_teachers: tuple[GraphModule, ...] = ()
+    predecessor: PreparedNetwork | None = None
+
+
+def graphs_of(task: Task) -> list[GraphModule]:
+    """The float graphs of the teachers, the first one first; a predecessor is of the student's own graph."""
+    return [task.teacher if task.predecessor is None else task.student.folded, *task.co_teachers]
+
+
+def channels_last(module: _Module, device: torch.device) -> _Module:
+    """The module itself, on the device and in the memory layout in which its convolutions are fastest."""
+    moved: _Module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own
+    return moved

@@ -1,0 +1,45 @@
+"""The teachers of a run: what they make of a batch, without gradients, on the device and in the arithmetic chosen."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from pipeline.distillation.mirror import mean_of_mirrored
+from pipeline.distillation.objective import Objective
+from pipeline.distillation.taps import Tapped, tap_float, tap_prepared, write_in_place
+from pipeline.distillation.task import Task, channels_last, graphs_of
+from pipeline.distillation.terms import Seen
+
+
+class Teachers:
+    """Copies of all teachers of a task, the first one first; a predecessor takes its place.
+
+    `objective` says which of their maps are compared.
+    """
+
+    def __init__(self, task: Task, objective: Objective) -> None:
+        self.device, self.fast, self.mirror = task.device, task.fast, task.mirror
+        # Copies: the student is made from the same graph, and the caller's stays on its device.
+        tapped = [
+            write_in_place(tap_float(copy.deepcopy(teacher), list(taps.values()), list(taps)))
+            for teacher, taps in zip(graphs_of(task), objective.taps, strict=True)
+        ]
+        if task.predecessor is not None:
+            tapped[0] = tap_prepared(copy.deepcopy(task.predecessor), list(objective.taps[0]), reals=objective.reals)
+        self.networks: list[Tapped] = [channels_last(teacher, task.device).eval() for teacher in tapped]
+
+    @torch.no_grad()
+    def seen(self, images: Tensor) -> tuple[Seen, ...]:
+        """What each makes of images [B, C, H, W]; of a batch with mirror images, the mean logits of each pair."""
+        found = []
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
+            for teacher in self.networks:
+                outputs, features = teacher(images)
+                outputs = tuple(output.float() for output in outputs)
+                if self.mirror:
+                    outputs = tuple(mean_of_mirrored(output) for output in outputs)
+                found.append(Seen(outputs=outputs, features=features))
+        return tuple(found)
