@@ -24,6 +24,7 @@ from backends.base import Backend
 from backends.placement import Widths
 from pipeline.artifacts import Network, PreparedStudent, UnlabelledImages
 from pipeline.batches import suggested_workers
+from pipeline.circumstances import host, versions
 from pipeline.config import DataConfig, ExecutionConfig, QuantisationConfig, RunConfig, TeacherConfig
 from pipeline.data import open_images, split_held_out
 from pipeline.defaults import resolve_device, resolve_learning_rate, resolve_steps
@@ -32,7 +33,6 @@ from pipeline.distillation.task import Schedule, Task
 from pipeline.run import _mirrored_targets  # the run's own decision, not a copy that could drift from it
 from pipeline.stages.observe import prepare
 from pipeline.stages.teacher import load_network
-from pipeline.validation import host, versions
 
 DEFAULT_THREADS = 2  # the machine that the figures are promised for has two cores
 _SHOWN_VERSIONS = ("faqd", "python", "torch", "onnx", "onnxruntime", "numpy")

@@ -1,0 +1,50 @@
+"""The images that a result is scored on, and whether their labels can score it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.errors import UserError
+from pipeline.artifacts import Network, UnlabelledImages
+from pipeline.config import RunConfig
+from pipeline.data import EvaluationSet, open_evaluation, ordered_batches
+from pipeline.outputs import Output, primary
+from pipeline.preprocessing import Preprocessing, normalise
+from pipeline.stages.validate import ScoredImages
+
+
+def evaluation_of(
+    config: RunConfig, images: UnlabelledImages, teacher: Network
+) -> tuple[EvaluationSet, NDArray[np.int64], tuple[str, ...]]:
+    """What is scored on, which of it, and what to say about that."""
+    source = config.evaluation_source
+    if source is None:
+        return EvaluationSet(images=images.source, labels=None), images.held_out, ()
+    evaluation, remarks = usable_labels(open_evaluation(source, teacher.preprocessing), teacher.outputs, source)
+    if not len(evaluation.images):
+        raise UserError(f"--eval-data {source} has no images")
+    return evaluation, np.arange(len(evaluation.images), dtype=np.int64), remarks
+
+
+def usable_labels(
+    evaluation: EvaluationSet, outputs: Sequence[Output], source: str
+) -> tuple[EvaluationSet, tuple[str, ...]]:
+    """The set without labels, and a remark, where a network gives more than the one class per image that they name."""
+    main = outputs[primary(outputs)]
+    if evaluation.labels is None or (main.holds == "classes" and main.decisions == 1):
+        return evaluation, ()
+    said = f"the labels of --eval-data {source} are one per image and output {main.name} is none such"
+    return replace(evaluation, labels=None), (f"{said}: agreement with the teacher is scored",)
+
+
+def scored_images(
+    evaluation: EvaluationSet, indices: NDArray[np.int64], preprocessing: Preprocessing, most: int, workers: int
+) -> Iterator[ScoredImages]:
+    """The images at these indices, normalised, `most` at a time, with their labels."""
+    for batch in ordered_batches(evaluation.images, indices, preprocessing, batch_size=most, workers=workers):
+        labels = None if evaluation.labels is None else evaluation.labels[batch.indices.numpy()]
+        yield ScoredImages(images=normalise(batch.images, preprocessing), labels=labels)
