@@ -35,7 +35,7 @@ class OpenVINOSession:
 
     def __init__(self, path: Path) -> None:
         # The package sends an event when it is imported, unless the one that sends is missing.
-        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as Python documents it
         import openvino
 
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}

@@ -1,11 +1,13 @@
-"""A network written in one line."""
+"""Networks written in one line, and parts of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
 
 
 class Net(nn.Module):
@@ -20,3 +22,35 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Any:
         """Whatever the line computes from the images."""
         return self.compute(self, x)
+
+
+def c3(inputs: int, outputs: int, **options: Any) -> nn.Conv2d:
+    """A convolution of 3 x 3 that keeps the size."""
+    return nn.Conv2d(inputs, outputs, 3, **({"padding": 1} | options))
+
+
+def residual(n: Any, x: Tensor) -> Tensor:
+    """A residual block of the layers b and c, between a and d."""
+    y = torch.relu(n.a(x))
+    result: Tensor = n.d(torch.relu(y + n.c(torch.relu(n.b(y)))))
+    return result
+
+
+def shared_layer(n: Any, x: Tensor) -> Tensor:
+    """The layer b twice in a row, between a and d."""
+    result: Tensor = n.d(torch.relu(n.b(torch.relu(n.b(torch.relu(n.a(x)))))))
+    return result
+
+
+def values_of(graph_module: GraphModule, images: Tensor) -> dict[str, Tensor]:
+    """What every node of a graph gives, by its name."""
+    found: dict[str, Tensor] = {}
+
+    class Keeping(Interpreter):
+        def run_node(self, n: Node) -> Any:
+            found[n.name] = super().run_node(n)
+            return found[n.name]
+
+    with torch.no_grad():
+        Keeping(graph_module).run(images)
+    return found

@@ -126,7 +126,7 @@ def grid_point(choice: str, normalise: str | None, distance: str | None, over: s
         return POINTS.get(choice)
     return Point(
         affinity=choice,  # type: ignore[arg-type]  # checked by the dataclass
-        normalise=normalise or "none",  # type: ignore[arg-type]
-        distance=distance or "squared",  # type: ignore[arg-type]
-        over=over or "samples",  # type: ignore[arg-type]
+        normalise=normalise or "none",  # type: ignore[arg-type]  # as above
+        distance=distance or "squared",  # type: ignore[arg-type]  # as above
+        over=over or "samples",  # type: ignore[arg-type]  # as above
     )

@@ -61,7 +61,7 @@ def load_timm(rest: str, weights: Path | None) -> SourcedModel:
             f"{source}: cannot download from the Hugging Face hub ({error}): fetch the file elsewhere and "
             "give it with --weights FILE"
         ) from None
-    config = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
+    config = resolve_model_data_config(module)  # type: ignore[no-untyped-call]  # timm's own
     preprocessing, more = _preprocessing(config, source)
     return SourcedModel(module=module, preprocessing=preprocessing, notes=notes + more)
 

@@ -23,6 +23,7 @@ from pipeline.distillation.mirror import mean_of_mirrored, with_mirror_images
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.distillation.schedules import learning_rate_factor
 from pipeline.distillation.taps import tap_float
+from pipeline.distillation.task import channels_last
 from pipeline.distillation.terms import Seen, Signals
 from pipeline.preprocessing import Preprocessing, normalise
 from pipeline.randomness import generator_for
@@ -99,10 +100,10 @@ class _Learner:
             config, student, teachers, task.student.outputs, taps=task.taps, seed=task.seed
         ).to(task.device)
         (pairs,) = self.objective.taps
-        self.network = student.to(task.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = channels_last(student, task.device)
         self.tapped = tap_float(self.network, self.objective.student_taps)
         self.teacher = tap_float(in_training(task.teacher, training=False), list(pairs.values()), list(pairs))
-        self.teacher = self.teacher.to(task.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.teacher = channels_last(self.teacher, task.device).eval()
         trained = [*self.network.parameters(), *self.objective.parameters()]
         self.parameters = [parameter for parameter in trained if parameter.requires_grad]
         self.optimiser = torch.optim.Adam(self.parameters, lr=task.learning_rate)

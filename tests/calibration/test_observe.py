@@ -18,6 +18,7 @@ from calibration.errors import UserError
 from calibration.fold import fold
 from calibration.observe import choose_ranges, observe
 from calibration.plan import Plan
+from tests.one_line_net import values_of
 
 if TYPE_CHECKING:
     from tests.calibration.conftest import MakeNet, Noise
@@ -33,20 +34,6 @@ def network(net: MakeNet, noise: Noise) -> tuple[GraphModule, Plan]:
     module = net(_two_branches, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(3, 4, 3), c=nn.Conv2d(8, 4, 1))
     folded = fold(capture(module, noise(2, 3, 8, 8), source="test"))
     return folded, place(folded, X64, Widths())
-
-
-def values_of(folded: GraphModule, images: Tensor) -> dict[str, Tensor]:
-    """Every node's value."""
-    found: dict[str, Tensor] = {}
-
-    class Keeping(torch.fx.Interpreter):
-        def run_node(self, n: torch.fx.Node) -> Any:
-            found[n.name] = super().run_node(n)
-            return found[n.name]
-
-    with torch.no_grad():
-        Keeping(folded).run(images)
-    return found
 
 
 def test_each_group_has_one_observer_that_saw_its_tensors(network: tuple[GraphModule, Plan], noise: Noise) -> None:

@@ -12,6 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from pipeline.cli import main
+from tests.refused import refused
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +21,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compare") / "digits"
     assert main(["run", "--quiet", "--steps", "0", "--calibration-images", "64", "--output", str(folder)]) == 0
     return folder / "bundle"
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line that a user's mistake gets."""
-    capsys.readouterr()
-    assert main([*arguments, "--quiet"]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ")
-    return lines[0]
 
 
 def test_the_runtime_equals_the_oracle(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

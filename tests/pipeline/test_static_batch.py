@@ -20,6 +20,7 @@ from calibration.errors import UserError
 from pipeline.cli import main
 from pipeline.report.schema import read_report
 from pipeline.running import filled_up, latency_batch, runner_outputs
+from tests.refused import refused
 
 RUN = ("run", "--quiet", "--steps", "0", "--calibration-images", "64")
 
@@ -30,15 +31,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("static") / "digits"
     assert main([*RUN, "--static-batch", "6", "--output", str(folder)]) == 0
     return folder
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line that a user's mistake gets."""
-    capsys.readouterr()
-    assert main([*arguments, "--quiet"]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ")
-    return lines[0]
 
 
 def test_the_model_takes_its_batch_size_alone_and_everything_else_fills_up(folder: Path) -> None:
