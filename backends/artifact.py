@@ -21,12 +21,13 @@ def linted_artifact(
 ) -> onnx.ModelProto:
     """The linted ONNX file of a frozen network.
 
-    `packs_int4`: weights on grids of 4 bits or fewer are stored as int4, which needs opset 21 or newer; `opset`
-    None takes the oldest that suits; `batch` None leaves the batch size free. Raises UserError naming node and rule
-    when the file would break one of the profile's rules.
+    `packs_int4`: weights on grids of 4 bits or fewer are stored as int4, which needs opset 21 or newer; so do weights
+    in blocks, which are int4 always; `opset` None takes the oldest that suits; `batch` None leaves the batch size free.
+    Raises UserError naming node and rule when the file would break one of the profile's rules.
     """
     packed = packs_int4 and any(placement.grid.bits <= _INT4_BITS for placement in network.plan.weights)
-    chosen = opset if opset is not None else INT4_OPSET if packed else _DEFAULT_OPSET
+    has_int4 = packed or any(placement.weight_only for placement in network.plan.weights)
+    chosen = opset if opset is not None else INT4_OPSET if has_int4 else _DEFAULT_OPSET
     model = emit(
         network,
         opset=chosen,

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from backends.onnx_int4 import int4_tensor
 from backends.onnx_operators import TRANSLATORS
 from backends.onnx_view import INT4_OPSET, OPSETS
 from calibration.errors import UserError
@@ -53,14 +54,16 @@ def emit(
     """The ONNX model of a network: explicit Q/DQ for a frozen one, plain float for a folded graph.
 
     `opset` 17 to 23; `pack_int4` stores weights of 4 bits or fewer as int4 and casts them to int8 before the
-    DequantizeLinear (needs opset 21); `batch` fixes the batch size, None leaves it free; `move_reals`: what only
-    moves integers is written on the reals read from them; `share_constants`: layers read one copy of equal weights
-    and zero points, else each layer has its own. Deterministic: equal networks give equal bytes. Raises UserError for
-    an operator that has no translation, naming node and module.
+    DequantizeLinear (needs opset 21, as weights in blocks do, which are int4 always); `batch` fixes the batch size,
+    None leaves it free; `move_reals`: what only moves integers is written on the reals read from them;
+    `share_constants`: layers read one copy of equal weights and zero points, else each layer has its own.
+    Deterministic: equal networks give equal bytes. Raises UserError for an operator that has no translation, naming
+    node and module.
     """
     if opset not in OPSETS:
         raise UserError(f"--opset {opset}: {OPSETS.start} to {OPSETS.stop - 1} are possible")
-    if pack_int4 and opset < INT4_OPSET:
+    in_blocks = isinstance(network, FrozenNetwork) and any(weight.block for weight in network.weights.values())
+    if (pack_int4 or in_blocks) and opset < INT4_OPSET:
         raise UserError(f"--opset {opset}: int4 weights exist from opset {INT4_OPSET} on")
     return Emitter(network, opset, pack_int4, batch, move_reals, share_constants).model(name)
 
@@ -302,11 +305,17 @@ class Emitter:
         if base in self.dequantised:
             return self.dequantised[base]
         output = self.fresh(f"{base}_dq")
-        integers, axis = stored.integers, stored.axis
-        read = self._store(integers, base, packed=self.pack_int4 and stored.bits <= 4)
-        count = None if stored.scale.ndim == 0 else len(stored.scale)
-        inputs = [read, self.constant(stored.scale, f"{base}_scale"), self._zeros(integers.dtype.type, count, base)]
-        attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
+        attributes: dict[str, Any] = {} if stored.axis is None else {"axis": stored.axis}
+        if stored.block is not None:
+            # Read as they are: a Cast would make the runtime expand them first.
+            attributes = {"axis": 1, "block_size": stored.block}
+            read, zeros = self._int4(stored.integers, base), np.zeros(stored.scale.shape, np.int8)
+            zero = self._int4(zeros, f"{base}_zero")
+        else:
+            read = self._store(stored.integers, base, packed=self.pack_int4 and stored.bits <= 4)
+            count = None if stored.scale.ndim == 0 else len(stored.scale)
+            zero = self._zeros(stored.integers.dtype.type, count, base)
+        inputs = [read, self.constant(stored.scale, f"{base}_scale"), zero]
         self.nodes.append(helper.make_node("DequantizeLinear", inputs, [output], name=output, **attributes))
         self.dequantised[base] = output
         return output
@@ -314,16 +323,15 @@ class Emitter:
     def _store(self, integers: np.ndarray[Any, Any], name: str, *, packed: bool) -> str:
         if not packed:
             return self.constant(integers, name)
-        nibbles = integers.astype(np.uint8).reshape(-1) & 0xF
-        if len(nibbles) % 2:
-            nibbles = np.append(nibbles, np.uint8(0))
-        data = (nibbles[0::2] | (nibbles[1::2] << 4)).tobytes()
-        name = self.fresh(name)
-        tensor = TensorProto(name=name, data_type=TensorProto.INT4, dims=list(integers.shape), raw_data=data)
-        self.initialisers[name] = tensor
+        name = self._int4(integers, name)
         output = self.fresh(f"{name}_i8")
         self.nodes.append(helper.make_node("Cast", [name], [output], name=output, to=TensorProto.INT8))
         return output
+
+    def _int4(self, integers: np.ndarray[Any, Any], name: str) -> str:
+        name = self.fresh(name)
+        self.initialisers[name] = int4_tensor(integers, name)
+        return name
 
     def _zeros(self, kind: type[np.generic], count: int | None, base: str) -> str:
         """An explicit zero point: one per channel, or rank 0; where constants are shared, one for all of its size."""

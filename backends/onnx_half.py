@@ -9,7 +9,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from backends.onnx_view import OnnxView, node_name
+from backends.onnx_int4 import int4_tensor
+from backends.onnx_view import OnnxView, attributes, node_name
 from calibration.errors import UserError
 
 #: The opset from which QuantizeLinear and DequantizeLinear take float16.
@@ -72,17 +73,22 @@ def _half(values: NDArray[Any], name: str, *, is_scale: bool) -> NDArray[np.floa
 def _round_anew(view: OnnxView, dequantise: NodeProto, stored: TensorProto) -> None:
     """Give a weight the integers of its float16 scale; they differ only where the scale had to move far."""
     scale, integers = view.scale(dequantise), view.value(stored.name)
-    if scale is None or integers is None or stored.data_type != TensorProto.INT8:
+    if scale is None or integers is None or stored.data_type not in (TensorProto.INT8, TensorProto.INT4):
         return
-    axis = next((a.i for a in dequantise.attribute if a.name == "axis"), 1)
-    shape = [1] * integers.ndim
-    if scale.ndim:
+    given = attributes(dequantise)
+    axis, block = given.get("axis", 1), given.get("block_size", 0)
+    ratio = scale / half_scale(scale).astype(np.float32)
+    if block:
+        ratio = ratio.repeat(block, axis)
+    elif scale.ndim:
+        shape = [1] * integers.ndim
         shape[axis] = -1
-    ratio = (scale / half_scale(scale).astype(np.float32)).reshape(shape if scale.ndim else ())
+        ratio = ratio.reshape(shape)
     reach = int(np.abs(integers.astype(np.int32)).max(initial=0))
     moved = np.clip(np.rint(integers * ratio), -reach, reach).astype(np.int8)
     if not np.array_equal(moved, integers):
-        stored.CopyFrom(numpy_helper.from_array(moved, stored.name))
+        packed = stored.data_type == TensorProto.INT4
+        stored.CopyFrom(int4_tensor(moved, stored.name) if packed else numpy_helper.from_array(moved, stored.name))
 
 
 def _retype(node: NodeProto) -> None:

@@ -237,6 +237,13 @@ RULES: tuple[LintRule, ...] = (
         check=checks.opset,
         source=f"int4 initialisers exist from opset 21 on; 17 to 23 were tried ({_ORT}; {_RTX})",
     ),
+    LintRule(
+        number=30,
+        title="int4 weights have scales in blocks along the inputs of their product",
+        targets=_TENSORRT,
+        check=checks.blocked_weights,
+        source=f"with a scale per channel the weight is written out as floats before the product reads it ({_RTX})",
+    ),
 )
 
 

@@ -15,6 +15,9 @@ from backends.onnx_view import INT4_OPSET, OPSETS, OnnxView, attributes, node_na
 if TYPE_CHECKING:
     from backends.onnx_lint import LintRules
 
+#: Inputs of a product that may share the scale of an int4 weight (see `backends.tensorrt_rules.WEIGHT_ONLY`).
+BLOCK_SIZES = (128, 64)
+
 Found = Iterator[tuple[str, str]]
 
 
@@ -82,6 +85,8 @@ def scale_ranks(view: OnnxView, rules: LintRules) -> Found:
                 yield node_name(node), f"its {word} has shape {list(values.shape)}, one per tensor has rank 0"
                 continue
             dims, axis = list(view.initialisers[stored].dims), attributes(node).get("axis")
+            if "block_size" in attributes(node):
+                continue  # rule 30
             if axis is None or values.ndim != 1 or not dims or dims[axis % len(dims)] != values.size:
                 shape = list(values.shape)
                 yield node_name(node), f"its {word} of shape {shape} is not one per index of axis {axis} of {dims}"
@@ -102,8 +107,8 @@ def weight_axes(view: OnnxView, rules: LintRules) -> Found:
         dequantise = view.dequantised(node, 1)
         assert dequantise is not None
         scale, stored = view.scale(dequantise), view.stored_integers(dequantise)
-        if scale is None or scale.ndim == 0 or stored is None:
-            continue
+        if scale is None or scale.ndim == 0 or stored is None or "block_size" in attributes(dequantise):
+            continue  # of scales in blocks, rule 30
         rank = len(view.initialisers[stored].dims)
         output_first = node.op_type == "Conv" or (node.op_type == "Gemm" and bool(attributes(node).get("transB", 0)))
         expected = 0 if output_first else 1 if node.op_type == "ConvTranspose" else rank - 1
@@ -222,11 +227,10 @@ def positive_scales(view: OnnxView, rules: LintRules) -> Found:
 
 def four_bit_weights(view: OnnxView, rules: LintRules) -> Found:
     """Rule 25."""
-    for name, stored in view.initialisers.items():
-        if stored.data_type not in (TensorProto.INT4, TensorProto.UINT4):
-            continue
+    for name in _four_bit_tensors(view):
         if rules.target == "tensorrt":
-            yield name, "it is stored in 4 bits; this target runs 4-bit weights as int8 and stores them so"
+            if not _is_weight_of_floats(view, name):
+                yield name, "it is stored in 4 bits; this target runs 4-bit weights as int8 and stores them so"
             continue
         for reader in view.readers(name):
             if reader.op_type != "Cast" or attributes(reader).get("to") != TensorProto.INT8:
@@ -239,6 +243,49 @@ def four_bit_weights(view: OnnxView, rules: LintRules) -> Found:
         largest = int(np.abs(values.astype(np.int32)).max(initial=0))
         if bits < 8 and largest > 2 ** (bits - 1) - 1:
             yield node_name(node), f"its {bits}-bit weight holds {largest}, {2 ** (bits - 1) - 1} is the largest"
+
+
+def _four_bit_tensors(view: OnnxView) -> Iterator[str]:
+    """Initialisers of 4-bit integers, their zero points left out."""
+    zeros = {view.input(node, 2) for node in view.roundings()}
+    for name, stored in view.initialisers.items():
+        if stored.data_type in (TensorProto.INT4, TensorProto.UINT4) and name not in zeros:
+            yield name
+
+
+def _is_weight_of_floats(view: OnnxView, name: str) -> bool:
+    """Whether all that a 4-bit tensor is for is the weight of products whose other operand is not rounded."""
+    dequantised = view.readers(name)
+    products = [product for node in dequantised for product in view.readers(node.output[0])]
+    return all(node.op_type == "DequantizeLinear" for node in dequantised) and all(
+        node.op_type in ("Gemm", "MatMul")
+        and view.producer(node.input[1]) in dequantised
+        and view.dequantised(node, 0) is None
+        for node in products
+    )
+
+
+def blocked_weights(view: OnnxView, rules: LintRules) -> Found:
+    """Rule 30."""
+    for name in _four_bit_tensors(view):
+        dims = list(view.initialisers[name].dims)
+        for dequantise in view.readers(name):
+            given, scale = attributes(dequantise), view.scale(dequantise)
+            products = view.readers(dequantise.output[0])
+            if dequantise.op_type != "DequantizeLinear" or not products or len(dims) != 2:
+                continue  # rule 25
+            if (block := given.get("block_size", 0)) == 0:
+                yield node_name(dequantise), f"its weight {name} has no blocks: it would be expanded to floats first"
+                continue
+            # The inputs are the last axis of a weight [outputs, inputs], the first of [inputs, outputs].
+            axis = 1 if attributes(products[0]).get("transB") else 0
+            shape = [size // block if place == axis else size for place, size in enumerate(dims)]
+            if block not in BLOCK_SIZES or dims[axis] % block or block == dims[axis]:
+                problem = f"its blocks hold {block} of {dims[axis]} inputs; 128 or 64 are possible, two blocks or more"
+                yield node_name(dequantise), problem
+            elif given.get("axis", 1) % 2 != axis or scale is None or list(scale.shape) != shape:
+                found = "computed" if scale is None else f"of shape {list(scale.shape)} on axis {given.get('axis', 1)}"
+                yield node_name(dequantise), f"its scales are {found}; blocks along the inputs need {shape} on {axis}"
 
 
 def symmetric_weights(view: OnnxView, rules: LintRules) -> Found:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch.fx import GraphModule, Node
 
-from backends.profile import LayerShape, Profile, Rule
+from backends.layer_facts import has_weighted, layer_shape, weight_bits
+from backends.profile import Profile, Rule
 from backends.residual import skip_input
 from calibration.errors import UserError
 from calibration.grid import Grid
@@ -82,6 +83,8 @@ class _Placement:
         self.nodes: list[Node] = list(graph_module.graph.nodes)
         self.float_reason: dict[Node, str] = {}
         self.integer: set[Node] = set()
+        #: Layers whose weights alone are integers, with the inputs that share a scale there.
+        self.weight_only: dict[Node, int] = {}
         self.carried: set[Node] = set()
         self.needed: dict[Node, set[Node]] = {}
         self.groups = _Groups()
@@ -90,7 +93,7 @@ class _Placement:
         """Run the passes in order and collect what they found."""
         for node in self.nodes:
             self._classify(node)
-        weighted = [node for node in self.nodes if kind(node) in WEIGHTED and node in self.integer]
+        weighted = [node for node in self.nodes if kind(node) in WEIGHTED and self._has_integer_weight(node)]
         if not weighted:
             raise UserError(
                 "the network has no layer that this backend can quantise:"
@@ -137,6 +140,9 @@ class _Placement:
             if sources and all(source in self.carried for source in sources):
                 self.carried.add(node)
             return
+        if self.profile.weight_only is not None and (block := self._block(node)) is not None:
+            self.weight_only[node], self.float_reason[node] = block, self.profile.weight_only.reason
+            return
         rule = self._rule(node)
         reason = self._reason_against(node, rule, sources)
         if reason is None:
@@ -168,7 +174,7 @@ class _Placement:
         if kind(node) in WEIGHTED:
             if constant(self.module, argument(node, 1, "weight")) is None:
                 return "its weight is computed at run time"
-            return self.profile.skip_layer(self._layer_shape(node)) if self.profile.skip_layer else None
+            return self.profile.skip_layer(layer_shape(self.module, node)) if self.profile.skip_layer else None
         if rule.inputs == "skip" and skip_input(node) is None:
             return "not the addition of a residual block"
         if kind(node) == "adaptive_average_pool" and list(node.args[1]) not in ([1, 1], [1]):  # type: ignore[arg-type]
@@ -186,21 +192,18 @@ class _Placement:
                 return "its input is computed in float"
         return None
 
-    def _layer_shape(self, layer: Node) -> LayerShape:
-        weight = constant(self.module, argument(layer, 1, "weight"))
-        assert weight is not None
-        sizes, rows = tuple(weight.shape), static_shape(layer)[:-1]
-        transposed = kind(layer) == "conv_transpose"  # weight [Cin, Cout/groups, kh, kw]
-        groups = int(argument(layer, 6, "groups", 1)) if kind(layer) != "linear" else 1
-        return LayerShape(
-            kind=kind(layer),
-            inputs=sizes[0] // groups if transposed else sizes[1],
-            outputs=sizes[1] * groups if transposed else sizes[0],
-            kernel=sizes[2:],
-            groups=groups,
-            first=kind(layer.args[0]) == "input" if isinstance(layer.args[0], Node) else False,
-            rows=math.prod(rows) if kind(layer) == "linear" and min(rows) >= 0 else None,
-        )
+    def _has_integer_weight(self, layer: Node) -> bool:
+        return layer in self.integer or layer in self.weight_only
+
+    def _block(self, layer: Node) -> int | None:
+        """Inputs per scale of a layer whose weight alone is integers; None for any other node."""
+        row, weight = self.profile.weight_only, argument(layer, 1, "weight")
+        if row is None or kind(layer) != "linear" or constant(self.module, weight) is None:
+            return None
+        layers = [node for node in self.nodes if kind(node) in WEIGHTED]
+        if sum(argument(node, 1, "weight").target == weight.target for node in layers) > 1:
+            return None  # a stored weight has one grid, and the other layers' may be another
+        return row.block(layer_shape(self.module, layer), weight_bits(self.module, layer, self.widths))
 
     def _performs(self, producer: Node, activation: Node) -> bool:
         """Whether the kernel of `producer` can perform the activation behind it."""
@@ -313,7 +316,7 @@ class _Placement:
         stack, seen = list(tensors), set(tensors)
         while stack:
             for reader in stack.pop().users:
-                inside = (self._has_weighted(reader, forward=forward) for forward in (True, False))
+                inside = (has_weighted(reader, forward=forward) for forward in (True, False))
                 if kind(reader) in WEIGHTED and reader in self.integer and all(inside):
                     return self.widths.activations
                 if self._moves(reader) and reader not in seen:
@@ -353,53 +356,29 @@ class _Placement:
 
     def _weight(self, layer: Node) -> WeightPlacement:
         # A stored weight has one grid: of the layers that share it, the one that needs most bits decides.
-        bits = max(self._bits(reader) for reader in self._sharing(layer))
+        bits = max(weight_bits(self.module, reader, self.widths) for reader in self._sharing(layer))
+        block = self.weight_only.get(layer)
         # Output channels are axis 0 but for a transposed convolution, whose weight starts with the inputs (rule 11).
         axis = 1 if kind(layer) == "conv_transpose" else 0
         limit = self.profile.weight_limit if bits == 8 else None
-        grid = Grid(bits=bits, signed=True, symmetric=True, narrow=True, channel_axis=axis, limit=limit)
-        return WeightPlacement(layer=layer.name, grid=grid, integer_bias=self.profile.integer_bias)
+        grid = Grid(bits=bits, signed=True, symmetric=True, narrow=True, channel_axis=axis, limit=limit, block=block)
+        return WeightPlacement(
+            layer=layer.name,
+            grid=grid,
+            integer_bias=self.profile.integer_bias and block is None,
+            weight_only=block is not None,
+        )
 
     def _sharing(self, layer: Node) -> list[Node]:
-        """The integer layers that read the stored weight of this one, itself included."""
+        """The layers with integer weights that read the stored weight of this one, itself included."""
         weight = argument(layer, 1, "weight")
         return [
             node
             for node in self.nodes
-            if node in self.integer and kind(node) in WEIGHTED and argument(node, 1, "weight").target == weight.target
+            if kind(node) in WEIGHTED
+            and self._has_integer_weight(node)
+            and argument(node, 1, "weight").target == weight.target
         ]
-
-    def _bits(self, layer: Node) -> int:
-        """Weight bits that the layer's place in the network asks for."""
-        widths = self.widths
-        weight = constant(self.module, argument(layer, 1, "weight"))
-        assert weight is not None
-        bits = widths.weights
-        if (
-            kind(layer) == "conv"
-            and weight.shape[1] == 1
-            and weight.shape[0] > 1
-            and argument(layer, 6, "groups", 1) > 1
-        ):
-            bits = max(bits, widths.depthwise)
-        if not self._has_weighted(layer, forward=False):
-            bits = max(bits, widths.first)
-        if not self._has_weighted(layer, forward=True):
-            bits = max(bits, widths.last)
-        return bits
-
-    def _has_weighted(self, layer: Node, *, forward: bool) -> bool:
-        """Whether any other weighted layer lies before (or, forward, behind) this one."""
-        stack, seen = [layer], {layer}
-        while stack:
-            node = stack.pop()
-            for neighbour in node.users if forward else node.all_input_nodes:
-                if neighbour not in seen:
-                    if kind(neighbour) in WEIGHTED:
-                        return True
-                    seen.add(neighbour)
-                    stack.append(neighbour)
-        return False
 
 
 def _border(node: Node) -> float:

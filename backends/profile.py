@@ -33,7 +33,7 @@ class LayerShape:
     """What a backend may decide a weighted layer's fate by.
 
     `inputs` channels per group; `kernel` empty for a linear layer; `first`: it reads the network's input itself;
-    `rows` of the matrix product of a linear layer, None where the batch size is free.
+    `rows` of the matrix product of a linear layer, None where the batch size is free; `rows_per_image` of them.
     """
 
     kind: str
@@ -43,6 +43,31 @@ class LayerShape:
     groups: int = 1
     first: bool = False
     rows: int | None = None
+    rows_per_image: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightOnly:
+    """Which linear layers read float inputs and weights of few bits, and why: a row of a backend's table.
+
+    `bits`: of the widest weights that are stored so; `blocks`: inputs that may share a scale, the preferred number
+    first, of which one must divide the layer's inputs; `least_weights`: smaller layers gain nothing.
+    """
+
+    bits: int
+    blocks: tuple[int, ...]
+    least_weights: int
+    reason: str
+    source: str
+
+    def block(self, layer: LayerShape, bits: int) -> int | None:
+        """Inputs per scale for a layer whose weights have so many bits; None where the row does not concern it."""
+        if layer.kind != "linear" or bits > self.bits or layer.rows_per_image != 1:
+            return None
+        if layer.inputs * layer.outputs < self.least_weights:
+            return None
+        # One block in all is a scale per channel, and is treated as such.
+        return next((block for block in self.blocks if block < layer.inputs and layer.inputs % block == 0), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +76,7 @@ class Profile:
     `integer_movement`: operators that only move values run on the integers themselves; `fused_rounding`: a kernel
     goes from sums to rounded integers in one multiplication, else over float32 reals; `weight_limit` bounds weight
     integers (63 on x86 without VNNI); `skip_layer` names a reason to leave a weighted layer float, or None.
+    `weight_only`: linear layers that multiply float inputs by weights of few bits, instead of all that else holds.
     `movement_in_file`: whether the file moves those integers, or the reals read from them where the runtime's passes
     want it so; `inexact`: how the runtime's kernels round other than the oracle does, empty where they are equal.
 
@@ -69,6 +95,7 @@ class Profile:
     fused_rounding: bool = True
     weight_limit: int | None = None
     skip_layer: Callable[[LayerShape], str | None] | None = None
+    weight_only: WeightOnly | None = None
     movement_in_file: Literal["integers", "reals"] = "integers"
     inexact: str = ""
     cpu: str | None = None

@@ -193,6 +193,7 @@ class IntegerOracle:
             low=low,
             high=high,
             half=node.output[0] in self.half,
+            block=self.attributes[index].get("block_size", 0),
         )
 
 

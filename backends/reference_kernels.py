@@ -19,7 +19,7 @@ _EXACT_IN_FLOAT32 = 2**24
 class Quantised:
     """Integers (held as int32, or as they come) with the scale and zero point of their real values.
 
-    `half`: the reals are float16, held as float32.
+    `half`: the reals are float16, held as float32; `block`: so many neighbours on the axis share a scale.
     """
 
     integers: Tensor
@@ -29,29 +29,31 @@ class Quantised:
     low: int
     high: int
     half: bool = False
+    block: int = 0
 
     def real(self) -> Tensor:
         """The float32 values: (integer - zero point) * scale, as DequantizeLinear computes them."""
-        shifted = self.integers.to(torch.int32) - _along(self.zero_point, self.axis, self.integers.dim())
-        reals = shifted.float() * _along(self.scale, self.axis, self.integers.dim())
+        reals = self.centred().float() * self._along(self.scale)
         return half_rounded(reals) if self.half else reals
 
     def centred(self) -> Tensor:
         """The integers minus the zero point, int32."""
-        return self.integers.to(torch.int32) - _along(self.zero_point, self.axis, self.integers.dim())
+        return self.integers.to(torch.int32) - self._along(self.zero_point)
+
+    def _along(self, parameter: Tensor) -> Tensor:
+        """A scale or zero point shaped to meet the integers."""
+        if parameter.dim() == 0 or self.axis is None:
+            return parameter
+        if self.block:
+            return parameter.repeat_interleave(self.block, self.axis)
+        shape = [1] * self.integers.dim()
+        shape[self.axis] = -1
+        return parameter.reshape(shape)
 
 
 def half_rounded(values: Tensor) -> Tensor:
     """float32 values rounded to float16, still held as float32."""
     return values.half().float()
-
-
-def _along(parameter: Tensor, axis: int | None, rank: int) -> Tensor:
-    if parameter.dim() == 0 or axis is None:
-        return parameter
-    shape = [1] * rank
-    shape[axis] = -1
-    return parameter.reshape(shape)
 
 
 @dataclass(frozen=True, kw_only=True)

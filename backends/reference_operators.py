@@ -80,7 +80,9 @@ def _conv_transpose(inputs: Sequence[Tensor | None], attributes: Attributes) -> 
 def _gemm(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
     x, weight, bias = (*inputs, None)[:3]
     assert x is not None and weight is not None
-    product = x @ (weight.T if attributes.get("transB") else weight)
+    if attributes.get("transB"):
+        return [functional.linear(x, weight, bias)]  # as the simulation multiplies
+    product = x @ weight
     return [product if bias is None else product + bias]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, Literal, final
 
 import numpy as np
@@ -35,7 +36,8 @@ Way = Literal["tensorrt", "onnxruntime"]
 class TensorRT(Backend):
     """Artifacts and engines for TensorRT 10 and 11.
 
-    `rest`: float type of everything outside the integer kernels; `runner`: the SDK itself, or ONNX Runtime's provider
+    `rest`: float type of everything outside the integer kernels; `weight_only`: whether large linear layers of few bits
+    read float inputs and int4 weights; `runner`: the SDK itself, or ONNX Runtime's provider
     for it; `options`: how engines are built; `step` hears of builds.
     """
 
@@ -46,16 +48,19 @@ class TensorRT(Backend):
         self,
         *,
         rest: Rest = "fp32",
+        weight_only: bool = True,
         runner: Way = "tensorrt",
         options: EngineOptions | None = None,
         step: Step | None = None,
     ) -> None:
+        if not weight_only:
+            self.profile = replace(PROFILE, weight_only=None)
         self.rest, self.way, self.options, self.step = rest, runner, options or EngineOptions(), step
         #: Engines of this process: one model is scored, counted and timed, and building takes minutes.
         self._built: dict[bytes, BuiltEngine] = {}
 
     def emit(self, network: FrozenNetwork, *, opset: int | None = None, batch: int | None = None) -> onnx.ModelProto:
-        """The artifact, linted: weights on a grid of 4 bits are stored and run as int8."""
+        """The artifact, linted: of 4-bit weights only those of weight-only layers are stored as int4."""
         model = linted_artifact(network, self.profile, packs_int4=False, opset=opset, batch=batch)
         if self.rest == "fp16":
             model = half_rest(model)
@@ -92,6 +97,8 @@ class TensorRT(Backend):
             kernels = build_ahead_of_time(model).kernels
         found = census(kernels, layers)
         remark = f"engine: {found.kernels} kernels, {found.fused} of them fused, {found.reformats} reformat copies"
+        if found.int4_products:
+            remark += f"; {found.int4_products} products of int4 weights"
         return Census(integer=found.integer, floating=found.floating, histogram=found.kinds, remark=remark)
 
     @contextmanager

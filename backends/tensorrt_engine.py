@@ -21,13 +21,15 @@ class AheadOfTimeEngine:
     """What an ahead-of-time build says of a model.
 
     `integer_layers` and `float_layers` name weighted nodes of the file by whether one of their kernels multiplies
-    integers; `seconds` is the time of parsing and building, `log` the compiler's warnings and its listing of kernels.
+    integers, `int4_layers` those of the latter that read int4 weights as they are; `seconds` is the time of parsing and
+    building, `log` the compiler's warnings and its listing of kernels.
     """
 
     size_bytes: int
     seconds: float
     integer_layers: tuple[str, ...]
     float_layers: tuple[str, ...]
+    int4_layers: tuple[str, ...]
     kernels: tuple[EngineKernel, ...]
     log: str
 
@@ -59,12 +61,14 @@ def build_ahead_of_time(
     kernels = parse_listing(built.listing)
     view = OnnxView(onnx.load_model_from_string(model))
     names = [node_name(node) for node in view.nodes if view.is_weighted(node)]
+    on_int4 = {name for kernel in kernels if kernel.reads_int4 for name in kernel.nodes}
     on_integers = {name for kernel in kernels if kernel.multiplies_integers for name in kernel.nodes}
     return AheadOfTimeEngine(
         size_bytes=len(built.plan),
         seconds=built.seconds,
         integer_layers=tuple(name for name in names if name in on_integers),
         float_layers=tuple(name for name in names if name not in on_integers),
+        int4_layers=tuple(name for name in names if name in on_int4),
         kernels=kernels,
         log="\n".join([*built.warnings, built.listing]),
     )

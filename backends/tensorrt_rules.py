@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from backends.profile import LayerShape, Profile, Rule
+from backends.profile import LayerShape, Profile, Rule, WeightOnly
 from calibration.grid import Grid
 
 _GUIDANCE = "NVIDIA TensorRT developer guide, explicit quantisation; ModelOpt 0.47 onnx/quantization"
@@ -97,6 +97,20 @@ def skip_layer(layer: LayerShape) -> str | None:
     return next((row.reason for row in SKIPPED if row.concerns(layer)), None)
 
 
+#: Linear layers whose weights alone are integers (rule 30): what they cost is reading the weights, which int4 halves.
+#: Blocks of 128 or 64 inputs: the preset of ModelOpt's INT4, and the groups that TensorRT-LLM has kernels for; the
+#: compiler of TensorRT-RTX 1.7.1 reads int4 as it is in blocks of 16 to 128 (measured), but with one scale per channel,
+#: or one block, it writes the whole weight out as floats first. A million weights [ours]: reading 1 MB of int8 at a
+#: Jetson's 100 to 200 GB/s takes some 5 to 10 microseconds, about as long as launching one more kernel.
+WEIGHT_ONLY = WeightOnly(
+    bits=4,
+    blocks=(128, 64),
+    least_weights=2**20,
+    reason="its weights are read as 4-bit integers and multiplied by float inputs: for one row per image the layer is"
+    " bound by reading them",
+    source=f"INT4 is for weights alone, in blocks ({_GUIDANCE}; NvInfer.h, IDequantizeLayer)",
+)
+
 # Symmetric int8 everywhere: the parser refuses any other zero point and reads uint8 as int8 (rules 1 and 2).
 PROFILE = Profile(
     name="tensorrt",
@@ -108,4 +122,5 @@ PROFILE = Profile(
     fused_rounding=False,
     inexact="TensorRT orders its kernels' float operations as it likes: ties may round otherwise than in the oracle",
     skip_layer=skip_layer,
+    weight_only=WEIGHT_ONLY,
 )

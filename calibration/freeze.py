@@ -33,15 +33,17 @@ class FrozenActivation:
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenConstant:
-    """Integers of a weight (int8) or bias (int32) and their scale, float32 [C] or rank 0.
+    """Integers of a weight (int8) or bias (int32) and their scale, float32 [C] or rank 0; in blocks [C, blocks].
 
-    `axis` is the axis of the scale in `integers`, None for one scale in all; `bits` the width of the grid.
+    `axis` is the axis of the scale in `integers`, None for one scale in all; `bits` the width of the grid; `block`: so
+    many neighbours on axis 1 have a scale of their own.
     """
 
     integers: NDArray[Any]
     scale: NDArray[np.float32]
     axis: int | None
     bits: int
+    block: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,8 @@ def freeze(prepared: PreparedNetwork, folded: GraphModule) -> FrozenNetwork:
             weights[layer.name] = _weight(prepared, trained, layer)
             if placement.integer_bias and argument(layer, 2, "bias") is not None:
                 biases[layer.name] = _bias(prepared, trained, layer)
-            _check_sums(layer, weights[layer.name], biases.get(layer.name))
+            if not placement.weight_only:
+                _check_sums(layer, weights[layer.name], biases.get(layer.name))
     return FrozenNetwork(graph_module=trained, plan=plan, activations=activations, weights=weights, biases=biases)
 
 
@@ -109,6 +112,7 @@ def _weight(prepared: PreparedNetwork, trained: GraphModule, layer: Node) -> Fro
         scale=scale.numpy(),
         axis=grid.grid.channel_axis,
         bits=grid.grid.bits,
+        block=grid.grid.block,
     )
 
 

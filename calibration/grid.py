@@ -22,7 +22,8 @@ class Grid:
     0, which on an unsigned grid is right only for values that are never negative; `narrow` drops the most negative
     integer of a signed grid, so that it reaches equally far on both sides; `channel_axis` is the axis with one scale
     per index, or None for one scale in all; `limit` bounds the integers of a signed grid further (63 on x86 without
-    VNNI, whose 16-bit sums of two 8-bit products saturate).
+    VNNI, whose 16-bit sums of two 8-bit products saturate); `block`: a matrix [channels, inputs] has a scale per
+    channel and so many neighbouring inputs, else per channel.
     """
 
     bits: int
@@ -31,6 +32,7 @@ class Grid:
     narrow: bool = False
     channel_axis: int | None = None
     limit: int | None = None
+    block: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
@@ -41,6 +43,8 @@ class Grid:
             raise ValueError("narrow and limited grids are signed")
         if self.limit is not None and self.limit < 1:
             raise ValueError("the limit of a grid is at least 1")
+        if self.block is not None and (self.block < 1 or self.channel_axis != 0):
+            raise ValueError("blocks of a grid hold at least one input and have their channels on axis 0")
 
     @property
     def quant_min(self) -> int:
@@ -72,6 +76,14 @@ def broadcast_scale(scale: Tensor, axis: int | None, dimensions: int) -> Tensor:
     shape = [1] * dimensions
     shape[axis] = -1
     return scale.reshape(shape)
+
+
+def in_blocks(matrix: Tensor, block: int | None) -> Tensor:
+    """A matrix [C, inputs] as [C, inputs / block, block], so that a scale [C, inputs / block, 1] multiplies it.
+
+    Any other tensor, whose grid has no blocks, as it is.
+    """
+    return matrix if block is None else matrix.reshape(len(matrix), -1, block)
 
 
 def affine_parameters(low: float, high: float, grid: Grid) -> tuple[float, int]:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calibration.grid import SMALLEST_SCALE, Grid, broadcast_scale
+from calibration.grid import SMALLEST_SCALE, Grid, broadcast_scale, in_blocks
 from calibration.integer_products import EXACT_BIAS, EXACT_IN_FLOAT32, LARGEST_ACTIVATION
 from calibration.observers import weight_scale
 from calibration.rounding import requantise, sign
 
 
 class _LearnedScale(nn.Module):
-    """A scale, or one per channel, stored as its logarithm.
+    """A scale, or one per channel or block, stored as its logarithm.
 
     So one learning rate means one relative change whatever the tensor's magnitude, and it stays positive [ours].
     """
@@ -28,7 +28,7 @@ class _LearnedScale(nn.Module):
         self._held: Tensor | None = None
 
     def scale(self) -> Tensor:
-        """The scale in use: float32, rank 0 or [C]; positive."""
+        """The scale in use: float32, rank 0, [C] or in blocks [C, blocks]; positive."""
         return self._in_use(self.log_scale.exp().clamp_min(SMALLEST_SCALE)) if self._held is None else self._held
 
     def _in_use(self, scale: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def _read_zero_point_again(module: nn.Module, _: Any) -> None:
 
 
 class WeightGrid(_LearnedScale):
-    """Symmetric grid of one weight with a learned scale per channel.
+    """Symmetric grid of one weight with a learned scale per channel, or per channel and block of inputs.
 
     `weight` float, of any shape; `floor` float, broadcast to the scale, is the smallest scale to begin with.
     """
@@ -123,14 +123,27 @@ class WeightGrid(_LearnedScale):
 
         In evaluation float64 where the sums of the weight's products may be too large for float32.
         """
-        axis = self.grid.channel_axis
-        multiplier = broadcast_scale(self.scale().reciprocal(), axis, weight.dim())
+        axis, block = self.grid.channel_axis, self.grid.block
+        values, multiplier = in_blocks(weight, block), self._along(self.scale().reciprocal(), weight.dim())
         if self.grid.bits == 1:
-            integers = sign(weight * multiplier)
+            integers = sign(values * multiplier)
         else:
-            integers = requantise(weight, multiplier, self.grid.quant_min, self.grid.quant_max)
+            integers = requantise(values, multiplier, self.grid.quant_min, self.grid.quant_max)
+        if block is not None:
+            return integers.flatten(1)  # multiplied as reals: nothing is summed in integers
         if self.training:
             return integers
         sums = integers.detach().abs().transpose(0, axis or 0).flatten(1).sum(1, dtype=torch.float64)
         fits = float(sums.max()) * LARGEST_ACTIVATION < EXACT_IN_FLOAT32 - EXACT_BIAS
         return integers if fits else integers.double()
+
+    def reals(self, integers: Tensor) -> Tensor:
+        """The weight that integers of this grid stand for, same shape, float32."""
+        values = in_blocks(integers, self.grid.block) * self._along(self.scale(), integers.dim())
+        return values if self.grid.block is None else values.flatten(1)
+
+    def _along(self, scale: Tensor, dimensions: int) -> Tensor:
+        """A scale shaped to multiply the weight as `in_blocks` gives it."""
+        if self.grid.block is not None:
+            return scale.unsqueeze(-1)
+        return broadcast_scale(scale, self.grid.channel_axis, dimensions)

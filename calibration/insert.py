@@ -34,6 +34,7 @@ from calibration.prepared import OPERATIONS, PreparedNetwork
 from calibration.quantisers import (
     BiasIntegers,
     Dequantise,
+    DequantiseWeight,
     Prescale,
     Quantise,
     QuantiseAverage,
@@ -187,7 +188,7 @@ class _Insertion:
             for source in sources:
                 node.replace_input_with(source, self.integers[source])
             self.integers[node] = node
-        elif weights is not None:
+        elif weights is not None and not weights.weight_only:
             self._product(node, weights)
         elif self._has_integer_inputs(node, sources) and kind(node) == "matmul":
             self._matrix_product(node, sources)
@@ -196,6 +197,8 @@ class _Insertion:
         else:
             for source in node.all_input_nodes:
                 node.replace_input_with(source, self._real(node, source))
+            if weights is not None:
+                self._real_weight(node, weights)
 
     def _has_integer_inputs(self, node: Node, sources: list[Node]) -> bool:
         """Whether the plan lets an operator compute on integers and all its tensors are such."""
@@ -267,6 +270,16 @@ class _Insertion:
             rescaling = RescaleProduct(grid, weight_grid, **form)
             rescaling.prescaled = True
             self.unrounded[layer] = self._after(layer, f"{layer.name}_rescale", rescaling, (layer, *in_reals), layer)
+
+    def _real_weight(self, layer: Node, placement: WeightPlacement) -> None:
+        """Let a layer that multiplies reals read those that its weight's integers stand for."""
+        weight, values = layer.args[1], constant(self.module, layer.args[1])
+        assert isinstance(weight, Node) and values is not None
+        grid = self.weight_grids[str(weight.target)] = WeightGrid(placement.grid, values)
+        with self.graph.inserting_before(layer):
+            integers = self._call(f"{weight.name}_integers", grid, (weight,), weight)
+            reals = self._call(f"{weight.name}_reals", DequantiseWeight(grid), (integers,), weight)
+        layer.replace_input_with(weight, reals)
 
     def _weight_grid(self, layer: Node, placement: WeightPlacement) -> WeightGrid:
         """The grid of a layer's weight; layers that share a weight share it."""

@@ -128,14 +128,17 @@ def _least_squares_range(observer: RangeObserver, grid: Grid) -> tuple[float, fl
 
 
 def weight_scale(weight: Tensor, grid: Grid) -> Tensor:
-    """Scale of a symmetric weight grid: float32 [C] along the grid's channel axis, or rank 0.
+    """Scale of a symmetric weight grid: float32 [C] along the grid's channel axis, or rank 0; in blocks [C, blocks].
 
     At 8 bits the largest magnitude is kept; below, the scale with the least squared error among 80 shrunken ones
     is taken, as clipping a few large weights then pays; of one bit it is the mean magnitude. A channel of zeros gets
     the smallest scale.
     """
     axis, values = grid.channel_axis, weight.detach().double()
-    channels = values.reshape(1, -1) if axis is None else values.movedim(axis, 0).flatten(1)
+    if grid.block is not None:
+        channels = values.reshape(-1, grid.block)
+    else:
+        channels = values.reshape(1, -1) if axis is None else values.movedim(axis, 0).flatten(1)
     full = (channels.abs().amax(1) / grid.quant_max).clamp_min(SMALLEST_SCALE)
     best_scale = full.clone()
     if grid.bits == 1:
@@ -151,4 +154,6 @@ def weight_scale(weight: Tensor, grid: Grid) -> Tensor:
             best_error = torch.where(better, error, best_error)
             best_scale = torch.where(better, scale, best_scale)
     scale = best_scale.clamp_min(SMALLEST_SCALE).float()
+    if grid.block is not None:
+        return scale.reshape(len(weight), -1)
     return scale if axis is not None else scale.reshape(())

@@ -29,11 +29,16 @@ class ActivationPlacement:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightPlacement:
-    """The quantised weight of one layer; `integer_bias`: the bias is rounded to int32 at input scale x weight scale."""
+    """The quantised weight of one layer.
+
+    `integer_bias`: the bias is rounded to int32 at input scale x weight scale; `weight_only`: the layer reads float
+    inputs and multiplies them by the reals that the integers stand for, and so is among the plan's float nodes too.
+    """
 
     layer: str
     grid: Grid
     integer_bias: bool
+    weight_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,10 @@ class Plan:
         """The placement of a layer's weight, or None when the layer stays float."""
         return next((placement for placement in self.weights if placement.layer == layer), None)
 
+    def integer_layers(self) -> list[str]:
+        """The layers that multiply integers, in graph order."""
+        return [placement.layer for placement in self.weights if not placement.weight_only]
+
     def names(self) -> frozenset[str]:
         """Every node of the graph that the plan speaks of."""
         found = {placement.layer for placement in self.weights}
@@ -108,6 +117,7 @@ class Plan:
                     "layer": placement.layer,
                     "grid": placement.grid.to_json(),
                     "integer_bias": placement.integer_bias,
+                    "weight_only": placement.weight_only,
                 }
                 for placement in self.weights
             ],
@@ -134,7 +144,12 @@ class Plan:
                 for entry in data["activations"]
             ),
             weights=tuple(
-                WeightPlacement(layer=entry["layer"], grid=Grid(**entry["grid"]), integer_bias=entry["integer_bias"])
+                WeightPlacement(
+                    layer=entry["layer"],
+                    grid=Grid(**entry["grid"]),
+                    integer_bias=entry["integer_bias"],
+                    weight_only=entry.get("weight_only", False),
+                )
                 for entry in data["weights"]
             ),
             absorbed=data["absorbed"],

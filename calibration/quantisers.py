@@ -64,6 +64,15 @@ class Dequantise(_Operation[ActivationGrid]):
         return x * inputs.scale()
 
 
+class DequantiseWeight(_Operation[WeightGrid]):
+    """Integers of a weight to reals, for a layer that multiplies those (ONNX DequantizeLinear)."""
+
+    def forward(self, integers: Tensor) -> Tensor:
+        """The reals of a weight's integers, float32, in their shape."""
+        (weight,) = self._grids
+        return weight.reals(integers)
+
+
 class _Product(_Operation[*_Grids]):
     """Shared by what follows a convolution, linear layer or matrix product.
 

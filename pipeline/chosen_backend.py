@@ -23,7 +23,8 @@ def chosen_backends(config: RunConfig, progress: Progress) -> tuple[Backend, ...
     backends = backends_for(quantisation.backend, quantisation.target)
     if quantisation.backend != "tensorrt":
         return backends
-    return (_tensorrt(config.engine, config.validation.batch, progress, rest=quantisation.rest),)
+    batch, weight_only = config.validation.batch, quantisation.weight_only == "auto"
+    return (_tensorrt(config.engine, batch, progress, rest=quantisation.rest, weight_only=weight_only),)
 
 
 def prepared_for(backends: Sequence[Backend], plan: Plan) -> Backend:
@@ -66,7 +67,9 @@ def stored_profile(bundle: Bundle) -> Profile:
     return backend_of(bundle.backend, bundle.plan.variant, bundle.session_options).profile
 
 
-def _tensorrt(engine: EngineConfig, batch: int, progress: Progress, *, rest: str = "fp32") -> Backend:
+def _tensorrt(
+    engine: EngineConfig, batch: int, progress: Progress, *, rest: str = "fp32", weight_only: bool = True
+) -> Backend:
     from backends.tensorrt import TensorRT
 
     smallest, preferred, largest = engine.batches or (batch, batch, batch)
@@ -80,6 +83,7 @@ def _tensorrt(engine: EngineConfig, batch: int, progress: Progress, *, rest: str
     )
     return TensorRT(
         rest="fp16" if rest == "fp16" else "fp32",
+        weight_only=weight_only,
         runner=engine.runner,
         options=options,
         step=lambda phase, done, total: progress.step(done, total),

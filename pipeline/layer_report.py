@@ -8,6 +8,8 @@ from backends.base import Census
 from calibration.plan import Plan
 from pipeline.report.schema import FloatLayer, Kernels, Layer
 
+_REFUSED = "this runtime kept it in float"
+
 
 def kernels_of(plan: Plan, census: Census | None) -> Kernels:
     """Weighted layers counted by what runs them, where a census says so, and the float ones with their reasons."""
@@ -27,27 +29,22 @@ def kernels_of(plan: Plan, census: Census | None) -> Kernels:
 
 def layers_of(plan: Plan, census: Census | None, noise: Mapping[str, float]) -> tuple[Layer, ...]:
     """Every weighted layer: bits, noise in dB where it was measured, and whether integers run it."""
-    integer = None if census is None else set(census.integer)
+    found = None if census is None else set(census.integer)
     planned = [
-        Layer(
-            name=placement.layer,
-            kind=plan.kinds.get(placement.layer, "other"),
-            weight_bits=placement.grid.bits,
-            sqnr_db=round(noise[placement.layer], 2) if placement.layer in noise else None,
-            integer=None if integer is None else placement.layer in integer,
-            reason="" if integer is None or placement.layer in integer else "this runtime kept it in float",
-        )
-        for placement in plan.weights
+        _layer(plan, name, noise, integer, _REFUSED if integer is False else "")
+        for name, integer in ((name, None if found is None else name in found) for name in plan.integer_layers())
     ]
-    left = [
-        Layer(
-            name=f.name,
-            kind=plan.kinds[f.name],
-            weight_bits=None,
-            sqnr_db=None,
-            integer=False,
-            reason=f.reason,
-        )
-        for f in kernels_of(plan, None).float_layers
-    ]
+    left = [_layer(plan, f.name, noise, False, f.reason) for f in kernels_of(plan, None).float_layers]
     return (*planned, *left)
+
+
+def _layer(plan: Plan, name: str, noise: Mapping[str, float], integer: bool | None, reason: str) -> Layer:
+    weight = plan.weight(name)
+    return Layer(
+        name=name,
+        kind=plan.kinds.get(name, "other"),
+        weight_bits=None if weight is None else weight.grid.bits,
+        sqnr_db=round(noise[name], 2) if name in noise else None,
+        integer=integer,
+        reason=reason,
+    )

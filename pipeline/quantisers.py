@@ -13,7 +13,7 @@ from pipeline.config import RunConfig
 from pipeline.learning import distilled, widths
 from pipeline.progress import Progress, timed_stage
 from pipeline.stages.choose import choose_profile
-from pipeline.stages.convert import compile_model
+from pipeline.stages.convert import check_opset, compile_model
 from pipeline.stages.observe import prepare
 from pipeline.stages.post_training import quantise_after_training
 from pipeline.state import RunFolder
@@ -70,6 +70,7 @@ def _by_distillation(job: Job) -> QuantisedStudent:
             )
             prepared = choose_profile(prepared, job.candidates, job.teacher, job.images, widths=widths(config))
             prepared.save(folder.prepared)
+        check_opset(prepared.plan, config.quantisation.opset)
         backend = prepared_for(job.candidates, prepared.plan)
     with timed_stage("distil", progress, job.seconds):
         trained = distilled(

@@ -103,8 +103,7 @@ def validate_network(
             columns["runtime"] = runner_outputs(runner, config.quantisation.static_batch)
         batches = scored_images(evaluation, indices, preprocessing, most, images.workers)
         scores = score(columns, batches, teacher.outputs, step=lambda done: progress.step(done, len(indices)))
-    layers = [placement.layer for placement in plan.weights]
-    census, remark = count_kernels(backend, compiled.model, layers)
+    census, remark = count_kernels(backend, compiled.model, plan.integer_layers())
     batch, batch_remark = latency_batch(config.validation.batch, config.quantisation.static_batch)
     latency = no_latency(batch, config.validation.threads)
     if absent is None:
@@ -178,7 +177,7 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
             count, most = len(evaluation.images), images_at_once(bundle.preprocessing, _BATCH)
             batches = scored_images(evaluation, np.arange(count), bundle.preprocessing, most, 0)
         scores = score(columns, batches, bundle.outputs, step=lambda done: progress.step(done, count))
-    census, remark = count_kernels(backend, bundle.model, [placement.layer for placement in bundle.plan.weights])
+    census, remark = count_kernels(backend, bundle.model, bundle.plan.integer_layers())
     latency = no_latency(batch, config.threads)
     if absent is None and backend.has_times:
         inputs = filled_up(torch.from_numpy(bundle.golden.inputs), batch).numpy()

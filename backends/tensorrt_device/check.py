@@ -115,7 +115,7 @@ def check(
     say(f"device             {facts['gpu']}, compute capability {facts['compute']}, {product(sdk)}")
     _make_folder(options.timing_cache)
     plan, record = _engine(sdk, model, options, facts, given.engine, say)
-    layers = [entry["layer"] for entry in manifest["plan"]["weights"]]
+    layers = [entry["layer"] for entry in manifest["plan"]["weights"] if not entry.get("weight_only")]
     described = {entry["name"]: entry for entry in manifest["outputs"]}
     with np.load(bundle / "golden.npz", allow_pickle=False) as golden:
         inputs, expected = golden["inputs"], {name: golden[f"outputs.{name}"] for name in described}
@@ -251,6 +251,8 @@ def kernel_line(found: EngineCensus) -> str:
         f"kernels            {len(found.integer)} of {total} planned layers int8; {found.kernels} kernels,"
         f" {found.fused} of them fused, {found.reformats} reformat copies ({found.integer_reformats} of int8)"
     )
+    if found.int4_products:
+        text += f"; {found.int4_products} products of int4 weights"
     return text if not found.floating else f"{text}; not int8: {', '.join(found.floating)}"
 
 

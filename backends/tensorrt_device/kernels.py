@@ -56,6 +56,11 @@ class EngineKernel:
         return "Int8" in self.weights if self.weights else bool(_INTEGER_TACTIC.search(self.tactic))
 
     @property
+    def reads_int4(self) -> bool:
+        """Whether it multiplies its data by int4 weights as they are; one that only expands those has no data."""
+        return bool(self.inputs) and "Int4" in self.weights
+
+    @property
     def is_reformat(self) -> bool:
         """Whether it only copies a tensor to another format or type."""
         return self.kind == "Reformat" or self.name.startswith("Reformatting CopyNode")
@@ -71,7 +76,8 @@ class EngineCensus:
     """Weighted layers by the arithmetic of their kernel, and how many kernels there are of what sort.
 
     `integer`, `floating`: layers of the plan; `unseen`: those of `floating` that no kernel names. `fused` counts
-    kernels of two nodes or more, `reformats` the copies between formats, `integer_reformats` those of int8.
+    kernels of two nodes or more, `reformats` the copies between formats, `integer_reformats` those of int8,
+    `int4_products` the kernels that multiply by int4 weights as they are.
     """
 
     integer: tuple[str, ...]
@@ -81,6 +87,7 @@ class EngineCensus:
     fused: int
     reformats: int
     integer_reformats: int
+    int4_products: int
     kinds: Mapping[str, int]
 
 
@@ -98,6 +105,7 @@ def census(kernels: Sequence[EngineKernel], layers: Sequence[str]) -> EngineCens
         fused=sum(kernel.fused > 1 for kernel in kernels),
         reformats=len(reformats),
         integer_reformats=sum("Int8" in kernel.inputs + kernel.outputs for kernel in reformats),
+        int4_products=sum(kernel.reads_int4 for kernel in kernels),
         kinds=dict(sorted(Counter(kernel.kind for kernel in kernels).items())),
     )
 

@@ -55,6 +55,13 @@ class QuantisationConfig:
         Literal["fp32", "fp16"],
         Parameter(help="Float type of all that is not integer; fp16: TensorRT only, where nothing casts by itself."),
     ] = "fp32"
+    weight_only: Annotated[
+        Literal["auto", "none"],
+        Parameter(
+            help="auto: large linear layers of 4 bits or fewer read float inputs and int4 weights; TensorRT only, "
+            "elsewhere as none."
+        ),
+    ] = "auto"
     opset: Annotated[
         int | None,
         Parameter(metavar="NUMBER", help="ONNX opset of the model, 17 to 23. Default: what the grids need."),

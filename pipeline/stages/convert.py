@@ -6,8 +6,10 @@ from torch.fx import GraphModule
 
 from backends.base import Backend
 from backends.onnx_graph import emit
+from backends.onnx_view import INT4_OPSET
 from calibration.errors import UserError
 from calibration.freeze import freeze
+from calibration.plan import Plan
 from calibration.prepared import PreparedNetwork
 from pipeline.artifacts import CompiledModel
 
@@ -30,6 +32,16 @@ def check_convertible(folded: GraphModule, *, opset: int | None) -> None:
             " weights beside the file are not written yet; quantise a part of it with --submodule (docs/networks.md)"
         )
     emit(folded, opset=opset or _FLOAT_OPSET)
+
+
+def check_opset(plan: Plan, opset: int | None) -> None:
+    """Raise UserError, before training, where the plan stores weights that the opset has no type for."""
+    blocked = [placement.layer for placement in plan.weights if placement.weight_only]
+    if blocked and opset is not None and opset < INT4_OPSET:
+        raise UserError(
+            f"--opset {opset} has no 4-bit tensors, as which the weights of {blocked[0]} are stored: use --opset"
+            f" {INT4_OPSET} or more, or --weight-only none"
+        )
 
 
 def compile_model(

@@ -47,6 +47,8 @@ def layer_sqnr(folded: GraphModule, network: PreparedNetwork, batches: Iterable[
             places[node.name] = (tensor, network.integers[tensor])
         elif f"{node.name}_rescale" in prepared_nodes:
             places[node.name] = (node.name, f"{node.name}_rescale")
+        elif network.plan.weight(node.name) is not None:
+            places[node.name] = (node.name, node.name)  # its weights alone are integers: it writes reals itself
     original = _Keeping(folded, {tensor for tensor, _ in places.values()})
     rounded = _Keeping(network.graph, {name for _, name in places.values()})
     power, noise = dict.fromkeys(places, 0.0), dict.fromkeys(places, 0.0)

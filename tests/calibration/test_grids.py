@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -126,6 +127,22 @@ def test_weight_integers_are_those_of_slow_arithmetic(grid: Grid, noise: Noise) 
     assert integers.abs().max() <= grid.quant_max and integers.dtype == torch.float32
     if grid.bits == 8 and grid.channel_axis == 0:
         assert integers.flatten(1).abs().amax(1).tolist() == [127, 127, 127, 0]
+
+
+def test_weights_in_blocks_have_a_grid_for_each(noise: Noise) -> None:
+    weight = noise(4, 6 * 16) * torch.tensor([1.0, 0.01, 20.0, 0.0]).repeat_interleave(24).reshape(4, 24).repeat(1, 4)
+    module = WeightGrid(replace(FOUR_BITS, block=16), weight).eval()
+    integers, scale = module(weight), module.scale()
+    assert scale.shape == (4, 6) and integers.shape == weight.shape
+    for row in range(4):
+        for block in range(6):
+            part = weight[row, 16 * block : 16 * (block + 1)]
+            alone = WeightGrid(FOUR_BITS, part.reshape(1, -1)).eval()
+            assert torch.equal(scale[row, block], alone.scale().reshape(()))
+            assert torch.equal(integers[row, 16 * block : 16 * (block + 1)], alone(part.reshape(1, -1))[0])
+    reals = module.reals(integers).detach()
+    torch.testing.assert_close(reals, (integers * scale.repeat_interleave(16, 1)).detach(), rtol=0, atol=0)
+    assert float((reals - weight).square().mean() / weight.square().mean()) < 0.01
 
 
 def test_weight_gradients_end_with_the_grid(noise: Noise) -> None:

@@ -14,6 +14,7 @@ from calibration.plan import ActivationPlacement, Plan, WeightPlacement
 
 ACTIVATION = Grid(bits=8, signed=False, symmetric=True)
 WEIGHT = Grid(bits=4, signed=True, symmetric=True, narrow=True, channel_axis=0)
+BLOCKS = dataclasses.replace(WEIGHT, block=64)
 
 
 def plan(**changes: Any) -> Plan:
@@ -24,7 +25,10 @@ def plan(**changes: Any) -> Plan:
             ActivationPlacement(tensor="relu", grid=ACTIVATION, readers=("cat", "add"), group="relu", limit=6.0),
             ActivationPlacement(tensor="relu_1", grid=ACTIVATION, readers=("cat",), group="relu", limit=6.0),
         ),
-        "weights": (WeightPlacement(layer="conv", grid=WEIGHT, integer_bias=True),),
+        "weights": (
+            WeightPlacement(layer="conv", grid=WEIGHT, integer_bias=True),
+            WeightPlacement(layer="fc", grid=BLOCKS, integer_bias=False, weight_only=True),
+        ),
         "absorbed": {"relu": "conv"},
         "passthrough": {"cat": "relu"},
         "float_nodes": {"tanh": "no integer kernel"},
@@ -77,4 +81,5 @@ def test_placements_are_found_by_layer() -> None:
 
 
 def test_a_plan_knows_the_nodes_that_it_speaks_of() -> None:
-    assert plan().names() == {"x", "conv", "relu", "relu_1", "cat", "add", "tanh"}
+    assert plan().names() == {"x", "conv", "fc", "relu", "relu_1", "cat", "add", "tanh"}
+    assert plan().integer_layers() == ["conv"]
