@@ -35,6 +35,7 @@ def linted_artifact(
         batch=batch,
         move_reals=profile.movement_in_file == "reals",
         share_constants=profile.shares_constants,
+        merged_channels=profile.merged_channels,
     )
     require_clean(model, lint_rules(profile, network.plan))
     return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from backends.group_merging import groups_in_one, merged_weight
 from backends.onnx_int4 import int4_tensor
 from backends.onnx_operators import TRANSLATORS
 from backends.onnx_view import INT4_OPSET, OPSETS
 from calibration.errors import UserError
 from calibration.freeze import FrozenConstant, FrozenNetwork
-from calibration.operators import attribute, kind, static_shape
+from calibration.operators import argument, attribute, kind, static_shape
 
 # ONNX's IR version that came with opset 20; newer readers take it, older runtimes need nothing newer.
 _IR_VERSION = 10
@@ -49,6 +50,7 @@ def emit(
     batch: int | None = None,
     move_reals: bool = False,
     share_constants: bool = True,
+    merged_channels: int = 0,
     name: str = "faqd",
 ) -> onnx.ModelProto:
     """The ONNX model of a network: explicit Q/DQ for a frozen one, plain float for a folded graph.
@@ -56,16 +58,16 @@ def emit(
     `opset` 17 to 23; `pack_int4` stores weights of 4 bits or fewer as int4 and casts them to int8 before the
     DequantizeLinear (needs opset 21, as weights in blocks do, which are int4 always); `batch` fixes the batch size,
     None leaves it free; `move_reals`: what only moves integers is written on the reals read from them;
-    `share_constants`: layers read one copy of equal weights and zero points, else each layer has its own.
-    Deterministic: equal networks give equal bytes. Raises UserError for an operator that has no translation, naming
-    node and module.
+    `share_constants`: layers read one copy of equal weights and zero points, else each layer has its own;
+    `merged_channels`: groups of integer convolutions are merged up to so many channels. Deterministic: equal networks
+    give equal bytes. Raises UserError for an operator that has no translation, naming node and module.
     """
     if opset not in OPSETS:
         raise UserError(f"--opset {opset}: {OPSETS.start} to {OPSETS.stop - 1} are possible")
     in_blocks = isinstance(network, FrozenNetwork) and any(weight.block for weight in network.weights.values())
     if (pack_int4 or in_blocks) and opset < INT4_OPSET:
         raise UserError(f"--opset {opset}: int4 weights exist from opset {INT4_OPSET} on")
-    return Emitter(network, opset, pack_int4, batch, move_reals, share_constants).model(name)
+    return Emitter(network, opset, pack_int4, batch, move_reals, share_constants, merged_channels).model(name)
 
 
 class Emitter:
@@ -79,11 +81,12 @@ class Emitter:
         batch: int | None,
         move_reals: bool,
         share_constants: bool,
+        merged_channels: int,
     ) -> None:
         self.frozen = network if isinstance(network, FrozenNetwork) else None
         self.module = network.graph_module if isinstance(network, FrozenNetwork) else network
         self.opset, self.pack_int4, self.batch = opset, pack_int4, batch
-        self.move_reals, self.share_constants = move_reals, share_constants
+        self.move_reals, self.share_constants, self.merged_channels = move_reals, share_constants, merged_channels
         plan = self.frozen.plan if self.frozen else None
         self.passthrough = dict(plan.passthrough) if plan else {}
         self.placements = {placement.tensor: placement for placement in plan.activations} if plan else {}
@@ -214,8 +217,22 @@ class Emitter:
         own = stored is not None and not self.share_constants
         base = f"{self.current.name}_weight" if own else _flat(node)
         if stored is not None:
+            groups = int(argument(self.current, 6, "groups", 1)) if kind(self.current) == "conv" else 1
+            written = self.groups_written(node) if groups > 1 else 1
+            if written < groups:
+                merged = merged_weight(stored.integers, groups, groups // written)
+                stored, base = replace(stored, integers=merged), f"{base}_in_{written}_groups"
             return self._constant_integers(stored, base)
         return self.constant(attribute(self.module, str(node.target)).detach().cpu().float().numpy(), base)
+
+    def groups_written(self, weight: Node) -> int:
+        """How many groups the current convolution has in the file: fewer where its integers are merged."""
+        assert self.current is not None
+        groups = int(argument(self.current, 6, "groups", 1))
+        if self.frozen is None or self.current.name not in self.frozen.weights:
+            return groups
+        outputs, inputs = static_shape(weight)[:2]
+        return groups // groups_in_one(groups, inputs, outputs // groups, self.merged_channels)
 
     def bias(self, node: Node) -> str:
         """Name of the current layer's bias: int32 behind a DequantizeLinear, or float."""

@@ -43,7 +43,7 @@ def _spatial(node: Node, position: int) -> tuple[int, int]:
 
 def _conv(e: Emitter, node: Node) -> list[str]:
     stride, dilation = _pair(argument(node, 3, "stride", 1)), _pair(argument(node, 5, "dilation", 1))
-    padding, groups = argument(node, 4, "padding", 0), int(argument(node, 6, "groups", 1))
+    padding, groups = argument(node, 4, "padding", 0), e.groups_written(_input(node, 1))
     kernel = _spatial(node, 1)
     if isinstance(padding, str):
         # torch allows "same" for stride 1 only; the odd row of an even kernel goes to the end.

@@ -83,7 +83,8 @@ class Profile:
     Where the processor matters, `cpu` names it (a key of `backends.cpu.CPUS`), `variant` this profile among all of
     the runtime, and `source` says where what is special about it is known from. `session_options` must be set by
     whoever loads the file; `fixed_point_sums`: QLinearAdd scales by 22-bit integers and rounds halves away from zero;
-    `shares_constants`: layers may read one stored weight, and one zero point of weights.
+    `shares_constants`: layers may read one stored weight, and one zero point of weights; `merged_channels`: groups of
+    convolutions are written as one, with zeros between them, up to so many channels (0: as they are).
     """
 
     name: str
@@ -104,3 +105,4 @@ class Profile:
     session_options: Mapping[str, str] = field(default_factory=dict)
     shares_constants: bool = True
     fixed_point_sums: bool = False
+    merged_channels: int = 0

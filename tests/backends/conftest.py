@@ -236,7 +236,8 @@ class Built:
 
     def model(self, *, opset: int = 20, pack_int4: bool = False) -> onnx.ModelProto:
         """The artifact, not linted."""
-        return emit(self.frozen, opset=opset, pack_int4=pack_int4)
+        merged = self.profile.merged_channels
+        return emit(self.frozen, opset=opset, pack_int4=pack_int4, merged_channels=merged)
 
     def refrozen(self) -> Built:
         """The same with the integers that the prepared network has now."""
