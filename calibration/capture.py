@@ -59,10 +59,14 @@ def _export(module: nn.Module, example: Tensor, source: str) -> tuple[ExportedPr
     try:
         with _hushed():
             module = copy.deepcopy(module).eval()
+        # Before exporting, which runs on tensors without values: older versions of torch check less there.
+        _check_takes(module, example, source)
+        with _hushed():
             exported = export(module, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
+    except UserError:
+        raise
     except Exception as error:
         # The network's own code runs here, so any exception may come; it is reported, never swallowed.
-        _check_takes(module, example, source)
         raise UserError(
             f"{source}: the network cannot be captured as a graph: {_reason(error)}"
             f" (in {_where(module, error.__traceback__)}); {_REMEDY}"

@@ -264,7 +264,7 @@ def test_a_loss_that_is_not_finite_is_returned(student: GraphModule, teacher: Gr
 
 
 def operations(work: Callable[[], object]) -> set[str]:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         work()
     return {event.key for event in profile.key_averages()}
 
