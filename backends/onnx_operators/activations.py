@@ -1,0 +1,68 @@
+"""Translations of activations."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from torch.fx import Node
+
+from backends.onnx_operators.common import input_of
+from calibration.operators import argument, clip_bounds, static_shape
+
+if TYPE_CHECKING:
+    from backends.onnx_graph import Emitter
+
+
+def clip(e: Emitter, node: Node) -> list[str]:
+    """Clip, with the bounds that are finite."""
+    low, high = clip_bounds(node)
+    bounds = [e.scalar(low) if math.isfinite(low) else "", e.scalar(high) if math.isfinite(high) else ""]
+    return e.add("Clip", [e.read(input_of(node)), *bounds] if bounds[1] else [e.read(input_of(node)), bounds[0]])
+
+
+def hard_sigmoid(e: Emitter, node: Node) -> list[str]:
+    """HardSigmoid, or on integers an addition whose rounding clips."""
+    # torch: clip(x / 6 + 1/2, 0, 1); the rounding behind an integer addition clips by itself.
+    if not e.runs_on_integers(node):
+        return e.add("HardSigmoid", [e.read(input_of(node))], alpha=1 / 6, beta=0.5)
+    return e.add("Add", [e.read_divided(input_of(node), 6), e.integer_constant(1, 0.5)])
+
+
+def leaky_relu(e: Emitter, node: Node) -> list[str]:
+    """LeakyRelu."""
+    return e.add("LeakyRelu", [e.read(input_of(node))], alpha=float(argument(node, 1, "negative_slope", 0.01)))
+
+
+def elu(e: Emitter, node: Node) -> list[str]:
+    """Elu."""
+    return e.add("Elu", [e.read(input_of(node))], alpha=float(argument(node, 1, "alpha", 1.0)))
+
+
+def prelu(e: Emitter, node: Node) -> list[str]:
+    """PRelu, its slopes along the channels."""
+    slope = e.module.get_parameter(str(input_of(node, 1).target)).detach().cpu().float().numpy()
+    rank = len(static_shape(node))
+    shaped = slope.reshape(-1, *[1] * (rank - 2)) if slope.size > 1 else slope.reshape(-1)
+    return e.add("PRelu", [e.read(input_of(node)), e.constant(shaped, f"{node.name}_slope")])
+
+
+def silu(e: Emitter, node: Node) -> list[str]:
+    """X * Sigmoid(x)."""
+    source = e.read(input_of(node))
+    return e.add("Mul", [source, *e.add("Sigmoid", [source], suffix="_sigmoid")])
+
+
+def gelu(e: Emitter, node: Node) -> list[str]:
+    """Gelu, before opset 20 by the error function."""
+    source = e.read(input_of(node))
+    approximate = str(argument(node, 1, "approximate", "none"))
+    if e.opset >= 20:
+        return e.add("Gelu", [source], approximate=approximate)
+    if approximate != "none":
+        raise e.unsupported("GELU's tanh form needs --opset 20 or newer")
+    (scaled,) = e.add("Div", [source, e.scalar(math.sqrt(2.0))], suffix="_div")
+    (error,) = e.add("Erf", [scaled], suffix="_erf")
+    (shifted,) = e.add("Add", [error, e.scalar(1.0)], suffix="_add")
+    (product,) = e.add("Mul", [source, shifted], suffix="_mul")
+    return e.add("Mul", [product, e.scalar(0.5)])

@@ -1,0 +1,74 @@
+"""Translations of arithmetic, reductions, softmax and normalisations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch.fx import Node
+
+from backends.onnx_operators.common import Translator, input_of
+from calibration.operators import argument
+
+if TYPE_CHECKING:
+    from backends.onnx_graph import Emitter
+
+
+def binary(operator: str) -> Translator:
+    """An operator of two tensors, or of a tensor and a number."""
+
+    def translate(e: Emitter, node: Node) -> list[str]:
+        if float(argument(node, 2, "alpha", 1)) != 1.0:
+            raise e.unsupported("a scaled addition (alpha) has no translation to ONNX")
+        operands = [argument(node, position, "other") for position in range(2)]
+        return e.add(operator, [e.read(a) if isinstance(a, Node) else e.scalar(float(a)) for a in operands])
+
+    return translate
+
+
+def reduction(operator: str) -> Translator:
+    """A reduction over named axes; over all axes there is none, as the batch is one of them."""
+
+    def translate(e: Emitter, node: Node) -> list[str]:
+        return _reduce(e, node, operator, argument(node, 1, "dim"), argument(node, 2, "keepdim", False))
+
+    return translate
+
+
+def vector_norm(e: Emitter, node: Node) -> list[str]:
+    """ReduceL1 or ReduceL2."""
+    order = argument(node, 1, "ord", 2)
+    if order not in (1, 2):
+        raise e.unsupported(f"a norm of order {order} has no translation to ONNX")
+    return _reduce(e, node, f"ReduceL{int(order)}", argument(node, 2, "dim"), argument(node, 3, "keepdim", False))
+
+
+def _reduce(e: Emitter, node: Node, operator: str, axes: object, keep: object) -> list[str]:
+    if not isinstance(axes, (list, tuple)) or not axes:
+        raise e.unsupported(f"{operator} over all axes has no translation to ONNX")
+    numbers, kept = [int(axis) for axis in axes], int(bool(keep))
+    # ReduceSum took its axes as an input five versions before the others.
+    if e.opset >= (13 if operator == "ReduceSum" else 18):
+        return e.add(operator, [e.read(input_of(node)), e.int64s(numbers)], keepdims=kept)
+    return e.add(operator, [e.read(input_of(node))], axes=numbers, keepdims=kept)
+
+
+def softmax(operator: str) -> Translator:
+    """Softmax or LogSoftmax along one axis."""
+
+    def translate(e: Emitter, node: Node) -> list[str]:
+        return e.add(operator, [e.read(input_of(node))], axis=int(argument(node, 1, "dim")))
+
+    return translate
+
+
+def layer_norm(e: Emitter, node: Node) -> list[str]:
+    """LayerNormalization; a scale of ones where there is none."""
+    sizes = [int(size) for size in argument(node, 1, "normalized_shape")]
+    weight, bias = argument(node, 2, "weight"), argument(node, 3, "bias")
+    if isinstance(weight, Node):
+        scale = e.read_float(weight)
+    else:
+        scale = e.constant(np.ones(sizes, np.float32), f"ones_{'x'.join(map(str, sizes))}")
+    inputs = [e.read(input_of(node)), scale] + ([e.read_float(bias)] if isinstance(bias, Node) else [])
+    return e.add("LayerNormalization", inputs, axis=-len(sizes), epsilon=float(argument(node, 4, "eps", 1e-5)))

@@ -1,0 +1,43 @@
+"""What the translations share: how a node's arguments are read, and operators without any of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch.fx import Node
+
+from calibration.operators import static_shape
+
+if TYPE_CHECKING:
+    from backends.onnx_graph import Emitter
+
+Translator = Callable[["Emitter", Node], list[str]]
+
+
+def input_of(node: Node, position: int = 0) -> Node:
+    """The node that an argument holds."""
+    source = node.args[position]
+    assert isinstance(source, Node)
+    return source
+
+
+def pair(value: Any) -> list[int]:
+    """A size given for both axes at once or for each."""
+    values = [int(v) for v in value] if isinstance(value, (list, tuple)) else [int(value)]
+    return values * 2 if len(values) == 1 else values
+
+
+def spatial(node: Node, position: int) -> tuple[int, int]:
+    """Height and width, or depth of a kernel, of an argument."""
+    sizes = static_shape(input_of(node, position))
+    return sizes[-2], sizes[-1]
+
+
+def simple(operator: str, **attributes: Any) -> Translator:
+    """An operator with one input and fixed attributes."""
+
+    def translate(e: Emitter, node: Node) -> list[str]:
+        return e.add(operator, [e.read(input_of(node))], **attributes)
+
+    return translate

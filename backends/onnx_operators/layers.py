@@ -1,0 +1,60 @@
+"""Translations of layers with weights, and of products."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch.fx import Node
+
+from backends.onnx_operators.common import input_of, pair, spatial
+from calibration.operators import argument, static_shape
+
+if TYPE_CHECKING:
+    from backends.onnx_graph import Emitter
+
+
+def conv(e: Emitter, node: Node) -> list[str]:
+    """Conv; the padding of "same" as torch places it."""
+    stride, dilation = pair(argument(node, 3, "stride", 1)), pair(argument(node, 5, "dilation", 1))
+    padding, groups = argument(node, 4, "padding", 0), e.groups_written(input_of(node, 1))
+    kernel = spatial(node, 1)
+    if isinstance(padding, str):
+        # torch allows "same" for stride 1 only; the odd row of an even kernel goes to the end.
+        total = [dilation[i] * (kernel[i] - 1) if padding == "same" else 0 for i in range(2)]
+        pads = [total[0] // 2, total[1] // 2, total[0] - total[0] // 2, total[1] - total[1] // 2]
+    else:
+        pads = pair(padding) * 2
+    bias = argument(node, 2, "bias")
+    inputs = [e.read(input_of(node)), e.weight(input_of(node, 1))] + ([e.bias(bias)] if isinstance(bias, Node) else [])
+    return e.add("Conv", inputs, strides=stride, pads=pads, dilations=dilation, group=groups, kernel_shape=list(kernel))
+
+
+def conv_transpose(e: Emitter, node: Node) -> list[str]:
+    """ConvTranspose."""
+    bias = argument(node, 2, "bias")
+    inputs = [e.read(input_of(node)), e.weight(input_of(node, 1))] + ([e.bias(bias)] if isinstance(bias, Node) else [])
+    return e.add(
+        "ConvTranspose",
+        inputs,
+        strides=pair(argument(node, 3, "stride", 1)),
+        pads=pair(argument(node, 4, "padding", 0)) * 2,
+        output_padding=pair(argument(node, 5, "output_padding", 0)),
+        group=int(argument(node, 6, "groups", 1)),
+        dilations=pair(argument(node, 7, "dilation", 1)),
+        kernel_shape=list(spatial(node, 1)),
+    )
+
+
+def linear(e: Emitter, node: Node) -> list[str]:
+    """Gemm over one row per image."""
+    bias = argument(node, 2, "bias")
+    source = input_of(node)
+    if len(static_shape(source)) != 2:
+        raise e.unsupported("a linear layer over more than one free dimension has no translation to ONNX")
+    inputs = [e.read(source), e.weight(input_of(node, 1))] + ([e.bias(bias)] if isinstance(bias, Node) else [])
+    return e.add("Gemm", inputs, transB=1)
+
+
+def matmul(e: Emitter, node: Node) -> list[str]:
+    """MatMul."""
+    return e.add("MatMul", [e.read(input_of(node)), e.read(input_of(node, 1))])

@@ -1,0 +1,87 @@
+"""Translations of poolings and resizings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch.fx import Node
+
+from backends.onnx_operators.common import Translator, input_of, pair
+from calibration.operators import argument, static_shape
+
+if TYPE_CHECKING:
+    from backends.onnx_graph import Emitter
+
+
+def max_pool(e: Emitter, node: Node) -> list[str]:
+    """MaxPool."""
+    kernel = pair(node.args[1])
+    return e.add(
+        "MaxPool",
+        [e.read(input_of(node))],
+        kernel_shape=kernel,
+        strides=pair(argument(node, 2, "stride") or kernel),
+        pads=pair(argument(node, 3, "padding", 0)) * 2,
+        dilations=pair(argument(node, 4, "dilation", 1)),
+        ceil_mode=int(argument(node, 5, "ceil_mode", False)),
+    )
+
+
+def average_pool(e: Emitter, node: Node) -> list[str]:
+    """AveragePool."""
+    if argument(node, 6, "divisor_override") is not None:
+        raise e.unsupported("an average pooling with a divisor of its own has no translation to ONNX")
+    kernel = pair(node.args[1])
+    return e.add(
+        "AveragePool",
+        [e.read(input_of(node))],
+        kernel_shape=kernel,
+        strides=pair(argument(node, 2, "stride") or kernel),
+        pads=pair(argument(node, 3, "padding", 0)) * 2,
+        ceil_mode=int(argument(node, 4, "ceil_mode", False)),
+        count_include_pad=int(argument(node, 5, "count_include_pad", True)),
+    )
+
+
+def adaptive_average_pool(e: Emitter, node: Node) -> list[str]:
+    """The pooling that gives the size: global, in equal windows, or as a product with shares."""
+    wanted, sizes = pair(node.args[1]), static_shape(input_of(node))[-2:]
+    if wanted == list(sizes):
+        return e.add("Identity", [e.read(input_of(node))])
+    if wanted == [1, 1]:
+        return e.add("GlobalAveragePool", [e.read(input_of(node))])
+    if min(sizes) <= 0:
+        raise e.unsupported("an adaptive pooling of a map whose size is free has no translation to ONNX")
+    if any(size % want for size, want in zip(sizes, wanted, strict=True)):
+        # Windows of unequal size: a product with the matrix of shares from each side.
+        rows, columns = (shares(size, want) for size, want in zip(sizes, wanted, strict=True))
+        (tall,) = e.add("MatMul", [e.constant(rows, f"{node.name}_rows"), e.read(input_of(node))], suffix="_rows")
+        return e.add("MatMul", [tall, e.constant(columns.T, f"{node.name}_columns")])
+    kernel = [size // want for size, want in zip(sizes, wanted, strict=True)]
+    return e.add("AveragePool", [e.read(input_of(node))], kernel_shape=kernel, strides=kernel)
+
+
+def shares(size: int, wanted: int) -> np.ndarray[Any, Any]:
+    """How much of each position an adaptive pooling's windows hold along one axis: float32 [wanted, size]."""
+    shares = np.zeros((wanted, size), np.float32)
+    for window in range(wanted):
+        start, end = window * size // wanted, -(-(window + 1) * size // wanted)
+        shares[window, start:end] = 1 / (end - start)
+    return shares
+
+
+def resize(mode: str) -> Translator:
+    """Resize in a mode of ONNX, by the factors of the sizes."""
+
+    def translate(e: Emitter, node: Node) -> list[str]:
+        height, width = static_shape(node)[-2:]
+        source_height, source_width = static_shape(input_of(node))[-2:]
+        corners = mode == "linear" and bool(argument(node, 2, "align_corners", False))
+        scales = np.array([1, 1, height / source_height, width / source_width], np.float32)
+        inputs = [e.read(input_of(node)), "", e.constant(scales, f"{node.name}_scales")]
+        transform = "align_corners" if corners else "half_pixel" if mode == "linear" else "asymmetric"
+        extra: dict[str, Any] = {} if mode == "linear" else {"nearest_mode": "floor"}
+        return e.add("Resize", inputs, mode=mode, coordinate_transformation_mode=transform, **extra)
+
+    return translate

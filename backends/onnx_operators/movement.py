@@ -1,0 +1,127 @@
+"""Translations of what moves values without computing any."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from backends.onnx_operators.common import input_of
+from calibration.operators import argument, static_shape
+
+if TYPE_CHECKING:
+    from backends.onnx_graph import Emitter
+
+aten = torch.ops.aten
+
+
+def reshape(e: Emitter, node: Node) -> list[str]:
+    """Flatten or Reshape, one dimension free at most."""
+    sizes = static_shape(node)
+    if node.target is aten.flatten.using_ints and len(sizes) == 2 and int(argument(node, 1, "start_dim", 0)) == 1:
+        return e.add("Flatten", [e.read(input_of(node))], axis=1)
+    if sizes.count(-1) > 1:
+        raise e.unsupported("a reshape with more than one free dimension has no translation to ONNX")
+    return e.add("Reshape", [e.read(input_of(node)), e.int64s(sizes)])
+
+
+def transpose(e: Emitter, node: Node) -> list[str]:
+    """Transpose."""
+    rank = len(static_shape(node))
+    if node.target is aten.permute.default:
+        order = [int(axis) % rank for axis in argument(node, 1, "dims")]
+    else:
+        order = list(range(rank))
+        first, second = (int(argument(node, place, name)) % rank for place, name in ((1, "dim0"), (2, "dim1")))
+        order[first], order[second] = order[second], order[first]
+    return e.add("Transpose", [e.read(input_of(node))], perm=order)
+
+
+def slice_axis(e: Emitter, node: Node) -> list[str]:
+    """Slice of one axis."""
+    axis, start = int(argument(node, 1, "dim", 0)), argument(node, 2, "start")
+    end, step = argument(node, 3, "end"), int(argument(node, 4, "step", 1))
+    for bound in (start, end):
+        if isinstance(bound, Node):
+            raise e.unsupported("a slice whose bounds depend on the batch size has no translation to ONNX")
+    bounds = [[start or 0], [sys.maxsize if end is None else end], [axis], [step]]
+    return e.add("Slice", [e.read(input_of(node)), *(e.int64s(bound) for bound in bounds)])
+
+
+def select(e: Emitter, node: Node) -> list[str]:
+    """Gather of one index."""
+    axis, index = int(argument(node, 1, "dim")), int(argument(node, 2, "index"))
+    return e.add("Gather", [e.read(input_of(node)), e.constant(np.array(index, np.int64), f"index_{index}")], axis=axis)
+
+
+def split(e: Emitter, node: Node) -> list[str]:
+    """Split; of one part, nothing."""
+    axis = int(argument(node, 2, "dim", 0))
+    sizes = [int(part.shape[axis]) for part in node.meta["val"]]
+    if len(sizes) == 1:
+        return e.add("Identity", [e.read(input_of(node))])
+    return e.add("Split", [e.read(input_of(node)), e.int64s(sizes)], outputs=len(sizes), axis=axis)
+
+
+def item(e: Emitter, node: Node) -> list[str]:
+    """One of the tensors that a split gave."""
+    return [e.lists[input_of(node)][int(argument(node, 1, "b"))]]
+
+
+def pad(e: Emitter, node: Node) -> list[str]:
+    """Pad; its border is zero in the units of its input."""
+    amounts = [int(amount) for amount in argument(node, 1, "pad")]
+    mode = str(argument(node, 2, "mode", "constant")) if node.target is aten.pad.default else "constant"
+    value = argument(node, 3 if node.target is aten.pad.default else 2, "value", 0.0) or 0.0
+    if mode not in {"constant", "reflect", "replicate"}:
+        raise e.unsupported(f"padding mode {mode} has no translation to ONNX")
+    rank = len(static_shape(node))
+    begins, ends = [0] * rank, [0] * rank
+    for index in range(len(amounts) // 2):  # torch lists the last axis first
+        begins[rank - 1 - index], ends[rank - 1 - index] = amounts[2 * index], amounts[2 * index + 1]
+    border = e.border(input_of(node)) if value == 0.0 else e.scalar(float(value))
+    inputs = [e.read(input_of(node)), e.int64s(begins + ends)] + ([border] if mode == "constant" else [])
+    return e.add("Pad", inputs, mode={"replicate": "edge"}.get(mode, mode))
+
+
+def concat(e: Emitter, node: Node) -> list[str]:
+    """Concat."""
+    parts = node.args[0]
+    assert isinstance(parts, (list, tuple))
+    names = [e.read(part) for part in parts if isinstance(part, Node)]
+    return e.add("Concat", names, axis=int(argument(node, 1, "dim", 0)))
+
+
+def expand(e: Emitter, node: Node) -> list[str]:
+    """Expand, to the batch of the input where that is free."""
+    sizes = static_shape(node)
+    if sizes.count(-1) > 1:
+        raise e.unsupported("an expansion with more than one free dimension has no translation to ONNX")
+    if -1 not in sizes:
+        return e.add("Expand", [e.read(input_of(node)), e.int64s(sizes)])
+    # The free dimension is the batch: it is read from the network's input.
+    (batch,) = e.add("Shape", [e.first_input], suffix="_batch", start=0, end=1)
+    axis = sizes.index(-1)
+    parts = [e.int64s(sizes[:axis])] * (axis > 0) + [batch] + [e.int64s(sizes[axis + 1 :])] * (axis + 1 < len(sizes))
+    (wanted,) = e.add("Concat", parts, suffix="_sizes", axis=0)
+    return e.add("Expand", [e.read(input_of(node)), wanted])
+
+
+def depth_to_space(e: Emitter, node: Node) -> list[str]:
+    """DepthToSpace in torch's order."""
+    factor = int(argument(node, 1, "upscale_factor"))
+    return e.add("DepthToSpace", [e.read(input_of(node))], blocksize=factor, mode="CRD")
+
+
+def channel_shuffle(e: Emitter, node: Node) -> list[str]:
+    """Reshape, Transpose, Reshape."""
+    groups = int(argument(node, 1, "groups"))
+    _, channels, height, width = static_shape(node)
+    apart: Sequence[int] = (-1, groups, channels // groups, height, width)
+    (split,) = e.add("Reshape", [e.read(input_of(node)), e.int64s(apart)], suffix="_apart")
+    (turned,) = e.add("Transpose", [split], suffix="_turned", perm=[0, 2, 1, 3, 4])
+    return e.add("Reshape", [turned, e.int64s((-1, channels, height, width))])
