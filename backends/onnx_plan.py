@@ -17,7 +17,7 @@ def plan_of_file(model: onnx.ModelProto, *, backend: str, left: str) -> Plan:
     view = OnnxView(model)
     layers = [node for node in view.nodes if view.is_weighted(node)]
     integer = [node for node in layers if view.has_integer_weight(node)]
-    names = {id(node): _layer(node) for node in layers}
+    names = {id(node): node_name(node) for node in layers}
     return Plan(
         backend=backend,
         activations=tuple(_activations(view)),
@@ -25,11 +25,6 @@ def plan_of_file(model: onnx.ModelProto, *, backend: str, left: str) -> Plan:
         float_nodes={names[id(node)]: left for node in layers if node not in integer},
         kinds={names[id(node)]: _KINDS[node.op_type] for node in layers},
     )
-
-
-def _layer(node: NodeProto) -> str:
-    """Name of a weighted node's layer: a linear layer over tokens is written as a product and a sum."""
-    return node_name(node).removesuffix("_product")
 
 
 def _weight(view: OnnxView, node: NodeProto) -> WeightPlacement:
@@ -44,7 +39,7 @@ def _weight(view: OnnxView, node: NodeProto) -> WeightPlacement:
     low, high = INTEGER_RANGES[kind]
     bias = view.dequantised(node, 2)
     return WeightPlacement(
-        layer=_layer(node),
+        layer=node_name(node),
         grid=Grid(bits=(high - low).bit_length(), signed=low < 0, symmetric=True, channel_axis=axis),
         integer_bias=bias is not None,
     )

@@ -137,8 +137,4 @@ def _integer_layers(view: OnnxView, kernels: Sequence[Mapping[str, str]], layers
             names = kernel["originalLayersNames"].split(",")
             computed.update(name.partition("/")[0].removesuffix(_SUFFIX) for name in names)
     written = {node.name: {node.name, *node.output} for node in view.nodes}
-    return {
-        layer
-        for layer in layers
-        if computed & ({layer} | written.get(layer, set()) | written.get(f"{layer}_product", set()))
-    }
+    return {layer for layer in layers if computed & ({layer} | written.get(layer, set()))}

@@ -92,15 +92,15 @@ class EngineCensus:
 
 
 def census(kernels: Sequence[EngineKernel], layers: Sequence[str]) -> EngineCensus:
-    """Count an engine's kernels; a linear layer over tokens stands in the file as LAYER_product."""
+    """Count an engine's kernels, and which of these layers they compute on integers."""
     integer = {node for kernel in kernels if kernel.multiplies_integers for node in kernel.nodes}
     seen = {node for kernel in kernels for node in kernel.nodes}
-    floating = tuple(layer for layer in layers if not {layer, f"{layer}_product"} & integer)
+    floating = tuple(layer for layer in layers if layer not in integer)
     reformats = [kernel for kernel in kernels if kernel.is_reformat]
     return EngineCensus(
         integer=tuple(layer for layer in layers if layer not in floating),
         floating=floating,
-        unseen=tuple(layer for layer in floating if not {layer, f"{layer}_product"} & seen),
+        unseen=tuple(layer for layer in floating if layer not in seen),
         kernels=len(kernels),
         fused=sum(kernel.fused > 1 for kernel in kernels),
         reformats=len(reformats),

@@ -62,7 +62,7 @@ def engine(version: int) -> dict[str, Any]:
             "Inputs": [mapped],
             "Outputs": [logits],
             "TacticName": "sm80_xmma_gemm_i8i8_i8i32_f32_tn_n_tilesize32x32x64",
-            "Metadata": "[ONNX Layer: fc_product]",
+            "Metadata": "[ONNX Layer: fc]",
         },
     ]
     result: dict[str, Any] = {"Layers": layers}
