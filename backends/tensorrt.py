@@ -19,7 +19,7 @@ from backends.onnx_lint import lint_rules, require_clean
 from backends.tensorrt_device.build import BuiltEngine, EngineOptions, Step, build_engine
 from backends.tensorrt_device.cuda import Cuda
 from backends.tensorrt_device.engine import LoadedEngine, loaded_engine
-from backends.tensorrt_device.errors import DeviceError
+from backends.tensorrt_device.errors import DeviceError, TooOldError
 from backends.tensorrt_device.kernels import census, parse_inspection
 from backends.tensorrt_device.sdk import load_sdk
 from backends.tensorrt_engine import build_ahead_of_time, users_mistakes
@@ -128,6 +128,18 @@ def _sdk_missing() -> str | None:
     except DeviceError as error:
         return str(error)
     return None
+
+
+def refuse_old_sdk() -> None:
+    """Raise UserError, naming both versions, where the SDK is here and too old to build engines with."""
+    if importlib.util.find_spec("tensorrt") is None:
+        return
+    try:
+        load_sdk()
+    except TooOldError as error:
+        raise UserError(str(error)) from error
+    except DeviceError:
+        return  # it does not load at all, which `unavailable` says
 
 
 class _EngineRunner:

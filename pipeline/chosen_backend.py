@@ -36,9 +36,16 @@ def prepared_for(backends: Sequence[Backend], plan: Plan) -> Backend:
 
 
 def stored_backend(bundle: Bundle, engine: EngineConfig, *, batch: int, progress: Progress) -> Backend:
-    """The backend of a finished bundle. Raises UserError when flags of an engine come with one that builds none."""
+    """The backend of a finished bundle.
+
+    Raises UserError when flags of an engine come with one that builds none, and for an SDK too old to build any.
+    """
     check_engine(engine, backend=bundle.backend, batch=batch)
     if bundle.backend == "tensorrt":
+        from backends.tensorrt import refuse_old_sdk
+
+        if engine.runner == "tensorrt":
+            refuse_old_sdk()
         return _tensorrt(engine, batch, progress)
     return backend_of(bundle.backend, bundle.plan.variant, bundle.session_options)
 

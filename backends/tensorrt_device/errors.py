@@ -8,3 +8,7 @@ class DeviceError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class TooOldError(DeviceError):
+    """The SDK is here, and its version is too old to build what we need."""

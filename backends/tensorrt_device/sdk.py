@@ -6,7 +6,7 @@ import importlib
 import re
 from typing import Any
 
-from .errors import DeviceError
+from .errors import DeviceError, TooOldError
 
 #: The first version whose strongly typed networks, names and inspector are those of 11 (but for rows that say so).
 OLDEST = (10, 0)
@@ -19,7 +19,7 @@ _LISTINGS = ("Layers:", "Engine Layer Information:")
 def load_sdk(name: str = "tensorrt") -> Any:
     """The package `tensorrt` (enterprise, 10.0 or newer) or `tensorrt_rtx`.
 
-    Raises DeviceError when it is missing, cannot load its libraries, or is too old.
+    Raises DeviceError when it is missing or cannot load its libraries, TooOldError when it is too old.
     """
     try:
         sdk = importlib.import_module(name)
@@ -29,7 +29,7 @@ def load_sdk(name: str = "tensorrt") -> Any:
             " python3-libnvinfer, elsewhere pip install tensorrt"
         ) from error
     if name == "tensorrt" and version_of(sdk)[:2] < OLDEST:
-        raise DeviceError(
+        raise TooOldError(
             f"TensorRT {sdk.__version__} is here, 10.0 is the oldest that builds strongly typed networks:"
             " install JetPack 6.1 or newer, or pip install 'tensorrt>=10'"
         )

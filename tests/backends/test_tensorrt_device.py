@@ -303,8 +303,9 @@ def bundle(build: Build, tmp_path: Path) -> Path:
 def on_device(monkeypatch: pytest.MonkeyPatch, cuda: Any, tmp_path: Path) -> Callable[..., int]:
     """Run the bundle's program with the stand-in of a version."""
 
-    def run(bundle: Path, *arguments: str, version: str = "10.3.0", gpu: str = "8.7") -> int:
-        monkeypatch.setitem(sys.modules, "tensorrt", STAND_IN.stand_in(cuda, version=version, gpu=gpu))
+    def run(bundle: Path, *arguments: str, version: str = "10.3.0", gpu: str = "8.7", refuses: str = "") -> int:
+        sdk = STAND_IN.stand_in(cuda, version=version, gpu=gpu, refuses=refuses)
+        monkeypatch.setitem(sys.modules, "tensorrt", sdk)
         monkeypatch.setattr(device_check, "Cuda", lambda: cuda)
         monkeypatch.setattr(type(cuda), "compute_capability", lambda self: gpu)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -353,6 +354,53 @@ def test_an_engine_file_is_written_then_loaded_and_refused_elsewhere(
     error = capsys.readouterr().err
     assert "was built with TensorRT 10.3.0, Stand-in, compute capability 8.7; here is TensorRT 11.4.0" in error
     assert error.count("\n") == 1
+
+
+#: What the builder says -> what the user reads, from the bundle's program and from faqd.
+REFUSALS_OF_A_BUILDER = {
+    "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)": (
+        "the model: TensorRT 10.3.0 builds no engine; the device's memory does not suffice for building"
+    ),
+    "Error Code 2: OutOfMemory (Requested size was 4294967296 bytes.)": (
+        "the model: TensorRT 10.3.0 builds no engine; the device's memory does not suffice for building"
+    ),
+    "Error Code 10: Internal Error (Could not find any implementation for node {ForeignNode[a...relu]}.)": (
+        "the layers a to relu: TensorRT 10.3.0 builds no engine; TensorRT has no kernel for this layer on this GPU"
+    ),
+    "[ONNX Layer: b] input and weights must have the same data type": (
+        "b: TensorRT 10.3.0 builds no engine; rule 8: float types are mixed"
+    ),
+}
+
+
+@pytest.mark.parametrize("said", REFUSALS_OF_A_BUILDER)
+def test_what_the_builder_refuses_is_one_line(
+    said: str, bundle: Path, on_device: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert on_device(bundle, "--no-layers", refuses=said) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {REFUSALS_OF_A_BUILDER[said]}") and error.count("\n") == 1
+    assert f"the SDK says: {said}" in error
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "versions"),
+    [({"gpu": "8.9"}, "(here 8.9, the engine's 8.7)"), ({"version": "10.9.0"}, "(here 10.9.0, the engine's 10.3.0)")],
+)
+def test_an_engine_without_its_record_names_both(
+    elsewhere: dict[str, str],
+    versions: str,
+    bundle: Path,
+    cuda: Any,
+    on_device: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    built = build_engine(STAND_IN.stand_in(cuda), (bundle / "model.onnx").read_bytes(), EngineOptions())
+    (tmp_path / "a.plan").write_bytes(built.plan)
+    assert on_device(bundle, "--engine", str(tmp_path / "a.plan"), "--no-layers", **elsewhere) == 2
+    error = capsys.readouterr().err
+    assert versions in error and "it was built for another GPU or SDK" in error and error.count("\n") == 1
 
 
 def test_other_outputs_fail(bundle: Path, on_device: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -442,15 +490,18 @@ def test_faqd_itself_runs_engines_where_they_run(
     assert len(sdk.built) == 1, "one build for scoring, counting and timing"
 
 
-def test_without_memory_a_users_line_names_it(model: bytes, cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    sdk = STAND_IN.stand_in(cuda)
+@pytest.mark.parametrize("said", REFUSALS_OF_A_BUILDER)
+def test_faqd_itself_says_refusals_as_the_users_mistakes(
+    said: str, model: bytes, cuda: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import backends.tensorrt as backend_module
 
-    def no_memory(self: Any, network: Any, config: Any) -> None:
-        self.log.log(1, "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)")
-
-    monkeypatch.setattr(sdk.Builder, "build_serialized_network", no_memory)
-    with pytest.raises(DeviceError, match=r"^the model: TensorRT 10\.3\.0 builds no engine; the device's memory"):
-        build_engine(sdk, model, EngineOptions())
+    monkeypatch.setitem(sys.modules, "tensorrt", STAND_IN.stand_in(cuda, refuses=said))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: object())
+    monkeypatch.setattr(backend_module, "Cuda", lambda: cuda)
+    with pytest.raises(UserError) as refused, TensorRT().runner(model, threads=1):
+        pass
+    assert str(refused.value).startswith(REFUSALS_OF_A_BUILDER[said]) and "\n" not in str(refused.value)
 
 
 def test_onnx_runtimes_provider_is_asked_for_by_its_names(model: bytes, tmp_path: Path) -> None:
