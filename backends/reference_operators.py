@@ -149,7 +149,8 @@ def _slice(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tens
     assert x is not None
     starts, ends, axes, steps = (_integers(values) for values in inputs[1:5])
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        x = x[(slice(None),) * (axis % x.dim()) + (slice(start, end, step),)]
+        places = range(*slice(start, end, step).indices(x.shape[axis]))  # torch's own slices go forward only
+        x = x.index_select(axis, torch.tensor(places, device=x.device))
     return [x]
 
 
@@ -190,9 +191,10 @@ def _transpose(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[
 
 
 def _gather(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
-    x, index = inputs[0], inputs[1]
-    assert x is not None and index is not None
-    return [x.select(attributes.get("axis", 0), int(index))]
+    x, places = inputs
+    assert x is not None and places is not None
+    axis = attributes.get("axis", 0)
+    return [x.select(axis, int(places)) if places.dim() == 0 else x.index_select(axis, places.reshape(-1))]
 
 
 def _depth_to_space(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
@@ -207,12 +209,12 @@ def _resize(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Ten
     if attributes["mode"] == "nearest":
         return [functional.interpolate(x.float(), size, mode="nearest").to(x.dtype)]
     corners = attributes.get("coordinate_transformation_mode") == "align_corners"
-    return [functional.interpolate(x, size, mode="bilinear", align_corners=corners)]
+    mode = "bicubic" if attributes["mode"] == "cubic" else "bilinear"
+    return [functional.interpolate(x, size, mode=mode, align_corners=corners)]
 
 
-def _softmax(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
-    assert inputs[0] is not None
-    return [inputs[0].softmax(attributes.get("axis", -1))]
+def _softmax_by(function: Callable[..., Tensor]) -> Operator:
+    return lambda inputs, attributes: [function(inputs[0], attributes.get("axis", -1))]
 
 
 def _layer_normalization(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
@@ -222,10 +224,21 @@ def _layer_normalization(inputs: Sequence[Tensor | None], attributes: Attributes
     return [functional.layer_norm(x, [x.shape[a] for a in axes], weight, bias, attributes.get("epsilon", 1e-5))]
 
 
-def _reduce_mean(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
-    assert inputs[0] is not None
-    axes = _integers(inputs[1]) if len(inputs) > 1 else attributes["axes"]
-    return [inputs[0].mean(axes, keepdim=bool(attributes.get("keepdims", 1)))]
+def _reduction(function: Callable[..., Tensor]) -> Operator:
+    """A reduction over axes: `function` of tensor, axes and keepdim."""
+
+    def run(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+        assert inputs[0] is not None
+        axes = _integers(inputs[1]) if len(inputs) > 1 else attributes["axes"]
+        return [function(inputs[0], axes, keepdim=bool(attributes.get("keepdims", 1)))]
+
+    return run
+
+
+def _instance_normalization(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
+    x, scale, shift = inputs
+    assert x is not None
+    return [functional.instance_norm(x, None, None, scale, shift, True, 0.0, attributes.get("epsilon", 1e-5))]
 
 
 def _gelu(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
@@ -246,9 +259,8 @@ def _leaky_relu(inputs: Sequence[Tensor | None], attributes: Attributes) -> list
     return [functional.leaky_relu(inputs[0], attributes.get("alpha", 0.01))]
 
 
-def _elu(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
-    assert inputs[0] is not None
-    return [functional.elu(inputs[0], attributes.get("alpha", 1.0))]
+def _alpha(function: Callable[..., Tensor]) -> Operator:
+    return lambda inputs, attributes: [function(inputs[0], attributes.get("alpha", 1.0))]
 
 
 def _global_average_pool(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
@@ -272,16 +284,6 @@ def _expand(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Ten
     return [inputs[0].expand(sizes)]
 
 
-def _norm(order: int) -> Operator:
-    def run(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
-        assert inputs[0] is not None
-        axes = _integers(inputs[1]) if len(inputs) > 1 else attributes["axes"]
-        keep = bool(attributes.get("keepdims", 1))
-        return [torch.linalg.vector_norm(inputs[0], order, axes, keepdim=keep)]
-
-    return run
-
-
 #: Operators that only move values and so take integers as they are; a Resize does where it takes the nearest one.
 MOVES: dict[str, Operator] = {
     "Cast": _cast,
@@ -303,32 +305,50 @@ MOVES: dict[str, Operator] = {
 
 #: Operators that compute in float32.
 FLOATS: dict[str, Operator] = {
+    "Abs": _one(torch.abs),
     "Add": _one(torch.add),
     "AveragePool": _average_pool,
+    "Celu": _alpha(functional.celu),
     "Clip": _clip,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
+    "Cos": _one(torch.cos),
     "Div": _one(torch.div),
-    "Elu": _elu,
+    "Elu": _alpha(functional.elu),
     "Erf": _one(torch.erf),
     "Exp": _one(torch.exp),
+    "Floor": _one(torch.floor),
     "Gelu": _gelu,
     "Gemm": _gemm,
     "GlobalAveragePool": _global_average_pool,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _one(functional.hardswish),
+    "InstanceNormalization": _instance_normalization,
     "LayerNormalization": _layer_normalization,
     "LeakyRelu": _leaky_relu,
+    "Log": _one(torch.log),
+    "LogSoftmax": _softmax_by(torch.log_softmax),
     "MatMul": _one(torch.matmul),
+    "Max": _one(torch.maximum),
+    "Min": _one(torch.minimum),
     "Mul": _one(torch.mul),
+    "Pow": _one(torch.pow),
     "PRelu": _one(lambda x, slope: torch.where(x < 0, x * slope, x)),
-    "ReduceL1": _norm(1),
-    "ReduceL2": _norm(2),
-    "ReduceMean": _reduce_mean,
+    "Reciprocal": _one(torch.reciprocal),
+    "ReduceL1": _reduction(lambda x, axes, keepdim: torch.linalg.vector_norm(x, 1, axes, keepdim)),
+    "ReduceL2": _reduction(lambda x, axes, keepdim: torch.linalg.vector_norm(x, 2, axes, keepdim)),
+    "ReduceMax": _reduction(torch.amax),
+    "ReduceMean": _reduction(torch.mean),
+    "ReduceMin": _reduction(torch.amin),
+    "ReduceSum": _reduction(torch.sum),
     "Relu": _one(torch.relu),
     "Resize": _resize,
+    "Selu": _one(functional.selu),
     "Sigmoid": _one(logistic),
-    "Softmax": _softmax,
+    "Sign": _one(torch.sign),
+    "Sin": _one(torch.sin),
+    "Softmax": _softmax_by(torch.softmax),
+    "Softplus": _one(functional.softplus),
     "Sqrt": _one(torch.sqrt),
     "Sub": _one(torch.sub),
     "Tanh": _one(torch.tanh),

@@ -15,6 +15,7 @@ from calibration import decompositions
 from calibration.decompositions import before, reshaped
 from calibration.mutation import functional, is_in_place
 from calibration.operators import argument, attribute, clip_bounds, kind, static_shape
+from calibration.spellings import SPELLINGS, WITH_INDICES, hard_sigmoid
 
 aten = torch.ops.aten
 Rule = Callable[[Graph, Node], Node]
@@ -149,8 +150,8 @@ def _same_tensor(node: Node) -> Node | None:
             return part
     if node.target in _CONVERSIONS and source.meta["val"].dtype == node.meta["val"].dtype:
         return source
-    # Functionalisation gives BatchNorm two statistics beside its result; see _RULES.
-    if node.target is operator.getitem and source.target is aten._native_batch_norm_legit_no_training.default:
+    # Functionalisation gives BatchNorm two statistics beside its result, maxima come with their places; see _RULES.
+    if node.target is operator.getitem and node.args[1] == 0 and source.target in _FIRST_OF_SEVERAL:
         return source
     return None
 
@@ -281,7 +282,11 @@ def _neutral(number: float) -> Rule:
     return rule
 
 
+#: Operators whose first result alone is written.
+_FIRST_OF_SEVERAL = frozenset({aten._native_batch_norm_legit_no_training.default, *WITH_INDICES})
+
 _RULES: dict[Any, tuple[Rule, ...]] = {
+    **{target: (rule,) for target, rule in SPELLINGS.items()},
     operator.getitem: (decompositions.item_of_unbind,),
     aten.conv2d.padding: (_named_padding,),
     aten.view.default: (_reshape,),
@@ -293,8 +298,8 @@ _RULES: dict[Any, tuple[Rule, ...]] = {
     aten.clamp_min.default: (_clamp,),
     aten.add.Tensor: (_scaled_operand, _neutral(0), decompositions.without_expansion),
     aten.sub.Tensor: (_scaled_operand, _neutral(0), decompositions.without_expansion),
-    aten.mul.Tensor: (_neutral(1), decompositions.without_expansion),
-    aten.div.Tensor: (_neutral(1), _division, decompositions.without_expansion),
+    aten.mul.Tensor: (_neutral(1), hard_sigmoid, decompositions.without_expansion),
+    aten.div.Tensor: (_neutral(1), _division, hard_sigmoid, decompositions.without_expansion),
     aten.rsub.Scalar: (_reversed_subtraction,),
     aten.rsub.Tensor: (_reversed_subtraction,),
     aten.linear.default: (decompositions.linear_over_rows,),

@@ -71,6 +71,8 @@ KINDS: dict[Any, str] = {
     aten.permute.default: "transpose",
     aten.transpose.int: "transpose",
     aten.slice.Tensor: "slice",
+    aten.flip.default: "slice",
+    aten.index_select.default: "select",
     aten.select.int: "select",
     aten.chunk.default: "split",
     aten.split.Tensor: "split",

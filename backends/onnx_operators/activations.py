@@ -34,6 +34,11 @@ def leaky_relu(e: Emitter, node: Node) -> list[str]:
     return e.add("LeakyRelu", [e.read(input_of(node))], alpha=float(argument(node, 1, "negative_slope", 0.01)))
 
 
+def celu(e: Emitter, node: Node) -> list[str]:
+    """Celu."""
+    return e.add("Celu", [e.read(input_of(node))], alpha=float(argument(node, 1, "alpha", 1.0)))
+
+
 def elu(e: Emitter, node: Node) -> list[str]:
     """Elu."""
     return e.add("Elu", [e.read(input_of(node))], alpha=float(argument(node, 1, "alpha", 1.0)))

@@ -8,7 +8,7 @@ import numpy as np
 from torch.fx import Node
 
 from backends.onnx_operators.common import Translator, input_of
-from calibration.operators import argument
+from calibration.operators import argument, static_shape
 
 if TYPE_CHECKING:
     from backends.onnx_graph import Emitter
@@ -60,6 +60,28 @@ def softmax(operator: str) -> Translator:
         return e.add(operator, [e.read(input_of(node))], axis=int(argument(node, 1, "dim")))
 
     return translate
+
+
+def smaller_or_larger(operator: str) -> Translator:
+    """Min or Max of two tensors."""
+    return lambda e, node: e.add(operator, [e.read(input_of(node)), e.read(input_of(node, 1))])
+
+
+def power(e: Emitter, node: Node) -> list[str]:
+    """Pow to a number."""
+    return e.add("Pow", [e.read(input_of(node)), e.scalar(float(argument(node, 1, "exponent")))])
+
+
+def instance_norm(e: Emitter, node: Node) -> list[str]:
+    """InstanceNormalization; statistics of the image itself alone."""
+    weight, bias = (argument(node, place, name) for place, name in ((1, "weight"), (2, "bias")))
+    if not argument(node, 5, "use_input_stats"):
+        raise e.unsupported("an instance normalisation with running statistics has no translation to ONNX")
+    channels = static_shape(node)[1]
+    scale = e.read_float(weight) if isinstance(weight, Node) else e.constant(np.ones(channels, np.float32), "ones")
+    shift = e.read_float(bias) if isinstance(bias, Node) else e.constant(np.zeros(channels, np.float32), "zeros")
+    epsilon = float(argument(node, 7, "eps"))
+    return e.add("InstanceNormalization", [e.read(input_of(node)), scale, shift], epsilon=epsilon)
 
 
 def layer_norm(e: Emitter, node: Node) -> list[str]:

@@ -77,11 +77,13 @@ def resize(mode: str) -> Translator:
     def translate(e: Emitter, node: Node) -> list[str]:
         height, width = static_shape(node)[-2:]
         source_height, source_width = static_shape(input_of(node))[-2:]
-        corners = mode == "linear" and bool(argument(node, 2, "align_corners", False))
+        corners = mode != "nearest" and bool(argument(node, 2, "align_corners", False))
         scales = np.array([1, 1, height / source_height, width / source_width], np.float32)
         inputs = [e.read(input_of(node)), "", e.constant(scales, f"{node.name}_scales")]
-        transform = "align_corners" if corners else "half_pixel" if mode == "linear" else "asymmetric"
-        extra: dict[str, Any] = {} if mode == "linear" else {"nearest_mode": "floor"}
+        transform = "align_corners" if corners else "half_pixel" if mode != "nearest" else "asymmetric"
+        extra: dict[str, Any] = {"nearest_mode": "floor"} if mode == "nearest" else {}
+        if mode == "cubic":
+            extra["cubic_coeff_a"] = -0.75  # torch's
         return e.add("Resize", inputs, mode=mode, coordinate_transformation_mode=transform, **extra)
 
     return translate

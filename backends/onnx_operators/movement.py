@@ -11,7 +11,7 @@ import torch
 from torch.fx import Node
 
 from backends.onnx_operators.common import input_of
-from calibration.operators import argument, static_shape
+from calibration.operators import argument, constant, static_shape
 
 if TYPE_CHECKING:
     from backends.onnx_graph import Emitter
@@ -50,6 +50,22 @@ def slice_axis(e: Emitter, node: Node) -> list[str]:
             raise e.unsupported("a slice whose bounds depend on the batch size has no translation to ONNX")
     bounds = [[start or 0], [sys.maxsize if end is None else end], [axis], [step]]
     return e.add("Slice", [e.read(input_of(node)), *(e.int64s(bound) for bound in bounds)])
+
+
+def flip(e: Emitter, node: Node) -> list[str]:
+    """Slice backwards."""
+    axes = [int(axis) for axis in argument(node, 1, "dims")]
+    bounds = [[-1] * len(axes), [-sys.maxsize] * len(axes), axes, [-1] * len(axes)]
+    return e.add("Slice", [e.read(input_of(node)), *(e.int64s(bound) for bound in bounds)])
+
+
+def index_select(e: Emitter, node: Node) -> list[str]:
+    """Gather at constant places."""
+    axis, places = int(argument(node, 1, "dim")), constant(e.module, argument(node, 2, "index"))
+    if places is None:
+        raise e.unsupported("indices that are computed at run time have no translation to ONNX")
+    stored = e.constant(places.cpu().numpy().astype(np.int64), f"{node.name}_places")
+    return e.add("Gather", [e.read(input_of(node)), stored], axis=axis)
 
 
 def select(e: Emitter, node: Node) -> list[str]:
