@@ -51,7 +51,7 @@ class TensorDifference:
 class Comparison:
     """Compares the oracle over one model with another execution, of the same model or of another one.
 
-    `fixed_point_sums`: the oracle's additions are those of ARM.
+    `arm_arithmetic`: the oracle's additions and multiplications are those of ARM.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Comparison:
         other: onnx.ModelProto | None = None,
         *,
         fused_rounding: bool = True,
-        fixed_point_sums: bool = False,
+        arm_arithmetic: bool = False,
     ) -> None:
-        self.oracle = IntegerOracle(model, fused_rounding=fused_rounding, fixed_point_sums=fixed_point_sums)
+        self.oracle = IntegerOracle(model, fused_rounding=fused_rounding, arm_arithmetic=arm_arithmetic)
         self.nudged = [
-            IntegerOracle(_with_scales(model, factor), fused_rounding=fused_rounding, fixed_point_sums=fixed_point_sums)
+            IntegerOracle(_with_scales(model, factor), fused_rounding=fused_rounding, arm_arithmetic=arm_arithmetic)
             for factor in (1 - _NUDGE, 1 + _NUDGE)
         ]
         self.names = rounded_tensors(model)

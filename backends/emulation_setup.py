@@ -18,17 +18,35 @@ from calibration.errors import UserError
 _PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6")
 # Wheels name the oldest glibc that they run on; Debian 12's is 2.36.
 _PLATFORMS = ("manylinux2014_aarch64", "manylinux_2_27_aarch64", "manylinux_2_28_aarch64")
-# ONNX Runtime from 1.28 on ends with a segmentation fault where it reads the host's processors instead.
+# What Linux says of a core: its part number, and the extensions beside those that all of them have.
+_CORES = {
+    "cortex-a53": ("0xd03", ""),
+    "neoverse-n1": ("0xd0c", "atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"),
+    "max": ("0xd49", "atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp i8mm"),
+}
 _CPUINFO = """processor\t: {index}
 BogoMIPS\t: 100.00
-Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp i8mm
+Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid {features}
 CPU implementer\t: 0x41
 CPU architecture: 8
-CPU variant\t: 0x3
-CPU part\t: 0xd0c
-CPU revision\t: 1
+CPU variant\t: 0x0
+CPU part\t: {part}
+CPU revision\t: 3
 
 """
+
+
+def describe_processors(root: Path, core: str) -> None:
+    """Write what the emulated Linux below `root` says of its processors, each of them such a core.
+
+    ONNX Runtime from 1.28 on ends with a segmentation fault where it reads the host's processors instead.
+    """
+    part, features = _CORES[core]
+    (root / "proc").mkdir(exist_ok=True)
+    described = "".join(
+        _CPUINFO.format(index=index, part=part, features=features) for index in range(os.cpu_count() or 1)
+    )
+    (root / "proc" / "cpuinfo").write_text(described, encoding="utf-8")
 
 
 def make_environment(cpu: str, say: Callable[[str], None]) -> Path | None:
@@ -97,10 +115,8 @@ def _fill(folder: Path, say: Callable[[str], None]) -> None:
         with zipfile.ZipFile(wheel) as packed:
             packed.extractall(folder / "packages")
     shutil.rmtree(apt)
-    # QEMU looks below its prefix first: a processor of the right kind instead of the host's.
-    (folder / "root" / "proc").mkdir()
-    described = "".join(_CPUINFO.format(index=index) for index in range(os.cpu_count() or 1))
-    (folder / "root" / "proc" / "cpuinfo").write_text(described, encoding="utf-8")
+    # QEMU looks below its prefix first.
+    describe_processors(folder / "root", EMULATED["arm64"].cpu)
     (folder / "made-of.json").write_text(json.dumps({"debian": list(_PACKAGES), "python": wanted}), encoding="utf-8")
 
 

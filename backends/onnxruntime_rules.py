@@ -111,7 +111,7 @@ ARM64 = replace(
     X64,
     cpu="arm64",
     variant="arm64",
-    fixed_point_sums=True,
+    arm_arithmetic=True,
     merged_channels=0,  # not measured there
     source="uint8 activations meet int8 weights in 32 bits, measured under emulation on kernels with dot products and"
     " with 8-bit matrix products (not on cores without either); QLinearAdd computes in fixed point (MLAS qladd.cpp)",

@@ -114,7 +114,7 @@ class _Placement:
         }
         return Plan(
             backend=self.profile.name,
-            fixed_point_sums=self.profile.fixed_point_sums,
+            arm_arithmetic=self.profile.arm_arithmetic,
             variant=self.profile.variant,
             activations=tuple(activations),
             weights=tuple(self._weight(node) for node in weighted),

@@ -82,9 +82,10 @@ class Profile:
 
     Where the processor matters, `cpu` names it (a key of `backends.cpu.CPUS`), `variant` this profile among all of
     the runtime, and `source` says where what is special about it is known from. `session_options` must be set by
-    whoever loads the file; `fixed_point_sums`: QLinearAdd scales by 22-bit integers and rounds halves away from zero;
-    `shares_constants`: layers may read one stored weight, and one zero point of weights; `merged_channels`: groups of
-    convolutions are written as one, with zeros between them, up to so many channels (0: as they are).
+    whoever loads the file; `arm_arithmetic`: QLinearAdd scales by 22-bit integers and rounds halves away from zero,
+    and QLinearMul rounds once; `shares_constants`: layers may read one stored weight, and one zero point of weights;
+    `merged_channels`: groups of convolutions are written as one, with zeros between them, up to so many channels (0: as
+    they are).
     """
 
     name: str
@@ -104,5 +105,5 @@ class Profile:
     source: str = ""
     session_options: Mapping[str, str] = field(default_factory=dict)
     shares_constants: bool = True
-    fixed_point_sums: bool = False
+    arm_arithmetic: bool = False
     merged_channels: int = 0

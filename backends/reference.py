@@ -21,12 +21,12 @@ from backends.onnx_view import INTEGER_RANGES, OnnxView, attributes, node_name
 from backends.onnxruntime_rules import CPU_PROFILES, host_profile
 from backends.profile import Profile
 from backends.reference_kernels import (
+    ARM_KERNELS,
     KERNELS,
     Quantised,
     Target,
     Value,
     accumulate_to_float,
-    add_in_fixed_point,
     all_quantised,
     half_rounded,
     moved,
@@ -47,11 +47,11 @@ class IntegerOracle:
     and poolings follow the formulas of its MLAS library. All else runs in float32. Without `fused_rounding` it has
     TensorRT's documented semantics: exact sums are rescaled to float32 reals, every other operator computes reals, and
     a QuantizeLinear divides by its scale; where the file is float16 each of these results is rounded to float16.
-    `fixed_point_sums`: additions are those of ARM. Raises UserError for an operator that is not known.
+    `arm_arithmetic`: tensors are added and multiplied as on ARM. Raises UserError for an operator that is not known.
     """
 
-    def __init__(self, model: onnx.ModelProto, *, fused_rounding: bool = True, fixed_point_sums: bool = False) -> None:
-        self.kernels = KERNELS | ({"Add": add_in_fixed_point} if fixed_point_sums else {})
+    def __init__(self, model: onnx.ModelProto, *, fused_rounding: bool = True, arm_arithmetic: bool = False) -> None:
+        self.kernels = ARM_KERNELS if arm_arithmetic else KERNELS
         self.view = view = OnnxView(model)
         self.constants = {name: _held(view.value(name)) for name in view.initialisers}
         #: Tensors of float16, whose values are computed in float32 and then rounded.
@@ -277,7 +277,7 @@ class Reference(Backend):
         )
 
     def _oracle(self, model: onnx.ModelProto) -> IntegerOracle:
-        return IntegerOracle(model, fixed_point_sums=self.profile.fixed_point_sums)
+        return IntegerOracle(model, arm_arithmetic=self.profile.arm_arithmetic)
 
 
 class _OracleRunner:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from calibration.elementwise import ARM
 from calibration.grids import ActivationGrid, WeightGrid
 from calibration.integer_products import (
     EXACT_IN_FLOAT32,
@@ -35,6 +36,7 @@ from calibration.quantisers import (
     BiasIntegers,
     Dequantise,
     DequantiseWeight,
+    Elementwise,
     Prescale,
     Quantise,
     QuantiseAverage,
@@ -46,7 +48,6 @@ from calibration.quantisers import (
     RequantiseSum,
     RescaleProduct,
 )
-from calibration.sums import add_in_fixed_point
 
 _INTEGER_PRODUCTS: dict[str, Any] = {
     "conv": integer_conv2d,
@@ -318,7 +319,7 @@ class _Insertion:
         if placement is None or form is None or list(operands) != sources:
             return False  # an operand is a number or a constant
         grids = (self.activation_grids[placement.group], *(self.grid_of[source] for source in sources))
-        adds = form in (RequantiseSum, RequantiseHardSigmoid) and self.plan.fixed_point_sums
-        operation = form(*grids, add=add_in_fixed_point) if adds else form(*grids)
+        differs = self.plan.arm_arithmetic and issubclass(form, Elementwise)
+        operation = form(*grids, arithmetic=ARM) if differs else form(*grids)
         self._finish(node, operation, tuple(self.integers[source] for source in sources), placement)
         return True

@@ -49,8 +49,8 @@ class Plan:
     to the quantised tensor that it reads; `float_nodes` maps a node that computes in float to the reason;
     `kinds` maps every planned or float node to its kind; `fused_rounding`: kernels go from integer sums to rounded
     integers in one multiplication, else every operator between two roundings computes float32 reals of its own;
-    `fixed_point_sums`: additions of integers are scaled by 22-bit multipliers and round halves away from zero, else by
-    float32; `variant` names the backend's profile where it has several.
+    `arm_arithmetic`: tensors are added and multiplied as on ARM (calibration/elementwise.py), else as on x86;
+    `variant` names the backend's profile where it has several.
     """
 
     backend: str
@@ -61,7 +61,7 @@ class Plan:
     float_nodes: Mapping[str, str] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
     fused_rounding: bool = True
-    fixed_point_sums: bool = False
+    arm_arithmetic: bool = False
     variant: str = ""
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class Plan:
         return {
             "backend": self.backend,
             "variant": self.variant,
-            "fixed_point_sums": self.fixed_point_sums,
+            "arm_arithmetic": self.arm_arithmetic,
             "activations": [
                 {
                     "tensor": placement.tensor,
@@ -157,7 +157,7 @@ class Plan:
             float_nodes=data["float_nodes"],
             kinds=data["kinds"],
             fused_rounding=data.get("fused_rounding", True),
-            fixed_point_sums=data.get("fixed_point_sums", False),
+            arm_arithmetic=data.get("arm_arithmetic", False),
             variant=data.get("variant", ""),
         )
 

@@ -13,12 +13,12 @@ from typing import Generic, TypeVarTuple
 import torch
 from torch import Tensor, nn
 
+from calibration.elementwise import X86, Arithmetic
 from calibration.grid import broadcast_scale
 from calibration.grids import ActivationGrid, WeightGrid
 from calibration.integer_products import EXACT_BIAS, EXACT_IN_FLOAT32, LARGEST_ACTIVATION
 from calibration.logistic import logistic
 from calibration.rounding import requantise, requantise_sum, round_straight_through, round_to_grid
-from calibration.sums import Addition, add_in_float32
 
 _Grids = TypeVarTuple("_Grids")
 
@@ -197,15 +197,15 @@ class Prescale(_Product[ActivationGrid | None, ActivationGrid, WeightGrid]):
         return integers * broadcast_scale(multiplier, self.axis if multiplier.dim() else None, integers.dim())
 
 
-class _Sum(_Operation[*_Grids]):
-    """Shared by additions; `add`: how the device's kernel adds and rounds, which only evaluation does as it does."""
+class Elementwise(_Operation[*_Grids]):
+    """Shared by what processors compute otherwise; `arithmetic`: how this one does, which only evaluation follows."""
 
-    def __init__(self, *grids: *_Grids, add: Addition = add_in_float32) -> None:
+    def __init__(self, *grids: *_Grids, arithmetic: Arithmetic = X86) -> None:
         super().__init__(*grids)
-        self.add = add
+        self.arithmetic = arithmetic
 
 
-class RequantiseSum(_Sum[ActivationGrid, ActivationGrid, ActivationGrid]):
+class RequantiseSum(Elementwise[ActivationGrid, ActivationGrid, ActivationGrid]):
     """The sum of two tensors on grids of their own, on a third (QLinearAdd)."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ class RequantiseSum(_Sum[ActivationGrid, ActivationGrid, ActivationGrid]):
         scales = first.scale(), second.scale(), output.scale()
         if self.training:
             return requantise_sum(a, b, scales[0] / scales[2], scales[1] / scales[2], *_ends(output))
-        return self.add(a, b, scales, (first.zero, second.zero, output.zero)).clamp_(*_ends(output))
+        return self.arithmetic.add(a, b, scales, (first.zero, second.zero, output.zero)).clamp_(*_ends(output))
 
 
 class RequantiseSigmoid(_Operation[ActivationGrid, ActivationGrid]):
@@ -230,7 +230,7 @@ class RequantiseSigmoid(_Operation[ActivationGrid, ActivationGrid]):
         return table[(x - inputs.lowest).long()]
 
 
-class RequantiseHardSigmoid(_Sum[ActivationGrid, ActivationGrid]):
+class RequantiseHardSigmoid(Elementwise[ActivationGrid, ActivationGrid]):
     """x / 6 + 1/2 from one grid to another whose ends clip it to 0 and 1: an addition of a constant (QLinearAdd).
 
     The division is in the scale that the addition reads x with, the constant is the integer 1 at scale 1/2.
@@ -243,7 +243,7 @@ class RequantiseHardSigmoid(_Sum[ActivationGrid, ActivationGrid]):
         half = torch.full_like(scale, 0.5)
         if self.training:
             return round_to_grid(x * (scale / result) + half / result, *_ends(output))
-        total = self.add(x, torch.ones_like(half), (scale, half, result), (inputs.zero, 0, output.zero))
+        total = self.arithmetic.add(x, torch.ones_like(half), (scale, half, result), (inputs.zero, 0, output.zero))
         return total.clamp_(*_ends(output))
 
 
@@ -251,18 +251,16 @@ def _ends(grid: ActivationGrid) -> tuple[int, int]:
     return grid.lowest, grid.highest
 
 
-class RequantiseMultiplication(_Operation[ActivationGrid, ActivationGrid, ActivationGrid]):
+class RequantiseMultiplication(Elementwise[ActivationGrid, ActivationGrid, ActivationGrid]):
     """The element-wise product of two tensors on grids of their own, on a third (QLinearMul)."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """clamp(round(a * b * float32(sa * sb / sy))) in centred integers; a and b broadcast."""
         output, first, second = self._grids
-        multiplier = first.scale() * second.scale() / output.scale()
+        scales = first.scale(), second.scale(), output.scale()
         if self.training:
-            return requantise(a * b, multiplier, output.lowest, output.highest)
-        # The runtime adds the zero point before it rounds, which decides some ties.
-        rounded = (a * b * multiplier + output.zero).round_()
-        return (rounded - output.zero).clamp_(output.lowest, output.highest)
+            return requantise(a * b, scales[0] * scales[1] / scales[2], *_ends(output))
+        return self.arithmetic.multiply(a, b, scales, (first.zero, second.zero, output.zero)).clamp_(*_ends(output))
 
 
 class RequantiseMean(_Operation[ActivationGrid, ActivationGrid]):

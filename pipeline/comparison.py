@@ -59,9 +59,7 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
         backend, runs_on = backend_of("reference", bundle.plan.variant), RUNTIMES["reference"]
         notes.append(f"{absent}: the other model is executed by the oracle")
     profile = backend.profile
-    comparison = Comparison(
-        model, other, fused_rounding=profile.fused_rounding, fixed_point_sums=profile.fixed_point_sums
-    )
+    comparison = Comparison(model, other, fused_rounding=profile.fused_rounding, arm_arithmetic=profile.arm_arithmetic)
     if not comparison.names:
         raise UserError(f"--against {config.against}: it shares no rounded tensor with the model of {bundle.folder}")
     left_out = len(rounded_tensors(model)) - len(comparison.names)

@@ -229,7 +229,7 @@ def _maybe_runner(backend: Backend, model: bytes, absent: str | None) -> Iterato
 def _oracle(model: bytes, backend: Backend) -> Outputs:
     """The oracle with the semantics of the backend's kernels."""
     profile = backend.profile
-    return oracle_outputs(model, fused_rounding=profile.fused_rounding, fixed_point_sums=profile.fixed_point_sums)
+    return oracle_outputs(model, fused_rounding=profile.fused_rounding, arm_arithmetic=profile.arm_arithmetic)
 
 
 def _module_outputs(module: torch.nn.Module) -> Outputs:
@@ -247,7 +247,7 @@ def _stored_teacher(float_model: bytes | None, file: Path, source: str) -> Outpu
             f"--eval-data {source} has no labels to score by, and {file}, the teacher to agree with, is absent:"
             " give labelled images, or leave --eval-data out to score on the bundle's golden images"
         )
-    return oracle_outputs(float_model, fused_rounding=False, fixed_point_sums=False)
+    return oracle_outputs(float_model, fused_rounding=False, arm_arithmetic=False)
 
 
 def _golden(images: Tensor, outputs: Sequence[Output], oracle: Outputs, teacher: Outputs) -> Golden:

@@ -55,5 +55,5 @@ def quantise_after_training(
         backend=backend,
         compiled=CompiledModel(model=model.SerializeToString(), float_model=compared),
         # By its variant a finished bundle finds its profile again.
-        plan=replace(plan, variant=profile.variant, fixed_point_sums=profile.fixed_point_sums),
+        plan=replace(plan, variant=profile.variant, arm_arithmetic=profile.arm_arithmetic),
     )

@@ -99,10 +99,10 @@ def _check_labels(labels: NDArray[np.int64], classes: int) -> None:
         )
 
 
-def oracle_outputs(model: bytes, *, fused_rounding: bool, fixed_point_sums: bool) -> Outputs:
+def oracle_outputs(model: bytes, *, fused_rounding: bool, arm_arithmetic: bool) -> Outputs:
     """The integer oracle of an artifact as a column, with the semantics of its runtime's kernels."""
     oracle = IntegerOracle(
-        onnx.load_model_from_string(model), fused_rounding=fused_rounding, fixed_point_sums=fixed_point_sums
+        onnx.load_model_from_string(model), fused_rounding=fused_rounding, arm_arithmetic=arm_arithmetic
     )
     return lambda images: oracle.run(images)[0]
 

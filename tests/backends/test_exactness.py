@@ -113,7 +113,7 @@ def test_average_pooling_is_exact_on_the_oracle(network: str, build: Callable[..
 def test_the_sums_of_arm_are_simulated_exactly(network: str, bits: int, build: Callable[..., Any]) -> None:
     # Proven on ONNX Runtime's own kernels by the tests marked emulation.
     built = build(network, CPU_PROFILES["arm64"][0], bits=bits)
-    outputs, _ = IntegerOracle(built.model(), fixed_point_sums=True).run(built.images)
+    outputs, _ = IntegerOracle(built.model(), arm_arithmetic=True).run(built.images)
     for mine, simulated in zip(outputs, built.simulate(), strict=True):
         np.testing.assert_array_equal(mine.numpy(), simulated.numpy())
 
@@ -128,7 +128,7 @@ def test_ties_in_the_hard_sigmoids_of_arm_go_away_from_zero(build: Callable[...,
     built = built.refrozen()
     (simulated,) = built.simulate()
     equal = []
-    for fixed_point_sums in (True, False):
-        (output,), _ = IntegerOracle(built.model(), fixed_point_sums=fixed_point_sums).run(built.images)
+    for arm_arithmetic in (True, False):
+        (output,), _ = IntegerOracle(built.model(), arm_arithmetic=arm_arithmetic).run(built.images)
         equal.append(torch.equal(output, simulated))
     assert equal == [True, False]
