@@ -67,7 +67,11 @@ def _half(values: NDArray[Any], name: str, *, is_scale: bool) -> NDArray[np.floa
     largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
     if largest > _LARGEST:
         raise UserError(f"{name} holds {largest:.6g}: float16 ends at {_LARGEST:.0f}; use --rest fp32")
-    return values.astype(np.float16)
+    halves = values.astype(np.float16)
+    if values.ndim == 0 and values != 0 and halves == 0:
+        # A number that keeps a divisor or a root from zero must not become it.
+        return np.array(np.copysign(np.finfo(np.float16).smallest_subnormal, values), np.float16)
+    return halves
 
 
 def _round_anew(view: OnnxView, dequantise: NodeProto, stored: TensorProto) -> None:

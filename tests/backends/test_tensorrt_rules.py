@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+from torch import Tensor, nn
 
 from backends.onnx_half import half_rest, half_scale
 from backends.onnx_lint import lint, lint_rules
@@ -266,6 +268,25 @@ def test_weights_follow_a_scale_that_moves(build: Build) -> None:
     expected = np.rint(np.asarray(before.value("a_weight")) / 4).astype(np.int8)
     np.testing.assert_array_equal(np.asarray(after.value("a_weight")), expected)
     np.testing.assert_array_equal(np.asarray(after.value("b_weight")), np.asarray(before.value("b_weight")))
+
+
+def test_a_number_that_guards_a_division_stays_above_zero(build: Build) -> None:
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.a(x)) * 0.0
+            result: Tensor = self.b(torch.nn.functional.normalize(x, eps=1e-12))
+            return result
+
+    built = build(Norm(), "tensorrt")
+    model = half_rest(TensorRT().emit(built.frozen))
+    (result, *_), _ = IntegerOracle(model, fused_rounding=False).run(built.images)
+    assert bool(result.isfinite().all())
+    smallest = OnnxView(model).value("f32_1e-12")
+    assert smallest is not None and smallest == np.float16(2.0**-24)
 
 
 def test_what_float16_cannot_hold_is_named(build: Build) -> None:
