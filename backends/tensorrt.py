@@ -98,7 +98,7 @@ class TensorRT(Backend):
         found = census(kernels, layers)
         remark = f"engine: {found.kernels} kernels, {found.fused} of them fused, {found.reformats} reformat copies"
         if found.int4_products:
-            remark += f"; {found.int4_products} products of int4 weights"
+            remark += f"; products of int4 weights: {found.int4_products}"
         return Census(integer=found.integer, floating=found.floating, histogram=found.kinds, remark=remark)
 
     @contextmanager

@@ -127,6 +127,10 @@ def _least_squares_range(observer: RangeObserver, grid: Grid) -> tuple[float, fl
     return best_range
 
 
+#: So many values at a time stay in a processor's cache, and a head of a hundred million takes little memory.
+_AT_ONCE = 2**17
+
+
 def weight_scale(weight: Tensor, grid: Grid) -> Tensor:
     """Scale of a symmetric weight grid: float32 [C] along the grid's channel axis, or rank 0; in blocks [C, blocks].
 
@@ -139,21 +143,33 @@ def weight_scale(weight: Tensor, grid: Grid) -> Tensor:
         channels = values.reshape(-1, grid.block)
     else:
         channels = values.reshape(1, -1) if axis is None else values.movedim(axis, 0).flatten(1)
-    full = (channels.abs().amax(1) / grid.quant_max).clamp_min(SMALLEST_SCALE)
-    best_scale = full.clone()
     if grid.bits == 1:
-        best_scale = channels.abs().mean(1)
+        scale = channels.abs().mean(1)
     elif grid.bits < 8:
-        best_error = torch.full_like(full, math.inf)
-        # Three levels of a long-tailed channel reach no further than a few of its standard deviations.
-        for shrink in torch.linspace(0.3 if grid.bits > 3 else 0.1, 1.0, 80, dtype=torch.float64).tolist():
-            scale = full * shrink
-            integers = (channels / scale[:, None]).round().clamp(grid.quant_min, grid.quant_max)
-            error = (integers * scale[:, None] - channels).square().sum(1)
-            better = error < best_error
-            best_error = torch.where(better, error, best_error)
-            best_scale = torch.where(better, scale, best_scale)
-    scale = best_scale.clamp_min(SMALLEST_SCALE).float()
+        rows = max(_AT_ONCE // channels.shape[1], 1)
+        scale = torch.cat([_least_squares(part, grid) for part in torch.split(channels, rows)])
+    else:
+        scale = _full_scale(channels, grid)
+    scale = scale.clamp_min(SMALLEST_SCALE).float()
     if grid.block is not None:
         return scale.reshape(len(weight), -1)
     return scale if axis is not None else scale.reshape(())
+
+
+def _full_scale(channels: Tensor, grid: Grid) -> Tensor:
+    return (channels.abs().amax(1) / grid.quant_max).clamp_min(SMALLEST_SCALE)
+
+
+def _least_squares(channels: Tensor, grid: Grid) -> Tensor:
+    """Of 80 scales for each channel, float64 [C, values], the one with the least squared error, float64 [C]."""
+    full = _full_scale(channels, grid)
+    best_scale, best_error = full.clone(), torch.full_like(full, math.inf)
+    # Three levels of a long-tailed channel reach no further than a few of its standard deviations.
+    for shrink in torch.linspace(0.3 if grid.bits > 3 else 0.1, 1.0, 80, dtype=torch.float64).tolist():
+        scale = full * shrink
+        integers = (channels / scale[:, None]).round_().clamp_(grid.quant_min, grid.quant_max)
+        error = integers.mul_(scale[:, None]).sub_(channels).square_().sum(1)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_scale = torch.where(better, scale, best_scale)
+    return best_scale

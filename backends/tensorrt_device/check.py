@@ -252,7 +252,7 @@ def kernel_line(found: EngineCensus) -> str:
         f" {found.fused} of them fused, {found.reformats} reformat copies ({found.integer_reformats} of int8)"
     )
     if found.int4_products:
-        text += f"; {found.int4_products} products of int4 weights"
+        text += f"; products of int4 weights: {found.int4_products}"
     return text if not found.floating else f"{text}; not int8: {', '.join(found.floating)}"
 
 

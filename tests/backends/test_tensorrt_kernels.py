@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from backends.tensorrt_device.check import kernel_line
 from backends.tensorrt_device.errors import DeviceError
 from backends.tensorrt_device.kernels import EngineKernel, census, parse_inspection
 
@@ -98,6 +99,20 @@ def test_a_convolution_of_int8_data_with_float_weights_is_float() -> None:
     kernel = EngineKernel(kind="CaskConvolution", nodes=("a",), inputs=("Int8",), weights=("Float",), tactic="i8i8")
     assert not kernel.multiplies_integers
     assert not EngineKernel(kind="conv", nodes=("a",), inputs=("Int8",), tactic="f32f32").multiplies_integers
+
+
+def test_products_of_int4_weights_are_counted() -> None:
+    fused = EngineKernel(kind="gemm", nodes=("h_weight_dq", "h"), inputs=("Half",), weights=("Int4", "Half"))
+    expansion = EngineKernel(kind="kgen", nodes=("g_weight_dq",), inputs=(), weights=("Half", "Int4"))
+    expanded = EngineKernel(kind="gemm", nodes=("g",), inputs=("Half", "Half"))
+    assert [kernel.reads_int4 for kernel in (fused, expansion, expanded)] == [True, False, False]
+    found = census([fused, expansion, expanded], [])
+    assert found.int4_products == 1 and not fused.multiplies_integers
+    assert kernel_line(found).endswith("; products of int4 weights: 1")
+    (read,) = parse_inspection(
+        json.dumps({"Layers": [{"Name": "h", "LayerType": "gemm", "Weights": {"Type": "Int4", "Count": 8}}]})
+    )
+    assert read.weights == ("Int4",)
 
 
 def test_shapes_that_the_inspector_does_not_know_are_no_type() -> None:

@@ -249,7 +249,7 @@ def test_the_compiler_reads_int4_as_it_is(rest: str, built: Any) -> None:
     engine = build_ahead_of_time(model.SerializeToString())
     assert engine.integer_layers == ("a", "o") and engine.int4_layers == ("h", "g")
     census = TensorRT().census(model.SerializeToString(), built.plan.integer_layers())
-    assert census.floating == () and census.remark.endswith("; 2 products of int4 weights")
+    assert census.floating == () and census.remark.endswith("; products of int4 weights: 2")
 
 
 @pytest.mark.parametrize("case", BROKEN)

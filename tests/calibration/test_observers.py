@@ -211,3 +211,10 @@ def test_a_channel_of_zeros_has_the_smallest_scale(noise: Noise) -> None:
         scale = weight_scale(weight, grid)
         assert float(scale[1]) == SMALLEST_SCALE
         assert torch.equal((weight / scale[:, None]).round()[1], torch.zeros(8))
+
+
+def test_many_weights_are_taken_in_parts_that_change_nothing() -> None:
+    weight = torch.randn((5, 2**16), generator=torch.Generator().manual_seed(0))  # two channels at a time
+    grid = Grid(bits=4, signed=True, symmetric=True, narrow=True, channel_axis=0)
+    alone = [weight_scale(channel[None], grid) for channel in weight]
+    torch.testing.assert_close(weight_scale(weight, grid), torch.cat(alone), rtol=0, atol=0)
