@@ -11,10 +11,12 @@ from dataclasses import replace
 from types import ModuleType
 
 import onnx
+from onnx import NodeProto, helper
 
 from backends.base import Array
 from backends.onnx_adapt import adapted
 from backends.onnx_lint import LintRules, lint, lint_rules
+from backends.onnx_view import OnnxView, attributes
 from backends.profile import Profile
 from backends.vendor import without_telemetry
 from calibration.errors import MissingExtra, UserError
@@ -34,7 +36,7 @@ def quantise(model: bytes, images: Callable[[], Iterable[Array]], count: int, pr
     """
     nncf = _nncf()
     loaded = onnx.load_model_from_string(model)
-    name = loaded.graph.input[0].name
+    name, ends = loaded.graph.input[0].name, _add_ends(loaded, profile)
     # Half of the range where 16-bit sums of two products saturate; elsewhere NNCF would halve the first layer's too.
     halved = profile.weight_limit is not None and profile.weight_limit < 127
     overflow = nncf.OverflowFix.ENABLE if halved else nncf.OverflowFix.DISABLE
@@ -54,6 +56,7 @@ def quantise(model: bytes, images: Callable[[], Iterable[Array]], count: int, pr
             )
     except (nncf.InternalError, nncf.UnsupportedModelError, nncf.ValidationError) as error:
         raise UserError(f"NNCF {nncf.__version__} cannot quantise the network: {str(error)[:400]}") from error
+    _take_ends_away(quantised, ends)
     result = adapted(quantised, profile)
     if not any(node.op_type == "QuantizeLinear" for node in result.graph.node):
         raise UserError("NNCF quantises nothing in this network: it has no layer with constant weights")
@@ -103,6 +106,36 @@ def _has_attention(model: onnx.ModelProto) -> bool:
     """Whether the network has a softmax inside, as attention has: NNCF places quantisers otherwise then."""
     results = {output.name for output in model.graph.output}
     return any(node.op_type == "Softmax" and not results & set(node.output) for node in model.graph.node)
+
+
+def _add_ends(model: onnx.ModelProto, profile: Profile) -> list[NodeProto]:
+    """Put a reader behind each convolution that makes a result, where its integer kernel needs a rounded one.
+
+    NNCF rounds what a kernel reads, and can round no result of a network that nothing reads. A pooling of single
+    values changes nothing and is a kernel to it; `_take_ends_away` removes what is returned here.
+    """
+    if profile.rules["conv"].output != "quantised":
+        return []
+    results, ends = {output.name for output in model.graph.output}, []
+    for node in list(model.graph.node):
+        if node.op_type == "Conv" and node.output[0] in results:
+            result, node.output[0] = node.output[0], f"{node.output[0]}_before_end"
+            kernel = attributes(node)["kernel_shape"]
+            end = helper.make_node(
+                "AveragePool", [node.output[0]], [result], name=f"{result}_end", kernel_shape=[1] * len(kernel)
+            )
+            model.graph.node.append(end)
+            ends.append(end)
+    return ends
+
+
+def _take_ends_away(model: onnx.ModelProto, ends: Iterable[NodeProto]) -> None:
+    for end in ends:
+        added = next(node for node in model.graph.node if node.name == end.name)
+        writer = OnnxView(model).producer(added.input[0])
+        assert writer is not None
+        writer.output[0] = added.output[0]
+        model.graph.node.remove(added)
 
 
 def _require_sound(model: onnx.ModelProto, rules: LintRules) -> None:
