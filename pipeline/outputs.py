@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,6 +89,15 @@ def describe_outputs(
             )
         found.append(Output(name=name, holds=holds, axis=axis, shape=shape))
     return tuple(found)
+
+
+def guessed(outputs: Sequence[Output], known: Collection[str]) -> str | None:
+    """What to say of outputs that are taken for what their shape looks like; nothing of a classifier's only one."""
+    found = [output for output in outputs if output.name not in known]
+    if not found or (len(outputs) == 1 and len(outputs[0].shape) <= 1):
+        return None
+    shown = ", ".join(f"{output.name} {['batch', *output.shape]} {output.holds}" for output in found)
+    return f"by their shapes, outputs are taken to hold: {shown}; --output-kinds NAME=KIND says otherwise"
 
 
 def primary(outputs: Sequence[Output]) -> int:

@@ -13,7 +13,7 @@ from calibration.fold import fold, largest_difference
 from calibration.operators import static_shape
 from pipeline.artifacts import Network
 from pipeline.models import load_model
-from pipeline.outputs import describe_outputs, parse_kinds
+from pipeline.outputs import describe_outputs, guessed, parse_kinds
 from pipeline.randomness import generator_for
 
 # Folding is exact algebra; float32 rounding of a deep network's output stays below this.
@@ -46,19 +46,17 @@ def load_network(
     difference = largest_difference(captured, folded, example)
     if not difference <= LARGEST_FOLD_DIFFERENCE:
         raise RuntimeError(f"{source}: folding BatchNorm changed an output by {difference:.3g} of the largest one")
+    kinds = {**loaded.output_kinds, **parse_kinds(output_kinds)}
+    outputs = describe_outputs(folded, kinds, source=source, features=loaded.features)
+    remark = None if loaded.features else guessed(outputs, kinds)
     return Network(
         source=source,
         captured=captured,
         folded=folded,
         preprocessing=p,
-        outputs=describe_outputs(
-            folded,
-            {**loaded.output_kinds, **parse_kinds(output_kinds)},
-            source=source,
-            features=loaded.features,
-        ),
+        outputs=outputs,
         fold_difference=difference,
-        notes=loaded.notes,
+        notes=(*loaded.notes, *((remark,) if remark else ())),
     )
 
 

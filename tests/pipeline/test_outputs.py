@@ -16,7 +16,7 @@ from calibration.errors import UserError
 from pipeline.agreement import OutputTally, parity_of
 from pipeline.distillation.logits import kl_loss
 from pipeline.distillation.outputs import output_loss, uninformed, value_loss
-from pipeline.outputs import Output, describe_outputs, parse_kinds, primary
+from pipeline.outputs import Output, describe_outputs, guessed, parse_kinds, primary
 from pipeline.stages.validate import ScoredImages, score
 
 
@@ -52,6 +52,17 @@ def test_shapes_and_words_say_what_outputs_hold(graph: Any) -> None:
     }
     described = describe_outputs(graph, {"map": "values"}, source="net")
     assert described[primary(described)].name == "boxes", "the first that holds classes"
+
+
+def test_what_is_guessed_of_outputs_is_said(graph: Any) -> None:
+    kinds = parse_kinds(["boxes=classes-last", "logits=labels"])
+    assert guessed(describe_outputs(graph, kinds, source="net"), kinds) == (
+        "by their shapes, outputs are taken to hold: map ['batch', 4, 6, 6] classes, depth ['batch', 1, 6, 6] values; "
+        "--output-kinds NAME=KIND says otherwise"
+    )
+    assert guessed([output()], ()) is None, "a classifier needs no word"
+    assert guessed([output(shape=(3, 6, 6))], {"out"}) is None
+    assert "out ['batch', 3, 6, 6] classes" in (guessed([output(shape=(3, 6, 6))], ()) or "")
 
 
 @pytest.mark.parametrize(
