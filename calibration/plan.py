@@ -84,8 +84,9 @@ class Plan:
         return next((placement for placement in self.weights if placement.layer == layer), None)
 
     def integer_layers(self) -> list[str]:
-        """The layers that multiply integers, in graph order."""
-        return [placement.layer for placement in self.weights if not placement.weight_only]
+        """The layers that multiply integers, in graph order: weights may also be integers that are stored alone."""
+        layers = (placement.layer for placement in self.weights if not placement.weight_only)
+        return [layer for layer in layers if layer not in self.float_nodes]
 
     def names(self) -> frozenset[str]:
         """Every node of the graph that the plan speaks of."""

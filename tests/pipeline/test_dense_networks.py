@@ -56,6 +56,23 @@ class Segmenter(nn.Module):
         }
 
 
+class Decoder(nn.Module):
+    """A U-Net of one step: a transposed convolution, and what it upsamples beside what was before."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.deep = nn.Conv2d(3, 16, 3, 1, 1), nn.Conv2d(16, 32, 3, 2, 1)
+        self.up, self.out = nn.ConvTranspose2d(32, 16, 2, 2), nn.Conv2d(32, 3, 3, 1, 1)
+
+    def forward(self, x):
+        skip = self.down(x).relu()
+        return self.out(torch.cat([self.up(self.deep(skip).relu()), skip], 1))
+
+
+def decoder():
+    return Decoder(), IMAGES
+
+
 class Backbone(nn.Module):
     def __init__(self):
         super().__init__()
@@ -303,6 +320,16 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
         return lines[0]
 
     return one_line
+
+
+def test_a_layer_of_stored_integers_is_float_once_and_no_failure() -> None:
+    report = run("decoder").report
+    assert report.status == "validated", report.gates
+    assert (report.kernels.integer, report.kernels.float) == (3, 1)
+    assert [layer.name for layer in report.kernels.float_layers] == ["up"]
+    found = {layer.name: (layer.integer, layer.weight_bits) for layer in report.layers}
+    assert found == {"down": (True, 8), "deep": (True, 8), "out": (True, 8), "up": (False, 8)}
+    assert len(report.layers) == 4
 
 
 def test_inputs_that_are_no_images_are_refused_by_name_and_a_builder_fixes_them(refused: Refused) -> None:
