@@ -85,7 +85,7 @@ class Profile:
     whoever loads the file; `arm_arithmetic`: QLinearAdd scales by 22-bit integers and rounds halves away from zero,
     and QLinearMul rounds once; `shares_constants`: layers may read one stored weight, and one zero point of weights;
     `merged_channels`: groups of convolutions are written as one, with zeros between them, up to so many channels (0: as
-    they are).
+    they are); `transposed_as_convolutions`: the student's transposed convolutions become convolutions and movement.
     """
 
     name: str
@@ -107,3 +107,4 @@ class Profile:
     shares_constants: bool = True
     arm_arithmetic: bool = False
     merged_channels: int = 0
+    transposed_as_convolutions: bool = False

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from calibration.affine import owns_weight, set_constants
-from calibration.operators import argument, constant, kind, static_shape, tensor_inputs
+from calibration.operators import argument, constant, kind, pair, static_shape, tensor_inputs
 
 # Multiplications of the merged kernel over those of its parts: merging may not make a network slower.
 _MOST_WORK = 1.01
@@ -86,15 +85,15 @@ def _branch(graph_module: GraphModule, term: Node, source: Node) -> _Branch | No
     padding, weight = argument(term, 4, "padding", 0), constant(graph_module, term.args[1])
     if isinstance(padding, str) or weight is None or not owns_weight(term) or term.kwargs:
         return None
-    if _pair(argument(term, 5, "dilation", 1)) != (1, 1):
+    if pair(argument(term, 5, "dilation", 1)) != (1, 1):
         return None
     stored = constant(graph_module, argument(term, 2, "bias"))
     return _Branch(
         layer=term,
         weight=weight.detach().double(),
         bias=torch.zeros(len(weight), dtype=torch.float64) if stored is None else stored.detach().double(),
-        stride=_pair(argument(term, 3, "stride", 1)),
-        padding=_pair(padding),
+        stride=pair(argument(term, 3, "stride", 1)),
+        padding=pair(padding),
         groups=int(argument(term, 6, "groups", 1)),
     )
 
@@ -130,9 +129,3 @@ def _merged(first: _Branch, second: _Branch) -> _Branch | None:
         padding=padding,
         groups=groups,
     )
-
-
-def _pair(value: Any) -> tuple[int, ...]:
-    """A size given for both axes at once or for each."""
-    sizes = tuple(int(size) for size in value) if isinstance(value, (list, tuple)) else (int(value),)
-    return sizes * 2 if len(sizes) == 1 else sizes

@@ -13,7 +13,7 @@ from calibration.affine import fold_affine, fold_into, owns_weight, set_constant
 from calibration.branches import merge_branches
 from calibration.constants import fold_batches, fold_constants
 from calibration.errors import UserError
-from calibration.operators import argument, constant, kind, make_graph_module, shape, static_shape
+from calibration.operators import argument, constant, kind, make_graph_module, pair, shape, static_shape
 
 aten = torch.ops.aten
 
@@ -141,13 +141,13 @@ def _canonical_pool(graph: Graph, node: Node) -> None:
     elif kind(node) == "average_pool":
         has_own_divisor = argument(node, 6, "divisor_override") is not None
         if (
-            _pair(argument(node, 1, "size")) != sizes[2:]
-            or _pair(argument(node, 3, "padding", 0)) != (0, 0)
+            pair(argument(node, 1, "size")) != sizes[2:]
+            or pair(argument(node, 3, "padding", 0)) != (0, 0)
             or has_own_divisor
         ):
             return
     else:
-        wanted = _pair(argument(node, 1, "size"))
+        wanted = pair(argument(node, 1, "size"))
         if wanted == sizes[2:]:
             node.replace_all_uses_with(source)
             graph.erase_node(node)
@@ -168,9 +168,3 @@ def _replace(graph: Graph, node: Node, result: Node, *, heir: Node) -> None:
     node.replace_all_uses_with(result)
     graph.erase_node(node)
     heir.name = node.name  # renaming proper would number it, as the graph remembers every name
-
-
-def _pair(value: Any) -> tuple[int, ...]:
-    """A size given for both axes at once or for each."""
-    sizes = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    return sizes * 2 if len(sizes) == 1 else sizes

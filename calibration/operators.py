@@ -179,6 +179,12 @@ def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
     return node.kwargs.get(name, default)
 
 
+def pair(value: Any) -> tuple[int, ...]:
+    """A size given for both axes at once or for each."""
+    sizes = tuple(int(size) for size in value) if isinstance(value, (list, tuple)) else (int(value),)
+    return sizes * 2 if len(sizes) == 1 else sizes
+
+
 def output_groups(layer: Node) -> int:
     """How often the output channels of a weighted layer's weight repeat: the groups of a transposed convolution.
 

@@ -28,6 +28,7 @@ from pipeline.report.schema import Report, read_report
 from pipeline.sources.arrays import ArraySource
 from pipeline.stages.convert import check_convertible
 from pipeline.stages.imagine import check_imaginable, imagine, preview
+from pipeline.stages.observe import suited
 from pipeline.stages.targets import LEAST_AGREEMENT, can_mirror, flips_in_training, mirror_agreement
 from pipeline.stages.teacher import check_same_outputs, load_network
 from pipeline.state import RunFolder, open_folder
@@ -73,7 +74,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
             images = _imagined(config, folder, teacher, progress)
     learns = quantiser.trains or float_steps(config) > 0
     mirror, reason = _mirrored_targets(config, teacher, images) if learns else (False, ())
-    student_notes = student.notes if student is not teacher else ()
+    student_notes = student.notes if config.student.source is not None else ()
     notes = (*teacher.notes, *student_notes, *images.source.notes, *reason)
     for note in notes:
         progress.say(note)
@@ -81,6 +82,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
         with timed_stage("float", progress, seconds):
             student, remark = taught_in_float(config, folder, student, teacher, images, progress, mirror, steps)
             notes = (*notes, remark)
+    student = suited(student, candidates[0].profile)
     job = Job(
         config=config,
         folder=folder,

@@ -37,10 +37,18 @@ def stage_ends(graph_module: GraphModule) -> tuple[str, ...]:
             continue
         if kind(node) in WEIGHTED:
             weighted.add(size)
-        if kind(node) not in MOVEMENT:
+        if kind(node) not in MOVEMENT and not _is_subpixel(node):
             last[size] = node.name
     found = [last[size] for size in sorted(last, key=lambda size: -size[0] * size[1]) if size in weighted]
     return tuple(found[-MOST_STAGES:])
+
+
+def _is_subpixel(node: Node) -> bool:
+    """Whether the channels of a map are the positions of a larger one, which is where it belongs."""
+    readers = list(node.users)
+    if len(readers) == 1 and kind(readers[0]) in {"relu", "clip"}:
+        return _is_subpixel(readers[0])
+    return bool(readers) and all(kind(reader) == "depth_to_space" for reader in readers)
 
 
 def pooled_features(graph_module: GraphModule) -> str | None:

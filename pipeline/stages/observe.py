@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch.fx import GraphModule
 
 from backends.base import Backend
 from backends.placement import Widths, place
+from backends.profile import Profile
 from calibration.observe import choose_ranges, observe
 from calibration.observers import RangeMethod
-from pipeline.artifacts import PreparedStudent, UnlabelledImages
+from calibration.subpixel import without_transposed_convolutions
+from pipeline.artifacts import Network, PreparedStudent, UnlabelledImages
 from pipeline.batches import images_at_once
 from pipeline.calibration_images import calibration_batches, calibration_indices
 from pipeline.preprocessing import Preprocessing
 
 _BATCH = 64
+
+
+def suited(student: Network, profile: Profile) -> Network:
+    """The student in the form that the runtime has kernels for; the same function, and the same object if it is so."""
+    if not profile.transposed_as_convolutions:
+        return student
+    folded = without_transposed_convolutions(student.folded)
+    return student if folded is student.folded else replace(student, folded=folded)
 
 
 def prepare(

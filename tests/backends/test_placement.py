@@ -185,3 +185,12 @@ def test_narrow_activations_are_what_inner_layers_read(build: Build) -> None:
     assert bits["x"] == 8 and set(bits.values()) == {3, 8}
     weights = {placement.layer: placement.grid.bits for placement in built.plan.weights}
     assert weights[layers[0]] == weights[layers[-1]] == 8 and {weights[layer] for layer in inner} == {2}
+
+
+def test_a_layer_that_multiplies_floats_is_no_integer_layer_though_its_weight_is_stored_as_integers(
+    build: Build,
+) -> None:
+    plan = build("transposed").plan
+    assert plan.weight("t") is not None and "float arithmetic on stored integers" in plan.float_nodes["t"]
+    assert plan.integer_layers() == ["a", "b"]
+    assert build("transposed", "openvino").plan.integer_layers() == ["a", "t", "b"]

@@ -322,14 +322,11 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
     return one_line
 
 
-def test_a_layer_of_stored_integers_is_float_once_and_no_failure() -> None:
+def test_a_transposed_convolution_runs_on_integers_bit_for_bit() -> None:
     report = run("decoder").report
     assert report.status == "validated", report.gates
-    assert (report.kernels.integer, report.kernels.float) == (3, 1)
-    assert [layer.name for layer in report.kernels.float_layers] == ["up"]
-    found = {layer.name: (layer.integer, layer.weight_bits) for layer in report.layers}
-    assert found == {"down": (True, 8), "deep": (True, 8), "out": (True, 8), "up": (False, 8)}
-    assert len(report.layers) == 4
+    assert (report.kernels.integer, report.kernels.float, report.parity.exact_fraction) == (4, 0, 1.0)
+    assert [layer.name for layer in report.layers] == ["down", "deep", "up_conv2d", "out"]
 
 
 def test_inputs_that_are_no_images_are_refused_by_name_and_a_builder_fixes_them(refused: Refused) -> None:
