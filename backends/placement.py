@@ -256,7 +256,7 @@ class _Placement:
         for user in tensor.users:
             if self._moves(user):
                 self._need_output(user)
-            elif user not in self.integer and kind(user) != "output":
+            elif user not in self.integer and user not in self.weight_only and kind(user) != "output":
                 self._need(tensor, user)
 
     def _need(self, tensor: Node, reader: Node | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -123,6 +124,29 @@ def test_tokens_and_shared_weights_stay_on_int8(build: Build) -> None:
     for network in (Tokens(), Shared()):
         plan = build(network, SMALL, widths=FOUR).plan
         assert "h" in plan.integer_layers() and not any(placement.weight_only for placement in plan.weights)
+
+
+def test_behind_a_pooling_the_inputs_stay_float_too(build: Build) -> None:
+    # A pooling is rounded on both sides, but not for a layer that reads floats, as in the head of a MobileNet V3.
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.h, self.o = nn.Conv2d(3, 256, 3), nn.Linear(256, 128), nn.Linear(128, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = nn.functional.adaptive_avg_pool2d(torch.relu(self.a(x)), 1).flatten(1)
+            result: Tensor = self.o(nn.functional.hardswish(self.h(x)))
+            return result
+
+    built = build(Pooled(), SMALL, widths=FOUR)
+    assert built.plan.integer_layers() == ["a", "o"]
+    assert [placement.tensor for placement in built.plan.activations] == ["x", "relu", "hardswish"]
+    model = TensorRT().emit(built.frozen)
+    (oracle,), _ = IntegerOracle(model, fused_rounding=False).run(built.images)
+    (simulated,) = built.simulate()
+    assert torch.equal(oracle, simulated)
+    if importlib.util.find_spec("tensorrt_rtx") is not None:
+        assert build_ahead_of_time(model.SerializeToString()).int4_layers == ("h",)
 
 
 def test_simulation_and_oracle_multiply_alike(built: Any, good: onnx.ModelProto) -> None:
