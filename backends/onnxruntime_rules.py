@@ -115,10 +115,16 @@ ARM64 = replace(
     X64,
     cpu="arm64",
     variant="arm64",
+    # uint8, as on x86, though int8 is exact as well: cores with 8-bit matrix products use them for every uint8
+    # convolution and matrix product, but pack int8 convolutions for the older dot products
+    # (SymmQgemmDispatch in mlas/lib/platform.cpp, TryConvSymPrepack in qlinearconv.cc).
+    non_negative=Grid(bits=8, signed=False, symmetric=True),
+    signed=Grid(bits=8, signed=False, symmetric=False),
     arm_arithmetic=True,
     merged_channels=0,  # not measured there
-    source="uint8 activations meet int8 weights in 32 bits, measured under emulation on kernels with dot products and"
-    " with 8-bit matrix products (not on cores without either); QLinearAdd computes in fixed point (MLAS qladd.cpp)",
+    source="both signs of activations are exact: measured under emulation on cores without dot products, with them and"
+    " with 8-bit matrix products, whose kernels take uint8 throughout (onnxruntime pull requests 9902 and 17160);"
+    " QLinearAdd computes in fixed point and QLinearMul rounds once (MLAS qladd.cpp, qlmul.cpp; measured)",
 )
 
 CPU_PROFILES = {

@@ -75,6 +75,14 @@ class Bundle:
         """Processor that the bundle was made for, or None where it is for no processor."""
         return self.manifest.get("target")
 
+    def made_for(self, cpu: str) -> str:
+        """What to type for a bundle of the same network for another processor."""
+        teacher, bits = self.manifest["teacher"], self.manifest["bits"]["weights"]
+        return (
+            f"{self.folder} was made for {self.target}; make one for {cpu} with faqd run --teacher {teacher}"
+            f" --bits {bits} --target {cpu} and the other flags of its run"
+        )
+
     @property
     def session_options(self) -> dict[str, str]:
         """What must be set before the model is loaded."""

@@ -60,11 +60,7 @@ def emulated_backend(bundle: Bundle, cpu: str) -> Backend:
     if bundle.backend != "onnxruntime":
         raise UserError(f"--emulate {cpu} runs ONNX Runtime, but {bundle.folder} is for {bundle.backend}")
     if cpu in EMULATED and bundle.target != cpu:
-        teacher, bits = bundle.manifest["teacher"], bundle.manifest["bits"]["weights"]
-        raise UserError(
-            f"--emulate {cpu}: {bundle.folder} was made for {bundle.target}; make one for {cpu} with"
-            f" faqd run --teacher {teacher} --bits {bits} --target {cpu} and the other flags of its run"
-        )
+        raise UserError(f"--emulate {cpu}: {bundle.made_for(cpu)}")
     emulated_command(cpu)
     return EmulatedOnnxRuntime(stored_profile(bundle))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from backends.base import Backend, Runner
+from backends.cpu import elsewhere, host_cpu
 from calibration.errors import UserError
 from pipeline.artifacts import Network, QuantisedStudent, UnlabelledImages
 from pipeline.batches import images_at_once
@@ -153,7 +154,9 @@ def validate_network(
 
 def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, progress: Progress) -> Report:
     """Validate a bundle here: golden inputs without --eval-data, else those images; against oracle and runtime."""
-    absent = backend.unavailable()
+    absent, here = backend.unavailable(), host_cpu()
+    if absent is not None and here is not None and elsewhere(bundle.target):
+        absent = bundle.made_for(here)
     float_file = bundle.folder.parent / "float.onnx"
     float_model = float_file.read_bytes() if float_file.is_file() else None
     columns: dict[str, Outputs] = {"oracle": _oracle(bundle.model, backend)}

@@ -281,7 +281,9 @@ def test_another_processor_ends_unvalidated_with_what_was_chosen_for_it(reposito
         assert "x86-avx2-limited is taken" in said or "x86-avx2-precise is taken" in said
         limits = {placement.grid.limit for placement in bundle.plan.weights}
         assert limits == ({63} if bundle.plan.variant == "x86-avx2-limited" else {None})
-    assert command(repository, "validate", str(tmp_path / "t" / "bundle")).returncode == 3
+    again = command(repository, "validate", str(tmp_path / "t" / "bundle"), "--report", str(tmp_path / "again.json"))
+    assert again.returncode == 3
+    assert any(f"--target {host_cpu()}" in note for note in read_report(tmp_path / "again.json").notes)
     third = "arm64" if target == "x86-avx2" else "x86-avx2"
     line = refused(command(repository, "validate", str(tmp_path / "t" / "bundle"), "--emulate", third))
     assert f"was made for {target}" in line and f"--target {third}" in line
