@@ -44,7 +44,10 @@ RULES: dict[str, Rule] = {
         for word in ("relu", "clip", "leaky_relu", "prelu", "elu", "sigmoid", "hardsigmoid", "hardswish", "silu")
     },
     **{word: Rule(integer="never", source=_POINTWISE) for word in ("gelu", "tanh", "mul", "sub", "div")},
-    **{word: Rule(integer="never", source=_FLOAT) for word in ("softmax", "layer_norm", "mean", "resize_bilinear")},
+    **{
+        word: Rule(integer="never", source=_FLOAT)
+        for word in ("softmax", "layer_norm", "group_norm", "mean", "resize_bilinear")
+    },
 }
 
 # uint8 for all activations: signed tensors with a zero point are 1 % slower than int8 ones and twice as fine where they

@@ -40,6 +40,7 @@ RULES: dict[str, Rule] = {
     **{word: Rule(integer="never", source=_POINTWISE) for word in ("gelu", "tanh", "mul", "sub", "div")},
     "softmax": Rule(integer="never", source=f"normalisations get no quantiser ({_GUIDANCE})"),
     "layer_norm": Rule(integer="never", source=f"normalisations get no quantiser ({_GUIDANCE})"),
+    "group_norm": Rule(integer="never", source=f"normalisations get no quantiser ({_GUIDANCE})"),
     "mean": Rule(integer="never", source="a mean over other axes than height and width has no integer kernel"),
     "resize_bilinear": Rule(integer="never", source=f"Resize gets no quantiser of its own ({_GUIDANCE})"),
 }

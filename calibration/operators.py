@@ -53,6 +53,8 @@ KINDS: dict[Any, str] = {
     aten.exp.default: "exp",
     aten.sqrt.default: "sqrt",
     aten.layer_norm.default: "layer_norm",
+    aten.group_norm.default: "group_norm",
+    aten.expand.default: "expand",
     aten.add.Tensor: "add",
     aten.sub.Tensor: "sub",
     aten.mul.Tensor: "mul",

@@ -160,6 +160,20 @@ def _index(w: Write, node: Node) -> Node | None:
     return w(aten.index_select.default, _source(node), axis, places)
 
 
+def _transposed(w: Write, node: Node) -> Node:
+    return w(aten.transpose.int, *node.args[:3])
+
+
+def _axes_moved(w: Write, node: Node) -> Node:
+    rank = len(static_shape(node))
+    given = [argument(node, place, name) for place, name in ((1, "source"), (2, "destination"))]
+    places, wanted = ([axis % rank for axis in (axes if isinstance(axes, (list, tuple)) else [axes])] for axes in given)
+    order = [axis for axis in range(rank) if axis not in places]
+    for target, axis in sorted(zip(wanted, places, strict=True)):
+        order.insert(target, axis)
+    return w(aten.permute.default, _source(node), order)
+
+
 def _largest(target: Any) -> Spelling:
     return lambda w, node: w(
         target, _source(node), [int(argument(node, 1, "dim"))], bool(argument(node, 2, "keepdim", False))
@@ -219,6 +233,12 @@ _SPELLINGS: Mapping[Any, Spelling] = {
     aten.adaptive_max_pool2d.default: _adaptive_max_pool,
     aten.max.dim: _largest(aten.amax.default),
     aten.min.dim: _largest(aten.amin.default),
+    aten.swapaxes.default: _transposed,
+    aten.swapdims.default: _transposed,
+    aten.movedim.int: _axes_moved,
+    aten.movedim.intlist: _axes_moved,
+    aten.moveaxis.int: _axes_moved,
+    aten.moveaxis.intlist: _axes_moved,
     aten.index.Tensor: _index,
     aten.rrelu.default: _random_relu,
 }

@@ -54,7 +54,7 @@ class ZooNetwork:
             module = self.create(size).eval()
             if shallow:
                 _drop_repeated(module, self.repeats)
-            return _lived_in(module, self.images(16, pixels=size, seed=seed), seed)
+            return lived_in(module, self.images(16, pixels=size, seed=seed), seed)
 
 
 def _drop_repeated(module: nn.Module, repeats: int) -> None:
@@ -71,7 +71,7 @@ def _drop_repeated(module: nn.Module, repeats: int) -> None:
                 delattr(sequence, name)
 
 
-def _lived_in(module: nn.Module, images: Tensor, seed: int) -> nn.Module:
+def lived_in(module: nn.Module, images: Tensor, seed: int) -> nn.Module:
     """Give weights and statistics that a trained network could have: activations neither explode nor die with depth.
 
     Layers are scaled so that their outputs have variance 1 (Mishkin and Matas 2016, arXiv:1511.06422), BatchNorms

@@ -62,6 +62,7 @@ TRANSLATORS: dict[Any, Translator] = {
     aten.amax.default: arithmetic.reduction("ReduceMax"),
     aten.amin.default: arithmetic.reduction("ReduceMin"),
     aten.instance_norm.default: arithmetic.instance_norm,
+    aten.group_norm.default: arithmetic.group_norm,
     aten.layer_norm.default: arithmetic.layer_norm,
     aten.add.Tensor: arithmetic.binary("Add"),
     aten.sub.Tensor: arithmetic.binary("Sub"),

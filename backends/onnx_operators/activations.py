@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch.fx import Node
 
-from backends.onnx_operators.common import input_of
+from backends.onnx_operators.common import input_of, per_channel
 from calibration.operators import argument, clip_bounds, static_shape
 
 if TYPE_CHECKING:
@@ -46,10 +46,7 @@ def elu(e: Emitter, node: Node) -> list[str]:
 
 def prelu(e: Emitter, node: Node) -> list[str]:
     """PRelu, its slopes along the channels."""
-    slope = e.module.get_parameter(str(input_of(node, 1).target)).detach().cpu().float().numpy()
-    rank = len(static_shape(node))
-    shaped = slope.reshape(-1, *[1] * (rank - 2)) if slope.size > 1 else slope.reshape(-1)
-    return e.add("PRelu", [e.read(input_of(node)), e.constant(shaped, f"{node.name}_slope")])
+    return e.add("PRelu", [e.read(input_of(node)), per_channel(e, input_of(node, 1), len(static_shape(node)))])
 
 
 def silu(e: Emitter, node: Node) -> list[str]:

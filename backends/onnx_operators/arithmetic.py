@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch.fx import Node
 
-from backends.onnx_operators.common import Translator, input_of
+from backends.onnx_operators.common import Translator, input_of, per_channel
 from calibration.operators import argument, static_shape
 
 if TYPE_CHECKING:
@@ -82,6 +83,28 @@ def instance_norm(e: Emitter, node: Node) -> list[str]:
     shift = e.read_float(bias) if isinstance(bias, Node) else e.constant(np.zeros(channels, np.float32), "zeros")
     epsilon = float(argument(node, 7, "eps"))
     return e.add("InstanceNormalization", [e.read(input_of(node)), scale, shift], epsilon=epsilon)
+
+
+def group_norm(e: Emitter, node: Node) -> list[str]:
+    """InstanceNormalization over the rows of groups, then scale and shift of each channel.
+
+    ONNX's own GroupNormalization has a scale per channel from opset 21 on only; this form is right in all.
+    """
+    groups, sizes = int(argument(node, 1, "num_groups")), static_shape(node)
+    if min(sizes[1:]) < 0:
+        raise e.unsupported("a group normalisation of a map whose size is free has no translation to ONNX")
+    scale, shift = (e.constant(np.full(groups, value, np.float32), f"f32_{value}x{groups}") for value in (1, 0))
+    wanted = e.int64s((-1, groups, math.prod(sizes[1:]) // groups))
+    (rows,) = e.add("Reshape", [e.read(input_of(node)), wanted], suffix="_rows")
+    epsilon = float(argument(node, 4, "eps", 1e-5))
+    (found,) = e.add("InstanceNormalization", [rows, scale, shift], suffix="_rows_norm", epsilon=epsilon)
+    (found,) = e.add("Reshape", [found, e.int64s((-1, *sizes[1:]))], suffix="_map")
+    for operator, position, name in (("Mul", 2, "weight"), ("Add", 3, "bias")):
+        parameter = argument(node, position, name)
+        if isinstance(parameter, Node):
+            operand = per_channel(e, parameter, len(sizes))
+            (found,) = e.add(operator, [found, operand], suffix=f"_{operator.lower()}")
+    return [found]
 
 
 def layer_norm(e: Emitter, node: Node) -> list[str]:

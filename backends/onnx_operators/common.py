@@ -41,3 +41,10 @@ def simple(operator: str, **attributes: Any) -> Translator:
         return e.add(operator, [e.read(input_of(node))], **attributes)
 
     return translate
+
+
+def per_channel(e: Emitter, parameter: Node, rank: int) -> str:
+    """A parameter [C] in the form that broadcasts along axis 1 of a tensor of that rank."""
+    values = e.module.get_parameter(str(parameter.target)).detach().cpu().float().numpy()
+    name = f"{str(parameter.target).replace('.', '_')}_per_channel"
+    return e.constant(values.reshape(-1, *[1] * (rank - 2)), name)

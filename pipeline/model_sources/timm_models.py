@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from ssl import SSLError
 from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 from torch import nn
 
@@ -13,6 +16,10 @@ from pipeline.model_sources.sourced import SourcedModel, module_with_state, repr
 from pipeline.preprocessing import Preprocessing
 from pipeline.source_text import close_matches, split_options, whole_number, yes_or_no
 from pipeline.weights import load_state
+
+# The names under which timm looks for weights (timm.models._hub), and how long the hub may take to answer at all.
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_HUB_SECONDS = 10
 
 
 def load_timm(rest: str, weights: Path | None) -> SourcedModel:
@@ -54,6 +61,8 @@ def load_timm(rest: str, weights: Path | None) -> SourcedModel:
         if weights is not None:
             module, notes = module_with_state(build, load_state(weights), classes=classes, path=weights, source=source)
         else:
+            if pretrained:
+                _require_hub(name)
             module = build(classes, pretrained=pretrained)
             notes = () if pretrained else ("random weights, as asked for by ?pretrained=false",)
     except OSError as error:
@@ -64,6 +73,29 @@ def load_timm(rest: str, weights: Path | None) -> SourcedModel:
     config = resolve_model_data_config(module)  # type: ignore[no-untyped-call]  # timm's own
     preprocessing, more = _preprocessing(config, source)
     return SourcedModel(module=module, preprocessing=preprocessing, notes=notes + more)
+
+
+def _require_hub(name: str) -> None:
+    """Ask the hub for a sign of life before a download: its own client tries for most of a minute before it gives up.
+
+    Raises OSError where there is none and the network's weights are not in the hub's cache.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+    from timm.models import get_pretrained_cfg
+
+    hub_name = name.removeprefix("hf_hub:")
+    published = None if hub_name != name else get_pretrained_cfg(name)
+    repository = hub_name if published is None else published.hf_hub_id
+    if not repository or constants.HF_HUB_OFFLINE:
+        return  # not on the hub, or its client is told not to try
+    if any(isinstance(try_to_load_from_cache(repository, file), str) for file in _HUB_FILES):
+        return
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_HUB_SECONDS).close()
+    except URLError as error:
+        # An answer of any kind is one, and what certificates the client accepts is its own affair.
+        if not isinstance(error, HTTPError) and not isinstance(error.reason, SSLError):
+            raise
 
 
 def _preprocessing(config: dict[str, Any], source: str) -> tuple[Preprocessing, tuple[str, ...]]:

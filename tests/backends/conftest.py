@@ -207,6 +207,13 @@ CLOSE: dict[str, Callable[[], nn.Module]] = {
         t=nn.ConvTranspose2d(16, 16, 2, stride=2),
         b=C(16, 16, 3),
     ),
+    "group_norm": lambda: Net(
+        lambda n, x: n.b(relu(n.plain(n.g(n.a(x))))),
+        a=C(3, 16, 3),
+        g=nn.GroupNorm(4, 16),
+        plain=nn.GroupNorm(2, 16, affine=False),
+        b=C(16, 16, 3),
+    ),
     "constants": lambda: Net(lambda n, x: n.b(relu(n.a(x * 2.0 + 0.5)) - 0.1), a=C(3, 16, 3), b=C(16, 16, 3)),
     "clamp": lambda: Net(lambda n, x: n.b(torch.clamp(n.a(x), -1, 1)), a=C(3, 16, 3), b=C(16, 16, 3)),
     "attention": lambda: Net(

@@ -3,7 +3,9 @@
     python3 -m pytest -m benchmark tests/benchmarks/test_zoo_latency.py -s [-k "resnet18 or mobilenet"]
 
 Networks have random weights, so agreement tells what rounding does to the list's own images and not what training
-reaches. FAQD_BENCHMARK_SECONDS limits the timing of one case (4), FAQD_BENCHMARK_PIXELS the size of images (128).
+reaches. The figures go into the reviewed table and its page (tests/zoo_table.py) as well. FAQD_BENCHMARK_SECONDS limits
+the timing of one case (4), FAQD_BENCHMARK_PIXELS is the size of images (128), FAQD_BENCHMARK_CASES which batch sizes
+and threads are measured ("1,1 8,2"; four pairs).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
+import time
 from collections import Counter
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -30,6 +33,8 @@ from calibration.freeze import freeze
 from calibration.insert import insert
 from calibration.observe import choose_ranges, observe
 from calibration.operators import WEIGHTED, kind
+from pipeline.circumstances import host
+from tests import zoo_table
 from tests.benchmarks.test_latency_against_peers import quantised_by_peer
 from tests.zoo import ZOO
 
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from backends.base import Array, Runner
     from tests.benchmarks.conftest import Columns, Results
 
 pytestmark = pytest.mark.benchmark
@@ -61,7 +67,7 @@ def _speed(case: str) -> Callable[[dict[str, Any]], str | None]:
 
 COLUMNS: Columns = {
     "network": lambda row: row["key"]["network"],
-    "integer layers": lambda row: f"{row['integer']} of {row['integer'] + row['floating']}",
+    "integer layers": lambda row: row["integer"],
     "computed in float": lambda row: ", ".join(f"{count} {word}" for word, count in row["floats"].items()) or "-",
     "agreement": lambda row: f"{row['agreement']:.0f} %",
     **{f"batch {batch}, threads {threads}": _speed(f"{batch},{threads}") for batch, threads in CASES},
@@ -86,24 +92,27 @@ def test_network(name: str, results: Results, tmp_path: Path) -> None:
     census = backend.census(files[OURS], layers)
     with torch.no_grad():
         same = prepared(images)[0].argmax(-1) == folded(images)[0].argmax(-1)
-    speedup, to_peer, milliseconds = {}, {}, {}
+    speedup: dict[str, float] = {}
+    to_peer: dict[str, float] = {}
+    milliseconds: dict[str, Any] = {}
     for batch, threads in cases():
         times = _times(backend, files, np.resize(images.numpy(), (batch, *images.shape[1:])), threads)
         case = f"{batch},{threads}"
         milliseconds[case] = times
         speedup[case], to_peer[case] = times[FLOAT] / times[OURS], times[PEER] / times[OURS]
+    assert census.floating == ()
+    agreement = 100 * float(same.float().mean())
     results.add(
         {"network": name, "pixels": pixels},
         integer=len(census.integer),
-        floating=len(census.floating),
         floats=dict(Counter(plan.kinds[node] for node in plan.float_nodes).most_common()),
-        reasons=dict(sorted({(plan.kinds[node], reason) for node, reason in plan.float_nodes.items()})),
-        agreement=100 * float(same.float().mean()),
+        agreement=agreement,
         speedup=speedup,
         to_peer=to_peer,
         milliseconds=milliseconds,
         kernels=dict(census.histogram),
     )
+    _refresh(name, agreement, speedup, to_peer)
     rows = results.newest()
     ratios = [ratio for row in rows for ratio in row["to_peer"].values()]
     mean = math.exp(statistics.fmean(math.log(ratio) for ratio in ratios))
@@ -119,11 +128,47 @@ def test_network(name: str, results: Results, tmp_path: Path) -> None:
     )
 
 
+def _refresh(name: str, agreement: float, speedup: dict[str, float], to_peer: dict[str, float]) -> None:
+    """Put the figures into the reviewed table, beside those of other cases."""
+    before = zoo_table.read()[name].get("figures", {})
+    machine = host()
+    figures = {
+        "date": time.strftime("%Y-%m-%d"),
+        "host": f"{machine['processor']}, {machine['cores']} cores, {machine['integer_instructions']}",
+        "agreement": agreement,
+    }
+    for word, measured in (("speedup", speedup), ("to peer", to_peer)):
+        rounded = {case: round(ratio, 2) for case, ratio in measured.items()}
+        figures[word] = dict(sorted({**before.get(word, {}), **rounded}.items()))
+    zoo_table.update(name, figures=figures)
+
+
+class _OnProcessor:
+    """A runner whose time is that of the processor, all threads together: what else runs on the machine hardly counts.
+
+    With one thread on a quiet machine it is the time on the wall.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def run(self, images: Array) -> list[Any]:
+        return self._runner.run(images)
+
+    def device_seconds(self, images: Array) -> float:
+        start = time.process_time()
+        self._runner.run(images)
+        return time.process_time() - start
+
+
 def _times(backend: OnnxRuntime, files: dict[str, bytes], images: np.ndarray, threads: int) -> dict[str, float]:
     """Median milliseconds of each file, over both orders in which the quantised ones can follow each other."""
     seconds = float(os.environ.get("FAQD_BENCHMARK_SECONDS") or SECONDS)
     with ExitStack() as stack:
-        runners = {name: stack.enter_context(backend.runner(file, threads=threads)) for name, file in files.items()}
+        opened = {name: stack.enter_context(backend.runner(file, threads=threads)) for name, file in files.items()}
+        runners: dict[str, Runner] = (
+            {name: _OnProcessor(runner) for name, runner in opened.items()} if threads == 1 else opened
+        )
         found = [
             interleaved_latency(
                 {name: runners[name] for name in order}, images, repeats=MOST_ROUNDS, seconds=seconds / 2

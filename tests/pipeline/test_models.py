@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -230,6 +231,20 @@ def test_timm_mistakes(tmp_path: Path) -> None:
     assert "exclude each other" in _message("timm:resnet18?pretrained=true", tmp_path / "w.pth")
     assert "true or false" in _message("timm:resnet18?pretrained=no")
     assert "has no published weights" in _message("timm:convnext_atto_rms")
+
+
+def test_a_hub_out_of_reach_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the port of the discard service: nobody listens
+    start = time.perf_counter()
+    for name in ("mobilenetv3_small_050.lamb_in1k", "hf_hub:timm/mobilenetv3_small_050.lamb_in1k"):
+        message = _message(f"timm:{name}")
+        assert "cannot download from the Hugging Face hub" in message and "--weights FILE" in message
+    assert time.perf_counter() - start < 5  # the hub's own client takes most of a minute
 
 
 def test_a_users_builder_without_preprocessing_gets_imagenets_said_aloud(write_module: WriteModule) -> None:

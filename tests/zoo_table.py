@@ -1,0 +1,126 @@
+"""The reviewed table of every network: what runs on integers in ONNX Runtime, what in float and why, and its figures.
+
+    python3 -m tests.zoo_table [NETWORK ...]
+
+writes the structure of these networks (of all) anew and the page that shows the table; what has changed is then
+reviewed as a diff. The figures are those of tests/benchmarks/test_zoo_latency.py, which writes them into the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backends.onnxruntime_rules import X64
+from backends.placement import Widths, place
+from calibration.capture import capture
+from calibration.fold import fold
+from calibration.operators import WEIGHTED, kind
+from tests.zoo import ZOO, ZooNetwork
+
+_ROOT = Path(__file__).resolve().parent.parent
+FILE = _ROOT / "tests" / "backends" / "zoo_onnxruntime.json"
+PAGE = _ROOT / "docs" / "zoo.md"
+
+_HEAD = """# What runs on integers, network by network
+
+ONNX Runtime on x86 with VNNI, W8A8; every layer and operator at the size of images that the network is published for.
+`tests/backends/zoo_onnxruntime.json` holds the table; a test holds it to what a run plans, and this page to it.
+
+Agreement and speed: random weights, calibrated on 16 images and not trained, images of 128 px. Agreement is the share
+of the 16 with the float network's class: it shows what rounding does to a network that nobody trained, not what a run
+reaches. Speed is that of the float network over ours, and in brackets that of `onnxruntime.quantization` (U8S8, per
+channel) over ours, as {clock}. Above 1 is faster.
+"""
+_CLOCK = "medians of interleaved runs, processor time with one thread, time on the wall with more"
+
+
+def structure_of(network: ZooNetwork) -> dict[str, Any]:
+    """Layers on integers and in float, and every float operator by kind and reason, of the whole network."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the libraries' own
+        torch.manual_seed(0)
+        module = network.create(network.full_pixels).eval()
+    images = torch.zeros(2, 3, network.full_pixels, network.full_pixels)
+    folded = fold(capture(module, images, source=network.source))
+    plan = place(folded, X64, Widths())
+    layers = [node for node in folded.graph.nodes if kind(node) in WEIGHTED]
+    reasons = Counter((plan.kinds[node], reason) for node, reason in plan.float_nodes.items())
+    return {
+        "pixels": network.full_pixels,
+        "integer layers": len(plan.weights),
+        "float layers": len(layers) - len(plan.weights),
+        "computed in float": [
+            {"kind": word, "count": count, "reason": reason} for (word, reason), count in sorted(reasons.items())
+        ],
+    }
+
+
+def read() -> dict[str, dict[str, Any]]:
+    """Network -> "structure" and, where they were measured, "figures"."""
+    table: dict[str, dict[str, Any]] = json.loads(FILE.read_text(encoding="utf-8"))
+    return table
+
+
+def update(name: str, **parts: Any) -> None:
+    """Put a network's structure or figures into the file, networks in the list's order, and write the page anew."""
+    table = read() if FILE.exists() else {}
+    table[name] = table.get(name, {}) | parts
+    ordered = {known: table[known] for known in ZOO if known in table}
+    FILE.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(ordered), encoding="utf-8")
+
+
+def page(table: dict[str, dict[str, Any]]) -> str:
+    """The table as a page to read: figures first, then what is computed in float and why."""
+    cases = sorted({case for row in table.values() for case in row.get("figures", {}).get("speedup", {})})
+    headings = [f"batch {case.replace(',', ', threads ')}" for case in cases]
+    rows = [_cells(["network", "integer layers", "operators in float", "agreement", *headings])]
+    rows.append(_cells(["---"] * (4 + len(cases))))
+    for name, row in table.items():
+        structure, figures = row["structure"], row.get("figures", {})
+        total = structure["integer layers"] + structure["float layers"]
+        floats: Counter[str] = Counter()
+        for entry in structure["computed in float"]:
+            floats[entry["kind"]] += entry["count"]
+        speeds = [
+            f"{figures['speedup'][case]:.2f} ({figures['to peer'][case]:.2f})"
+            if case in figures.get("speedup", {})
+            else ""
+            for case in cases
+        ]
+        said = ", ".join(f"{count} {word}" for word, count in floats.most_common()) or "none"
+        agreement = f"{figures['agreement']:.0f} %" if figures else ""
+        rows.append(_cells([name, f"{structure['integer layers']} of {total}", said, agreement, *speeds]))
+    measured = sorted(
+        {f"{row['figures']['host']}, {row['figures']['date']}" for row in table.values() if "figures" in row}
+    )
+    lines = [_HEAD.format(clock=_CLOCK), *rows, "", *(f"Measured on {line}." for line in measured)]
+    lines += ["", "## Operators in float and why", "", _cells(["operator", "reason", "networks"]), _cells(["---"] * 3)]
+    for (word, reason), networks in sorted(_by_reason(table).items()):
+        lines.append(_cells([word, reason, ", ".join(networks)]))
+    return "\n".join(lines) + "\n"
+
+
+def _by_reason(table: dict[str, dict[str, Any]]) -> dict[tuple[str, str], list[str]]:
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, row in table.items():
+        for entry in row["structure"]["computed in float"]:
+            found.setdefault((entry["kind"], entry["reason"]), []).append(f"{name} {entry['count']}")
+    return found
+
+
+def _cells(words: list[str]) -> str:
+    return f"| {' | '.join(words)} |"
+
+
+if __name__ == "__main__":
+    for given in sys.argv[1:] or ZOO:
+        update(given, structure=structure_of(ZOO[given]))
+        print(given, flush=True)
