@@ -123,14 +123,15 @@ ARM64 = replace(
     cpu="arm64",
     variant="arm64",
     # uint8, as on x86, though int8 is exact as well: cores with 8-bit matrix products use them for every uint8
-    # convolution and matrix product, but pack int8 convolutions for the older dot products
-    # (SymmQgemmDispatch in mlas/lib/platform.cpp, TryConvSymPrepack in qlinearconv.cc).
+    # convolution and linear layer but deep and depthwise ones, and pack int8 ones for the older dot products
+    # (SymmQgemmDispatch in mlas/lib/platform.cpp, qlinearconv.cc, matmul_integer_base.h).
     non_negative=Grid(bits=8, signed=False, symmetric=True),
     signed=Grid(bits=8, signed=False, symmetric=False),
     arm_arithmetic=True,
     merged_channels=0,  # not measured there
     source="both signs of activations are exact: measured under emulation on cores without dot products, with them and"
-    " with 8-bit matrix products, whose kernels take uint8 throughout (onnxruntime pull requests 9902 and 17160);"
+    " with 8-bit matrix products, which serve uint8 alone where weights are constant (onnxruntime's platform.cpp, pull"
+    " requests 9902 and 17160; read, not timed);"
     " QLinearAdd computes in fixed point and QLinearMul rounds once (MLAS qladd.cpp, qlmul.cpp; measured)",
 )
 

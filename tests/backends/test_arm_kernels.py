@@ -122,6 +122,7 @@ def on_core(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], 
     """Emulate one of `CORES`: its instructions, and the description of it that ONNX Runtime reads."""
 
     def choose(core: str) -> None:
+        emulation.emulated_command("arm64")  # says what is missing
         unpacked = emulation.environment_folder("arm64")
         for folder in ("root", "packages"):
             (tmp_path / folder).mkdir()
