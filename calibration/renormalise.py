@@ -1,7 +1,7 @@
 """Normalised training: each convolution learns with its sums normalised over the batch, as a BatchNorm would do it.
 
 A folded network learns slowly below 4 bits. Here the folded layer's output passes a normalisation with a gain and an
-offset of its own, which begin as the output's spread and mean, so that the network is the same function at first; after
+offset of its own, which begin as the float output's spread and mean, as those of a BatchNorm that was kept; after
 training they are folded into weight, bias and weight scale, with statistics read anew from images. A factor per channel
 commutes with a weight grid that has a scale per channel: the integers are those that were trained. Ours; for networks
 that had a BatchNorm behind every convolution it is training with BatchNorm and folding at the end.
@@ -9,11 +9,13 @@ that had a BatchNorm behind every convolution it is training with BatchNorm and 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule, Interpreter, Node
 
 from calibration.grid import SMALLEST_SCALE, broadcast_scale
 from calibration.operators import argument, kind
@@ -28,16 +30,51 @@ _EPSILON = 1e-5
 _LARGEST_BIAS = 2.0**28
 
 
+class _Moments:
+    """Count, sum and sum of squares per channel of what it is shown, float64."""
+
+    def __init__(self) -> None:
+        self._count, self._total, self._squares = 0.0, torch.zeros(()), torch.zeros(())
+
+    def add(self, values: Tensor) -> None:
+        """Look at values [B, C, H, W]."""
+        real, axes = values.double(), (0, 2, 3)
+        self._count += real.numel() / real.shape[1]
+        self._total = self._total.to(real) + real.sum(axes)
+        self._squares = self._squares.to(real) + real.square().sum(axes)
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation per channel, float64 [C] on the CPU."""
+        mean = self._total / self._count
+        return mean.cpu(), (self._squares / self._count - mean.square()).clamp_min(0).sqrt().cpu()
+
+
+class _Watching(Interpreter):
+    """A float graph whose layers' outputs are looked at as it runs."""
+
+    def __init__(self, graph_module: GraphModule, layers: Iterable[str]) -> None:
+        super().__init__(graph_module)
+        self.moments = {layer: _Moments() for layer in layers}
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self.moments:
+            self.moments[n.name].add(result)
+        return result
+
+
 class _Normalised(nn.Module):
     """What follows a layer's sums, with a normalisation over the batch before it; in evaluation, as without."""
 
-    def __init__(self, operation: RequantiseProduct | RescaleProduct, bias: Tensor, *, bias_in_sums: bool) -> None:
+    def __init__(
+        self, name: str, operation: RequantiseProduct | RescaleProduct, bias: Tensor, *, bias_in_sums: bool
+    ) -> None:
         super().__init__()
-        self.operation, self.bias_in_sums = operation, bias_in_sums
+        self.name, self.operation, self.bias_in_sums = name, operation, bias_in_sums
         self.gain, self.offset = (nn.Parameter(torch.zeros_like(bias)) for _ in range(2))
         self.normalising = False
-        #: Count, sum and sum of squares per channel of the sums as reals, while somebody wants to know.
-        self.watched: tuple[float, Tensor, Tensor] | None = None
+        #: Of the sums as reals, while somebody wants to know.
+        self.watched: _Moments | None = None
 
     def forward(self, sums: Tensor, *bias: Tensor) -> Tensor:
         """Sums [B, C, H, W] to what the operation gives, or to the same of the normalised sums."""
@@ -56,21 +93,13 @@ class _Normalised(nn.Module):
         assert self.watched is not None
         with torch.no_grad():
             unit = self.operation.unit(sums).double()
-            real = sums.double() * (unit.reshape(-1, 1, 1) if unit.dim() else unit)
-            count, total, squares = self.watched
-            axes = (0, 2, 3)
-            self.watched = (
-                count + real.numel() / real.shape[1],
-                total + real.sum(axes),
-                squares + real.square().sum(axes),
-            )
+            self.watched.add(sums.double() * (unit.reshape(-1, 1, 1) if unit.dim() else unit))
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation per channel of what was watched, float64 [C] on the CPU; ends the watch."""
+        """Mean and standard deviation per channel of what was watched; ends the watch."""
         assert self.watched is not None
-        count, total, squares = self.watched
-        self.watched, mean = None, total / count
-        return mean.cpu(), (squares / count - mean.square()).clamp_min(0).sqrt().cpu()
+        found, self.watched = self.watched.statistics(), None
+        return found
 
 
 class Normalisation:
@@ -81,7 +110,7 @@ class Normalisation:
     """
 
     def __init__(self, network: PreparedNetwork, folded: GraphModule) -> None:
-        self.network = network
+        self.network, self._folded = network, folded
         self._layers: dict[tuple[str, str], _Normalised] = {}  # by the paths of weight and bias
         nodes = {node.name: node for node in folded.graph.nodes}
         constants = {
@@ -101,20 +130,26 @@ class Normalisation:
         for name in (f"{placement.layer}_requantise", f"{placement.layer}_rescale"):
             operation = getattr(operations, name, None)
             if isinstance(operation, (RequantiseProduct, RescaleProduct)):
-                made = _Normalised(operation, bias, bias_in_sums=placement.integer_bias)
+                made = _Normalised(placement.layer, operation, bias, bias_in_sums=placement.integer_bias)
                 operations.add_module(name, made)
                 bias.requires_grad_(False)  # the normalisation takes any constant away again
                 return made.train(self.network.training)
         raise ValueError(f"nothing follows the sums of {placement.layer}")
 
     def begin(self, batches: Iterable[Tensor]) -> None:
-        """Let gains and offsets be the spread and mean of the outputs for these normalised images [B, C, H, W]."""
-        self._watch(batches)
-        for (_, path), layer in self._layers.items():
-            mean, deviation = layer.statistics()
-            bias = self.network.graph.get_parameter(path).detach().cpu()
+        """Let gains and offsets be the spread and mean of the float layers' outputs for images [B, C, H, W].
+
+        Not of the rounded ones: few bits move both far, and the normalisations put them right from the first step on.
+        """
+        floats = copy.deepcopy(self._folded).to(next(self.network.parameters()).device)
+        watching = _Watching(floats, (layer.name for layer in self._layers.values()))
+        with torch.no_grad():
+            for images in batches:
+                watching.run(images)
+        for layer in self._layers.values():
+            mean, deviation = watching.moments[layer.name].statistics()
             layer.gain.data.copy_(deviation)
-            layer.offset.data.copy_(mean if layer.bias_in_sums else mean + bias)
+            layer.offset.data.copy_(mean)
             layer.normalising = True
 
     def fold(self, plain: PreparedNetwork, batches: Iterable[Tensor]) -> PreparedNetwork:
@@ -143,8 +178,7 @@ class Normalisation:
 
     def _watch(self, batches: Iterable[Tensor]) -> None:
         for layer in self._layers.values():
-            nothing = torch.zeros_like(layer.gain, dtype=torch.float64)
-            layer.watched = (0.0, nothing, nothing)
+            layer.watched = _Moments()
         with torch.no_grad():
             for images in batches:
                 self.network(images)

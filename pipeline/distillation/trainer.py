@@ -53,7 +53,7 @@ class Trainer:
 
     def _begin(self) -> None:
         """The calibrated student, a fresh optimiser, step 0."""
-        self.network = self._calibrated()
+        self.network = self._calibrated().train()
         self.normalisation: Normalisation | None = None
         if self.task.schedule.normalised and self.task.schedule.steps:
             self.normalisation = Normalisation(self.network, self.task.student.folded)
@@ -88,25 +88,24 @@ class Trainer:
         return with_mirror_images(images) if self.task.mirror else images
 
     @torch.no_grad()
-    def held_out_loss(self) -> tuple[float, float]:
-        """Loss of the student's outputs on the held-out images, and that of one that ignores its input."""
+    def held_out_loss(self, network: PreparedNetwork) -> tuple[float, float]:
+        """Loss of a student's outputs on the held-out images, and that of one that ignores its input."""
         total, ignorant, count = 0.0, 0.0, 0
         outputs, config = self.task.outputs, self.task.objective
-        self.network.eval()
+        network.eval()
         for images in self.images.held_out():
             shown = self.teachers.seen(self._with_mirror_images(images))
             seen = [[output[: len(images)] for output in teacher.outputs] for teacher in shown]
             targets = mean_outputs(seen, outputs, temperature=config.softening)
-            total += float(outputs_loss(self.network(images), targets, outputs, config=config)) * len(images)
+            total += float(outputs_loss(network(images), targets, outputs, config=config)) * len(images)
             ignorant += float(uninformed_loss(targets, outputs, config=config)) * len(images)
             count += len(images)
-        self.network.train()
         # KL of two all but equal distributions may come out a rounding error below zero.
         return max(0.0, total / count), max(0.0, ignorant / count)
 
     def measure_start(self) -> None:
         """Judge the calibrated student: what training must improve, and what divergence is measured by."""
-        self.loss_calibrated, ignorant = self.held_out_loss()
+        self.loss_calibrated, ignorant = self.held_out_loss(self._calibrated())
         self.floor = _HARMLESS_SHARE * ignorant
         self.watch = DivergenceWatch(reference=self.loss_calibrated, floor=self.floor)
 
@@ -195,16 +194,17 @@ class Trainer:
         if self.normalisation is not None and not self.diverged:
             statistics = self.images.for_statistics(self.task.schedule.steps)
             self.network = self.normalisation.fold(self._calibrated(), statistics)
-        final = self.loss_calibrated if self.diverged or not self.task.schedule.steps else self.held_out_loss()[0]
+        ended = bool(self.task.schedule.steps) and not self.diverged
+        final = self.held_out_loss(self.network)[0] if ended else self.loss_calibrated
         # Small losses on held-out images rank students that all but equal their teacher no better than chance does.
         worst = max(self.loss_calibrated, self.floor)
-        trained = bool(self.task.schedule.steps) and not self.diverged and final <= worst
+        trained = ended and final <= worst
         network: PreparedNetwork = self.network if trained else self.task.student.network()
         record = Distillation(
             steps=self.task.schedule.steps,
             learning_rate=self.learning_rate,
             loss_calibrated=self.loss_calibrated,
-            loss_final=None if self.diverged or not self.task.schedule.steps else final,
+            loss_final=final if ended else None,
             chosen="trained" if trained else "calibrated",
             backoffs=self.backoffs,
             diverged=self.diverged,
