@@ -24,9 +24,10 @@ def fold(graph_module: GraphModule) -> GraphModule:
     A BatchNorm whose input is a convolution, transposed convolution or linear layer read by nobody else is folded
     into that layer's weight and bias; any other becomes a depthwise 1x1 convolution, so that it too runs in
     integers. Constants that are added to a layer's output, or multiply it, are folded likewise, and sums of parallel
-    convolutions become one. Averages over a whole map become `adaptive_avg_pool2d(1)`, adaptive poolings of a map to
-    its own size disappear, and what is computed from constants alone becomes a constant. Equal to the original up to
-    float32 rounding. Raises UserError for a BatchNorm that has no running statistics.
+    convolutions become one. PReLUs with one slope become leaky ReLUs. Averages over a whole map become
+    `adaptive_avg_pool2d(1)`, adaptive poolings of a map to its own size disappear, and what is computed from constants
+    alone becomes a constant. Equal to the original up to float32 rounding. Raises UserError for a BatchNorm that has no
+    running statistics.
     """
     graph_module = copy.deepcopy(graph_module)
     outputs = graph_module.meta["outputs"]
@@ -39,6 +40,8 @@ def fold(graph_module: GraphModule) -> GraphModule:
             fold_affine(graph_module, node)
         elif kind(node) in {"mean", "average_pool", "adaptive_average_pool"}:
             _canonical_pool(graph_module.graph, node)
+        elif kind(node) == "prelu":
+            _one_slope(graph_module, node)
         if kind(node) == "add" and node.users:
             merge_branches(graph_module, node)
     folded = make_graph_module(graph_module, graph_module.graph)
@@ -112,6 +115,13 @@ def _as_depthwise(graph_module: GraphModule, node: Node, multiplier: Tensor, off
         result = layer if len(sizes) == 4 else _call(graph, aten.reshape.default, (layer, [-1, *sizes[1:]]), node)
     _replace(graph, node, result, heir=layer)
     set_constants(graph_module, layer, multiplier.float().reshape(channels, 1, 1, 1), offset.float())
+
+
+def _one_slope(graph_module: GraphModule, node: Node) -> None:
+    """Make a PReLU with one slope for all channels a leaky ReLU, which has integer kernels."""
+    slope = constant(graph_module, argument(node, 1, "weight"))
+    if slope is not None and slope.numel() == 1:
+        node.target, node.args, node.kwargs = aten.leaky_relu.default, (node.args[0], slope.item()), {}
 
 
 def _call(graph: Graph, target: Any, arguments: tuple[Any, ...], like: Node) -> Node:

@@ -40,6 +40,16 @@ _CONSTANTS: dict[str, Any] = {
     "sixth": np.float32(0.005),
     "table": np.arange(256, dtype=np.uint8),
     "slope": np.full((96, 1, 1), 0.2, np.float32),
+    "rest": np.full((96, 1, 1), 0.8, np.float32),
+    "quarter": np.float32(0.25),
+    "scale": np.full(56, 1.5, np.float32),
+    "shift": np.full(56, 0.5, np.float32),
+    "weight": np.full((96, 1, 1, 1), 25, np.int8),
+    "sw": np.full(96, 0.008, np.float32),
+    "zw": np.zeros(96, np.int8),
+    "bias": np.zeros(96, np.int32),
+    "sb": np.full(96, 0.03 * 0.008, np.float32),
+    "zb": np.zeros(96, np.int32),
 }
 _Step = tuple[str, str, str, dict[str, Any]]
 _IN: _Step = ("DequantizeLinear", "x sx zx", "a", {})
@@ -50,6 +60,11 @@ _SUM: list[_Step] = [
     ("DequantizeLinear", "one half zg", "c", {}),
     ("Add", "a6 c", "g", {}),
 ]
+_LAYER: list[_Step] = [
+    ("DequantizeLinear", "weight sw zw", "w", {"axis": 0}),
+    ("DequantizeLinear", "bias sb zb", "wb", {"axis": 0}),
+]
+_WEIGHTS: _Step = ("Softmax", "a", "p", {"axis": -1})
 #: Nodes as (operator, inputs, output, attributes), from the uint8 tensor x to the uint8 tensor y.
 FORMS: dict[tuple[str, str], list[tuple[str, str, str, dict[str, Any]]]] = {
     ("any", "roundings alone"): [_IN, ("QuantizeLinear", "a sy zy", "y", {})],
@@ -69,6 +84,51 @@ FORMS: dict[tuple[str, str], list[tuple[str, str, str, dict[str, Any]]]] = {
     ("Sigmoid", "integer"): [_IN, ("Sigmoid", "a", "b", {}), ("QuantizeLinear", "b sg zg", "y", {})],
     ("LeakyRelu", "integer"): [_IN, ("LeakyRelu", "a", "b", {}), _OUT],
     ("PReLU", "float"): [_IN, ("PRelu", "a slope", "b", {}), _OUT],
+    ("PReLU", "float, slope * x + (1 - slope) * relu(x)"): [
+        _IN,
+        ("Relu", "a", "r", {}),
+        ("Mul", "a slope", "left", {}),
+        ("Mul", "r rest", "right", {}),
+        ("Add", "left right", "b", {}),
+        _OUT,
+    ],
+    ("PReLU", "integer: two depthwise 1x1 convolutions and their sum"): [
+        _IN,
+        *_LAYER,
+        ("Conv", "a w wb", "left", {"group": 96}),
+        ("QuantizeLinear", "left sy zy", "lq", {}),
+        ("DequantizeLinear", "lq sy zy", "ld", {}),
+        ("Conv", "a w wb", "right", {"group": 96}),
+        ("Relu", "right", "r", {}),
+        ("QuantizeLinear", "r sg zg", "rq", {}),
+        ("DequantizeLinear", "rq sg zg", "rd", {}),
+        ("Add", "ld rd", "b", {}),
+        _OUT,
+    ],
+    ("LayerNorm of rows of 56", "float"): [
+        _IN,
+        ("LayerNormalization", "a scale shift", "b", {"axis": -1}),
+        _OUT,
+    ],
+    ("softmax of rows of 56", "float, its reader too"): [_IN, ("Softmax", "a", "y", {"axis": -1})],
+    ("softmax of rows of 56", "integer"): [_IN, _WEIGHTS, ("QuantizeLinear", "p sg zg", "y", {})],
+    ("attention, scores (56 x 56 x 56)", "float"): [
+        _IN,
+        ("Mul", "a quarter", "q", {}),
+        ("MatMul", "q a", "b", {}),
+        _OUT,
+    ],
+    ("attention, scores (56 x 56 x 56)", "integer"): [_IN, ("MatMul", "a a", "b", {}), _OUT],
+    ("attention, softmax and values (56 x 56 x 56)", "float"): [_IN, _WEIGHTS, ("MatMul", "p a", "b", {}), _OUT],
+    ("attention, softmax and values (56 x 56 x 56)", "softmax in float, product integer"): [
+        _IN,
+        _WEIGHTS,
+        ("Identity", "p", "same", {}),
+        ("QuantizeLinear", "same sg zg", "pq", {}),
+        ("DequantizeLinear", "pq sg zg", "pd", {}),
+        ("MatMul", "pd a", "b", {}),
+        _OUT,
+    ],
     ("Tanh", "float"): [_IN, ("Tanh", "a", "b", {}), _OUT],
 }
 
@@ -101,9 +161,9 @@ def test_forms(results: Results, tmp_path: Any) -> None:
     seconds: dict[Any, list[float]] = {key: [] for key in sessions}
     for _ in range(ROUNDS):
         for key, session in sessions.items():
-            start = time.perf_counter()
+            start = time.process_time()
             session.run(None, {"x": images})
-            seconds[key].append(time.perf_counter() - start)
+            seconds[key].append(time.process_time() - start)
     for function, form in sessions:
         nanoseconds = statistics.median(seconds[function, form]) / images.size * 1e9
         results.add({"function": function, "form": form}, nanoseconds=nanoseconds, kernels=kernels[function, form])
@@ -111,5 +171,8 @@ def test_forms(results: Results, tmp_path: Any) -> None:
         "Activations between two roundings",
         COLUMNS,
         results.newest(),
-        notes=[f"one thread, a tensor of {'x'.join(map(str, SHAPE))}, medians of {ROUNDS} interleaved rounds"],
+        notes=[
+            f"one thread, a tensor of {'x'.join(map(str, SHAPE))},"
+            f" medians of {ROUNDS} interleaved rounds of processor time",
+        ],
     )

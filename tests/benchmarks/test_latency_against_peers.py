@@ -188,8 +188,11 @@ class _Reader:
         return None if batch is None else {self.input_name: batch}
 
 
-def quantised_by_peer(float_model: bytes, images: Array, folder: Path) -> bytes:
-    """The float model quantised by onnxruntime.quantization as its manual says it for CPUs with VNNI."""
+def quantised_by_peer(float_model: bytes, images: Array, folder: Path, *, symbolic: bool = True) -> bytes:
+    """The float model quantised by onnxruntime.quantization as its manual says it for CPUs with VNNI.
+
+    `symbolic`: with its inference of symbolic shapes, which fails on some networks and which it then says to leave out.
+    """
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -199,7 +202,7 @@ def quantised_by_peer(float_model: bytes, images: Array, folder: Path) -> bytes:
     reader.input_name = onnx.load_from_string(float_model).graph.input[0].name
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peer's own
-        quant_pre_process(str(folder / "float.onnx"), str(folder / "inferred.onnx"))
+        quant_pre_process(str(folder / "float.onnx"), str(folder / "inferred.onnx"), skip_symbolic_shape=not symbolic)
         settings: dict[str, Any] = {
             "quant_format": quantization.QuantFormat.QDQ,
             "activation_type": quantization.QuantType.QUInt8,

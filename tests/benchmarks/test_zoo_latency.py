@@ -49,6 +49,7 @@ pytestmark = pytest.mark.benchmark
 
 FLOAT, OURS, PEER = "float", "faqd", "onnxruntime.quantization"
 CASES = [(1, 1), (1, 2), (8, 1), (8, 2)]
+UNKNOWN_SHAPES = frozenset({"ghostnetv2_100"})  # the peer's "Incomplete symbolic shape inference"
 SECONDS, PIXELS, MOST_ROUNDS = 4.0, 128, 200
 
 
@@ -86,7 +87,7 @@ def test_network(name: str, results: Results, tmp_path: Path) -> None:
     files = {
         FLOAT: float_model,
         OURS: backend.emit(freeze(prepared, folded)).SerializeToString(),
-        PEER: quantised_by_peer(float_model, images.numpy(), tmp_path),
+        PEER: quantised_by_peer(float_model, images.numpy(), tmp_path, symbolic=name not in UNKNOWN_SHAPES),
     }
     layers = [node.name for node in folded.graph.nodes if kind(node) in WEIGHTED]
     census = backend.census(files[OURS], layers)

@@ -241,3 +241,12 @@ def test_the_largest_difference_is_relative_to_the_first(net: MakeNet, noise: No
     second = capture(net(lambda n, x: (x * 1.5, x * 0)), images, source="test")
     assert largest_difference(first, second, images) == pytest.approx(0.5)
     assert largest_difference(first, first, images) == 0.0
+
+
+def test_a_prelu_with_one_slope_becomes_a_leaky_relu(net: MakeNet, noise: Noise) -> None:
+    one, several = nn.PReLU(init=0.2), nn.PReLU(8)
+    module = net(lambda n, x: n.several(n.one(n.a(x))), a=nn.Conv2d(3, 8, 3), one=one, several=several).eval()
+    images = noise(2, 3, 9, 9)
+    folded = fold(capture(module, images, source="test"))
+    assert kinds(folded) == ["conv", "leaky_relu", "prelu"]
+    torch.testing.assert_close(folded(images)[0], module(images), rtol=1e-6, atol=1e-6)
