@@ -175,7 +175,7 @@ class _EmulatedSession:
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             send(self._process.stdin, message)  # type: ignore[arg-type]  # a buffered pipe is a binary stream
-            answer = receive(self._process.stdout)  # type: ignore[arg-type]
+            answer = receive(self._process.stdout)  # type: ignore[arg-type]  # likewise
         except BrokenPipeError:
             answer = None
         if answer is None:

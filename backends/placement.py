@@ -177,7 +177,7 @@ class _Placement:
             return self.profile.skip_layer(layer_shape(self.module, node)) if self.profile.skip_layer else None
         if rule.inputs == "skip" and skip_input(node) is None:
             return "not the addition of a residual block"
-        if kind(node) == "adaptive_average_pool" and list(node.args[1]) not in ([1, 1], [1]):  # type: ignore[arg-type]
+        if kind(node) == "adaptive_average_pool" and list(argument(node, 1, "output_size")) not in ([1, 1], [1]):
             return "an adaptive pooling to more than 1x1 has no integer kernel"
         if rule.integer == "fed":
             if len(sources) < sum(not isinstance(a, (int, float, list, tuple, bool, type(None))) for a in node.args):
