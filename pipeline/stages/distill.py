@@ -24,8 +24,8 @@ Step = Callable[[int, int, Mapping[str, float]], None]
 def distil(task: Task, *, checkpoint: Path, step: Step, say: Callable[[str], None]) -> TrainedStudent:
     """Distil the teacher into the calibrated student; the last step's weights, or the calibrated ones after harm.
 
-    Harm is a distillation loss on held-out unlabelled images above the calibrated student's, by more than seeds move
-    it: no label is read there. A run whose loss diverges starts again at a lower learning rate, at
+    Harm is a distillation loss on held-out unlabelled images above both the calibrated student's and 5 % of an
+    ignorant one's: no label is read there. A run whose loss diverges starts again at a lower learning rate, at
     most three times, and says so. `checkpoint` is written every few seconds and when interrupted; a run that finds it
     goes on from there and ends with the same weights.
     """
