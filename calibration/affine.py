@@ -110,9 +110,9 @@ def _axis_before(node: Node, source: Node, axis: int) -> int | None:
     if kind(node) == "transpose":
         order = list(range(len(sizes)))
         if node.target is torch.ops.aten.permute.default:
-            order = [int(entry) % len(sizes) for entry in node.args[1]]  # type: ignore[union-attr, arg-type]  # fx
+            order = [int(entry) % len(sizes) for entry in argument(node, 1, "dims")]
         else:
-            first, second = (int(entry) % len(sizes) for entry in node.args[1:3])  # type: ignore[arg-type]  # fx
+            first, second = (int(argument(node, place, f"dim{place - 1}")) % len(sizes) for place in (1, 2))
             order[first], order[second] = order[second], order[first]
         return order[axis]
     behind = math.prod(sizes[axis + 1 :])

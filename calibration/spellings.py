@@ -116,8 +116,8 @@ def _variance(w: Write, node: Node) -> Node | None:
     """Spread over axes of known size; the correction is 1 where none is given, as in torch."""
     source, axes = _source(node), argument(node, 1, "dim")
     sizes = [static_shape(source)[axis] for axis in axes or ()]
-    given = node.kwargs.get("correction", 1 if argument(node, 2, "unbiased", True) else 0)
-    correction = 1.0 if given is None else float(given)  # type: ignore[arg-type]  # fx arguments are untyped
+    given: Any = node.kwargs.get("correction", 1 if argument(node, 2, "unbiased", True) else 0)
+    correction = 1.0 if given is None else float(given)
     count = math.prod(sizes)
     if not sizes or min(sizes) <= 0 or count <= correction:
         return None

@@ -56,6 +56,10 @@ class RunFolder:
         """Images generated where none were given."""
         return self.state / "generated.safetensors"
 
+    def holds_work(self) -> bool:
+        """Whether an earlier run has left more than its settings, which a mistake found at start leaves alone."""
+        return self.settings.exists() and any(kept != self.settings for kept in self.state.iterdir())
+
     @property
     def float_student(self) -> Path:
         """A student of another architecture after float distillation."""
@@ -92,12 +96,15 @@ def open_folder(config: RunConfig) -> RunFolder:
             raise UserError(
                 f"{folder.bundle} exists already: add --overwrite to replace it, or choose another --output"
             )
-        if folder.settings.exists():
+        if folder.holds_work():
             raise UserError(
                 f"{folder.root} holds an interrupted run: add --resume to go on, or --overwrite to start anew"
             )
     with writable(folder.root):
-        folder.root.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.root.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # what /proc and its like say: its parents were to be made as well
+            raise UserError(f"cannot make the folder {folder.root}: choose another place with --output") from error
         if folder.state.exists():
             shutil.rmtree(folder.state)
         folder.state.mkdir()

@@ -35,6 +35,17 @@ def test_a_finished_run_is_not_replaced_by_accident(tmp_path: Path) -> None:
     assert (tmp_path / "bundle").is_dir(), "only a new bundle may take the old one's place"
 
 
+def test_a_mistake_found_at_start_leaves_nothing_that_asks_for_overwrite(tmp_path: Path) -> None:
+    open_folder(config(tmp_path))
+    assert not open_folder(config(tmp_path)).holds_work()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no such file system here")
+def test_a_folder_that_cannot_be_made_is_one_line() -> None:
+    with pytest.raises(UserError, match="cannot make the folder /proc/nowhere: choose another place with --output"):
+        open_folder(config(Path("/proc/nowhere")))
+
+
 def test_an_interrupted_run_is_not_lost_by_accident(tmp_path: Path) -> None:
     folder = open_folder(config(tmp_path))
     folder.checkpoint.write_bytes(b"hours of work")
