@@ -9,7 +9,7 @@ from torch import SymInt
 from torch.fx import GraphModule, Node
 
 from backends.profile import LayerShape
-from calibration.operators import WEIGHTED, argument, constant, kind, shape, static_shape
+from calibration.operators import argument, constant, has_weighted, kind, shape, static_shape
 
 if TYPE_CHECKING:
     from backends.placement import Widths
@@ -61,17 +61,3 @@ def weight_bits(module: GraphModule, layer: Node, widths: Widths) -> int:
     if not has_weighted(layer, forward=True):
         bits = max(bits, widths.last)
     return bits
-
-
-def has_weighted(layer: Node, *, forward: bool) -> bool:
-    """Whether any other weighted layer lies before (or, forward, behind) this one."""
-    stack, seen = [layer], {layer}
-    while stack:
-        node = stack.pop()
-        for neighbour in node.users if forward else node.all_input_nodes:
-            if neighbour not in seen:
-                if kind(neighbour) in WEIGHTED:
-                    return True
-                seen.add(neighbour)
-                stack.append(neighbour)
-    return False

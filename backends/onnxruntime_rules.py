@@ -58,6 +58,7 @@ RULES: dict[str, Rule] = {
     ),
     "layer_norm": Rule(integer="never", source="ONNX Runtime has no integer LayerNormalization"),
     "group_norm": Rule(integer="never", source="ONNX Runtime has no integer GroupNormalization"),
+    "copy": Rule(integer="never", source="8 bits that a narrow layer reads rounded once more; others read all of them"),
     "expand": Rule(integer="never", source="a constant repeated for every image: it is copied, not computed"),
     "pad": Rule(integer="never", source="a border of another value than 0 lies on no grid that its input has"),
     "relu": Rule(integer="never", source="a ReLU that no integer kernel absorbs runs in float"),

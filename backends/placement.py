@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.fx import GraphModule, Node
 
-from backends.layer_facts import has_weighted, layer_shape, weight_bits
+from backends.layer_facts import layer_shape, weight_bits
 from backends.profile import Profile, Rule
 from backends.residual import skip_input
 from calibration.errors import UserError
@@ -20,6 +20,7 @@ from calibration.operators import (
     argument,
     clip_bounds,
     constant,
+    has_weighted,
     is_non_negative,
     is_tensor,
     kind,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from calibration.grid import SMALLEST_SCALE, Grid, broadcast_scale, in_blocks
 from calibration.integer_products import EXACT_BIAS, EXACT_IN_FLOAT32, LARGEST_ACTIVATION
 from calibration.observers import weight_scale
 from calibration.rounding import requantise, sign
+
+if TYPE_CHECKING:
+    from calibration.closed_forms import ClosedForm
 
 
 class _LearnedScale(nn.Module):
@@ -29,6 +32,10 @@ class _LearnedScale(nn.Module):
 
     def scale(self) -> Tensor:
         """The scale in use: float32, rank 0, [C] or in blocks [C, blocks]; positive."""
+        return self.learned_scale()
+
+    def learned_scale(self) -> Tensor:
+        """The same number as `scale`, always with its gradient."""
         return self._in_use(self.log_scale.exp().clamp_min(SMALLEST_SCALE)) if self._held is None else self._held
 
     def _in_use(self, scale: Tensor) -> Tensor:
@@ -64,6 +71,8 @@ class ActivationGrid(_LearnedScale):
     zero_point: Tensor
     lowest: int
     highest: int
+    #: Whether readers see the scale without its gradient (calibration/clipping.py).
+    is_constant = False
 
     def __init__(self, grid: Grid, *, scale: float, zero_point: int, limit: float | None = None) -> None:
         if not (math.isfinite(scale) and scale > 0):
@@ -75,6 +84,11 @@ class ActivationGrid(_LearnedScale):
         self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.int32))
         self._read_zero_point()
         self.register_load_state_dict_post_hook(_read_zero_point_again)  # type: ignore[no-untyped-call]  # torch's
+
+    def scale(self) -> Tensor:
+        """The scale in use: float32, rank 0; positive."""
+        scale = self.learned_scale()
+        return scale.detach() if self.is_constant else scale
 
     def _read_zero_point(self) -> None:
         # As numbers: reading the buffer in every step would wait for the GPU.
@@ -110,8 +124,11 @@ def _read_zero_point_again(module: nn.Module, _: Any) -> None:
 class WeightGrid(_LearnedScale):
     """Symmetric grid of one weight with a learned scale per channel, or per channel and block of inputs.
 
-    `weight` float, of any shape; `floor` float, broadcast to the scale, is the smallest scale to begin with.
+    `weight` float, of any shape; `floor` float, broadcast to the scale, is the smallest scale to begin with. `form`:
+    where integers and scale follow from the weight for a while, instead of being learned.
     """
+
+    form: ClosedForm | None = None
 
     def __init__(self, grid: Grid, weight: Tensor, *, floor: Tensor | None = None) -> None:
         scale = weight_scale(weight, grid)
@@ -123,6 +140,8 @@ class WeightGrid(_LearnedScale):
 
         In evaluation float64 where the sums of the weight's products may be too large for float32.
         """
+        if self.form is not None:
+            return self.form.integers(weight)
         axis, block = self.grid.channel_axis, self.grid.block
         values, multiplier = in_blocks(weight, block), self._along(self.scale().reciprocal(), weight.dim())
         if self.grid.bits == 1:
@@ -136,6 +155,9 @@ class WeightGrid(_LearnedScale):
         sums = integers.detach().abs().transpose(0, axis or 0).flatten(1).sum(1, dtype=torch.float64)
         fits = float(sums.max()) * LARGEST_ACTIVATION < EXACT_IN_FLOAT32 - EXACT_BIAS
         return integers if fits else integers.double()
+
+    def _in_use(self, scale: Tensor) -> Tensor:
+        return scale if self.form is None else self.form.scale()
 
     def reals(self, integers: Tensor) -> Tensor:
         """The weight that integers of this grid stand for, same shape, float32."""

@@ -86,6 +86,8 @@ KINDS: dict[Any, str] = {
     aten.channel_shuffle.default: "channel_shuffle",
     aten.upsample_nearest2d.vec: "resize_nearest",
     aten.upsample_bilinear2d.vec: "resize_bilinear",
+    # Capture leaves none: they are ours (calibration/wide_branches.py).
+    aten.clone.default: "copy",
 }
 
 #: Operators with trained weights that integer hardware accelerates: what the census of kernels counts.
@@ -208,6 +210,8 @@ def clip_bounds(node: Node) -> tuple[float, float]:
 
 def upper_limit(node: Node) -> float:
     """The value above which the operator's own clipping lets nothing pass; infinite where it has none."""
+    if kind(node) == "copy":
+        return upper_limit(tensor_inputs(node)[0])
     return clip_bounds(node)[1] if kind(node) == "clip" else 1.0 if kind(node) == "hardsigmoid" else math.inf
 
 
@@ -220,11 +224,25 @@ def is_non_negative(node: Node) -> bool:
         return clip_bounds(node)[0] >= 0
     if word == "pad":
         return float(argument(node, 2, "value", 0.0) or 0.0) >= 0 and is_non_negative(tensor_inputs(node)[0])
-    if word in MOVEMENT or word in {"average_pool", "adaptive_average_pool", "mean", "resize_bilinear"}:
+    if word in MOVEMENT or word in {"average_pool", "adaptive_average_pool", "mean", "resize_bilinear", "copy"}:
         return all(is_non_negative(source) for source in tensor_inputs(node))
     if word in {"add", "mul"}:
         sources = tensor_inputs(node)
         return len(sources) == len(node.args) and all(is_non_negative(source) for source in sources)
+    return False
+
+
+def has_weighted(layer: Node, *, forward: bool) -> bool:
+    """Whether any other weighted layer lies before (or, forward, behind) this one."""
+    stack, seen = [layer], {layer}
+    while stack:
+        node = stack.pop()
+        for neighbour in node.users if forward else node.all_input_nodes:
+            if neighbour not in seen:
+                if kind(neighbour) in WEIGHTED:
+                    return True
+                seen.add(neighbour)
+                stack.append(neighbour)
     return False
 
 

@@ -69,6 +69,10 @@ class PreparedNetwork(nn.Module):
         """The grid of the weight stored under a dotted path."""
         return self._weight_grids[weight]
 
+    def weight_grids(self) -> Mapping[str, WeightGrid]:
+        """The grids of all weights, by the dotted path under which each is stored."""
+        return self._weight_grids
+
     def bias_integers(self, layer: str) -> BiasIntegers:
         """What rounds the bias of a layer to int32."""
         return self._bias_integers[layer]

@@ -247,10 +247,6 @@ class RequantiseHardSigmoid(Elementwise[ActivationGrid, ActivationGrid]):
         return total.clamp_(*_ends(output))
 
 
-def _ends(grid: ActivationGrid) -> tuple[int, int]:
-    return grid.lowest, grid.highest
-
-
 class RequantiseMultiplication(Elementwise[ActivationGrid, ActivationGrid, ActivationGrid]):
     """The element-wise product of two tensors on grids of their own, on a third (QLinearMul)."""
 
@@ -274,3 +270,25 @@ class RequantiseMean(_Operation[ActivationGrid, ActivationGrid]):
         is_wide = not self.training and positions * LARGEST_ACTIVATION >= EXACT_IN_FLOAT32
         sums = x.sum((2, 3), keepdim=True, dtype=torch.float64 if is_wide else None).to(x.dtype)
         return requantise(sums, multiplier, output.lowest, output.highest)
+
+
+def _ends(grid: ActivationGrid) -> tuple[int, int]:
+    return grid.lowest, grid.highest
+
+
+#: The operations whose results are integers of their first grid.
+_ROUNDING = (
+    Quantise,
+    QuantiseAverage,
+    RequantiseProduct,
+    RequantiseSum,
+    RequantiseSigmoid,
+    RequantiseHardSigmoid,
+    RequantiseMultiplication,
+    RequantiseMean,
+)
+
+
+def rounded_to(operation: nn.Module) -> ActivationGrid | None:
+    """The grid that an operation's results lie on; None where it gives reals, or integers of a constant."""
+    return operation._grids[0] if isinstance(operation, _ROUNDING) else None

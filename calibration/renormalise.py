@@ -63,7 +63,7 @@ class _Watching(Interpreter):
         return result
 
 
-class _Normalised(nn.Module):
+class Normalised(nn.Module):
     """What follows a layer's sums, with a normalisation over the batch before it; in evaluation, as without."""
 
     def __init__(
@@ -111,7 +111,7 @@ class Normalisation:
 
     def __init__(self, network: PreparedNetwork, folded: GraphModule) -> None:
         self.network, self._folded = network, folded
-        self._layers: dict[tuple[str, str], _Normalised] = {}  # by the paths of weight and bias
+        self._layers: dict[tuple[str, str], Normalised] = {}  # by the paths of weight and bias
         nodes = {node.name: node for node in folded.graph.nodes}
         constants = {
             p.layer: (nodes[p.layer].args[1], argument(nodes[p.layer], 2, "bias")) for p in network.plan.weights
@@ -125,12 +125,12 @@ class Normalisation:
                 paths = str(weight.target), str(bias.target)
                 self._layers[paths] = self._put_in(placement, network.graph.get_parameter(paths[1]))
 
-    def _put_in(self, placement: WeightPlacement, bias: nn.Parameter) -> _Normalised:
+    def _put_in(self, placement: WeightPlacement, bias: nn.Parameter) -> Normalised:
         operations = self.network.graph.get_submodule(OPERATIONS)
         for name in (f"{placement.layer}_requantise", f"{placement.layer}_rescale"):
             operation = getattr(operations, name, None)
             if isinstance(operation, (RequantiseProduct, RescaleProduct)):
-                made = _Normalised(placement.layer, operation, bias, bias_in_sums=placement.integer_bias)
+                made = Normalised(placement.layer, operation, bias, bias_in_sums=placement.integer_bias)
                 operations.add_module(name, made)
                 bias.requires_grad_(False)  # the normalisation takes any constant away again
                 return made.train(self.network.training)

@@ -67,9 +67,10 @@ def _settings_from_file(app: App, commands: tuple[str, ...], arguments: Argument
         found.append((read_settings(Path(typed["--config"])), typed["--config"]))
     if "--recipe" in typed:
         recipe = recipe_named(typed["--recipe"])
-        given = {*(name.removeprefix("--") for name in typed), *(key for settings, _ in found for key in settings)}
-        if missing := [flag for flag in recipe.needs if flag not in given]:
-            raise UserError(f"--recipe {recipe.name} ({recipe.title}) needs --{missing[0]}: see faqd run --help")
+        given = {key: value for settings, _ in found for key, value in settings.items()}
+        given |= {argument.name.removeprefix("--"): argument.tokens for argument in arguments if argument.tokens}
+        if missing := recipe.missing(given):
+            raise UserError(f"--recipe {recipe.name} ({recipe.title}) needs {missing}: see faqd run --help")
         found.append((dict(recipe.settings), f"recipe {recipe.name}"))
     for settings, source in found:
         cyclopts.config.Dict(settings, source=source, use_commands_as_keys=False)(app, commands, arguments)
@@ -155,8 +156,8 @@ def recipes() -> int:
     table = Table(box=None, show_header=False, pad_edge=False)
     for recipe in all_recipes():
         settings = " ".join(f"--{key} {value}" for key, value in recipe.settings.items())
-        needs = "".join(f" needs --{flag};" for flag in recipe.needs)
-        table.add_row(recipe.name, f"{recipe.title}.{needs}")
+        needs = recipe.missing({})
+        table.add_row(recipe.name, f"{recipe.title}.{f' needs {needs};' if needs else ''}")
         table.add_row("", f"source: {recipe.source}; ours: {recipe.ours}")
         table.add_row("", settings, end_section=True)
     Console(width=TABLE_COLUMNS, highlight=False, markup=False).print(table)

@@ -15,6 +15,8 @@ STEPS = {8: 300, 4: 400, 3: 800, 2: 800, 1: 800}
 LEARNING_RATES = {8: 1e-4, 4: 3e-4, 3: 1e-3, 2: 1e-3, 1: 1e-3}
 #: The rate below 4 bits of a network that is folded before it learns.
 FOLDED_RATE = 3e-4
+#: The rate of SGD at any width: that of FAQD's released code (arXiv 2302.10899).
+SGD_RATE = 0.01
 
 
 def resolve_normalised(batch_norm: str, bits: int) -> bool:
@@ -38,10 +40,12 @@ def resolve_steps(steps: int | None, bits: int) -> int:
     return STEPS[bits] if steps is None else steps
 
 
-def resolve_learning_rate(rate: float | None, bits: int, *, normalised: bool = False) -> float:
-    """Peak learning rate: the one asked for, else by the fewest bits of weights or activations."""
+def resolve_learning_rate(rate: float | None, bits: int, *, normalised: bool = False, optimiser: str = "adam") -> float:
+    """Peak learning rate: the one asked for, else by the optimiser and the fewest bits of weights or activations."""
     if rate is not None:
         return rate
+    if optimiser == "sgd":
+        return SGD_RATE
     return LEARNING_RATES[bits] if normalised or bits >= 4 else FOLDED_RATE
 
 

@@ -133,6 +133,11 @@ def shown(value: object) -> str:
     return str(value) if isinstance(value, str | int | float | Path) else repr(value)
 
 
+def each_word(kind: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
+    """Convert a flag that may be given several times to a list with one entry for each."""
+    return tuple(token.value for token in tokens)
+
+
 def split_text(kind: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
     """Convert the words after a flag to a list: "a,b c" is a, b and c."""
     return tuple(piece for token in tokens for piece in token.value.split(",") if piece)

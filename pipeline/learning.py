@@ -178,10 +178,16 @@ def _one_generation(
         schedule=Schedule(
             steps=resolve_steps(settings.steps, bits),
             batch_size=min(settings.batch_size, len(images.training)),
-            learning_rate=resolve_learning_rate(settings.learning_rate, bits, normalised=normalised),
+            learning_rate=resolve_learning_rate(
+                settings.learning_rate, bits, normalised=normalised, optimiser=settings.optimiser
+            ),
             scale_learning_rate=settings.scale_learning_rate,
             learned_scales=config.quantisation.learned_scales,
             normalised=normalised,
+            optimiser=settings.optimiser,
+            weight_decay=settings.weight_decay,
+            weight_grids=config.quantisation.weight_grids,
+            activation_grids=config.quantisation.activation_grids,
         ),
         taps=settings.taps,
         mirror=mirror,

@@ -123,7 +123,7 @@ def from_json(record_type: type[Record], value: object, *, where: str) -> Record
 
 
 def value_from_json(value: object, hint: Any, *, where: str) -> Any:
-    """Return a JSON value as the type that a hint names: lists become tuples, text becomes paths.
+    """Return a JSON value as the type that a hint names: lists become tuples, one text alone such a list, text a path.
 
     Raises:
         ValueError: the value is not one that the hint allows.
@@ -148,6 +148,8 @@ def value_from_json(value: object, hint: Any, *, where: str) -> Any:
                 value_from_json(item, item_hint, where=f"{where}[{index}]")
                 for index, (item, item_hint) in enumerate(zip(value, item_hints, strict=True))
             )
+    elif origin is tuple and isinstance(value, str) and fits((value,), hint):
+        converted = (value,)
     elif hint is Path and isinstance(value, str):
         converted = Path(value)
     if not fits(converted, hint):

@@ -82,7 +82,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
         with timed_stage("float", progress, seconds):
             student, remark = taught_in_float(config, folder, student, teacher, images, progress, mirror, steps)
             notes = (*notes, remark)
-    student = suited(student, candidates[0].profile)
+    student = suited(student, candidates[0].profile, widths(config))
     job = Job(
         config=config,
         folder=folder,
@@ -155,7 +155,7 @@ def _networks(config: RunConfig) -> tuple[Network, Network]:
     given = config.teacher
     teacher = load_network(
         given.source,
-        weights=given.weights,
+        weights=given.weights[0],
         image_size=given.image_size,
         mean=given.mean,
         std=given.std,
@@ -182,19 +182,18 @@ def _networks(config: RunConfig) -> tuple[Network, Network]:
 
 def _co_teachers(config: RunConfig, teacher: Network) -> tuple[Network, ...]:
     """The further teachers, for the first one's images and outputs."""
-    sources, p = config.teacher.co_sources or (), teacher.preprocessing
+    given, p = config.teacher, teacher.preprocessing
     found = []
-    for source, file in zip(sources, config.teacher.co_weights or ("-",) * len(sources), strict=True):
-        weights = None if file == "-" else Path(file)
+    for source, weights in zip(given.sources[1:], given.weights[1:], strict=True):
         network = load_network(
             source,
             weights=weights,
             image_size=p.height,
             mean=p.mean,
             std=p.std,
-            output_kinds=config.teacher.output_kinds,
+            output_kinds=given.output_kinds,
         )
-        check_same_outputs(network, teacher, flag="co-teachers")
+        check_same_outputs(network, teacher, flag="teacher")
         found.append(network)
     return tuple(found)
 

@@ -22,6 +22,7 @@ TRANSLATORS: dict[Any, Translator] = {
     aten.linear.default: layers.linear,
     aten.matmul.default: layers.matmul,
     aten.bmm.default: layers.matmul,
+    aten.clone.default: simple("Identity"),
     aten.relu.default: simple("Relu"),
     aten.relu6.default: activations.clip,
     aten.hardtanh.default: activations.clip,

@@ -46,9 +46,16 @@ class DistillationConfig:
         float | None,
         Parameter(
             metavar="RATE",
-            help="Peak learning rate of Adam; it backs off by itself on divergence. Default: chosen from --bits.",
+            help="Peak learning rate of the weights; it backs off by itself on divergence. Default: chosen from --bits "
+            "and --optimiser.",
         ),
     ] = None
+    optimiser: Annotated[
+        Literal["adam", "sgd"], Parameter(help="How weights are updated; sgd: with Nesterov's momentum 0.9.")
+    ] = "adam"
+    weight_decay: Annotated[
+        float, Parameter(metavar="NUMBER", help="Decay of the weights, per unit of the learning rate.")
+    ] = 0.0
     scale_learning_rate: Annotated[
         float, Parameter(metavar="RATE", help="Peak learning rate of the logarithms of the learned scales.")
     ] = 1e-3
@@ -140,7 +147,7 @@ class DistillationConfig:
 
     def __post_init__(self) -> None:
         flags.check_fields(self)
-        flags.check_at_least(self, steps=0, float_steps=0, batch_size=1, projections=1, generations=1)
+        flags.check_at_least(self, steps=0, float_steps=0, batch_size=1, projections=1, generations=1, weight_decay=0)
         flags.check_above_zero(self, "learning_rate", "scale_learning_rate", "float_learning_rate")
         self._check_weights()
         point = grid_point(self.affinity, self.normalise, self.distance, self.over)

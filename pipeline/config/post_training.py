@@ -10,7 +10,14 @@ from pipeline import flags
 from pipeline.config.distillation import DistillationConfig
 
 _BITS = ("bits", "first-bits", "depthwise-bits", "last-bits", "activation-bits")
-_TRAINING = (*flags.flags(DistillationConfig), "range", "learned-scales", "co-teachers", "co-weights", "augmentation")
+_TRAINING = (
+    *flags.flags(DistillationConfig),
+    "range",
+    "learned-scales",
+    "weight-grids",
+    "activation-grids",
+    "augmentation",
+)
 
 
 def check_post_training(given: Mapping[str, Any], default: Mapping[str, Any]) -> None:

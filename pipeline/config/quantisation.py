@@ -51,6 +51,17 @@ class QuantisationConfig:
     learned_scales: Annotated[
         Literal["all", "weights", "none"], Parameter(help="Which quantiser scales are trained along (LSQ).")
     ] = "all"
+    weight_grids: Annotated[
+        Literal["lsq", "faqd"],
+        Parameter(
+            help="How weights of 4 bits and less find their integers in training; lsq: a learned scale per channel; "
+            "faqd: the formulas of FAQD's code, for 4, 2 and 1 bits."
+        ),
+    ] = "lsq"
+    activation_grids: Annotated[
+        Literal["lsq", "pact"],
+        Parameter(help="What activation scales learn from; lsq: every rounded value; pact: clipped values alone."),
+    ] = "lsq"
     rest: Annotated[
         Literal["fp32", "fp16"],
         Parameter(help="Float type of all that is not integer; fp16: TensorRT only, where nothing casts by itself."),
@@ -84,6 +95,11 @@ class QuantisationConfig:
             raise UserError(
                 f"--opset {self.opset} has no 4-bit tensors: use --opset 21 or more with --bits {self.bits}"
             )
+        widths = (self.bits, self.first_bits, self.depthwise_bits, self.last_bits)
+        if self.weight_grids == "faqd" and not {4, 2, 1}.intersection(widths):
+            raise UserError(f"--weight-grids faqd has formulas for 4, 2 and 1 bits: --bits {self.bits} is none of them")
+        if self.activation_grids == "pact" and self.learned_scales != "all":
+            raise UserError(f"--activation-grids pact needs --learned-scales all, not {self.learned_scales}")
         if self.activation_bits < 8 and self.backend != "reference":
             raise UserError(
                 f"--activation-bits {self.activation_bits}: --backend {self.backend} multiplies 8-bit activations; "

@@ -24,18 +24,29 @@ def _numbers(help: str) -> Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """The float network to be quantised and the preprocessing that belongs to it."""
+    """The float network to be quantised, the preprocessing that belongs to it, and who else teaches."""
 
-    source: Annotated[
-        str,
+    sources: Annotated[
+        tuple[str, ...],
         Parameter(
             name="--teacher",
+            converter=flags.each_word,
+            negative=(),
             metavar="KIND:REST",
-            help="torchvision:resnet18, timm:NAME, cifar:resnet20, python:package.module:function, digits.",
+            help="torchvision:resnet18, timm:NAME, cifar:resnet20, python:package.module:function, digits. Given "
+            "several times: the first is quantised and learns the mean of all.",
         ),
-    ] = EMBEDDED
-    weights: Annotated[
-        Path | None, Parameter(metavar="FILE", help="Checkpoint of the teacher, .safetensors or .pth.")
+    ] = (EMBEDDED,)
+    files: Annotated[
+        tuple[str, ...] | None,
+        Parameter(
+            name="--weights",
+            converter=flags.each_word,
+            negative=(),
+            metavar="FILE",
+            help="Checkpoint of the teacher, .safetensors or .pth. Of several teachers: one each, in the same order, "
+            "'-' for a network that has its own.",
+        ),
     ] = None
     image_size: Annotated[
         int | None,
@@ -64,37 +75,17 @@ class TeacherConfig:
             "Default: the source's own, else classes where axis 1 has several entries, else values.",
         ),
     ] = ()
-    co_sources: Annotated[
-        tuple[str, ...] | None,
-        Parameter(
-            name="--co-teachers",
-            converter=flags.split_text,
-            consume_multiple=True,
-            negative=(),
-            metavar="KIND:REST,...",
-            help="Further teachers, named as --teacher; the student learns the mean of all.",
-        ),
-    ] = None
-    co_weights: Annotated[
-        tuple[str, ...] | None,
-        Parameter(
-            converter=flags.split_text,
-            consume_multiple=True,
-            negative=(),
-            metavar="FILE,...",
-            help="Their checkpoints, in the same order; '-' for a network that has its own.",
-        ),
-    ] = None
 
     def __post_init__(self) -> None:
         flags.check_fields(self)
-        check_source("teacher", self.source)
-        for source in self.co_sources or ():
-            check_source("co-teachers", source)
-        if self.co_weights is not None and len(self.co_weights) != len(self.co_sources or ()):
+        if not self.sources:
+            raise UserError("--teacher is empty: name the network to quantise, KIND:REST")
+        for source in self.sources:
+            check_source("teacher", source)
+        if self.files is not None and len(self.files) != len(self.sources):
             raise UserError(
-                f"--co-weights names {len(self.co_weights)} files and --co-teachers {len(self.co_sources or ())} "
-                "networks: give as many of each, '-' where a network has its own weights"
+                f"--weights is given {len(self.files)} times and --teacher {len(self.sources)} times: give as many of "
+                "each, '-' where a network has its own weights"
             )
         flags.check_at_least(self, image_size=1)
         if (self.mean is None) != (self.std is None):
@@ -107,6 +98,16 @@ class TeacherConfig:
             raise UserError(f"--mean has {len(self.mean)} numbers and --std {len(self.std)}: give as many of each")
         if self.std is not None and min(self.std) <= 0:
             raise UserError(f"--std {flags.shown(self.std)}: every number must be greater than 0")
+
+    @property
+    def source(self) -> str:
+        """The first teacher, which is quantised."""
+        return self.sources[0]
+
+    @property
+    def weights(self) -> tuple[Path | None, ...]:
+        """A checkpoint for each teacher; None: the network has its own weights."""
+        return tuple(None if file == "-" else Path(file) for file in self.files or ("-",) * len(self.sources))
 
 
 @dataclass(frozen=True, kw_only=True)

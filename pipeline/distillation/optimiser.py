@@ -1,4 +1,4 @@
-"""The optimiser of a run: what learns at which rate, and its state as tensors that can be stored."""
+"""The optimiser of a run: what learns in which way at which rate, and its state as tensors that can be stored."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from pipeline.distillation.task import Schedule
 # starts from random numbers [ours].
 TRANSFORM_RATE = 1e-3
 _WARM_UP_SHARE, _MOST_WARM_UP = 0.1, 50
+_MOMENTUM = 0.9
 _PREFIX = "optimiser."
 
 
-class ScheduledAdam:
-    """Adam over a student's weights, its learned scales and the transforms of the losses, on a cosine with warm-up."""
+class ScheduledOptimiser:
+    """Updates of a student's weights, its learned scales and the transforms of the losses, on a cosine with warm-up.
+
+    Weights learn by Adam or by SGD with Nesterov's momentum 0.9. Scales and transforms always learn by Adam: the
+    gradients of log-scales differ by orders of magnitude from tensor to tensor [ours].
+    """
 
     def __init__(
         self,
@@ -36,41 +41,60 @@ class ScheduledAdam:
         ids = {id(parameter) for parameter in learned}
         for parameter in network.scale_parameters(activations=True, weights=True):
             parameter.requires_grad_(id(parameter) in ids)
-        groups = [{"params": network.weight_parameters(), "share": 1.0}]
+        weights = {"params": network.weight_parameters(), "share": 1.0}
+        others = []
         if learned:
-            groups.append({"params": learned, "share": schedule.scale_learning_rate / schedule.learning_rate})
+            others.append({"params": learned, "share": schedule.scale_learning_rate / schedule.learning_rate})
         if trained := [parameter for parameter in transforms if parameter.requires_grad]:
-            groups.append({"params": trained, "share": TRANSFORM_RATE / schedule.learning_rate})
-        self.adam = torch.optim.Adam(groups, lr=learning_rate, fused=device.type in {"cpu", "cuda"})
+            others.append({"params": trained, "share": TRANSFORM_RATE / schedule.learning_rate})
+        fused, decay = device.type in {"cpu", "cuda"}, schedule.weight_decay
+        if schedule.optimiser == "sgd":
+            sgd = torch.optim.SGD(
+                [weights], lr=learning_rate, momentum=_MOMENTUM, nesterov=True, weight_decay=decay, fused=fused
+            )
+            adams = [torch.optim.Adam(others, lr=learning_rate, fused=fused)] if others else []
+            self._optimisers: list[torch.optim.Optimizer] = [sgd, *adams]
+        elif decay:
+            groups = [weights | {"weight_decay": decay}, *(group | {"weight_decay": 0.0} for group in others)]
+            self._optimisers = [torch.optim.AdamW(groups, lr=learning_rate, fused=fused)]
+        else:
+            self._optimisers = [torch.optim.Adam([weights, *others], lr=learning_rate, fused=fused)]
 
     def update(self, loss: Tensor, step: int) -> None:
         """One step against the gradients of a loss."""
-        self.adam.zero_grad(set_to_none=True)
+        for optimiser in self._optimisers:
+            optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         warm_up = min(_MOST_WARM_UP, int(self.steps * _WARM_UP_SHARE))
         factor = learning_rate_factor(step, steps=self.steps, warmup_steps=warm_up, kind="cosine")
-        for group in self.adam.param_groups:
-            group["lr"] = self.learning_rate * group["share"] * factor
-        self.adam.step()
+        for optimiser in self._optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.learning_rate * group["share"] * factor
+            optimiser.step()
 
     def tensors(self) -> dict[str, Tensor]:
         """Moments and counts by name."""
         return {
-            f"{_PREFIX}{index}.{name}": tensor
-            for index, values in self.adam.state_dict()["state"].items()
+            f"{_PREFIX}{number}.{index}.{name}": tensor
+            for number, optimiser in enumerate(self._optimisers)
+            for index, values in optimiser.state_dict()["state"].items()
             for name, tensor in values.items()
+            if tensor is not None
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` gave; other names are ignored."""
-        parameters = [parameter for group in self.adam.param_groups for parameter in group["params"]]
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith(_PREFIX):
-                _, index, key = name.split(".", 2)
-                like = parameters[int(index)]
-                # Fused Adam walks parameter and moments in storage order: they must have one memory layout.
-                is_moment = tensor.shape == like.shape and key != "step"
-                state.setdefault(int(index), {})[key] = torch.empty_like(like).copy_(tensor) if is_moment else tensor
-        groups = self.adam.state_dict()["param_groups"]
-        self.adam.load_state_dict({"state": state, "param_groups": groups})
+        for number, optimiser in enumerate(self._optimisers):
+            parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+            prefix = f"{_PREFIX}{number}."
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in tensors.items():
+                if name.startswith(prefix):
+                    index, key = name.removeprefix(prefix).split(".", 1)
+                    like = parameters[int(index)]
+                    # Fused kernels walk parameter and moments in storage order: they must have one memory layout.
+                    is_moment = tensor.shape == like.shape and key != "step"
+                    moment = torch.empty_like(like).copy_(tensor) if is_moment else tensor
+                    state.setdefault(int(index), {})[key] = moment
+            groups = optimiser.state_dict()["param_groups"]
+            optimiser.load_state_dict({"state": state, "param_groups": groups})

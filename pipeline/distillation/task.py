@@ -20,9 +20,11 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast: steps, images per step, peak rates of Adam for weights and for log-scales.
+    """How long, how fast and on which grids: steps, images per step, peak rates for weights and for log-scales.
 
-    `normalised`: convolutions learn with a normalisation over the batch, which is folded away at the end (see
+    `weight_decay`: of the weights, per unit of the learning rate. `weight_grids` faqd: integers by the formulas of
+    `calibration.closed_forms`; `activation_grids` pact: scales learn by `calibration.clipping`. `normalised`:
+    convolutions learn with a normalisation over the batch, which is folded away at the end (see
     `calibration.renormalise`).
     """
 
@@ -32,6 +34,10 @@ class Schedule:
     scale_learning_rate: float
     learned_scales: Literal["all", "weights", "none"]
     normalised: bool = False
+    optimiser: Literal["adam", "sgd"] = "adam"
+    weight_decay: float = 0.0
+    weight_grids: Literal["lsq", "faqd"] = "lsq"
+    activation_grids: Literal["lsq", "pact"] = "lsq"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from calibration.clipping import ClippedScales
+from calibration.closed_forms import ClosedForms
 from calibration.prepared import PreparedNetwork
 from calibration.renormalise import Normalisation
 from pipeline.artifacts import TrainedStudent
@@ -17,7 +19,7 @@ from pipeline.distillation.build import build_objective
 from pipeline.distillation.divergence import DivergenceWatch
 from pipeline.distillation.mirror import with_mirror_images
 from pipeline.distillation.objective import outputs_loss, uninformed_loss
-from pipeline.distillation.optimiser import TRANSFORM_RATE, ScheduledAdam
+from pipeline.distillation.optimiser import TRANSFORM_RATE, ScheduledOptimiser
 from pipeline.distillation.outputs import mean_outputs
 from pipeline.distillation.speq import stochastic_precision
 from pipeline.distillation.taps import tap_prepared
@@ -58,9 +60,11 @@ class Trainer:
         if self.task.schedule.normalised and self.task.schedule.steps:
             self.normalisation = Normalisation(self.network, self.task.student.folded)
             self.normalisation.begin(self.images.for_statistics(0))
+        self.closed_forms = ClosedForms(self.network) if self.task.schedule.weight_grids == "faqd" else None
+        self.clipped_scales = ClippedScales(self.network) if self.task.schedule.activation_grids == "pact" else None
         self.objective = copy.deepcopy(self.fresh).to(self.task.device)
         self.tapped = tap_prepared(self.network, self.objective.student_taps, reals=self.objective.reals)
-        self.optimiser = ScheduledAdam(
+        self.optimiser = ScheduledOptimiser(
             self.network,
             self.objective.parameters(),
             self.task.schedule,
@@ -131,7 +135,7 @@ class Trainer:
         self._begin()
 
     def update(self, images: Tensor, labels: Tensor | None = None) -> float:
-        """One step of Adam; the loss before it."""
+        """One step of the optimiser; the loss before it."""
         if self.task.mirror:
             images, labels = with_mirror_images(images), None if labels is None else labels.repeat(2)
         outputs, features = self.tapped(images)
@@ -191,6 +195,10 @@ class Trainer:
 
     def finish(self) -> TrainedStudent:
         """The last step's weights, or the calibrated ones where training did harm to the held-out distillation loss."""
+        if self.closed_forms is not None:
+            self.closed_forms.settle()
+        if self.clipped_scales is not None:
+            self.clipped_scales.settle()
         if self.normalisation is not None and not self.diverged:
             statistics = self.images.for_statistics(self.task.schedule.steps)
             self.network = self.normalisation.fold(self._calibrated(), statistics)

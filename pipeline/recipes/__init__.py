@@ -1,7 +1,7 @@
 """Recipes: the settings of a paper's method by name, as TOML files beside this one.
 
-A recipe says `title`, `source`, `ours` (what of it is our own choice), `needs` (flags that the user must add) and
-`[settings]`, whose keys are flags without their dashes. Flags and `--config` win over it.
+A recipe says `title`, `source`, `ours` (what of it is our own choice), `needs` (flags that the user must add, as
+often as they are named) and `[settings]`, whose keys are flags without their dashes. Flags and `--config` win over it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,13 @@ class Recipe:
     ours: str
     needs: tuple[str, ...]
     settings: Mapping[str, Any]
+
+    def missing(self, given: Mapping[str, Any]) -> str:
+        """The flags that must be added to those given, by key and with a list where it may be given several times."""
+        counts = {key: len(value) if isinstance(value, list | tuple) else 1 for key, value in given.items()}
+        needed = {flag: self.needs.count(flag) for flag in self.needs}
+        lacking = [flag for flag, count in needed.items() if counts.get(flag, 0) < count]
+        return " and ".join(f"--{flag}" + (f" {needed[flag]} times" if needed[flag] > 1 else "") for flag in lacking)
 
 
 def recipes() -> list[Recipe]:

@@ -13,6 +13,7 @@ from backends.profile import Profile
 from calibration.observe import choose_ranges, observe
 from calibration.observers import RangeMethod
 from calibration.subpixel import without_transposed_convolutions
+from calibration.wide_branches import with_wide_branches
 from pipeline.artifacts import Network, PreparedStudent, UnlabelledImages
 from pipeline.batches import images_at_once
 from pipeline.calibration_images import calibration_batches, calibration_indices
@@ -21,11 +22,13 @@ from pipeline.preprocessing import Preprocessing
 _BATCH = 64
 
 
-def suited(student: Network, profile: Profile) -> Network:
-    """The student in the form that the runtime has kernels for; the same function, and the same object if it is so."""
-    if not profile.transposed_as_convolutions:
-        return student
-    folded = without_transposed_convolutions(student.folded)
+def suited(student: Network, profile: Profile, widths: Widths) -> Network:
+    """The student in the form that runtime and widths ask for; the same function, and the same object if it is so."""
+    folded = student.folded
+    if profile.transposed_as_convolutions:
+        folded = without_transposed_convolutions(folded)
+    if widths.activations < 8:
+        folded = with_wide_branches(folded)
     return student if folded is student.folded else replace(student, folded=folded)
 
 

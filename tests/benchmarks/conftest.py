@@ -151,7 +151,7 @@ class Ready:
 def make_ready(config: RunConfig) -> Ready:
     """Teacher, images and calibrated student of a configuration, in process."""
     backend, given, bits = backend_named(config.quantisation.backend), config.teacher, config.quantisation
-    teacher = load_network(given.source, weights=given.weights, image_size=given.image_size)
+    teacher = load_network(given.source, weights=given.weights[0], image_size=given.image_size)
     source = open_images(config.data.source, teacher.preprocessing)
     training, held_out = split_held_out(len(source), config.execution.seed, most=config.data.held_out_images)
     images = UnlabelledImages(
@@ -199,7 +199,7 @@ class Cifar:
     def config(self, network: str, *, bits: int, seed: int = 0) -> RunConfig:
         """The default run of a network on these images."""
         return RunConfig(
-            teacher=TeacherConfig(source=f"cifar:{network}", weights=self.weights(network)),
+            teacher=TeacherConfig(sources=(f"cifar:{network}",), files=(str(self.weights(network)),)),
             data=DataConfig(source=self.unlabelled),
             quantisation=QuantisationConfig(bits=bits),  # type: ignore[arg-type]  # checked by the dataclass
             execution=ExecutionConfig(seed=seed),

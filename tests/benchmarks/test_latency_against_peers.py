@@ -154,7 +154,7 @@ def _config(network: str, cifar: Cifar) -> RunConfig:
         config = cifar.config(network, bits=8)
     else:
         config = RunConfig(
-            teacher=TeacherConfig(source=f"torchvision:{network}?weights=none", image_size=PIXELS),
+            teacher=TeacherConfig(sources=(f"torchvision:{network}?weights=none",), image_size=PIXELS),
             data=DataConfig(source=f"images:{cifar.folder / 'data' / 'photos'}"),
         )
     count = os.environ.get("FAQD_BENCHMARK_IMAGES")

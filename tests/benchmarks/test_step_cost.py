@@ -135,7 +135,7 @@ def _steps(student: Ready, module: nn.Module) -> dict[str, Callable[[], object]]
     steps: dict[str, Callable[[], object]] = {}
     for name, layout in FLOAT_LAYOUTS.items():
         steps[name] = _float_step(module, images, targets, layout, schedule.learning_rate)
-    steps[OURS] = lambda: _update(lambda x: ours.network(x)[0], ours.optimiser.adam, images, targets)
+    steps[OURS] = lambda: ours.optimiser.update(functional.mse_loss(ours.network(images)[0], targets), 0)
     steps[LOGITS] = lambda: logits.update(images)
     for form, name in FORMS.items():
         steps[name] = partial(forms[form].update, images)

@@ -50,7 +50,7 @@ pytestmark = pytest.mark.benchmark
 FLOAT, OURS, PEER = "float", "faqd", "onnxruntime.quantization"
 CASES = [(1, 1), (1, 2), (8, 1), (8, 2)]
 #: Networks on which the peer's inference of symbolic shapes fails.
-UNKNOWN_SHAPES = frozenset({"ghostnetv2_100", "edgenext_xx_small", "efficientformerv2_s0"})
+UNKNOWN_SHAPES = frozenset({"swin_v2_t", "ghostnetv2_100", "edgenext_xx_small", "efficientformerv2_s0"})
 SECONDS, PIXELS, MOST_ROUNDS = 4.0, 128, 200
 
 

@@ -116,7 +116,7 @@ def test_flags_reach_their_fields() -> None:
         *("--data", "npz:a#b", "--bits", "4", "--range", "percentile", "--taps", "layer1,layer2", "--resume"),
         *("--student", "cifar:resnet32", "--student-weights", "s.pth", "--output", "out", "--seed", "3"),
     )
-    assert config.teacher.weights == Path("w.pth")
+    assert config.teacher.weights == (Path("w.pth"),)
     assert config.teacher.mean == (0.5, 0.4, 0.3)
     assert config.quantisation.bits == 4
     assert config.quantisation.range_method == "percentile"

@@ -28,7 +28,11 @@ from pipeline.flags import flags
 
 UNUSUAL = RunConfig(
     teacher=TeacherConfig(
-        source="python:my.nets:build", weights=Path('a "b"\\c.pth'), image_size=96, mean=(0.5,), std=(0.25,)
+        sources=("python:my.nets:build", "digits"),
+        files=('a "b"\\,c.pth', "-"),
+        image_size=96,
+        mean=(0.5,),
+        std=(0.25,),
     ),
     student=StudentConfig(source="cifar:resnet20", weights=Path("s.safetensors")),
     data=DataConfig(source="npz:é中\x7f.npz#images", workers=0, augmentation="crop", calibration_images=7),
@@ -74,8 +78,8 @@ def test_every_field_is_a_flag_with_help_and_no_two_share_a_name() -> None:
         ),
         (QuantisationConfig, {"opset": 12}, "--opset 12: must be 17 to 23"),
         (QuantisationConfig, {"opset": 17, "bits": 4}, "--opset 17 has no 4-bit tensors"),
-        (TeacherConfig, {"source": ":resnet18"}, "--teacher ':resnet18': must be KIND:REST"),
-        (TeacherConfig, {"source": "timm:"}, "--teacher 'timm:': must be KIND:REST"),
+        (TeacherConfig, {"sources": (":resnet18",)}, "--teacher ':resnet18': must be KIND:REST"),
+        (TeacherConfig, {"sources": ("timm:",)}, "--teacher 'timm:': must be KIND:REST"),
         (TeacherConfig, {"image_size": 0}, "--image-size 0: must be 1 or more"),
         (TeacherConfig, {"mean": (0.5,)}, "--mean 0.5 needs --std"),
         (TeacherConfig, {"std": (0.5,)}, "--std 0.5 needs --mean"),
@@ -98,6 +102,17 @@ def test_every_field_is_a_flag_with_help_and_no_two_share_a_name() -> None:
         (DistillationConfig, {"speq_probability": 1.5}, "--speq-probability 1.5: must be above 0 and at most 1"),
         (DistillationConfig, {"affinity": "pkt", "adapters": "trained"}, "--adapters trained belongs to losses over"),
         (QuantisationConfig, {"activation_bits": 4}, "--activation-bits 4: --backend onnxruntime multiplies 8-bit"),
+        (
+            QuantisationConfig,
+            {"weight_grids": "faqd"},
+            "--weight-grids faqd has formulas for 4, 2 and 1 bits",
+        ),
+        (
+            QuantisationConfig,
+            {"activation_grids": "pact", "learned_scales": "weights"},
+            "--activation-grids pact needs --learned-scales all, not weights",
+        ),
+        (DistillationConfig, {"weight_decay": -1e-4}, "--weight-decay -0.0001: must be 0 or more"),
         (QuantisationConfig, {"rest": "fp16"}, "--rest fp16 is for --backend tensorrt: onnxruntime computes"),
         (
             QuantisationConfig,
@@ -109,7 +124,12 @@ def test_every_field_is_a_flag_with_help_and_no_two_share_a_name() -> None:
         (EngineConfig, {"workspace": 0}, "--workspace-mib 0: must be 1 or more"),
         (EngineConfig, {"optimisation_level": 6}, "--optimisation-level 6: must be 0 to 5"),
         (EngineConfig, {"hardware_compatibility": "any"}, "--hardware-compatibility any: must be none, ampere-plus"),
-        (TeacherConfig, {"co_weights": ("a",)}, "--co-weights names 1 files and --co-teachers 0 networks"),
+        (
+            TeacherConfig,
+            {"sources": ("digits", "digits"), "files": ("a",)},
+            "--weights is given 1 times and --teac",
+        ),
+        (TeacherConfig, {"sources": ()}, "--teacher is empty"),
         (ValidationConfig, {"min_speedup": 0.0}, "--min-speedup 0.0: must be greater than 0"),
         (ValidationConfig, {"threads": 1.5}, "--threads 1.5: must be a whole number"),
         (ExecutionConfig, {"device": "gpu"}, "--device gpu: must be auto, cpu, cuda or cuda:N"),
@@ -135,8 +155,8 @@ def test_flags_of_an_engine_need_a_backend_that_builds_one() -> None:
 
 def test_a_teacher_of_something_else_needs_its_own_images() -> None:
     with pytest.raises(UserError, match="--teacher cifar:resnet20 needs images of its own kind"):
-        RunConfig(teacher=TeacherConfig(source="cifar:resnet20"))
-    RunConfig(teacher=TeacherConfig(source="python:my.nets:build"))
+        RunConfig(teacher=TeacherConfig(sources=("cifar:resnet20",)))
+    RunConfig(teacher=TeacherConfig(sources=("python:my.nets:build",)))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +195,7 @@ def test_the_folder_is_named_after_teacher_backend_and_bits() -> None:
     for_arm = RunConfig(quantisation=QuantisationConfig(target="arm64"))
     assert for_arm.folder == Path("artifacts/digits-onnxruntime-arm64-w8a8")
     config = RunConfig(
-        teacher=TeacherConfig(source="python:a.b:c"),
+        teacher=TeacherConfig(sources=("python:a.b:c",)),
         quantisation=QuantisationConfig(bits=4, backend="tensorrt"),
     )
     assert config.folder == Path("artifacts/python-a.b-c-tensorrt-w4a8")

@@ -21,9 +21,9 @@ def parsed(*arguments: str) -> RunConfig:
 
 @pytest.mark.parametrize("recipe", recipes(), ids=lambda recipe: recipe.name)
 def test_its_settings_are_a_configuration(recipe: Recipe) -> None:
-    needed = {"co-teachers": "digits", "data": "npz:a#b,c"}
-    typed = [word for flag in recipe.needs for word in (f"--{flag}", needed[flag])]
-    found = parsed("--recipe", recipe.name, *typed, "--teacher", "python:my.nets:build").to_json()
+    needed = {"teacher": "python:my.nets:build", "data": "npz:a#b,c"}
+    typed = [word for flag in recipe.needs or ("teacher",) for word in (f"--{flag}", needed[flag])]
+    found = parsed("--recipe", recipe.name, *typed).to_json()
     for key, value in recipe.settings.items():
         assert found[key] == value, key
     assert recipe.title and recipe.source and recipe.ours
@@ -37,9 +37,9 @@ def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path: Path) ->
 
 
 def test_a_recipe_names_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "--recipe", "feed-parallel"]) == 2
+    assert main(["run", "--recipe", "feed-parallel", "--teacher", "digits"]) == 2
     assert "--recipe feed-parallel (Several teachers" in (error := capsys.readouterr().err)
-    assert "needs --co-teachers" in error and error.count("\n") == 1
+    assert "needs --teacher 2 times" in error and error.count("\n") == 1
 
 
 def test_an_unknown_recipe_is_told_the_known_ones() -> None:

@@ -35,6 +35,16 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+#: Other ways for weights and scales to learn.
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "faqd weights": {"weight_grids": "faqd"},
+    "faqd weights, normalised": {"weight_grids": "faqd", "normalised": True},
+    "pact": {"activation_grids": "pact"},
+    "pact, normalised": {"activation_grids": "pact", "normalised": True},
+    "sgd": {"optimiser": "sgd", "learning_rate": 0.003},
+    "decay": {"weight_decay": 1e-4},
+}
+
 #: Methods that train something beside the student, which a resumed run must find again.
 OWN_WEIGHTS = ("adapters", "feed", "sakd")
 
@@ -79,19 +89,37 @@ def test_it_learns_and_leaves_nothing_of_its_own_behind(name: str, example: Simp
         assert record.loss_final < record.loss_calibrated
 
 
-@pytest.mark.parametrize("name", OWN_WEIGHTS)
+def schedule(**changes: Any) -> Schedule:
+    settings = {"steps": 5, "batch_size": 16, "learning_rate": 3e-4, "scale_learning_rate": 1e-3}
+    return Schedule(**{"learned_scales": "all", **settings, **changes})
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_weights_and_scales_learn_in_other_ways(name: str, example: SimpleNamespace, tmp_path: Path) -> None:
+    trained = train(example, tmp_path, schedule=schedule(steps=16, batch_size=32, **SCHEDULES[name]))
+    record, network = trained.distillation, trained.network
+    losses = [loss for _, loss in record.curve]
+    assert len(losses) == 16 and record.backoffs == 0
+    # A normalised student forgets a little before it learns, and this one has 16 steps.
+    assert sum(losses[-4:]) < sum(losses[:4]) or "normalised" in name
+    assert network.state_dict().keys() == example.prepared.network().state_dict().keys()
+    assert all(grid.form is None for grid in network.weight_grids().values())
+    assert not any(operation._forward_hooks for operation in network.modules())
+
+
+@pytest.mark.parametrize("name", [*OWN_WEIGHTS, *SCHEDULES])
 def test_it_resumes_to_the_same_bits(name: str, example: SimpleNamespace, tmp_path: Path) -> None:
-    objective = ObjectiveConfig(**METHODS[name])
-    schedule = Schedule(steps=5, batch_size=16, learning_rate=3e-4, scale_learning_rate=1e-3, learned_scales="all")
-    whole = train(example, tmp_path, objective=objective, schedule=schedule)
+    objective = ObjectiveConfig(**METHODS.get(name, {}))
+    settings = schedule(**SCHEDULES.get(name, {}))
+    whole = train(example, tmp_path, objective=objective, schedule=settings)
 
     def interrupt(done: int, total: int, figures: Mapping[str, float]) -> None:
         if done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(example, tmp_path, objective=objective, schedule=schedule, step=interrupt)
-    resumed = train(example, tmp_path, objective=objective, schedule=schedule)
+        train(example, tmp_path, objective=objective, schedule=settings, step=interrupt)
+    resumed = train(example, tmp_path, objective=objective, schedule=settings)
     pairs = zip(whole.network.state_dict().values(), resumed.network.state_dict().values(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
     assert whole.distillation == resumed.distillation

@@ -1,0 +1,97 @@
+"""Copies for narrow layers: the same function, 8 bits for the branch, and the oracle's numbers to the bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from backends.onnx_graph import emit
+from backends.onnxruntime_rules import X64
+from backends.placement import Widths, place
+from backends.reference import IntegerOracle
+from calibration.capture import capture
+from calibration.fold import fold
+from calibration.freeze import freeze
+from calibration.insert import insert
+from calibration.observe import choose_ranges, observe
+from calibration.operators import kind
+from calibration.wide_branches import with_wide_branches
+
+WIDTHS = Widths(weights=2, activations=2)
+
+
+class Net(nn.Module):
+    """A residual block whose branch pools, between a first layer and a last one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.third, self.short = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
+        self.last = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.relu6(self.first(x))
+        x = (x + self.third(self.second(x).relu()) + self.short(x)).relu()
+        logits: Tensor = self.last(x.mean((2, 3)))
+        return logits
+
+
+def images(seed: int) -> Tensor:
+    return torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def folded() -> GraphModule:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return fold(capture(Net(), images(0)[:2], source="net"))
+
+
+def test_the_function_stays_and_narrow_layers_share_one_copy(folded: GraphModule) -> None:
+    changed = with_wide_branches(folded)
+    with torch.no_grad():
+        assert torch.equal(changed(images(1))[0], folded(images(1))[0])
+    (copied,) = [node for node in changed.graph.nodes if kind(node) == "copy"]
+    assert {reader.name for reader in copied.users} == {"second", "short"}
+    assert not [node for node in folded.graph.nodes if kind(node) == "copy"], "the given graph is as it was"
+    assert changed.meta["outputs"] == folded.meta["outputs"]
+    assert with_wide_branches(changed) is changed
+
+
+def test_the_branch_keeps_8_bits_and_layers_read_few(folded: GraphModule) -> None:
+    before, after = place(folded, X64, WIDTHS), place(with_wide_branches(folded), X64, WIDTHS)
+    branch = {"add", "second"}  # what reads the tensor that is both branch and input
+    assert [p.grid.bits for p in before.activations if branch <= set(p.readers)] == [2]
+    assert {p.grid.bits for p in after.activations if "add" in p.readers} == {8}
+    for placement in after.activations:
+        narrow = {"second", "third", "short"} & set(placement.readers)
+        assert placement.grid.bits == (2 if narrow else 8), placement.tensor
+        assert placement.limit == (6.0 if placement.tensor in ("clone_default", "hardtanh", "relu6") else None)
+
+
+def test_the_simulation_is_the_oracles(folded: GraphModule) -> None:
+    changed = with_wide_branches(folded)
+    plan = place(changed, X64, WIDTHS)
+    prepared = insert(changed, plan, choose_ranges(observe(changed, plan, [images(1)]), plan, "auto")).eval()
+    oracle = IntegerOracle(emit(freeze(prepared, changed), opset=21, pack_int4=True))
+    with torch.no_grad():
+        assert torch.equal(prepared(images(2))[0], oracle.run(images(2))[0][0])
+
+
+class Plain(nn.Module):
+    """Layers one behind the other: nothing is shared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layers(x)
+        return found
+
+
+def test_a_network_without_branches_stays_the_same_object() -> None:
+    graph = fold(capture(Plain(), images(0)[:2], source="plain"))
+    assert with_wide_branches(graph) is graph
