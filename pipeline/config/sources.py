@@ -17,6 +17,9 @@ EMBEDDED = "digits"
 NO_DATA = "none"
 """Name of no data: images are generated."""
 
+OWN_WEIGHTS = "own"
+"""What stands for the checkpoint of a network that comes with weights, where several are named."""
+
 
 def _numbers(help: str) -> Parameter:
     return Parameter(converter=flags.split_numbers, consume_multiple=True, negative=(), metavar="R,G,B", help=help)
@@ -45,7 +48,7 @@ class TeacherConfig:
             negative=(),
             metavar="FILE",
             help="Checkpoint of the teacher, .safetensors or .pth. Of several teachers: one each, in the same order, "
-            "'-' for a network that has its own.",
+            "'own' for a network that has them.",
         ),
     ] = None
     image_size: Annotated[
@@ -85,7 +88,7 @@ class TeacherConfig:
         if self.files is not None and len(self.files) != len(self.sources):
             raise UserError(
                 f"--weights is given {len(self.files)} times and --teacher {len(self.sources)} times: give as many of "
-                "each, '-' where a network has its own weights"
+                "each, 'own' where a network has them"
             )
         flags.check_at_least(self, image_size=1)
         if (self.mean is None) != (self.std is None):
@@ -107,7 +110,7 @@ class TeacherConfig:
     @property
     def weights(self) -> tuple[Path | None, ...]:
         """A checkpoint for each teacher; None: the network has its own weights."""
-        return tuple(None if file == "-" else Path(file) for file in self.files or ("-",) * len(self.sources))
+        return tuple(None if file == OWN_WEIGHTS else Path(file) for file in self.files or (OWN_WEIGHTS,) * len(self.sources))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,6 +127,18 @@ def test_flags_reach_their_fields() -> None:
     assert config.execution.seed == 3
 
 
+def test_several_teachers_are_named_one_by_one(tmp_path: Path) -> None:
+    teachers = ("--teacher", "cifar:resnet20", "--teacher", "python:a.b:c", "--weights", "w,1.pth", "--weights", "own")
+    config = parsed("run", *teachers, "--data", "npz:a#b").teacher
+    assert (config.source, config.sources) == ("cifar:resnet20", ("cifar:resnet20", "python:a.b:c"))
+    assert config.weights == (Path("w,1.pth"), None)
+    file = tmp_path / "settings.toml"
+    file.write_text('teacher = ["cifar:resnet20", "python:a.b:c"]\nweights = ["w,1.pth", "own"]\n', encoding="utf-8")
+    assert parsed("run", "--config", str(file), "--data", "npz:a#b").teacher == config
+    file.write_text('teacher = "python:a.b:c"\n', encoding="utf-8")
+    assert parsed("run", "--config", str(file)).teacher.sources == ("python:a.b:c",)
+
+
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("bits = 4\nseed = 9\nmean = [0.5]\nstd = [0.25]\nresume = true\nopset = 21\n", encoding="utf-8")

@@ -29,7 +29,7 @@ from pipeline.flags import flags
 UNUSUAL = RunConfig(
     teacher=TeacherConfig(
         sources=("python:my.nets:build", "digits"),
-        files=('a "b"\\,c.pth', "-"),
+        files=('a "b"\\,c.pth', "own"),
         image_size=96,
         mean=(0.5,),
         std=(0.25,),
