@@ -110,7 +110,8 @@ class TeacherConfig:
     @property
     def weights(self) -> tuple[Path | None, ...]:
         """A checkpoint for each teacher; None: the network has its own weights."""
-        return tuple(None if file == OWN_WEIGHTS else Path(file) for file in self.files or (OWN_WEIGHTS,) * len(self.sources))
+        files = self.files or (OWN_WEIGHTS,) * len(self.sources)
+        return tuple(None if file == OWN_WEIGHTS else Path(file) for file in files)
 
 
 @dataclass(frozen=True, kw_only=True)
