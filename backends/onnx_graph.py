@@ -18,7 +18,7 @@ from backends.onnx_operators import TRANSLATORS
 from backends.onnx_view import INT4_OPSET, OPSETS
 from calibration.errors import UserError
 from calibration.freeze import FrozenConstant, FrozenNetwork
-from calibration.operators import argument, attribute, kind, static_shape
+from calibration.operators import argument, attribute, kind, multiplier, static_shape
 
 # ONNX's IR version that came with opset 20; newer readers take it, older runtimes need nothing newer.
 _IR_VERSION = 10
@@ -95,7 +95,9 @@ class Emitter:
         self.floats: dict[Node, str] = {}
         self.integers: dict[Node, Integers] = {}
         self.lists: dict[Node, list[str]] = {}
-        self.dequantised: dict[str, str] = {}
+        self.dequantised: dict[Integers, str] = {}
+        #: Weights and biases behind their DequantizeLinear, by name.
+        self.constants_read: dict[str, str] = {}
         self.current: Node | None = None
         inputs = {node.name for node in self.module.graph.nodes if node.op == "placeholder"}
         #: Names that a result has in public; one that is also an input's name is told apart.
@@ -172,14 +174,14 @@ class Emitter:
         # Runtimes find integers again behind moved reals, but not behind a border of zeros on an asymmetric grid.
         return not self.move_reals or (kind(node) == "pad" and node.all_input_nodes[0] in self.integers)
 
-    def _dequantise(self, source: Integers, suffix: str = "_dq") -> str:
+    def _dequantise(self, source: Integers) -> str:
         """One DequantizeLinear per tensor of integers and scale, written when first read (rule 21)."""
-        if source.name + suffix not in self.dequantised:
-            output = self.fresh(f"{source.name}{suffix}")
+        if source not in self.dequantised:
+            output = self.fresh(f"{source.name}_dq")
             inputs = [source.name, source.scale, source.zero_point]
             self.nodes.append(helper.make_node("DequantizeLinear", inputs, [output], name=output))
-            self.dequantised[source.name + suffix] = output
-        return self.dequantised[source.name + suffix]
+            self.dequantised[source] = output
+        return self.dequantised[source]
 
     @property
     def first_input(self) -> str:
@@ -193,17 +195,22 @@ class Emitter:
 
     def read_divided(self, node: Node, divisor: int) -> str:
         """Name of a rounded node's value divided by a number: a division that is free, as it is done on the scale."""
+        scale = self._scale(node) / np.float32(divisor)
+        return self._dequantise(self._with_scale(node, scale, f"by_{divisor}"))
+
+    def _scale(self, node: Node) -> np.ndarray[Any, Any]:
+        return numpy_helper.to_array(self.initialisers[self.integers[node].scale])
+
+    def _with_scale(self, node: Node, scale: np.ndarray[Any, Any], word: str) -> Integers:
+        """A rounded node's integers with another meaning."""
         integers = self.integers[node]
-        stored = numpy_helper.to_array(self.initialisers[integers.scale])
-        scale = self.constant(stored / np.float32(divisor), f"{integers.scale}_by_{divisor}")
-        divided = Integers(name=integers.name, scale=scale, zero_point=integers.zero_point)
-        return self._dequantise(divided, f"_dq_by_{divisor}")
+        return replace(integers, scale=self.constant(scale, f"{integers.scale}_{word}"))
 
     def integer_constant(self, integer: int, scale: float) -> str:
         """A number as an integer, stored like activations, behind a DequantizeLinear."""
         name = self.constant(np.array(integer, np.uint8), f"uint8_{integer}")
         zero = self.constant(np.array(0, np.uint8), "uint8_0")
-        return self._dequantise(Integers(name=name, scale=self.scalar(scale), zero_point=zero), f"_dq_{scale}")
+        return self._dequantise(Integers(name=name, scale=self.scalar(scale), zero_point=zero))
 
     def border(self, node: Node) -> str:
         """What stands for the real number zero around the node's input: the zero point, or 0.0."""
@@ -281,6 +288,12 @@ class Emitter:
         ]
 
     def _operator(self, node: Node) -> None:
+        factor = multiplier(node)
+        if factor is not None and self._moves_integers(node):
+            (source,) = node.all_input_nodes
+            scale = self._scale(source) * np.float32(factor)
+            self.integers[node] = self._with_scale(source, scale, f"times_{np.float32(factor)!s}")
+            return
         translate = TRANSLATORS.get(node.target)
         if translate is None:
             raise self.unsupported("this operator has no translation to ONNX")
@@ -319,8 +332,8 @@ class Emitter:
 
     def _constant_integers(self, stored: FrozenConstant, base: str) -> str:
         """A constant as integers behind a DequantizeLinear with an explicit zero point."""
-        if base in self.dequantised:
-            return self.dequantised[base]
+        if base in self.constants_read:
+            return self.constants_read[base]
         output = self.fresh(f"{base}_dq")
         attributes: dict[str, Any] = {} if stored.axis is None else {"axis": stored.axis}
         if stored.block is not None:
@@ -334,7 +347,7 @@ class Emitter:
             zero = self._zeros(stored.integers.dtype.type, count, base)
         inputs = [read, self.constant(stored.scale, f"{base}_scale"), zero]
         self.nodes.append(helper.make_node("DequantizeLinear", inputs, [output], name=output, **attributes))
-        self.dequantised[base] = output
+        self.constants_read[base] = output
         return output
 
     def _store(self, integers: np.ndarray[Any, Any], name: str, *, packed: bool) -> str:

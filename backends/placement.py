@@ -6,16 +6,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
 from torch.fx import GraphModule, Node
 
 from backends.layer_facts import layer_shape, weight_bits
+from backends.movement import moves
 from backends.profile import Profile, Rule
 from backends.residual import skip_input
 from calibration.errors import UserError
 from calibration.grid import Grid
 from calibration.operators import (
-    MOVEMENT,
     WEIGHTED,
     argument,
     clip_bounds,
@@ -24,8 +23,8 @@ from calibration.operators import (
     is_non_negative,
     is_tensor,
     kind,
+    multiplier,
     shape,
-    static_shape,
     tensor_inputs,
     upper_limit,
 )
@@ -140,6 +139,8 @@ class _Placement:
         if self._moves(node):
             if sources and all(source in self.carried for source in sources):
                 self.carried.add(node)
+            if multiplier(node) is not None:
+                self.float_reason[node] = "a number multiplies a tensor that is not rounded"
             return
         if self.profile.weight_only is not None and (block := self._block(node)) is not None:
             self.weight_only[node], self.float_reason[node] = block, self.profile.weight_only.reason
@@ -157,16 +158,7 @@ class _Placement:
             self.carried.add(node)
 
     def _moves(self, node: Node) -> bool:
-        """Whether the node hands values on as they are, so that what is on a grid before is on it behind."""
-        word = kind(node)
-        if word == "adaptive_average_pool":
-            return static_shape(node)[-2:] == static_shape(tensor_inputs(node)[0])[-2:]  # windows of one position
-        if word == "pad":
-            return _border(node) == 0.0  # a border of zeros is on every grid; any other value is not
-        if word == "concat" and self.profile.non_negative != self.profile.signed:
-            # A ReLU is absorbed on the grid of non-negative values only: with others, each part keeps its own grid.
-            return len({is_non_negative(source) for source in tensor_inputs(node)}) == 1
-        return word in MOVEMENT
+        return moves(node, self.profile)
 
     def _reason_against(self, node: Node, rule: Rule, sources: list[Node]) -> str | None:
         """Why the node cannot run on integers; None when it can."""
@@ -380,11 +372,3 @@ class _Placement:
             and self._has_integer_weight(node)
             and argument(node, 1, "weight").target == weight.target
         ]
-
-
-def _border(node: Node) -> float:
-    """The value that a pad operator writes around its input."""
-    if node.target is torch.ops.aten.pad.default:
-        mode, value = argument(node, 2, "mode", "constant"), argument(node, 3, "value")
-        return 0.0 if mode != "constant" else float(value or 0.0)  # the other modes repeat values of the input
-    return float(argument(node, 2, "value", 0.0) or 0.0)

@@ -85,7 +85,8 @@ class Profile:
     whoever loads the file; `arm_arithmetic`: QLinearAdd scales by 22-bit integers and rounds halves away from zero,
     and QLinearMul rounds once; `shares_constants`: layers may read one stored weight, and one zero point of weights;
     `merged_channels`: groups of convolutions are written as one, with zeros between them, up to so many channels (0: as
-    they are); `transposed_as_convolutions`: the student's transposed convolutions become convolutions and movement.
+    they are); `transposed_as_convolutions`: the student's transposed convolutions become convolutions and movement;
+    `numbers_in_scales`: a number that multiplies a rounded tensor, or a product of two, changes a scale and no integer.
     """
 
     name: str
@@ -108,3 +109,4 @@ class Profile:
     arm_arithmetic: bool = False
     merged_channels: int = 0
     transposed_as_convolutions: bool = False
+    numbers_in_scales: bool = False

@@ -13,6 +13,7 @@ from calibration.affine import fold_affine, fold_into, owns_weight, set_constant
 from calibration.branches import merge_branches
 from calibration.constants import fold_batches, fold_constants
 from calibration.errors import UserError
+from calibration.multipliers import constant_as_number
 from calibration.operators import argument, constant, kind, make_graph_module, pair, shape, static_shape
 
 aten = torch.ops.aten
@@ -23,11 +24,11 @@ def fold(graph_module: GraphModule) -> GraphModule:
 
     A BatchNorm whose input is a convolution, transposed convolution or linear layer read by nobody else is folded
     into that layer's weight and bias; any other becomes a depthwise 1x1 convolution, so that it too runs in
-    integers. Constants that are added to a layer's output, or multiply it, are folded likewise, and sums of parallel
-    convolutions become one. PReLUs with one slope become leaky ReLUs. Averages over a whole map become
-    `adaptive_avg_pool2d(1)`, adaptive poolings of a map to its own size disappear, and what is computed from constants
-    alone becomes a constant. Equal to the original up to float32 rounding. Raises UserError for a BatchNorm that has no
-    running statistics.
+    integers. Constant tensors of one value that multiply or divide become numbers. Constants that are added to a
+    layer's output, or multiply it, are folded likewise, and sums of parallel convolutions become one. PReLUs with one
+    slope become leaky ReLUs. Averages over a whole map become `adaptive_avg_pool2d(1)`, adaptive poolings of a map to
+    its own size disappear, and what is computed from constants alone becomes a constant. Equal to the original up to
+    float32 rounding. Raises UserError for a BatchNorm that has no running statistics.
     """
     graph_module = copy.deepcopy(graph_module)
     outputs = graph_module.meta["outputs"]
@@ -37,6 +38,7 @@ def fold(graph_module: GraphModule) -> GraphModule:
         if kind(node) == "batch_norm" and node.users:
             _fold_batch_norm(graph_module, node)
         elif kind(node) in {"add", "sub", "mul", "div"}:
+            constant_as_number(graph_module, node)
             fold_affine(graph_module, node)
         elif kind(node) in {"mean", "average_pool", "adaptive_average_pool"}:
             _canonical_pool(graph_module.graph, node)

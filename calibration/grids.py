@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,18 @@ def shared_scales(grids: Sequence[_LearnedScale]) -> Iterator[None]:
     finally:
         for grid in grids:
             grid._held = None
+
+
+class TensorGrid(Protocol):
+    """What operations ask of the grid of a tensor that they read: zero point, range of centred integers, scale."""
+
+    @property
+    def zero(self) -> int: ...
+    @property
+    def lowest(self) -> int: ...
+    @property
+    def highest(self) -> int: ...
+    def scale(self) -> Tensor: ...
 
 
 class ActivationGrid(_LearnedScale):
@@ -119,6 +131,33 @@ class ActivationGrid(_LearnedScale):
 def _read_zero_point_again(module: nn.Module, _: Any) -> None:
     assert isinstance(module, ActivationGrid)
     module._read_zero_point()
+
+
+@final
+class MultipliedGrid:
+    """The grid of a tensor that a positive number multiplies: the same integers, each standing for so much more."""
+
+    def __init__(self, source: TensorGrid, factor: float) -> None:
+        self.source, self.factor = source, factor
+
+    @property
+    def zero(self) -> int:
+        """The zero point."""
+        return self.source.zero
+
+    @property
+    def lowest(self) -> int:
+        """The smallest centred integer."""
+        return self.source.lowest
+
+    @property
+    def highest(self) -> int:
+        """The largest centred integer."""
+        return self.source.highest
+
+    def scale(self) -> Tensor:
+        """The scale in use: float32, rank 0; one multiplication in float32, as the file's scale is computed."""
+        return self.source.scale() * self.factor
 
 
 class WeightGrid(_LearnedScale):

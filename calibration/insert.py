@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from calibration.elementwise import ARM
-from calibration.grids import ActivationGrid, WeightGrid
+from calibration.grids import ActivationGrid, MultipliedGrid, TensorGrid, WeightGrid
 from calibration.integer_products import (
     EXACT_IN_FLOAT32,
     LARGEST_ACTIVATION,
@@ -25,6 +25,7 @@ from calibration.operators import (
     constant,
     kind,
     make_graph_module,
+    multiplier,
     output_groups,
     shape,
     static_shape,
@@ -108,7 +109,7 @@ class _Insertion:
         # turn, so whatever they ask about a source is asked about the folded graph.
         #: Its centred integers, and the grid that these lie on.
         self.integers: dict[Node, Node] = {}
-        self.grid_of: dict[Node, ActivationGrid] = {}
+        self.grid_of: dict[Node, TensorGrid] = {}
         #: The reals that its integers stand for, written when first asked for.
         self.dequantised: dict[Node, Node] = {}
         #: Its reals before rounding, where the node itself does not hold them.
@@ -128,7 +129,8 @@ class _Insertion:
             activation_grids=self.activation_grids,
             weight_grids=self.weight_grids,
             bias_integers=self.bias_integers,
-            integers={tensor: self.integers[self.nodes[tensor]].name for tensor in self.placements},
+            integers={node.name: integers.name for node, integers in self.integers.items()},
+            tensor_grids={node.name: grid for node, grid in self.grid_of.items()},
         )
 
     # Values.
@@ -184,7 +186,10 @@ class _Insertion:
 
     def _rewrite_operator(self, node: Node) -> None:
         weights, sources = self.plan.weight(node.name), tensor_inputs(node)
-        if node.name in self.plan.passthrough:
+        if node.name in self.plan.passthrough and (factor := multiplier(node)) is not None:
+            self.grid_of[node] = MultipliedGrid(self.grid_of[sources[0]], factor)
+            self.integers[node] = self.integers[sources[0]]
+        elif node.name in self.plan.passthrough:
             self.grid_of[node] = self.grid_of[sources[0]]
             for source in sources:
                 node.replace_input_with(source, self.integers[source])

@@ -10,6 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from calibration.grid import SMALLEST_SCALE
 from calibration.integer_products import (
     integer_conv2d,
     integer_conv_transpose2d,
@@ -208,6 +209,18 @@ def clip_bounds(node: Node) -> tuple[float, float]:
     return -math.inf if low is None else float(low), math.inf if high is None else float(high)
 
 
+def multiplier(node: Node) -> float | None:
+    """The positive number that an operator multiplies a tensor by: on a grid it changes the scale alone.
+
+    None for any other operator, and for numbers so large or small that no scale could take them.
+    """
+    if kind(node) != "mul" or not isinstance(node.args[0], Node):
+        return None
+    number = argument(node, 1, "other")
+    possible = isinstance(number, (int, float)) and SMALLEST_SCALE <= number <= 1 / SMALLEST_SCALE
+    return float(number) if possible else None
+
+
 def upper_limit(node: Node) -> float:
     """The value above which the operator's own clipping lets nothing pass; infinite where it has none."""
     if kind(node) == "copy":
@@ -228,6 +241,8 @@ def is_non_negative(node: Node) -> bool:
         return all(is_non_negative(source) for source in tensor_inputs(node))
     if word in {"add", "mul"}:
         sources = tensor_inputs(node)
+        if multiplier(node) is not None:
+            return is_non_negative(sources[0])
         return len(sources) == len(node.args) and all(is_non_negative(source) for source in sources)
     return False
 

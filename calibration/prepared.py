@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from calibration.grids import ActivationGrid, WeightGrid, shared_scales
+from calibration.grids import ActivationGrid, TensorGrid, WeightGrid, shared_scales
 from calibration.plan import Plan
 from calibration.quantisers import BiasIntegers
 
@@ -21,9 +21,9 @@ class PreparedNetwork(nn.Module):
 
     `graph` keeps the trained weights under the names that the folded graph has; `activation_grids` are known by
     the plan's groups, `weight_grids` by a stored weight's dotted path, `bias_integers` by layer; `integers` maps
-    each rounded tensor to the graph node that holds its centred integers. In evaluation mode a forward pass
-    computes what an integer runtime does, to the bit on a CPU; in training mode sums carry the rounding of float32,
-    and ties of roundings that a runtime decides its own way may differ.
+    each tensor on a grid to the graph node that holds its centred integers, `tensor_grids` to that grid. In evaluation
+    mode a forward pass computes what an integer runtime does, to the bit on a CPU; in training mode sums carry the
+    rounding of float32, and ties of roundings that a runtime decides its own way may differ.
     """
 
     def __init__(
@@ -35,9 +35,10 @@ class PreparedNetwork(nn.Module):
         weight_grids: Mapping[str, WeightGrid],
         bias_integers: Mapping[str, BiasIntegers],
         integers: Mapping[str, str],
+        tensor_grids: Mapping[str, TensorGrid],
     ) -> None:
         super().__init__()
-        self.graph, self.plan, self.integers = graph, plan, dict(integers)
+        self.graph, self.plan, self.integers, self.tensor_grids = graph, plan, dict(integers), dict(tensor_grids)
         # Activation grids are read by operations rather than called, so the graph module itself does not keep them.
         # The suffix keeps a tensor called `keys` or `values` from hiding the dictionary's own methods.
         self.activation_grids = nn.ModuleDict({f"{group}_grid": grid for group, grid in activation_grids.items()})

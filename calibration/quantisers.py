@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from calibration.elementwise import X86, Arithmetic
 from calibration.grid import broadcast_scale
-from calibration.grids import ActivationGrid, WeightGrid
+from calibration.grids import ActivationGrid, TensorGrid, WeightGrid
 from calibration.integer_products import EXACT_BIAS, EXACT_IN_FLOAT32, LARGEST_ACTIVATION
 from calibration.logistic import logistic
 from calibration.rounding import requantise, requantise_sum, round_straight_through, round_to_grid
@@ -55,7 +55,7 @@ class QuantiseAverage(_Operation[ActivationGrid]):
         return ((x / output.scale() + output.zero).round_() - output.zero).clamp_(output.lowest, output.highest)
 
 
-class Dequantise(_Operation[ActivationGrid]):
+class Dequantise(_Operation[TensorGrid]):
     """Centred integers to reals (ONNX DequantizeLinear)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class _Product(_Operation[*_Grids]):
         super().__init__(*grids)
         self.channel_dimensions, self.groups = channel_dimensions, groups
 
-    def _step(self, first: ActivationGrid, second: ActivationGrid | WeightGrid) -> Tensor:
+    def _step(self, first: TensorGrid, second: TensorGrid | WeightGrid) -> Tensor:
         """What one unit of the sums stands for: float32 [C], or rank 0."""
         second_scale = second.scale()
         if second_scale.dim() and self.groups > 1:
@@ -95,7 +95,7 @@ class _Product(_Operation[*_Grids]):
         return values.reshape(-1, *[1] * self.channel_dimensions) if values.dim() else values
 
 
-class BiasIntegers(_Product[ActivationGrid, WeightGrid]):
+class BiasIntegers(_Product[TensorGrid, WeightGrid]):
     """A bias as integers at input scale x weight scale, as an int32 bias holds it; straight-through gradient."""
 
     def scale(self) -> Tensor:
@@ -110,7 +110,7 @@ class BiasIntegers(_Product[ActivationGrid, WeightGrid]):
         return integers.double()
 
 
-class RequantiseProduct(_Product[ActivationGrid, ActivationGrid, ActivationGrid | WeightGrid]):
+class RequantiseProduct(_Product[ActivationGrid, TensorGrid, TensorGrid | WeightGrid]):
     """The sums of an integer convolution, linear layer or matrix product, rounded to the output's grid.
 
     `prescaled`: in training on a CPU the layer's constants come multiplied already (see `Prescale`).
@@ -132,7 +132,7 @@ class RequantiseProduct(_Product[ActivationGrid, ActivationGrid, ActivationGrid 
         return self._grids[0]
 
     @property
-    def inputs(self) -> ActivationGrid:
+    def inputs(self) -> TensorGrid:
         """The grid of the first operand."""
         return self._grids[1]
 
@@ -142,7 +142,7 @@ class RequantiseProduct(_Product[ActivationGrid, ActivationGrid, ActivationGrid 
         return output.scale() if self.prescaled and prescales(self, sums) else self._step(first, second)
 
 
-class RescaleProduct(_Product[ActivationGrid, ActivationGrid | WeightGrid]):
+class RescaleProduct(_Product[TensorGrid, TensorGrid | WeightGrid]):
     """The sums of an integer operation as reals, plus a float bias where the runtime keeps it so."""
 
     prescaled = False
@@ -155,7 +155,7 @@ class RescaleProduct(_Product[ActivationGrid, ActivationGrid | WeightGrid]):
         return real if bias is None else real + self._along_channels(bias)
 
     @property
-    def inputs(self) -> ActivationGrid:
+    def inputs(self) -> TensorGrid:
         """The grid of the first operand."""
         return self._grids[0]
 
@@ -170,7 +170,7 @@ def prescales(module: nn.Module, values: Tensor) -> bool:
     return module.training and values.device.type == "cpu"
 
 
-class Prescale(_Product[ActivationGrid | None, ActivationGrid, WeightGrid]):
+class Prescale(_Product[ActivationGrid | None, TensorGrid, WeightGrid]):
     """A layer's integer constants, multiplied in training by what would rescale the layer's sums.
 
     The sums then come out in steps of the output (or as reals, without an output grid), which saves four passes over
@@ -180,7 +180,7 @@ class Prescale(_Product[ActivationGrid | None, ActivationGrid, WeightGrid]):
     """
 
     def __init__(
-        self, output: ActivationGrid | None, first: ActivationGrid, second: WeightGrid, *, axis: int, groups: int = 1
+        self, output: ActivationGrid | None, first: TensorGrid, second: WeightGrid, *, axis: int, groups: int = 1
     ) -> None:
         super().__init__(output, first, second, groups=groups)
         self.axis = axis
@@ -205,7 +205,7 @@ class Elementwise(_Operation[*_Grids]):
         self.arithmetic = arithmetic
 
 
-class RequantiseSum(Elementwise[ActivationGrid, ActivationGrid, ActivationGrid]):
+class RequantiseSum(Elementwise[ActivationGrid, TensorGrid, TensorGrid]):
     """The sum of two tensors on grids of their own, on a third (QLinearAdd)."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ class RequantiseSum(Elementwise[ActivationGrid, ActivationGrid, ActivationGrid])
         return self.arithmetic.add(a, b, scales, (first.zero, second.zero, output.zero)).clamp_(*_ends(output))
 
 
-class RequantiseSigmoid(_Operation[ActivationGrid, ActivationGrid]):
+class RequantiseSigmoid(_Operation[ActivationGrid, TensorGrid]):
     """The logistic function from one grid to another (QLinearSigmoid, which looks it up for each of the 256 inputs)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ class RequantiseSigmoid(_Operation[ActivationGrid, ActivationGrid]):
         return table[(x - inputs.lowest).long()]
 
 
-class RequantiseHardSigmoid(Elementwise[ActivationGrid, ActivationGrid]):
+class RequantiseHardSigmoid(Elementwise[ActivationGrid, TensorGrid]):
     """x / 6 + 1/2 from one grid to another whose ends clip it to 0 and 1: an addition of a constant (QLinearAdd).
 
     The division is in the scale that the addition reads x with, the constant is the integer 1 at scale 1/2.
@@ -247,7 +247,7 @@ class RequantiseHardSigmoid(Elementwise[ActivationGrid, ActivationGrid]):
         return total.clamp_(*_ends(output))
 
 
-class RequantiseMultiplication(Elementwise[ActivationGrid, ActivationGrid, ActivationGrid]):
+class RequantiseMultiplication(Elementwise[ActivationGrid, TensorGrid, TensorGrid]):
     """The element-wise product of two tensors on grids of their own, on a third (QLinearMul)."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
@@ -259,7 +259,7 @@ class RequantiseMultiplication(Elementwise[ActivationGrid, ActivationGrid, Activ
         return self.arithmetic.multiply(a, b, scales, (first.zero, second.zero, output.zero)).clamp_(*_ends(output))
 
 
-class RequantiseMean(_Operation[ActivationGrid, ActivationGrid]):
+class RequantiseMean(_Operation[ActivationGrid, TensorGrid]):
     """The mean over height and width of a map on one grid, on another (QLinearGlobalAveragePool)."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from calibration.errors import UserError
-from calibration.grids import ActivationGrid
+from calibration.grids import TensorGrid
 from calibration.operators import MOVEMENT, WEIGHTED, is_tensor, kind, static_shape
 from calibration.prepared import PreparedNetwork
 
@@ -117,7 +117,7 @@ class Tapped(nn.Module):
         self,
         graph_module: GraphModule,
         nodes: Mapping[str, str],
-        grids: Mapping[str, ActivationGrid] | None = None,
+        grids: Mapping[str, TensorGrid] | None = None,
         *,
         one_pass: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
@@ -170,10 +170,8 @@ def tap_prepared(prepared: PreparedNetwork, taps: Sequence[str], *, reals: bool 
     integers are multiplied by it.
     """
     names = {node.name: node for node in prepared.graph.graph.nodes}
-    groups = {placement.tensor: placement.group for placement in prepared.plan.activations}
     nodes, scales = {}, {}
     for tap in taps:
-        rounded = prepared.plan.passthrough.get(tap, tap)
         if tap in prepared.integers:
             nodes[tap] = prepared.integers[tap]
         elif f"{tap}_rescale" in names:
@@ -184,8 +182,8 @@ def tap_prepared(prepared: PreparedNetwork, taps: Sequence[str], *, reals: bool 
             raise UserError(
                 f"--taps {tap}: its values exist only inside a fused integer kernel; tap the activation behind it"
             )
-        if reals and rounded in groups:
-            scales[tap] = prepared.activation_grid(groups[rounded])
+        if reals and tap in prepared.tensor_grids:
+            scales[tap] = prepared.tensor_grids[tap]
     return Tapped(prepared.graph, nodes, scales, one_pass=prepared.one_pass)
 
 

@@ -10,9 +10,9 @@ from torch.fx import GraphModule
 from backends.base import Backend
 from backends.placement import Widths, place
 from backends.profile import Profile
+from backends.suited import suited_graph
 from calibration.observe import choose_ranges, observe
 from calibration.observers import RangeMethod
-from calibration.subpixel import without_transposed_convolutions
 from calibration.wide_branches import with_wide_branches
 from pipeline.artifacts import Network, PreparedStudent, UnlabelledImages
 from pipeline.batches import images_at_once
@@ -24,9 +24,7 @@ _BATCH = 64
 
 def suited(student: Network, profile: Profile, widths: Widths) -> Network:
     """The student in the form that runtime and widths ask for; the same function, and the same object if it is so."""
-    folded = student.folded
-    if profile.transposed_as_convolutions:
-        folded = without_transposed_convolutions(folded)
+    folded = suited_graph(student.folded, profile)
     if widths.activations < 8:
         folded = with_wide_branches(folded)
     return student if folded is student.folded else replace(student, folded=folded)

@@ -36,7 +36,6 @@ def layer_sqnr(folded: GraphModule, network: PreparedNetwork, batches: Iterable[
     left out.
     """
     absorbed = {producer: activation for activation, producer in network.plan.absorbed.items()}
-    groups = {placement.tensor: placement.group for placement in network.plan.activations}
     prepared_nodes = {node.name for node in network.graph.graph.nodes}
     places: dict[str, tuple[str, str]] = {}
     for node in folded.graph.nodes:
@@ -59,7 +58,7 @@ def layer_sqnr(folded: GraphModule, network: PreparedNetwork, batches: Iterable[
         for layer, (tensor, name) in places.items():
             values = rounded.kept[name]
             if tensor in network.integers:
-                values = values * network.activation_grid(groups[tensor]).scale().detach()
+                values = values * network.tensor_grids[tensor].scale().detach()
             signal = original.kept[tensor].double()
             power[layer] += float(signal.square().sum())
             noise[layer] += float((signal - values.double()).square().sum())

@@ -24,6 +24,7 @@ from calibration.capture import capture
 from calibration.fold import fold
 from calibration.freeze import FrozenNetwork, freeze
 from calibration.insert import insert
+from calibration.multipliers import numbers_before_products
 from calibration.observe import choose_ranges, observe
 from calibration.plan import Plan
 from calibration.prepared import PreparedNetwork
@@ -86,6 +87,15 @@ def _attention(n: Any, x: Tensor) -> Tensor:
     t = n.a(x).flatten(2).transpose(1, 2)
     weights = torch.softmax(t @ n.k(t).transpose(1, 2), -1)
     result: Tensor = n.o(weights @ n.v(t)).mean(1)
+    return result
+
+
+def _scores(n: Any, x: Tensor) -> Tensor:
+    """Query, key and value of one layer, a number on the first, and no softmax."""
+    tokens = n.qkv(n.a(x).flatten(2).transpose(1, 2))
+    query, key, value = tokens.reshape(-1, 9, 3, 2, 16).permute(2, 0, 3, 1, 4).unbind(0)
+    mixed = ((query * 0.173) @ key.transpose(-2, -1)) @ value
+    result: Tensor = n.p(mixed.transpose(1, 2).flatten(2))
     return result
 
 
@@ -171,6 +181,17 @@ EXACT: dict[str, Callable[[], nn.Module]] = {
         l=nn.Linear(16, 32),
         p=nn.Linear(32, 10),
     ),
+    "number": lambda: Net(
+        lambda n, x: n.b((y := relu(n.a(x))) * 0.3 + 0.7 * F.max_pool2d(y, 3, 1, 1)), a=C(3, 16, 3), b=C(16, 16, 3)
+    ),
+    "number_in_concat": lambda: Net(
+        lambda n, x: n.b(torch.cat([(y := relu(n.a(x))), y * 0.3], 1)), a=C(3, 16, 3), b=C(32, 16, 3)
+    ),
+    "number_and_result": lambda: Net(lambda n, x: (n.b((y := n.a(x)) / 7), y / 7), a=C(3, 16, 3), b=C(16, 16, 3)),
+    "quick_gelu": lambda: Net(
+        lambda n, x: n.b((y := n.a(x)) * torch.sigmoid(1.702 * y)), a=C(3, 16, 3), b=C(16, 16, 3)
+    ),
+    "scores": lambda: Net(_scores, a=C(3, 16, 4, stride=4), qkv=nn.Linear(16, 96), p=nn.Linear(32, 10)),
     "leaky_relu": lambda: Net(lambda n, x: n.b(F.leaky_relu(n.a(x), 0.1)), a=C(3, 16, 3), b=C(16, 16, 3)),
     "swish": lambda: Net(lambda n, x: n.b((y := n.a(x)) * torch.sigmoid(y)), a=C(3, 16, 3), b=C(16, 16, 3)),
     "batch_norm_alone": lambda: Net(
@@ -307,6 +328,7 @@ def build() -> Build:
             folded = copy.deepcopy(_folded[network])
             resemble_trained(folded, seed, sparse=sparse)
         profile = target if isinstance(target, Profile) else PROFILES[target]
+        folded = numbers_before_products(folded) if profile.numbers_in_scales else folded
         plan = place(folded, profile, widths or Widths(weights=bits))
         ranges = choose_ranges(observe(folded, plan, [given]), plan, "minmax")
         if saturating:

@@ -16,9 +16,12 @@ from backends.onnxruntime import OnnxRuntime
 from backends.onnxruntime_rules import X64_WITHOUT_VNNI
 from backends.placement import Widths
 from calibration.errors import UserError
+from calibration.operators import multiplier
 from calibration.plan import Plan
+from tests.one_line_net import Net, c3
 
 Build = Callable[..., Any]
+relu = torch.relu
 
 # Weighted layers, rounded tensors, grids, and kernels of the runtime's own optimised graph.
 GOLDEN: dict[str, tuple[int, int, int, dict[str, int]]] = {
@@ -109,6 +112,29 @@ def test_borders_of_zeros_move_and_others_do_not(build: Build) -> None:
     ones = build("pad_ones").plan
     assert any(name.startswith(("pad", "constant_pad")) for name in ones.float_nodes)
     assert any(placement.tensor.startswith(("pad", "constant_pad")) for placement in ones.activations)
+
+
+@pytest.mark.parametrize("name", ["number", "number_in_concat", "number_and_result", "quick_gelu", "scores"])
+def test_a_number_on_integers_is_no_operator(name: str, build: Build) -> None:
+    built = build(name)
+    assert built.plan.float_nodes == {}
+    written = Counter(node.op_type for node in built.model().graph.node)
+    assert written["Mul"] == (name == "quick_gelu")
+    factors = [node for node in built.folded.graph.nodes if multiplier(node) is not None]
+    assert factors and all(node.name in built.plan.passthrough for node in factors)
+
+
+def test_a_number_on_a_float_tensor_and_a_negative_one_are_float(build: Build) -> None:
+    def compute(n: Any, x: Tensor) -> Tensor:
+        gates = torch.tanh(y := n.a(x))
+        result: Tensor = n.b(gates * y * 0.5) + n.b(-relu(y)).exp() * 0.5
+        return result
+
+    plan = build(Net(compute, a=c3(3, 16), b=c3(16, 16)).eval()).plan
+    reasons = {reason for node, reason in plan.float_nodes.items() if plan.kinds[node] == "mul"}
+    assert reasons == {"one operand is a number", "a number multiplies a tensor that is not rounded"} | {
+        "its input is computed in float"
+    }
 
 
 def test_transposed_convolutions_are_stored_as_integers_and_run_in_float(build: Build) -> None:

@@ -26,6 +26,7 @@ from backends.onnx_graph import emit
 from backends.onnxruntime import OnnxRuntime
 from backends.onnxruntime_rules import X64
 from backends.placement import Widths, place
+from backends.suited import suited_graph
 from backends.timing import interleaved_latency
 from calibration.capture import capture
 from calibration.fold import fold
@@ -82,15 +83,16 @@ def test_network(name: str, results: Results, tmp_path: Path) -> None:
     pixels = int(os.environ.get("FAQD_BENCHMARK_PIXELS") or PIXELS)
     images = network.images(16, pixels=pixels)
     folded = fold(capture(network.build(pixels=pixels), images[:2], source=name))
-    plan = place(folded, X64, Widths())
-    prepared = insert(folded, plan, choose_ranges(observe(folded, plan, [images]), plan, "mse")).eval()
+    student = suited_graph(folded, X64)
+    plan = place(student, X64, Widths())
+    prepared = insert(student, plan, choose_ranges(observe(student, plan, [images]), plan, "mse")).eval()
     float_model = emit(folded, opset=20).SerializeToString()
     files = {
         FLOAT: float_model,
-        OURS: backend.emit(freeze(prepared, folded)).SerializeToString(),
+        OURS: backend.emit(freeze(prepared, student)).SerializeToString(),
         PEER: quantised_by_peer(float_model, images.numpy(), tmp_path, symbolic=name not in UNKNOWN_SHAPES),
     }
-    layers = [node.name for node in folded.graph.nodes if kind(node) in WEIGHTED]
+    layers = [node.name for node in student.graph.nodes if kind(node) in WEIGHTED]
     census = backend.census(files[OURS], layers)
     with torch.no_grad():
         same = prepared(images)[0].argmax(-1) == folded(images)[0].argmax(-1)

@@ -1,0 +1,18 @@
+"""The form of a network that a runtime has kernels for: the same function."""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule
+
+from backends.profile import Profile
+from calibration.multipliers import numbers_before_products
+from calibration.subpixel import without_transposed_convolutions
+
+
+def suited_graph(folded: GraphModule, profile: Profile) -> GraphModule:
+    """A folded graph as the profile wants it, and the same object where it is so."""
+    if profile.transposed_as_convolutions:
+        folded = without_transposed_convolutions(folded)
+    if profile.numbers_in_scales:
+        folded = numbers_before_products(folded)
+    return folded
