@@ -14,6 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from backends.profile import Profile
+from backends.serialised import Serialised
 from calibration.freeze import FrozenNetwork
 
 Array = NDArray[np.float32]
@@ -53,13 +54,15 @@ class Census:
 class Backend(ABC):
     """One deployment target. Vendor libraries are imported inside the methods that need them, never at import.
 
-    `has_times`: how long a run takes here means something. `cpu_profiles` holds, where the processor matters, the
+    `has_times`: how long a run takes here means something. `reads_split_models`: a model's weights may lie in a second
+    file. `cpu_profiles` holds, where the processor matters, the
     profiles that are exact on each, the fastest first.
     """
 
     name: str
     profile: Profile
     has_times: bool = True
+    reads_split_models: bool = False
     cpu_profiles: Mapping[str, tuple[Profile, ...]] = MappingProxyType({})
 
     @abstractmethod
@@ -74,9 +77,9 @@ class Backend(ABC):
         """None when artifacts of this target run on this machine, else why they do not, with the way to get there."""
 
     @abstractmethod
-    def runner(self, model: bytes, *, threads: int) -> AbstractContextManager[Runner]:
+    def runner(self, model: Serialised, *, threads: int) -> AbstractContextManager[Runner]:
         """A runner for a serialised model (quantised or float); `threads` >= 1 CPU threads."""
 
     @abstractmethod
-    def census(self, model: bytes, layers: Sequence[str]) -> Census:
+    def census(self, model: Serialised, layers: Sequence[str]) -> Census:
         """What the runtime makes of each named weighted layer of a quantised model."""

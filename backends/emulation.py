@@ -25,6 +25,7 @@ from backends.base import Array, Backend, Census, Runner
 from backends.emulated_worker import receive, send
 from backends.onnxruntime import OnnxRuntime, census_of
 from backends.profile import Profile
+from backends.serialised import Serialised, in_one_piece
 from calibration.errors import UserError
 from calibration.freeze import FrozenNetwork
 
@@ -123,20 +124,21 @@ class EmulatedOnnxRuntime(Backend):
         return None
 
     @contextmanager
-    def runner(self, model: bytes, *, threads: int) -> Iterator[Runner]:
+    def runner(self, model: Serialised, *, threads: int) -> Iterator[Runner]:
         """A session in an emulated process, on one thread whatever is asked for."""
         if threads < 1:
             raise ValueError("a runner needs at least one thread")
         with self._process(model) as process:
             yield process
 
-    def census(self, model: bytes, layers: Sequence[str]) -> Census:
+    def census(self, model: Serialised, layers: Sequence[str]) -> Census:
         """Integer and float layers as the runtime's optimiser leaves them on the emulated processor."""
         with self._process(model) as process:
             return census_of(process.optimised, layers)
 
     @contextmanager
-    def _process(self, model: bytes) -> Iterator[_EmulatedSession]:
+    def _process(self, model: Serialised) -> Iterator[_EmulatedSession]:
+        whole = in_one_piece(model, "the emulated ONNX Runtime")
         command, environment = emulated_command(self.cpu)
         worker = Path(__file__).with_name("emulated_worker.py")
         with (
@@ -150,7 +152,7 @@ class EmulatedOnnxRuntime(Backend):
             ) as process,
         ):
             try:
-                yield _EmulatedSession(process, errors, model, self.profile.session_options)
+                yield _EmulatedSession(process, errors, whole, self.profile.session_options)
             finally:
                 process.kill()
 

@@ -16,6 +16,7 @@ from backends.group_merging import groups_in_one, merged_weight
 from backends.onnx_int4 import int4_tensor
 from backends.onnx_operators import TRANSLATORS
 from backends.onnx_view import INT4_OPSET, OPSETS
+from backends.serialised import check_model
 from calibration.errors import UserError
 from calibration.freeze import FrozenConstant, FrozenNetwork
 from calibration.operators import argument, attribute, kind, multiplier, static_shape
@@ -274,10 +275,15 @@ class Emitter:
                 results = self._outputs(node)
             if node.name in self.placements:
                 self._quantise(node)
-        graph = helper.make_graph(self.nodes, name, inputs, results, list(self.initialisers.values()))
-        model = helper.make_model(graph, producer_name="faqd", opset_imports=[helper.make_opsetid("", self.opset)])
-        model.ir_version = _IR_VERSION
-        onnx.checker.check_model(model)
+        opset = helper.make_opsetid("", self.opset)
+        model = onnx.ModelProto(ir_version=_IR_VERSION, producer_name="faqd", opset_import=[opset])
+        # Filled in place: a graph of its own would be copied, which protobuf refuses beyond 2 GB.
+        model.graph.name = name
+        model.graph.node.extend(self.nodes)
+        model.graph.input.extend(inputs)
+        model.graph.output.extend(results)
+        model.graph.initializer.extend(self.initialisers.values())
+        check_model(model)
         return model
 
     def _declared_shape(self, node: Node) -> list[int | str]:

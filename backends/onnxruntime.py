@@ -20,6 +20,7 @@ from backends.base import Array, Backend, Census, Runner
 from backends.cpu import elsewhere
 from backends.onnxruntime_rules import CPU_PROFILES, host_profile
 from backends.profile import Profile
+from backends.serialised import Serialised, SplitModel, on_disk
 from calibration.errors import UserError
 from calibration.freeze import FrozenNetwork
 
@@ -46,6 +47,7 @@ class OnnxRuntime(Backend):
     """Artifacts and runs for ONNX Runtime's CPU provider."""
 
     name = "onnxruntime"
+    reads_split_models = True
     cpu_profiles = CPU_PROFILES
 
     def __init__(self, profile: Profile | None = None) -> None:
@@ -62,7 +64,7 @@ class OnnxRuntime(Backend):
         return elsewhere(self.profile.cpu)
 
     @contextmanager
-    def runner(self, model: bytes, *, threads: int) -> Iterator[Runner]:
+    def runner(self, model: Serialised, *, threads: int) -> Iterator[Runner]:
         """A session on the CPU provider with that many threads, none of which spins while it waits.
 
         Raises UserError when the runtime cannot load the model.
@@ -75,7 +77,7 @@ class OnnxRuntime(Backend):
         finally:
             session.close()
 
-    def census(self, model: bytes, layers: Sequence[str]) -> Census:
+    def census(self, model: Serialised, layers: Sequence[str]) -> Census:
         """Integer and float layers as the runtime's own optimiser leaves them; what cannot be found counts as float."""
         return census_of(_optimised(model, self.profile.session_options), layers)
 
@@ -107,7 +109,7 @@ def _failures() -> tuple[type[Exception], ...]:
     return tuple(getattr(state, name) for name in names if hasattr(state, name))
 
 
-def _session(model: bytes, *, threads: int, settings: Mapping[str, str], optimised: Path | None = None) -> Any:
+def _session(model: Serialised, *, threads: int, settings: Mapping[str, str], optimised: Path | None = None) -> Any:
     """A session over a serialised model; with `optimised`, the graph that it executes is also written there."""
     try:
         import onnxruntime
@@ -125,9 +127,14 @@ def _session(model: bytes, *, threads: int, settings: Mapping[str, str], optimis
         options.add_session_config_entry(option, value)
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
+        # Beside the graph, which alone is read: constants of more than 2 GB could not be written into it.
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimised.data")
         # It warns that such a file is for this very machine, which is what it is read for.
         options.log_severity_level = _LOG_ERRORS + 1
     try:
+        if isinstance(model, SplitModel):
+            with on_disk(model) as path:
+                return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except _failures() as error:
         raise UserError(
@@ -136,13 +143,12 @@ def _session(model: bytes, *, threads: int, settings: Mapping[str, str], optimis
         ) from error
 
 
-def _optimised(model: bytes, settings: Mapping[str, str]) -> onnx.ModelProto:
+def _optimised(model: Serialised, settings: Mapping[str, str]) -> onnx.ModelProto:
     """The graph that the runtime executes."""
     with tempfile.TemporaryDirectory(prefix="faqd-census-") as folder:
         path = Path(folder) / "optimised.onnx"
         _session(model, threads=1, settings=settings, optimised=path)
-        # Large constants may be written beside the file, so it is read while the folder is there.
-        return onnx.load(str(path))
+        return onnx.load(str(path), load_external_data=False)
 
 
 def census_of(optimised: onnx.ModelProto, layers: Sequence[str]) -> Census:

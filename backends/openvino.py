@@ -17,12 +17,14 @@ from backends.artifact import linted_artifact
 from backends.base import Array, Backend, Census, Runner
 from backends.onnx_view import OnnxView
 from backends.openvino_rules import PROFILE
+from backends.serialised import Serialised, in_one_piece
 from backends.vendor import without_telemetry
 from calibration.errors import MissingExtra, UserError
 from calibration.freeze import FrozenNetwork
 
 #: Kernels that multiply by weights, as the runtime model names their kinds.
 WEIGHTED_KERNELS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
+_NAME = "OpenVINO"
 # Kernels that hold no arithmetic of the network.
 _NO_KERNELS = frozenset({"Const", "Input", "Output"})
 # What the plugin appends to the name of a layer whose node it split ("fc/WithoutBiases") or whose name went to the
@@ -46,21 +48,22 @@ class OpenVINO(Backend):
         return None if importlib.util.find_spec("openvino") else str(_missing())
 
     @contextmanager
-    def runner(self, model: bytes, *, threads: int) -> Iterator[Runner]:
+    def runner(self, model: Serialised, *, threads: int) -> Iterator[Runner]:
         """A compiled model on the CPU with that many threads.
 
         Raises MissingExtra without the package openvino, UserError when it cannot load the model.
         """
         if threads < 1:
             raise ValueError("a runner needs at least one thread")
-        compiled = _CompiledRunner(_compiled(model, threads=threads))
+        compiled = _CompiledRunner(_compiled(in_one_piece(model, _NAME), threads=threads))
         try:
             yield compiled
         finally:
             compiled.close()
 
-    def census(self, model: bytes, layers: Sequence[str]) -> Census:
+    def census(self, model: Serialised, layers: Sequence[str]) -> Census:
         """Integer and float layers as the runtime model shows them; what cannot be found counts as float."""
+        model = in_one_piece(model, _NAME)
         kernels = [_facts(node) for node in _compiled(model, threads=1).get_runtime_model().get_ordered_ops()]
         found = _integer_layers(OnnxView(onnx.load_model_from_string(model)), kernels, layers)
         return Census(

@@ -32,6 +32,7 @@ from backends.reference_kernels import (
     moved,
 )
 from backends.reference_operators import FLOATS, MOVES, moves_values
+from backends.serialised import Serialised, parsed
 from calibration.errors import UserError
 from calibration.freeze import FrozenNetwork
 
@@ -237,6 +238,7 @@ class Reference(Backend):
     """ONNX Runtime's artifact, executed by the oracle: always there, exact, and slow."""
 
     name = "reference"
+    reads_split_models = True
     cpu_profiles = CPU_PROFILES
 
     def __init__(self, profile: Profile | None = None) -> None:
@@ -251,7 +253,7 @@ class Reference(Backend):
         return None
 
     @contextmanager
-    def runner(self, model: bytes, *, threads: int) -> Iterator[Runner]:
+    def runner(self, model: Serialised, *, threads: int) -> Iterator[Runner]:
         """The oracle on that many threads of torch, whose number is restored at the end.
 
         Raises UserError for bytes that are no model or that hold an operator which the oracle does not know.
@@ -265,7 +267,7 @@ class Reference(Backend):
         finally:
             torch.set_num_threads(before)
 
-    def census(self, model: bytes, layers: Sequence[str]) -> Census:
+    def census(self, model: Serialised, layers: Sequence[str]) -> Census:
         """Integer layers are those that the oracle executes on integers."""
         loaded = _model(model)
         kernels = set(self._oracle(loaded).integer_layers())
@@ -292,9 +294,9 @@ class _OracleRunner:
         return [output.numpy() for output in outputs]
 
 
-def _model(model: bytes) -> onnx.ModelProto:
+def _model(model: Serialised) -> onnx.ModelProto:
     try:
-        loaded = onnx.load_model_from_string(model)
+        loaded = parsed(model)
     except DecodeError as error:
         raise UserError(f"the model is no ONNX file: {error}") from error
     if not loaded.graph.node or not loaded.graph.input:

@@ -16,6 +16,7 @@ from backends.artifact import linted_artifact
 from backends.base import Array, Backend, Census, Runner
 from backends.onnx_half import half_rest
 from backends.onnx_lint import lint_rules, require_clean
+from backends.serialised import Serialised, in_one_piece
 from backends.tensorrt_device.build import BuiltEngine, EngineOptions, Step, build_engine
 from backends.tensorrt_device.cuda import Cuda
 from backends.tensorrt_device.engine import LoadedEngine, loaded_engine
@@ -72,7 +73,7 @@ class TensorRT(Backend):
         why = provider_missing() if self.way == "onnxruntime" else _sdk_missing()
         return why and f"{why}; build the engine on the target: copy the bundle there and run python3 check.py in it"
 
-    def runner(self, model: bytes, *, threads: int) -> AbstractContextManager[Runner]:
+    def runner(self, model: Serialised, *, threads: int) -> AbstractContextManager[Runner]:
         """An engine of the model on the present GPU; `threads` has no meaning there.
 
         Raises UserError when no engine can be built, loaded or run here.
@@ -82,14 +83,16 @@ class TensorRT(Backend):
         missing = self.unavailable()
         if missing is not None:
             raise UserError(f"--backend tensorrt cannot run a model: {missing}")
+        model = in_one_piece(model, "TensorRT")
         return provider_runner(model, self.options) if self.way == "onnxruntime" else self._engine_runner(model)
 
-    def census(self, model: bytes, layers: Sequence[str]) -> Census:
+    def census(self, model: Serialised, layers: Sequence[str]) -> Census:
         """Integer and float layers as the engine inspector says, or a build ahead of time where no engine runs.
 
         What neither names counts as float. Raises MissingExtra where the SDK and the package tensorrt_rtx are absent,
         UserError when no engine can be built.
         """
+        model = in_one_piece(model, "TensorRT")
         if _sdk_missing() is None:
             with users_mistakes(), self._loaded(model) as engine:
                 kernels = parse_inspection(engine.inspection())

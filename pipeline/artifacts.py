@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from backends.base import Backend
+from backends.serialised import Serialised
 from calibration.errors import UserError
 from calibration.insert import insert
 from calibration.observe import Range
@@ -26,6 +27,9 @@ from pipeline.outputs import Output
 from pipeline.preprocessing import Preprocessing
 from pipeline.report.schema import Distillation
 from pipeline.sources.image_source import ImageSource
+
+#: Names of the files that the artifact and its float counterpart are written to.
+MODEL, FLOAT_MODEL = "model.onnx", "float.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +102,10 @@ class TrainedStudent:
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledModel:
-    """The artifact and its float counterpart, serialised."""
+    """The artifact and its float counterpart, serialised for files of these names."""
 
-    model: bytes
-    float_model: bytes
+    model: Serialised
+    float_model: Serialised
 
 
 @dataclass(frozen=True, kw_only=True)

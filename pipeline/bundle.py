@@ -14,8 +14,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from backends.serialised import DATA_SUFFIX, Serialised, files_of, read_model
 from calibration.errors import UserError
 from calibration.plan import Plan
+from pipeline.artifacts import MODEL
 from pipeline.atomic import directory, write_bytes, write_text
 from pipeline.outputs import Output
 from pipeline.preprocessing import Preprocessing, preprocessing_from_fields
@@ -24,8 +26,8 @@ from pipeline.report.schema import Report
 
 FORMAT = 2
 """1 had golden outputs of the first output only."""
-#: Files of a bundle that the manifest vouches for; it cannot vouch for itself.
-MODEL, GOLDEN, MANIFEST = "model.onnx", "golden.npz", "manifest.json"
+#: Files of a bundle beside the model's; the manifest vouches for all but itself.
+GOLDEN, MANIFEST = "golden.npz", "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ class Bundle:
     """A bundle that was read and whose files are what the manifest says."""
 
     folder: Path
-    model: bytes
+    model: Serialised
     golden: Golden
     manifest: Mapping[str, Any]
 
@@ -121,7 +123,7 @@ class Bundle:
 def write_bundle(
     target: Path,
     *,
-    model: bytes,
+    model: Serialised,
     golden: Golden,
     plan: Plan,
     preprocessing: Preprocessing,
@@ -136,7 +138,7 @@ def write_bundle(
     `device_files`: what the device needs beside model and golden inputs, by path below the bundle; `session_options`:
     what it must set before it loads the model.
     """
-    files = {MODEL: model, GOLDEN: golden.to_bytes(), **device_files}
+    files = {**files_of(model, MODEL), GOLDEN: golden.to_bytes(), **device_files}
     with directory(target, overwrite=overwrite) as folder:
         for name, content in files.items():
             write_bytes(folder / name, content)
@@ -155,15 +157,24 @@ def write_bundle(
             **_tensors(model, outputs),
             "preprocessing": preprocessing.to_json(),
             "versions": report.versions,
-            "files": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in written},
+            "files": {name: sha256(folder / name) for name in written},
             "plan": plan.to_json(),
         }
         write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
-def _tensors(model: bytes, outputs: Sequence[Output]) -> dict[str, list[dict[str, Any]]]:
+def write_model(path: Path, model: Serialised) -> None:
+    """Write a model's file, and the one beside it where its weights lie there; one of an earlier model goes."""
+    files = files_of(model, path.name)
+    for name in {path.name, path.name + DATA_SUFFIX} - files.keys():
+        path.with_name(name).unlink(missing_ok=True)
+    for name, content in files.items():
+        write_bytes(path.with_name(name), content)
+
+
+def _tensors(model: Serialised, outputs: Sequence[Output]) -> dict[str, list[dict[str, Any]]]:
     """Names, types, shapes of inputs and outputs, and what outputs hold; a free dimension is its name."""
-    graph = onnx.load_model_from_string(model).graph
+    graph = onnx.load_model_from_string(model if isinstance(model, bytes) else model.graph).graph
     described: dict[str, list[dict[str, Any]]] = {}
     for word, values in (("inputs", graph.input), ("outputs", graph.output)):
         described[word] = [
@@ -200,13 +211,19 @@ def read_bundle(folder: Path) -> Bundle:
         file = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts or not file.is_file():
             raise UserError(f"{folder} is incomplete: {name} is missing; make the bundle anew")
-        if hashlib.sha256(file.read_bytes()).hexdigest() != expected:
+        if sha256(file) != expected:
             raise UserError(f"{file} is not what the manifest says (SHA-256 differs): make the bundle anew")
     if not {MODEL, GOLDEN} <= files.keys():
         raise UserError(f"{path} vouches for no {MODEL} and {GOLDEN}: make the bundle anew")
     golden = Golden.read(folder / GOLDEN, [entry["name"] for entry in manifest["outputs"]])
     _check_inputs(golden.inputs, manifest["inputs"][0], folder / GOLDEN)
-    return Bundle(folder=folder, model=(folder / MODEL).read_bytes(), golden=golden, manifest=manifest)
+    return Bundle(folder=folder, model=read_model(folder / MODEL), golden=golden, manifest=manifest)
+
+
+def sha256(file: Path) -> str:
+    """The hash of a file in hexadecimal, read in pieces."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _check_inputs(inputs: NDArray[np.float32], described: Mapping[str, Any], path: Path) -> None:

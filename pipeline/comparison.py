@@ -19,7 +19,9 @@ from backends.base import Backend, Runner
 from backends.cpu import cpu_flags
 from backends.differences import Comparison, why
 from backends.exposed import exposed, rounded_tensors
+from backends.serialised import parsed, serialise
 from calibration.errors import UserError
+from pipeline.artifacts import MODEL
 from pipeline.batches import images_at_once
 from pipeline.bundle import Bundle
 from pipeline.config.compare import CompareConfig
@@ -50,7 +52,7 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
     """
     backend, notes = backend_of(bundle.backend, bundle.plan.variant, bundle.session_options), list[str]()
     absent = backend.unavailable()
-    model = onnx.load_model_from_string(bundle.model)
+    model = parsed(bundle.model)
     other = None if config.against is None else _read(config.against)
     runs_on = RUNTIMES.get(backend.name, backend.name)
     if absent is not None:
@@ -111,7 +113,7 @@ def _read(path: Path) -> onnx.ModelProto:
 
 
 def _runner(backend: Backend, model: onnx.ModelProto, threads: int | None) -> AbstractContextManager[Runner]:
-    return backend.runner(model.SerializeToString(), threads=threads or os.cpu_count() or 1)
+    return backend.runner(serialise(model, name=MODEL), threads=threads or os.cpu_count() or 1)
 
 
 def _batches(bundle: Bundle, config: CompareConfig) -> Iterator[Tensor]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
 from torch import Tensor
 
 from backends.base import Backend
+from backends.serialised import Serialised, parsed
 from calibration.plan import Plan
 
 #: The command on every device: python3 check.py.
@@ -19,7 +19,7 @@ _LAYER_IMAGES = 4
 _HERE = Path(__file__).parent
 
 
-def device_files(backend: Backend, model: bytes, plan: Plan, images: Tensor) -> dict[str, bytes]:
+def device_files(backend: Backend, model: Serialised, plan: Plan, images: Tensor) -> dict[str, bytes]:
     """The device's files by path below the bundle; `images` are the golden inputs float32 [B, C, H, W]."""
     if backend.name != "tensorrt":
         return {CHECK: (_HERE / "device_check.py").read_bytes()}
@@ -29,5 +29,5 @@ def device_files(backend: Backend, model: bytes, plan: Plan, images: Tensor) -> 
     package = Path(str(tensorrt_device.__file__)).parent
     files = {f"{package.name}/{path.name}": path.read_bytes() for path in sorted(package.glob("*.py"))}
     files[CHECK] = (_HERE / "device_check_tensorrt.py").read_bytes()
-    files[LAYERS] = oracle_layers(onnx.load_model_from_string(model), plan, images[:_LAYER_IMAGES])
+    files[LAYERS] = oracle_layers(parsed(model), plan, images[:_LAYER_IMAGES])
     return files

@@ -84,6 +84,7 @@ def _by_distillation(job: Job) -> QuantisedStudent:
             backend,
             opset=config.quantisation.opset,
             batch=config.quantisation.static_batch,
+            most=config.quantisation.external_data_above,
         )
     return QuantisedStudent(backend=backend, compiled=compiled, plan=prepared.plan, prepared=prepared, trained=trained)
 
@@ -100,6 +101,7 @@ def _by_nncf(job: Job) -> QuantisedStudent:
             count=job.config.data.calibration_images,
             seed=job.config.execution.seed,
             opset=job.config.quantisation.opset,
+            most=job.config.quantisation.external_data_above,
             step=lambda done, total: job.progress.step(done, total),
         )
 

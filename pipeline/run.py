@@ -10,9 +10,8 @@ import torch
 from backends.placement import place
 from calibration.errors import UserError
 from pipeline.artifacts import Network, UnlabelledImages, load_tensors, save_tensors
-from pipeline.atomic import write_bytes
 from pipeline.batches import suggested_workers
-from pipeline.bundle import read_bundle, write_bundle
+from pipeline.bundle import read_bundle, write_bundle, write_model
 from pipeline.chosen_backend import chosen_backends, emulated_backend, stored_backend
 from pipeline.comparison import compare_bundle
 from pipeline.config import NO_DATA, EngineConfig, RunConfig, ValidationConfig
@@ -53,7 +52,12 @@ def run(config: RunConfig, progress: Progress) -> Report:
         teacher, student = _networks(config)
         co_teachers = _co_teachers(config, teacher)
         for network in {id(network): network for network in (teacher, student)}.values():
-            check_convertible(network.folded, opset=config.quantisation.opset)
+            check_convertible(
+                network.folded,
+                candidates[0],
+                opset=config.quantisation.opset,
+                most=config.quantisation.external_data_above,
+            )
         if quantiser.trains:
             # Both for their errors: what the network or a method lacks is said before anything takes time.
             place(student.folded, candidates[0].profile, widths(config))
@@ -98,7 +102,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
     quantised = quantiser.quantise(job)
     if quantised.prepared is not None:
         notes = (*notes, *quantised.prepared.notes)
-    write_bytes(folder.float_model, quantised.compiled.float_model)
+    write_model(folder.float_model, quantised.compiled.float_model)
     with timed_stage("validate", progress, seconds):
         validated = validate_network(
             config,

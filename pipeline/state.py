@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.errors import UserError
+from pipeline.artifacts import FLOAT_MODEL
 from pipeline.atomic import writable, write_text
 from pipeline.config import RunConfig
 
@@ -77,7 +78,7 @@ class RunFolder:
     @property
     def float_model(self) -> Path:
         """The float counterpart of the artifact, for comparisons; not part of the bundle."""
-        return self.root / "float.onnx"
+        return self.root / FLOAT_MODEL
 
 
 def open_folder(config: RunConfig) -> RunFolder:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from backends.base import Backend, Runner
 from backends.cpu import elsewhere, host_cpu
+from backends.serialised import Serialised, read_model, size_of
 from calibration.errors import UserError
-from pipeline.artifacts import Network, QuantisedStudent, UnlabelledImages
+from pipeline.artifacts import FLOAT_MODEL, Network, QuantisedStudent, UnlabelledImages
 from pipeline.batches import images_at_once
 from pipeline.bundle import Bundle, Golden
 from pipeline.circumstances import host, versions
@@ -130,7 +131,7 @@ def validate_network(
         parity=scores.parity,
         kernels=kernels_of(plan, census),
         latency=latency,
-        size=Size(float_bytes=len(compiled.float_model), quantised_bytes=len(compiled.model)),
+        size=Size(float_bytes=size_of(compiled.float_model), quantised_bytes=size_of(compiled.model)),
         seconds={},
         gates=gates,
         distillation=_distillation(quantised, scores.calibrated),
@@ -157,8 +158,8 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
     absent, here = backend.unavailable(), host_cpu()
     if absent is not None and here is not None and elsewhere(bundle.target):
         absent = bundle.made_for(here)
-    float_file = bundle.folder.parent / "float.onnx"
-    float_model = float_file.read_bytes() if float_file.is_file() else None
+    float_file = bundle.folder.parent / FLOAT_MODEL
+    float_model = read_model(float_file) if float_file.is_file() else None
     columns: dict[str, Outputs] = {"oracle": _oracle(bundle.model, backend)}
     batch, batch_remark = latency_batch(config.batch, bundle.fixed_batch)
     remarks: tuple[str, ...] = ()
@@ -200,7 +201,7 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
         parity=scores.parity,
         kernels=kernels_of(bundle.plan, census),
         latency=latency,
-        size=Size(float_bytes=len(float_model) if float_model else None, quantised_bytes=len(bundle.model)),
+        size=Size(float_bytes=size_of(float_model) if float_model else None, quantised_bytes=size_of(bundle.model)),
         seconds={},
         gates=gates,
         preprocessing=bundle.preprocessing.to_json(),
@@ -219,7 +220,7 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
 
 
 @contextmanager
-def _maybe_runner(backend: Backend, model: bytes, absent: str | None) -> Iterator[Runner | None]:
+def _maybe_runner(backend: Backend, model: Serialised, absent: str | None) -> Iterator[Runner | None]:
     """The backend's runner, or None where the runtime is absent."""
     if absent is not None:
         yield None
@@ -229,7 +230,7 @@ def _maybe_runner(backend: Backend, model: bytes, absent: str | None) -> Iterato
         yield runner
 
 
-def _oracle(model: bytes, backend: Backend) -> Outputs:
+def _oracle(model: Serialised, backend: Backend) -> Outputs:
     """The oracle with the semantics of the backend's kernels."""
     profile = backend.profile
     return oracle_outputs(model, fused_rounding=profile.fused_rounding, arm_arithmetic=profile.arm_arithmetic)
@@ -243,7 +244,7 @@ def _module_outputs(module: torch.nn.Module) -> Outputs:
     return run
 
 
-def _stored_teacher(float_model: bytes | None, file: Path, source: str) -> Outputs:
+def _stored_teacher(float_model: Serialised | None, file: Path, source: str) -> Outputs:
     """The float counterpart that a run leaves beside its bundle, as the teacher to agree with."""
     if float_model is None:
         raise UserError(

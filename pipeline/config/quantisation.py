@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from backends.limits import LARGEST_MODEL
 from calibration.errors import UserError
 from pipeline import flags
 
@@ -81,9 +82,23 @@ class QuantisationConfig:
         int | None, Parameter(metavar="COUNT", help="The only batch size that the model takes. Default: any.")
     ] = None
 
+    external_data_above: Annotated[
+        int,
+        Parameter(
+            metavar="BYTES",
+            help="Size of a model's weights above which they lie in a file beside it; the default is all that one file "
+            "can hold.",
+        ),
+    ] = LARGEST_MODEL
+
     def __post_init__(self) -> None:
         flags.check_fields(self)
-        flags.check_at_least(self, static_batch=1)
+        flags.check_at_least(self, static_batch=1, external_data_above=0)
+        if self.external_data_above > LARGEST_MODEL:
+            raise UserError(
+                f"--external-data-above {self.external_data_above}: must be at most {LARGEST_MODEL}, which one file can"
+                " hold"
+            )
         # Opset 17 is the oldest that the supported runtimes' manuals still test; 21 brought int4 tensors.
         if self.opset is not None and not 17 <= self.opset <= 23:
             raise UserError(f"--opset {self.opset}: must be 17 to 23")

@@ -5,31 +5,32 @@ from __future__ import annotations
 from torch.fx import GraphModule
 
 from backends.base import Backend
+from backends.limits import LARGEST_MODEL
 from backends.onnx_graph import emit
 from backends.onnx_view import INT4_OPSET
+from backends.serialised import serialise
 from calibration.errors import UserError
 from calibration.freeze import freeze
 from calibration.plan import Plan
 from calibration.prepared import PreparedNetwork
-from pipeline.artifacts import CompiledModel
-
-#: Bytes that one serialised protobuf message holds, with room for the graph beside the weights.
-LARGEST_MODEL = 2**31 - 2**24
+from pipeline.artifacts import FLOAT_MODEL, MODEL, CompiledModel
 
 # The float counterpart is only compared with: any opset that all runtimes read serves.
 _FLOAT_OPSET = 20
 
 
-def check_convertible(folded: GraphModule, *, opset: int | None) -> None:
+def check_convertible(folded: GraphModule, backend: Backend, *, opset: int | None, most: int = LARGEST_MODEL) -> None:
     """Raise UserError, naming operator and module, for a network that the file format cannot hold.
 
-    Asked before training: an operator without a translation must not cost the user an hour first.
+    `most`: bytes of weights that one file may hold. Asked before training: an operator without a translation must not
+    cost the user an hour first.
     """
     size = sum(tensor.numel() * tensor.element_size() for tensor in folded.state_dict().values())
-    if size > LARGEST_MODEL:
+    if size > most and not backend.reads_split_models:
         raise UserError(
-            f"the network has {size / 1e9:.3g} GB of weights, and one ONNX file holds {LARGEST_MODEL / 1e9:.3g} GB:"
-            " weights beside the file are not written yet; quantise a part of it with --submodule (docs/networks.md)"
+            f"the network has {size / 1e9:.3g} GB of weights, and one ONNX file may hold {most / 1e9:.3g} GB: --backend"
+            f" {backend.name} reads no weights beside it, --backend onnxruntime does; or quantise a part of the network"
+            " with --submodule (docs/networks.md)"
         )
     emit(folded, opset=opset or _FLOAT_OPSET)
 
@@ -52,12 +53,17 @@ def compile_model(
     *,
     opset: int | None,
     batch: int | None = None,
+    most: int = LARGEST_MODEL,
 ) -> CompiledModel:
     """The quantised artifact and the float teacher's, over a free batch size or for batches of `batch` alone.
+
+    `most`: bytes of weights beyond which they are for a file beside the model's.
 
     Raises UserError naming node and rule when the file would break one of the backend's rules.
     """
     frozen = freeze(network, folded)
     model = backend.emit(frozen, opset=opset, batch=batch)
     float_model = emit(teacher, opset=opset or _FLOAT_OPSET, batch=batch)
-    return CompiledModel(model=model.SerializeToString(), float_model=float_model.SerializeToString())
+    return CompiledModel(
+        model=serialise(model, name=MODEL, most=most), float_model=serialise(float_model, name=FLOAT_MODEL, most=most)
+    )

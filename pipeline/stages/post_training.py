@@ -11,7 +11,8 @@ from backends.base import Array, Backend
 from backends.nncf_quantiser import quantise
 from backends.onnx_graph import emit
 from backends.onnx_plan import plan_of_file
-from pipeline.artifacts import CompiledModel, QuantisedStudent, UnlabelledImages
+from backends.serialised import in_one_piece, serialise
+from pipeline.artifacts import FLOAT_MODEL, MODEL, CompiledModel, QuantisedStudent, UnlabelledImages
 from pipeline.batches import images_at_once
 from pipeline.calibration_images import calibration_batches, calibration_indices
 from pipeline.preprocessing import Preprocessing
@@ -32,12 +33,13 @@ def quantise_after_training(
     count: int,
     seed: int,
     opset: int | None,
+    most: int,
     step: Callable[[int, int], None],
 ) -> QuantisedStudent:
     """NNCF's W8A8 file of a folded graph, calibrated on the same `count` images as our own calibration would be.
 
-    `step(done, total)` hears of the progress. Raises MissingExtra without the package nncf, UserError when NNCF cannot
-    quantise the network.
+    `most`: bytes of weights beyond which they are for a file beside the model's. `step(done, total)` hears of the
+    progress. Raises MissingExtra without the package nncf, UserError when NNCF cannot quantise the network.
     """
     chosen = calibration_indices(images, count=count, seed=seed)
 
@@ -47,13 +49,15 @@ def quantise_after_training(
         for several in calibration_batches(images, chosen, preprocessing, batch_size=size, step=step):
             yield from several.numpy()[:, None]
 
-    plain = emit(folded, opset=opset or _OPSET).SerializeToString()
+    plain = in_one_piece(serialise(emit(folded, opset=opset or _OPSET), name=FLOAT_MODEL), "NNCF")
     model = quantise(plain, single_images, len(chosen), backend.profile)
-    compared = plain if teacher is folded else emit(teacher, opset=opset or _OPSET).SerializeToString()
+    compared = emit(teacher, opset=opset or _OPSET)
     plan, profile = plan_of_file(model, backend=backend.name, left=_LEFT), backend.profile
     return QuantisedStudent(
         backend=backend,
-        compiled=CompiledModel(model=model.SerializeToString(), float_model=compared),
+        compiled=CompiledModel(
+            model=serialise(model, name=MODEL, most=most), float_model=serialise(compared, name=FLOAT_MODEL, most=most)
+        ),
         # By its variant a finished bundle finds its profile again.
         plan=replace(plan, variant=profile.variant, arm_arithmetic=profile.arm_arithmetic),
     )

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.base import Array, Backend, Census
 from backends.reference import IntegerOracle
+from backends.serialised import Serialised, parsed
 from backends.timing import interleaved_latency
 from calibration.errors import MissingExtra, UserError
 from pipeline.agreement import OutputTally, parity_of
@@ -99,16 +99,14 @@ def _check_labels(labels: NDArray[np.int64], classes: int) -> None:
         )
 
 
-def oracle_outputs(model: bytes, *, fused_rounding: bool, arm_arithmetic: bool) -> Outputs:
+def oracle_outputs(model: Serialised, *, fused_rounding: bool, arm_arithmetic: bool) -> Outputs:
     """The integer oracle of an artifact as a column, with the semantics of its runtime's kernels."""
-    oracle = IntegerOracle(
-        onnx.load_model_from_string(model), fused_rounding=fused_rounding, arm_arithmetic=arm_arithmetic
-    )
+    oracle = IntegerOracle(parsed(model), fused_rounding=fused_rounding, arm_arithmetic=arm_arithmetic)
     return lambda images: oracle.run(images)[0]
 
 
 def measure_latency(
-    backend: Backend, model: bytes, float_model: bytes | None, images: Array, *, threads: int
+    backend: Backend, model: Serialised, float_model: Serialised | None, images: Array, *, threads: int
 ) -> Latency:
     """Median and p90 of both models on the backend's runtime, interleaved; `images` is one inference's input."""
     with backend.runner(model, threads=threads) as quantised:
@@ -134,7 +132,7 @@ def no_latency(batch: int, threads: int) -> Latency:
     return Latency(batch=batch, threads=threads, float_ms=None, quantised_ms=None, speedup=None)
 
 
-def count_kernels(backend: Backend, model: bytes, layers: list[str]) -> tuple[Census | None, str | None]:
+def count_kernels(backend: Backend, model: Serialised, layers: list[str]) -> tuple[Census | None, str | None]:
     """What the runtime makes of each weighted layer, and what to say about how that is known.
 
     Where the runtime does not run, its compiler may still say (TensorRT builds ahead of time without a GPU); where

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 
 from backends.base import Array, Backend, Runner
+from backends.serialised import in_one_piece
 from backends.timing import interleaved_latency
 from pipeline.config import DataConfig, QuantisationConfig, RunConfig, TeacherConfig
 from pipeline.data import ordered_batches
@@ -165,7 +166,7 @@ def _compiled(student: Ready) -> tuple[bytes, bytes]:
     """The float and the quantised model of a calibrated student."""
     folded, teacher = student.prepared.folded, student.teacher.folded
     compiled = compile_model(student.prepared.network().eval(), folded, teacher, student.backend, opset=None)
-    return compiled.float_model, compiled.model
+    return in_one_piece(compiled.float_model, "the peer"), in_one_piece(compiled.model, "the peer")
 
 
 def _calibration_images(student: Ready) -> Array:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import onnx
 import pytest
 from onnx import TensorProto
 
+from backends.serialised import parsed, size_of
 from calibration.errors import UserError
 from pipeline.bundle import read_bundle
 from pipeline.chosen_backend import chosen_backends
@@ -54,10 +54,10 @@ def test_a_head_of_int4_weights(folder: Path) -> None:
     assert "4-bit integers" in middle.reason and 5 < middle.sqnr_db < 40
     assert report.accuracy.oracle == report.accuracy.simulated
     assert middle.name not in bundle.plan.integer_layers() and len(bundle.plan.integer_layers()) == 2
-    model = onnx.load_model_from_string(bundle.model)
+    model = parsed(bundle.model)
     assert TensorProto.INT4 in {tensor.data_type for tensor in model.graph.initializer}
     # Half a byte a weight, and a float32 scale for every 128 of them.
-    assert len(bundle.model) < 1024 * 1024 * (0.5 + 4 / 128) + 50_000
+    assert size_of(bundle.model) < 1024 * 1024 * (0.5 + 4 / 128) + 50_000
     with pytest.raises(UserError, match=rf"--opset 20 has no 4-bit tensors.* of {middle.name} .* --weight-only none"):
         check_opset(bundle.plan, 20)
     check_opset(bundle.plan, None)
