@@ -6,6 +6,7 @@ from torch.fx import GraphModule
 
 from backends.profile import Profile
 from calibration.multipliers import numbers_before_products
+from calibration.parts import with_layers_per_part
 from calibration.subpixel import without_transposed_convolutions
 
 
@@ -15,4 +16,6 @@ def suited_graph(folded: GraphModule, profile: Profile) -> GraphModule:
         folded = without_transposed_convolutions(folded)
     if profile.numbers_in_scales:
         folded = numbers_before_products(folded)
+    if profile.parts_as_layers:
+        folded = with_layers_per_part(folded)
     return folded

@@ -124,4 +124,8 @@ PROFILE = Profile(
     inexact="TensorRT orders its kernels' float operations as it likes: ties may round otherwise than in the oracle",
     skip_layer=skip_layer,
     weight_only=WEIGHT_ONLY,
+    # Rule 31. TensorRT-RTX 1.7.1 (measured: every Vision Transformer of timm, Swin's stages of one window): where the
+    # tokens of an image stay together, the compiler takes the product of queries, keys and values apart, and expands
+    # its int8 weight to floats for that. Three layers of one input it multiplies as one int8 product.
+    parts_as_layers=True,
 )

@@ -9,7 +9,16 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from calibration.constants import new_constants
-from calibration.operators import WEIGHTED, argument, constant, kind, output_groups, static_shape, tensor_inputs
+from calibration.operators import (
+    WEIGHTED,
+    argument,
+    axis_order,
+    constant,
+    kind,
+    output_groups,
+    static_shape,
+    tensor_inputs,
+)
 
 
 def owns_weight(layer: Node) -> bool:
@@ -108,13 +117,7 @@ def _axis_before(node: Node, source: Node, axis: int) -> int | None:
     """The axis of a reshape's or transposition's input that is this axis of its output."""
     sizes, before = static_shape(node), static_shape(source)
     if kind(node) == "transpose":
-        order = list(range(len(sizes)))
-        if node.target is torch.ops.aten.permute.default:
-            order = [int(entry) % len(sizes) for entry in argument(node, 1, "dims")]
-        else:
-            first, second = (int(argument(node, place, f"dim{place - 1}")) % len(sizes) for place in (1, 2))
-            order[first], order[second] = order[second], order[first]
-        return order[axis]
+        return axis_order(node)[axis]
     behind = math.prod(sizes[axis + 1 :])
     for candidate, size in enumerate(before):
         if size == sizes[axis] > 0 and behind > 0 and math.prod(before[candidate + 1 :]) == behind:

@@ -184,6 +184,16 @@ def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
     return node.kwargs.get(name, default)
 
 
+def axis_order(node: Node) -> list[int]:
+    """For every axis of a transposition's output the axis of its input that it is."""
+    order = list(range(len(static_shape(node))))
+    if node.target is aten.permute.default:
+        return [int(axis) % len(order) for axis in argument(node, 1, "dims")]
+    first, second = (int(argument(node, place, f"dim{place - 1}")) % len(order) for place in (1, 2))
+    order[first], order[second] = order[second], order[first]
+    return order
+
+
 def pair(value: Any) -> tuple[int, ...]:
     """A size given for both axes at once or for each."""
     sizes = tuple(int(size) for size in value) if isinstance(value, (list, tuple)) else (int(value),)

@@ -11,7 +11,7 @@ import torch
 from torch.fx import Node
 
 from backends.onnx_operators.common import input_of
-from calibration.operators import argument, constant, static_shape
+from calibration.operators import argument, axis_order, constant, static_shape
 
 if TYPE_CHECKING:
     from backends.onnx_graph import Emitter
@@ -31,14 +31,7 @@ def reshape(e: Emitter, node: Node) -> list[str]:
 
 def transpose(e: Emitter, node: Node) -> list[str]:
     """Transpose."""
-    rank = len(static_shape(node))
-    if node.target is aten.permute.default:
-        order = [int(axis) % rank for axis in argument(node, 1, "dims")]
-    else:
-        order = list(range(rank))
-        first, second = (int(argument(node, place, name)) % rank for place, name in ((1, "dim0"), (2, "dim1")))
-        order[first], order[second] = order[second], order[first]
-    return e.add("Transpose", [e.read(input_of(node))], perm=order)
+    return e.add("Transpose", [e.read(input_of(node))], perm=axis_order(node))
 
 
 def slice_axis(e: Emitter, node: Node) -> list[str]:

@@ -26,6 +26,7 @@ from calibration.freeze import FrozenNetwork, freeze
 from calibration.insert import insert
 from calibration.multipliers import numbers_before_products
 from calibration.observe import choose_ranges, observe
+from calibration.parts import with_layers_per_part
 from calibration.plan import Plan
 from calibration.prepared import PreparedNetwork
 from tests.one_line_net import Net
@@ -329,6 +330,7 @@ def build() -> Build:
             resemble_trained(folded, seed, sparse=sparse)
         profile = target if isinstance(target, Profile) else PROFILES[target]
         folded = numbers_before_products(folded) if profile.numbers_in_scales else folded
+        folded = with_layers_per_part(folded) if profile.parts_as_layers else folded
         plan = place(folded, profile, widths or Widths(weights=bits))
         ranges = choose_ranges(observe(folded, plan, [given]), plan, "minmax")
         if saturating:
