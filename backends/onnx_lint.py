@@ -84,10 +84,10 @@ RULES: tuple[LintRule, ...] = (
     ),
     LintRule(
         number=2,
-        title="no uint8",
+        title="activations and weights are int8",
         targets=_TENSORRT,
-        check=checks.no_uint8,
-        source=f"uint8 activations are silently read as int8, uint8 weights refused ({_RTX})",
+        check=checks.int8_alone,
+        source=f"uint8 activations are silently read as int8, uint8 weights and 16 bits refused ({_RTX})",
     ),
     LintRule(
         number=3,

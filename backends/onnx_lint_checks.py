@@ -37,11 +37,14 @@ def zero_points_are_zero(view: OnnxView, rules: LintRules) -> Found:
             yield node_name(node), f"its zero point is {zero.reshape(-1)[0]}, 0 is the only one"
 
 
-def no_uint8(view: OnnxView, rules: LintRules) -> Found:
-    """Rule 2."""
+def int8_alone(view: OnnxView, rules: LintRules) -> Found:
+    """Rule 2; rule 3 is about int32, rules 25 and 30 about int4."""
     for node in view.roundings():
-        if view.integer_type(node) == TensorProto.UINT8:
+        kind = view.integer_type(node)
+        if kind == TensorProto.UINT8:
             yield node_name(node), "it works on uint8, which would be read as int8 and clipped at 127"
+        elif kind not in (None, TensorProto.INT8, TensorProto.INT32, TensorProto.INT4):
+            yield node_name(node), f"it works on {TensorProto.DataType.Name(kind).lower()}, int8 alone is computed with"
 
 
 def float_biases(view: OnnxView, rules: LintRules) -> Found:

@@ -48,6 +48,11 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(pattern=r"INT16|Int16|int16", rule=2, meaning="it works on 16-bit integers, TensorRT has int8 only"),
     Refusal(
+        pattern=r"Failed to import initializer",
+        rule=2,
+        meaning="a constant is of a type that TensorRT does not have, such as 16-bit integers",
+    ),
+    Refusal(
         pattern=r"No importer registered|Unsupported operator|plugin creator|Plugin not found",
         rule=None,
         meaning="this version of TensorRT has no such operator",

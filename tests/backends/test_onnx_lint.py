@@ -171,6 +171,15 @@ def test_rule_2_no_uint8(for_tensorrt: Any) -> None:
     assert not _refused_by_tensorrt(mutant)
 
 
+@pytest.mark.parametrize("integer", [np.int16, np.uint16])
+def test_rule_2_no_16_bits(integer: Any, for_tensorrt: Any) -> None:
+    mutant, rules = for_tensorrt
+    mutant.model.opset_import[0].version = 21
+    mutant.give_both("relu_q", 2, np.array(0, integer))
+    assert broken(mutant, rules) == {(2, "relu_q"), (2, "relu_q_dq")}
+    assert _refused_by_tensorrt(mutant)
+
+
 def test_rule_3_biases_are_float(for_tensorrt: Any) -> None:
     mutant, rules = for_tensorrt
     integers = mutant.constant("b_integers", np.zeros(16, np.int32))

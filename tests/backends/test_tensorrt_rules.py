@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from backends.onnx_half import half_rest, half_scale
 from backends.onnx_lint import lint, lint_rules
-from backends.onnx_view import OnnxView
+from backends.onnx_view import OPSETS, OnnxView
 from backends.reference import IntegerOracle
 from backends.tensorrt import TensorRT
 from backends.tensorrt_engine import AheadOfTimeEngine, build_ahead_of_time
@@ -72,6 +72,11 @@ def uint8_activations(model: onnx.ModelProto) -> None:
     put(model, "int8_0", np.array(0, np.uint8))
 
 
+def int16_activations(model: onnx.ModelProto) -> None:
+    put(model, "int8_0", np.array(0, np.int16))
+    model.opset_import[0].version = 21
+
+
 def uint8_weight(model: onnx.ModelProto) -> None:
     put(model, "a_weight", np.ones((16, 3, 3, 3), np.uint8))
     put(model, "zeros", np.zeros(16, np.uint8))
@@ -99,6 +104,16 @@ def vector_scales(model: onnx.ModelProto) -> None:
         if values.ndim == 0:
             put(model, name, values.reshape(1))
     put(model, "int8_0", np.zeros(1, np.int8))
+
+
+def scales_per_channel(model: onnx.ModelProto) -> None:
+    """Of the activations that b reads."""
+    put(model, "channels", np.full(16, 0.03, np.float32))
+    put(model, "zeros", np.zeros(16, np.int8))
+    for name in ("max_pool2d_q", "max_pool2d_q_dq"):
+        rounding = node(model, name)
+        rounding.input[1], rounding.input[2] = "channels", "zeros"
+        rounding.attribute.append(helper.make_attribute("axis", 1))
 
 
 def wrong_axis(model: onnx.ModelProto) -> None:
@@ -133,6 +148,11 @@ REFUSED: dict[str, tuple[int, Change, str]] = {
         r"^x_q \(QuantizeLinear\): .* refuses it when parsing; rule 1: a zero point is not 0",
     ),
     "uint8 weight": (2, uint8_weight, r"^a_weight_dq \(DequantizeLinear\): .*; rule 2: it works on uint8"),
+    "int16 activations": (
+        2,
+        int16_activations,
+        r"^the model: .*; rule 2: a constant is of a type that TensorRT does not",
+    ),
     "int32 bias": (3, integer_bias, r"^b_dq \(DequantizeLinear\): .*; rule 3: it dequantises int32"),
     "mixed floats": (8, half_bias, r"^a \(Conv\): .*; rule 8: float types are mixed"),
     "negative scale": (24, negative_scale, r"^x_q \(QuantizeLinear\): .*; rule 24: a scale is not positive"),
@@ -143,6 +163,7 @@ REFUSED: dict[str, tuple[int, Change, str]] = {
 SILENT: dict[str, tuple[int, Change, tuple[str, ...]]] = {
     "uint8 activations": (2, uint8_activations, ()),
     "scales of shape [1]": (9, vector_scales, ("a", "b", "down", "c")),
+    "a scale per channel of activations": (9, scales_per_channel, ("b",)),
     "axis of the weight": (11, wrong_axis, ("b",)),
 }
 
@@ -192,6 +213,42 @@ def test_rule_4_a_rounding_before_the_activation_costs_one_more(good: onnx.Model
         model.graph.node.insert(place, first)
 
     assert roundings(changed(good, between)) == roundings(good) + 1
+
+
+@pytest.mark.usefixtures("rtx")
+def test_rule_5_rounding_both_branches_costs_one_more(good: onnx.ModelProto) -> None:
+    def other_branch(model: onnx.ModelProto) -> None:
+        put(model, "branch_scale", np.array(0.03, np.float32))
+        addition = node(model, "add")
+        place, inputs = list(model.graph.node).index(addition), ["branch_scale", "int8_0"]
+        (position,) = [p for p in (0, 1) if OnnxView(model).dequantised(addition, p) is None]
+        first = helper.make_node("QuantizeLinear", [addition.input[position], *inputs], ["both_q"], name="both_q")
+        second = helper.make_node("DequantizeLinear", ["both_q", *inputs], ["both_q_dq"], name="both_q_dq")
+        addition.input[position] = "both_q_dq"
+        model.graph.node.insert(place, second)
+        model.graph.node.insert(place, first)
+
+    assert roundings(changed(good, other_branch)) == roundings(good) + 1
+
+
+@pytest.mark.usefixtures("rtx")
+def test_rule_23_the_whole_range_runs_on_integers_all_the_same(good: onnx.ModelProto) -> None:
+    # The runtime takes -128; the rule keeps weights such that their negation fits, as the simulation has them.
+    def whole_range(model: onnx.ModelProto) -> None:
+        weight = np.array(OnnxView(model).value("b_weight"))
+        weight.flat[5] = -128
+        put(model, "b_weight", weight)
+
+    broken = changed(good, whole_range)
+    assert {violation.rule for violation in lint(broken, lint_rules(TensorRT.profile))} == {23}
+    assert build_ahead_of_time(broken.SerializeToString()).integer_layers == LAYERS
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize("opset", [OPSETS.start, OPSETS.stop - 1])
+def test_rule_27_the_oldest_and_the_newest_opset_run_on_integers(opset: int, build: Build) -> None:
+    model = TensorRT().emit(build("residual", "tensorrt").frozen, opset=opset)
+    assert build_ahead_of_time(model.SerializeToString()).integer_layers == LAYERS
 
 
 @pytest.mark.usefixtures("rtx")
