@@ -42,13 +42,14 @@ class Census:
     """Which weighted layers the runtime executes on integers, read from its own optimised graph.
 
     `integer` and `floating` name layers of the network; `histogram` counts the runtime's kernels by name; `remark` is
-    what else the user should hear of them.
+    what else the user should hear of them; `elsewhere`: another compiler than the runtime's own has chosen them.
     """
 
     integer: tuple[str, ...]
     floating: tuple[str, ...]
     histogram: Mapping[str, int] = field(default_factory=dict)
     remark: str = ""
+    elsewhere: bool = False
 
 
 class Backend(ABC):

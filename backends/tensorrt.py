@@ -93,16 +93,23 @@ class TensorRT(Backend):
         UserError when no engine can be built.
         """
         model = in_one_piece(model, "TensorRT")
-        if _sdk_missing() is None:
+        elsewhere = _sdk_missing() is not None
+        if elsewhere:
+            kernels = build_ahead_of_time(model).kernels
+        else:
             with users_mistakes(), self._loaded(model) as engine:
                 kernels = parse_inspection(engine.inspection())
-        else:
-            kernels = build_ahead_of_time(model).kernels
         found = census(kernels, layers)
         remark = f"engine: {found.kernels} kernels, {found.fused} of them fused, {found.reformats} reformat copies"
         if found.int4_products:
             remark += f"; products of int4 weights: {found.int4_products}"
-        return Census(integer=found.integer, floating=found.floating, histogram=found.kinds, remark=remark)
+        return Census(
+            integer=found.integer,
+            floating=found.floating,
+            histogram=found.kinds,
+            remark=remark,
+            elsewhere=elsewhere,
+        )
 
     @contextmanager
     def _engine_runner(self, model: bytes) -> Iterator[Runner]:

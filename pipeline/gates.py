@@ -9,7 +9,7 @@ from pipeline.report.schema import Gate, Latency
 from pipeline.stages.validate import Scores
 
 # Float operations inside a network may round a last bit differently on two runtimes, so argmax ties can fall apart.
-_PARITY_WITH_FLOAT = 0.99
+PARITY_WITH_FLOAT = 0.99
 
 
 def gates_of(
@@ -27,7 +27,7 @@ def gates_of(
         drop = None if final is None else round(100 * (accuracy.teacher - final), 9)
         passed = None if drop is None else drop <= config.max_drop
         gates.append(Gate(name="max-drop", limit=config.max_drop, value=drop, passed=passed))
-    least = _PARITY_WITH_FLOAT if backend.profile.inexact or plan.float_nodes else 1.0
+    least = PARITY_WITH_FLOAT if backend.profile.inexact or plan.float_nodes else 1.0
     found, name = parity.argmax_agreement, "parity"
     if all(output.holds == "values" for output in scores.outputs):
         compared = [
@@ -38,7 +38,8 @@ def gates_of(
     gates.append(Gate(name=name, limit=least, value=found, passed=None if found is None else found >= least))
     refused = None if census is None else float(len(census.floating))
     # Only the target itself can pass this gate: what a compiler elsewhere says is a signal.
-    passed = refused == 0 if refused is not None and accuracy.runtime is not None else None
+    said_here = census is not None and not census.elsewhere and accuracy.runtime is not None
+    passed = refused == 0 if said_here else None
     gates.append(Gate(name="kernels", limit=0.0, value=refused, passed=passed))
     if config.min_speedup is not None:
         speedup = latency.speedup

@@ -138,10 +138,10 @@ def count_kernels(backend: Backend, model: Serialised, layers: list[str]) -> tup
     Where the runtime does not run, its compiler may still say (TensorRT builds ahead of time without a GPU); where
     that is missing too, nothing is known and the remark says what to install.
     """
-    on_target = backend.unavailable() is None
     try:
         census = backend.census(model, layers)
     except MissingExtra as missing:
         return None, f"no engine was built: {missing}"
+    on_target = backend.unavailable() is None and not census.elsewhere
     how = "" if on_target else "kernels are those that are chosen ahead of time here: they did not run"
     return census, "; ".join(part for part in (how, census.remark) if part) or None

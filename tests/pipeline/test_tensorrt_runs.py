@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto
 
+from backends.onnxruntime import OnnxRuntime
 from backends.serialised import parsed, size_of
 from calibration.errors import UserError
 from pipeline.bundle import read_bundle
@@ -82,3 +83,24 @@ def test_the_flag_chooses_the_profile() -> None:
         quantisation = QuantisationConfig(backend="tensorrt", bits=4, weight_only=word)
         (backend,) = chosen_backends(RunConfig(quantisation=quantisation), LineProgress(lambda line: None))
         assert (backend.profile.weight_only is None) is (word == "none")
+
+
+def test_what_another_compiler_says_passes_no_gate(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As on a device that has ONNX Runtime's provider, and TensorRT's own package not: the bundle runs there, and its
+    # kernels are known from TensorRT-RTX alone.
+    pytest.importorskip("tensorrt_rtx", reason="the extra tensorrt-rtx is not installed")
+    import backends.tensorrt as backend
+
+    monkeypatch.setattr(backend, "provider_missing", lambda: None)
+    monkeypatch.setattr(backend, "provider_runner", lambda model, options: OnnxRuntime().runner(model, threads=1))
+    report = folder / "provider.json"
+    command = ["validate", "--quiet", str(folder / "bundle"), "--runner", "onnxruntime", "--report", str(report)]
+    assert main(command) == 3
+    found = read_report(report)
+    kernels = next(gate for gate in found.gates if gate.name == "kernels")
+    assert (kernels.value, kernels.passed) == (0.0, None)
+    assert all(gate.passed for gate in found.gates if gate.name == "parity")
+    assert any("chosen ahead of time here: they did not run" in note for note in found.notes)
+    assert "not validated on target" in capsys.readouterr().out
