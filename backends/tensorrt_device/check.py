@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .build import HARDWARE, BuiltEngine, EngineOptions, build_engine, engine_facts, write_atomically
-from .compare import normalised, same_answers, sampled, sqnr_db
+from .compare import agrees, normalised, same_answers, sampled, sqnr_db
 from .cuda import Cuda
 from .engine import LoadedEngine, loaded_engine
 from .errors import DeviceError
@@ -144,7 +144,7 @@ def check(
         )
     if not given.no_layers and (bundle / "layers.npz").is_file():
         report["layers"] = _layers(sdk, cuda, bundle, model, options, inputs, say)
-    same = all(golden["same"] == golden["answers"] for golden in report["golden"].values())
+    same = all(agrees(golden["same"], golden["answers"]) for golden in report["golden"].values())
     report["passed"] = same and not found.floating
     return report
 

@@ -12,6 +12,9 @@ MOST_VALUES = 1024
 _CLEAN_DB = 120.0
 #: Of values' own variance against the noise, decibels: a runtime's float arithmetic moves some integers by one step.
 LEAST_DB = 20.0
+#: Of an output's answers, those that must be the oracle's: such a step flips a pixel of a map here and there. The same
+#: share as faqd's own gate asks for.
+LEAST_SAME = 0.99
 
 
 def sampled(values: NDArray[Any], most: int = MOST_VALUES) -> NDArray[np.float32]:
@@ -43,6 +46,11 @@ def same_answers(output: NDArray[Any], expected: NDArray[Any], holds: str, axis:
         return int(noise is None or noise >= LEAST_DB), 1
     answers = [values.argmax(axis) if holds == "classes" else values > 0 for values in (output, expected)]
     return int((answers[0] == answers[1]).sum()), int(answers[1].size)
+
+
+def agrees(same: int, answers: int) -> bool:
+    """Whether so many of an output's answers are the expected ones that only ties can be behind the others."""
+    return same >= LEAST_SAME * answers
 
 
 def normalised(images: NDArray[Any], mean: list[float], std: list[float]) -> NDArray[np.float32]:

@@ -15,12 +15,13 @@ from backends.onnx_lint import RULES
 from backends.reference import IntegerOracle
 from backends.tensorrt import TensorRT
 from backends.tensorrt_device.build import EngineOptions, build_engine
-from backends.tensorrt_device.compare import normalised, same_answers, sampled, sqnr_db
+from backends.tensorrt_device.compare import LEAST_SAME, agrees, normalised, same_answers, sampled, sqnr_db
 from backends.tensorrt_device.cuda import Cuda
 from backends.tensorrt_device.engine import load_refusal, loaded_engine
 from backends.tensorrt_device.errors import DeviceError
 from backends.tensorrt_device.refusals import REFUSALS, builder_refusal, explained, parser_refusal, refused_node
 from backends.tensorrt_device.sdk import load_sdk, product, version_of
+from pipeline.gates import PARITY_WITH_FLOAT
 from tests.backends import tensorrt_stand_in as stand_in
 
 Build = Callable[..., Any]
@@ -281,6 +282,12 @@ def test_answers_are_counted_by_what_an_output_holds() -> None:
     assert same_answers(first, first - 1.5, "labels", 1) == (3, 4)
     assert same_answers(first + 0.1, first, "values", 1) == (1, 1)
     assert same_answers(-first, first, "values", 1) == (0, 1)
+
+
+def test_ties_may_flip_a_pixel_of_a_map_and_no_class_of_few_images() -> None:
+    assert LEAST_SAME == PARITY_WITH_FLOAT, "the device's own check and faqd's gate ask for the same"
+    cases = {(16, 16): True, (15, 16): False, (99, 100): True, (98, 100): False, (0, 1): False}
+    assert {case: agrees(*case) for case in cases} == cases
 
 
 def test_images_are_normalised_per_channel() -> None:
