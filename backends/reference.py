@@ -279,7 +279,8 @@ class Reference(Backend):
         )
 
     def _oracle(self, model: onnx.ModelProto) -> IntegerOracle:
-        return IntegerOracle(model, arm_arithmetic=self.profile.arm_arithmetic)
+        profile = self.profile
+        return IntegerOracle(model, fused_rounding=profile.fused_rounding, arm_arithmetic=profile.arm_arithmetic)
 
 
 class _OracleRunner:

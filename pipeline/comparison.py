@@ -14,7 +14,7 @@ import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # its stubs are a package apart
 from torch import Tensor
 
-from backends import backend_of
+from backends import BACKENDS, backend_of
 from backends.base import Backend, Runner
 from backends.cpu import cpu_flags
 from backends.differences import Comparison, why
@@ -58,7 +58,8 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
     if absent is not None:
         if other is None:
             raise UserError(f"there is nothing to compare the oracle with: {absent}; or name another model: --against")
-        backend, runs_on = backend_of("reference", bundle.plan.variant), RUNTIMES["reference"]
+        # With the arithmetic of the bundle's own runtime, or the two would differ where their models do not.
+        backend, runs_on = BACKENDS["reference"](backend.profile), RUNTIMES["reference"]
         notes.append(f"{absent}: the other model is executed by the oracle")
     profile = backend.profile
     comparison = Comparison(model, other, fused_rounding=profile.fused_rounding, arm_arithmetic=profile.arm_arithmetic)

@@ -300,7 +300,8 @@ def stand_in(
             return TensorIOMode.INPUT if name == self.names[0] else TensorIOMode.OUTPUT
 
         def get_tensor_dtype(self, name: str) -> Any:
-            return np.float32
+            types = {entry.name: entry.type.tensor_type.elem_type for entry in self.model.graph.output}
+            return onnx.helper.tensor_dtype_to_np_dtype(types.get(name, onnx.TensorProto.FLOAT))
 
         def get_tensor_shape(self, name: str) -> Any:
             shape = [
@@ -390,7 +391,7 @@ def stand_in(
                 given = np.empty(shape, np.float32)
                 ctypes.memmove(given.ctypes.data, addresses[self.engine.names[0]], given.nbytes)
                 for name, value in zip(self._names(), self._computed(given), strict=True):
-                    whole = np.ascontiguousarray(value, np.float32)
+                    whole = np.ascontiguousarray(value, self.engine.get_tensor_dtype(name))
                     ctypes.memmove(addresses[name], whole.ctypes.data, whole.nbytes)
                 cuda.clock += 0.25
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from backends.exposed import exposed, rounded_tensors
 from backends.onnx_view import OnnxView
 from backends.onnxruntime import OnnxRuntime
 from backends.tensorrt import TensorRT
@@ -94,6 +95,15 @@ def test_rule_5_spares_a_rounding_in_the_addition(build: Build) -> None:
     listing = engine.log.splitlines()
     (addition,) = [line for line in listing if "[ONNX Layer: add]" in line and "LayerType: kgen" in line]
     assert addition.split(",")[0].count("MinMaxRoun") == 1
+
+
+@pytest.mark.usefixtures("rtx")
+def test_an_engine_that_writes_its_rounded_tensors_still_multiplies_integers(build: Build) -> None:
+    model = BACKEND.emit(build("residual", "tensorrt").frozen)
+    extended = exposed(model, rounded_tensors(model))  # as `faqd compare` runs it
+    engine = build_ahead_of_time(extended.SerializeToString())
+    assert engine.float_layers == ()
+    assert all(f" Name: {name}, IOMode: Output, DataType: Int8" in engine.log for name in rounded_tensors(model))
 
 
 @pytest.mark.usefixtures("rtx")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from pipeline.config import QuantisationConfig, RunConfig
 from pipeline.progress import LineProgress
 from pipeline.report.schema import read_report
 from pipeline.stages.convert import check_opset
+from tests.backends import tensorrt_stand_in as stand_in
 
 BUILDER = '''
 import torch
@@ -104,3 +107,34 @@ def test_what_another_compiler_says_passes_no_gate(
     assert all(gate.passed for gate in found.gates if gate.name == "parity")
     assert any("chosen ahead of time here: they did not run" in note for note in found.notes)
     assert "not validated on target" in capsys.readouterr().out
+
+
+def test_a_bundle_is_compared_with_another_model_where_no_engine_runs(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", "--quiet", str(folder / "bundle")]
+    assert main(command) == 2
+    assert "nothing to compare the oracle with: the package tensorrt is not installed" in capsys.readouterr().err
+    against = ["--against", str(folder / "bundle" / "model.onnx"), "--report", str(tmp_path / "found.json")]
+    assert main([*command, *against]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["first"] is None and len(found["tensors"]) == 2
+    assert "the other model is executed by the oracle" in " ".join(found["notes"])
+
+
+def test_a_bundle_is_compared_with_its_engine(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import backends.tensorrt as backend
+
+    cuda = stand_in.FakeCuda()
+    monkeypatch.setitem(sys.modules, "tensorrt", stand_in.stand_in(cuda))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: object())
+    monkeypatch.setattr(backend, "Cuda", lambda: cuda)
+    report = tmp_path / "found.json"
+    status = main(["compare", "--quiet", str(folder / "bundle"), "--report", str(report), "--tolerance", "1"])
+    found = json.loads(report.read_text())
+    assert status == 0 and found["images"] == 16
+    # Rounded tensors are read from the engine as integers: the evaluator behind it may round ties its own way.
+    assert all(tensor["largest"] <= 1 and tensor["elements"] > 0 for tensor in found["tensors"])
+    assert "oracle on bundle against TensorRT on bundle, 16 images" in capsys.readouterr().out
