@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from backends.artifact import linted_artifact
 from backends.base import Array, Backend, Census, Runner
 from backends.cpu import elsewhere
+from backends.onnxruntime_failures import session_failures
 from backends.onnxruntime_rules import CPU_PROFILES, host_profile
 from backends.profile import Profile
 from backends.serialised import Serialised, SplitModel, on_disk
@@ -101,14 +102,6 @@ class _SessionRunner:
         self._session = None
 
 
-def _failures() -> tuple[type[Exception], ...]:
-    """What the library raises for a model that it cannot load: its exceptions share no base of their own."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
-    return tuple(getattr(state, name) for name in names if hasattr(state, name))
-
-
 def _session(model: Serialised, *, threads: int, settings: Mapping[str, str], optimised: Path | None = None) -> Any:
     """A session over a serialised model; with `optimised`, the graph that it executes is also written there."""
     try:
@@ -136,7 +129,7 @@ def _session(model: Serialised, *, threads: int, settings: Mapping[str, str], op
             with on_disk(model) as path:
                 return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except _failures() as error:
+    except session_failures() as error:
         raise UserError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load the model: {str(error)[:400]};"
             " a version that is older than the model's opset needs a lower --opset or an update"

@@ -70,7 +70,10 @@ class TensorRT(Backend):
 
     def unavailable(self) -> str | None:
         """None where engines run; else what is missing, and the way to the target."""
-        why = provider_missing() if self.way == "onnxruntime" else _sdk_missing()
+        if self.way == "onnxruntime":
+            why = provider_missing()
+            return why and f"{why}; on the target run faqd validate BUNDLE --runner onnxruntime"
+        why = _sdk_missing()
         return why and f"{why}; build the engine on the target: copy the bundle there and run python3 check.py in it"
 
     def runner(self, model: Serialised, *, threads: int) -> AbstractContextManager[Runner]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import importlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +17,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from backends.base import Array, Runner
+from backends.onnxruntime_failures import session_failures
 from backends.tensorrt_device.build import EngineOptions
 from calibration.errors import UserError
 
 PROVIDER = "TensorrtExecutionProvider"
+_LIBRARY = "libonnxruntime_providers_tensorrt.so"
+# Names of libraries as the linker writes them into the provider's file; the driver is what the provider for CUDA, which
+# it needs, is linked with.
+_NEEDED = re.compile(rb"lib(?:nvinfer|nvonnxparser|cublas|cublasLt|cudart|cudnn)\.so\.\d+")
+_DRIVER = b"libcuda.so.1"
 _LOG_ERRORS = 3
 
 
@@ -29,9 +39,36 @@ def provider_missing() -> str | None:
     if PROVIDER not in onnxruntime.get_available_providers():
         return (
             f"ONNX Runtime {onnxruntime.__version__} here has no {PROVIDER}: in place of onnxruntime,"
-            " pip install onnxruntime-gpu (1.27 or newer for TensorRT 11; on a Jetson, the wheel of its JetPack)"
+            " pip install onnxruntime-gpu (on a Jetson, the wheel of its JetPack)"
         )
-    return None
+    missing = missing_libraries(Path(onnxruntime.__file__).parent / "capi" / _LIBRARY)
+    if not missing:
+        return None
+    return (
+        f"ONNX Runtime {onnxruntime.__version__} here cannot load its {PROVIDER}, which needs {', '.join(missing)}:"
+        " install the versions of TensorRT and CUDA that it was built with, and name their folders in LD_LIBRARY_PATH"
+    )
+
+
+def missing_libraries(provider: Path) -> list[str]:
+    """Libraries of TensorRT and CUDA that a provider's own file needs and that do not load on this machine.
+
+    Asked before the provider is: it would say so in several lines of its own, and start without.
+    """
+    with contextlib.suppress(ImportError, OSError):
+        importlib.import_module("tensorrt")  # which loads the libraries that pip brought
+    if not provider.is_file():
+        return []  # another system's name for it: the session says what is wrong
+    needed = sorted({_DRIVER, *_NEEDED.findall(provider.read_bytes())})
+    return [name.decode() for name in needed if not _loads(name.decode())]
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def provider_options(model: bytes, options: EngineOptions) -> dict[str, str]:
@@ -84,14 +121,19 @@ def provider_runner(model: bytes, options: EngineOptions) -> Iterator[Runner]:
     settings.log_severity_level = _LOG_ERRORS
     settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     providers = [(PROVIDER, provider_options(model, options))]
+    failures: tuple[type[Exception], ...] = (RuntimeError, ValueError, *session_failures())
     try:
-        session = onnxruntime.InferenceSession(model, settings, providers=providers)
-    except (RuntimeError, ValueError) as error:  # what its binding raises for providers
-        raise UserError(f"ONNX Runtime {onnxruntime.__version__} with {PROVIDER}: {str(error)[:400]}") from error
+        # With its own fallback it would print what went wrong, and start again without the provider.
+        session = onnxruntime.InferenceSession(model, settings, providers=providers, enable_fallback=0)
+    except failures as error:  # the first two when a provider does not start
+        raise UserError(f"ONNX Runtime {onnxruntime.__version__} with {PROVIDER}: {_one_line(error)}") from error
     if session.get_providers()[:1] != [PROVIDER]:
         raise UserError(f"ONNX Runtime {onnxruntime.__version__} could not start {PROVIDER}; its log says why (-v)")
-    session.disable_fallback()
     yield _ProviderRunner(session, options.batches)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]
 
 
 class _ProviderRunner:
@@ -111,4 +153,8 @@ class _ProviderRunner:
         count = len(images)
         if count < self._smallest:
             images = np.resize(images, (self._smallest, *images.shape[1:]))
-        return [output[:count] for output in self._session.run(None, {self._input: images})]
+        try:
+            outputs = self._session.run(None, {self._input: images})
+        except session_failures() as error:  # engines are built when the first images come
+            raise UserError(f"ONNX Runtime with {PROVIDER}: {_one_line(error)}") from error
+        return [output[:count] for output in outputs]

@@ -74,7 +74,8 @@ def _facts(report: Report) -> Table:
         names = ", ".join(report.data.unreadable_names)
         rows.append(("images skipped", f"{report.data.unreadable} unreadable of {report.data.images}: {names}"))
     spent = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.seconds.items())
-    rows.append(("seconds", f"{sum(report.seconds.values()):.1f}: {spent}"))
+    if spent:
+        rows.append(("seconds", f"{sum(report.seconds.values()):.1f}: {spent}"))
     rows += [("note", note) for note in report.notes]
     for name, value in rows:
         # As Text: names of files and layers may hold what rich takes for markup.

@@ -262,38 +262,6 @@ def test_faqd_itself_says_refusals_as_the_users_mistakes(
     assert str(refused.value).startswith(REFUSALS_OF_A_BUILDER[said]) and "\n" not in str(refused.value)
 
 
-def test_onnx_runtimes_provider_is_asked_for_by_its_names(model: bytes, tmp_path: Path) -> None:
-    from backends.tensorrt_provider import provider_options
-
-    options = EngineOptions(
-        batches=(1, 2, 4), workspace_mib=8, level=4, hardware="ampere-plus", timing_cache=tmp_path / "t.cache"
-    )
-    assert provider_options(model, options) == {
-        "trt_int8_enable": "True",
-        "trt_fp16_enable": "False",
-        "trt_engine_hw_compatible": "True",
-        "trt_max_workspace_size": str(8 << 20),
-        "trt_builder_optimization_level": "4",
-        "trt_timing_cache_enable": "True",
-        "trt_timing_cache_path": str(tmp_path),
-        "trt_profile_min_shapes": "x:1x3x12x12",
-        "trt_profile_opt_shapes": "x:2x3x12x12",
-        "trt_profile_max_shapes": "x:4x3x12x12",
-    }
-    with pytest.raises(UserError, match="--runner onnxruntime knows"):
-        provider_options(model, EngineOptions(version_compatible=True))
-
-
-def test_without_the_provider_the_line_says_what_to_install(model: bytes) -> None:
-    import onnxruntime
-
-    if "TensorrtExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("ONNX Runtime has the provider here")
-    backend = TensorRT(runner="onnxruntime")
-    with pytest.raises(UserError, match=r"--backend tensorrt cannot run a model: .*pip install onnxruntime-gpu"):
-        backend.runner(model, threads=1)
-
-
 def test_a_bundles_layers_are_those_of_the_oracle(bundle: Path) -> None:
     with np.load(bundle / "layers.npz") as kept:
         assert kept["layers"].tolist() == ["a", "b", "down", "c", "fc"]
