@@ -230,7 +230,7 @@ class Emitter:
             if written < groups:
                 merged = merged_weight(stored.integers, groups, groups // written)
                 stored, base = replace(stored, integers=merged), f"{base}_in_{written}_groups"
-            return self._constant_integers(stored, base)
+            return self.constant_integers(stored, base)
         return self.constant(attribute(self.module, str(node.target)).detach().cpu().float().numpy(), base)
 
     def groups_written(self, weight: Node) -> int:
@@ -247,7 +247,7 @@ class Emitter:
         assert self.current is not None
         stored = self.frozen.biases.get(self.current.name) if self.frozen else None
         # Layers that share a bias may have inputs of different scale: its integers belong to the layer.
-        return self.read_float(node) if stored is None else self._constant_integers(stored, f"{self.current.name}_b")
+        return self.read_float(node) if stored is None else self.constant_integers(stored, f"{self.current.name}_b")
 
     def unsupported(self, why: str) -> UserError:
         """The error for a node that cannot be written."""
@@ -336,7 +336,7 @@ class Emitter:
             name = clipped
         self.integers[node] = Integers(name=name, scale=scale, zero_point=zero)
 
-    def _constant_integers(self, stored: FrozenConstant, base: str) -> str:
+    def constant_integers(self, stored: FrozenConstant, base: str) -> str:
         """A constant as integers behind a DequantizeLinear with an explicit zero point."""
         if base in self.constants_read:
             return self.constants_read[base]

@@ -32,7 +32,8 @@ RULES: dict[str, Rule] = {
     "average_pool": Rule(
         integer="fed",
         absorbs=_FUSED_ACTIVATIONS,
-        source="QLinearAveragePool; it adds the zero point before it rounds (measured, qlinear_pool.cc)",
+        source="a depthwise QLinearConv of ones; QLinearAveragePool where windows differ in size, which adds the zero"
+        " point before it rounds (measured, qlinear_pool.cc)",
     ),
     "sigmoid": Rule(integer="fed", source="QLinearSigmoid, a 256-entry table (measured)"),
     "leaky_relu": Rule(integer="fed", source="QLinearLeakyRelu, a 256-entry table (measured)"),
@@ -96,6 +97,9 @@ X64 = Profile(
     # channels at 56x56: 2x2 stride 2 1.15 and 0.97 (1.22), 4x4 stride 2 3.71 and 1.42 (3.59), 3x3 stride 2 2.23 and
     # 1.41 (2.15); a U-Net at 128x128 4.56 and 4.24 (16.3).
     transposed_as_convolutions=True,
+    # Measured, 96x56x56, ns a value as QLinearAveragePool and as a convolution of ones (float in brackets): 2x2, stride
+    # 2, 2.17 and 0.32 (0.75), 3x3 9.30 and 0.78 (1.03).
+    averages_as_convolutions=True,
     # Measured, scores of attention, 96 products of 56x56 matrices, ns a value: 2.43 where a number multiplies the query
     # in float, 1.32 on integers.
     numbers_in_scales=True,

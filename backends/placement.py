@@ -115,6 +115,7 @@ class _Placement:
         return Plan(
             backend=self.profile.name,
             arm_arithmetic=self.profile.arm_arithmetic,
+            exact_averages=self.profile.averages_as_convolutions,
             variant=self.profile.variant,
             activations=tuple(activations),
             weights=tuple(self._weight(node) for node in weighted),

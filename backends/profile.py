@@ -86,6 +86,7 @@ class Profile:
     and QLinearMul rounds once; `shares_constants`: layers may read one stored weight, and one zero point of weights;
     `merged_channels`: groups of convolutions are written as one, with zeros between them, up to so many channels (0: as
     they are); `transposed_as_convolutions`: the student's transposed convolutions become convolutions and movement;
+    `averages_as_convolutions`: average poolings with equal windows are depthwise convolutions of ones in the file;
     `numbers_in_scales`: a number that multiplies a rounded tensor, or a product of two, changes a scale and no integer;
     `parts_as_layers`: its linear layers whose result is taken apart, as into query, key and value, become one per part.
     """
@@ -110,5 +111,6 @@ class Profile:
     arm_arithmetic: bool = False
     merged_channels: int = 0
     transposed_as_convolutions: bool = False
+    averages_as_convolutions: bool = False
     numbers_in_scales: bool = False
     parts_as_layers: bool = False

@@ -27,8 +27,9 @@ def fold(graph_module: GraphModule) -> GraphModule:
     integers. Constant tensors of one value that multiply or divide become numbers. Constants that are added to a
     layer's output, or multiply it, are folded likewise, and sums of parallel convolutions become one. PReLUs with one
     slope become leaky ReLUs. Averages over a whole map become `adaptive_avg_pool2d(1)`, adaptive poolings of a map to
-    its own size disappear, and what is computed from constants alone becomes a constant. Equal to the original up to
-    float32 rounding. Raises UserError for a BatchNorm that has no running statistics.
+    its own size disappear, those to a part of it are average poolings, and what is computed from constants alone
+    becomes a constant. Equal to the original up to float32 rounding. Raises UserError for a BatchNorm that has no
+    running statistics.
     """
     graph_module = copy.deepcopy(graph_module)
     outputs = graph_module.meta["outputs"]
@@ -137,7 +138,7 @@ def _canonical_pool(graph: Graph, node: Node) -> None:
     """Rewrite a mean over height and width, or a pooling window as large as its map, as adaptive_avg_pool2d(1).
 
     An adaptive pooling of a map to its own size is dropped, as it averages single values; to a multiple, it repeats
-    them.
+    them; to a part, it is a pooling with equal windows.
     """
     source = node.args[0]
     assert isinstance(source, Node)
@@ -167,6 +168,10 @@ def _canonical_pool(graph: Graph, node: Node) -> None:
             # Every window is a single position: values are repeated, as by resizing to the nearest.
             node.target = aten.upsample_nearest2d.vec
             node.args, node.kwargs = (source, list(wanted), None), {}
+        elif wanted != (1, 1) and all(size % want == 0 for want, size in zip(wanted, sizes[2:], strict=True)):
+            node.target = aten.avg_pool2d.default
+            kernel = [size // want for want, size in zip(wanted, sizes[2:], strict=True)]
+            node.args, node.kwargs = (source, kernel, kernel), {}
         return
     with graph.inserting_before(node):
         pooled = _call(graph, aten.adaptive_avg_pool2d.default, (source, [1, 1]), node)

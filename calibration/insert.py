@@ -41,6 +41,7 @@ from calibration.quantisers import (
     Prescale,
     Quantise,
     QuantiseAverage,
+    RequantiseAverage,
     RequantiseHardSigmoid,
     RequantiseMean,
     RequantiseMultiplication,
@@ -49,6 +50,7 @@ from calibration.quantisers import (
     RequantiseSum,
     RescaleProduct,
 )
+from calibration.windows import equal_windows
 
 _INTEGER_PRODUCTS: dict[str, Any] = {
     "conv": integer_conv2d,
@@ -198,7 +200,9 @@ class _Insertion:
             self._product(node, weights)
         elif self._has_integer_inputs(node, sources) and kind(node) == "matmul":
             self._matrix_product(node, sources)
-        elif self._has_integer_inputs(node, sources) and self._replace_by_integer_form(node, sources):
+        elif self._has_integer_inputs(node, sources) and (
+            self._average(node, sources) or self._replace_by_integer_form(node, sources)
+        ):
             pass
         else:
             for source in node.all_input_nodes:
@@ -316,6 +320,17 @@ class _Insertion:
         else:
             operation = RescaleProduct(*grids)
             self.unrounded[node] = self._after(node, f"{node.name}_rescale", operation, (node,), node)
+
+    def _average(self, node: Node, sources: list[Node]) -> bool:
+        """Let a pooling with equal windows sum integers; False for any other, and where its kernel averages reals."""
+        placement, windows = self._output_placement(node), equal_windows(node)
+        if placement is None or windows is None or not self.plan.exact_averages:
+            return False
+        node.args = (self.integers[sources[0]], windows.kernel, windows.stride, windows.padding, False, True, 1)
+        node.kwargs = {}
+        output, inputs = self.activation_grids[placement.group], self.grid_of[sources[0]]
+        self._finish(node, RequantiseAverage(output, inputs, divisor=windows.divisor), (node,), placement)
+        return True
 
     def _replace_by_integer_form(self, node: Node, sources: list[Node]) -> bool:
         """Put an operation's integer form in its place; False when it has none for its operands and readers."""

@@ -49,6 +49,7 @@ class Plan:
     to the quantised tensor that it reads; `float_nodes` maps a node that computes in float to the reason;
     `kinds` maps every planned or float node to its kind; `fused_rounding`: kernels go from integer sums to rounded
     integers in one multiplication, else every operator between two roundings computes float32 reals of its own;
+    `exact_averages`: poolings with equal windows sum integers, else they average float32 reals;
     `arm_arithmetic`: tensors are added and multiplied as on ARM (calibration/elementwise.py), else as on x86;
     `variant` names the backend's profile where it has several.
     """
@@ -61,6 +62,7 @@ class Plan:
     float_nodes: Mapping[str, str] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
     fused_rounding: bool = True
+    exact_averages: bool = False
     arm_arithmetic: bool = False
     variant: str = ""
 
@@ -103,6 +105,7 @@ class Plan:
             "backend": self.backend,
             "variant": self.variant,
             "arm_arithmetic": self.arm_arithmetic,
+            "exact_averages": self.exact_averages,
             "activations": [
                 {
                     "tensor": placement.tensor,
@@ -159,6 +162,7 @@ class Plan:
             kinds=data["kinds"],
             fused_rounding=data.get("fused_rounding", True),
             arm_arithmetic=data.get("arm_arithmetic", False),
+            exact_averages=data.get("exact_averages", False),
             variant=data.get("variant", ""),
         )
 

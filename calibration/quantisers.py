@@ -272,6 +272,23 @@ class RequantiseMean(_Operation[ActivationGrid, TensorGrid]):
         return requantise(sums, multiplier, output.lowest, output.highest)
 
 
+class RequantiseAverage(_Operation[ActivationGrid, TensorGrid]):
+    """Sums over windows of a map on one grid to their means on another: a convolution of ones (QLinearConv).
+
+    `divisor`: of the sums.
+    """
+
+    def __init__(self, output: ActivationGrid, inputs: TensorGrid, *, divisor: int) -> None:
+        super().__init__(output, inputs)
+        self.divisor = divisor
+
+    def forward(self, sums: Tensor) -> Tensor:
+        """clamp(round(sums * float32(sx * float32(1 / divisor) / sy))) in centred integers, of the sums' shape."""
+        output, inputs = self._grids
+        multiplier = inputs.scale() * (1.0 / self.divisor) / output.scale()
+        return requantise(sums, multiplier, output.lowest, output.highest)
+
+
 def _ends(grid: ActivationGrid) -> tuple[int, int]:
     return grid.lowest, grid.highest
 
@@ -286,6 +303,7 @@ _ROUNDING = (
     RequantiseHardSigmoid,
     RequantiseMultiplication,
     RequantiseMean,
+    RequantiseAverage,
 )
 
 

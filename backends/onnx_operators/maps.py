@@ -8,7 +8,9 @@ import numpy as np
 from torch.fx import Node
 
 from backends.onnx_operators.common import Translator, input_of, pair
+from calibration.freeze import FrozenConstant
 from calibration.operators import argument, static_shape
+from calibration.windows import Windows, equal_windows
 
 if TYPE_CHECKING:
     from backends.onnx_graph import Emitter
@@ -29,7 +31,10 @@ def max_pool(e: Emitter, node: Node) -> list[str]:
 
 
 def average_pool(e: Emitter, node: Node) -> list[str]:
-    """AveragePool."""
+    """AveragePool, or on integers a convolution of ones where that sums the same windows."""
+    windows = equal_windows(node)
+    if windows is not None and e.frozen is not None and e.frozen.plan.exact_averages and e.runs_on_integers(node):
+        return _sums(e, node, windows)
     if argument(node, 6, "divisor_override") is not None:
         raise e.unsupported("an average pooling with a divisor of its own has no translation to ONNX")
     kernel = pair(node.args[1])
@@ -41,6 +46,20 @@ def average_pool(e: Emitter, node: Node) -> list[str]:
         pads=pair(argument(node, 3, "padding", 0)) * 2,
         ceil_mode=int(argument(node, 4, "ceil_mode", False)),
         count_include_pad=int(argument(node, 5, "count_include_pad", True)),
+    )
+
+
+def _sums(e: Emitter, node: Node, windows: Windows) -> list[str]:
+    """A depthwise convolution of ones, whose scale is the division."""
+    channels, scale = static_shape(node)[1], np.array(1 / windows.divisor, np.float32)
+    ones = FrozenConstant(integers=np.ones((channels, 1, *windows.kernel), np.int8), scale=scale, axis=None, bits=8)
+    return e.add(
+        "Conv",
+        [e.read(input_of(node)), e.constant_integers(ones, f"{node.name}_ones")],
+        kernel_shape=windows.kernel,
+        strides=windows.stride,
+        pads=windows.padding * 2,
+        group=channels,
     )
 
 

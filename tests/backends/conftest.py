@@ -182,6 +182,14 @@ EXACT: dict[str, Callable[[], nn.Module]] = {
         l=nn.Linear(16, 32),
         p=nn.Linear(32, 10),
     ),
+    "average_pool": lambda: Net(lambda n, x: F.avg_pool2d(relu(n.a(x)), 3, 2, 1), a=C(3, 16, 3)),
+    "average_pool_signed": lambda: Net(lambda n, x: n.b(F.avg_pool2d(n.a(x), 2)), a=C(3, 16, 3), b=C(16, 16, 1)),
+    "average_pool_relu": lambda: Net(
+        lambda n, x: n.b(relu(F.adaptive_avg_pool2d(n.a(x), (5, 2)))), a=C(3, 16, 3), b=C(16, 16, 1)
+    ),
+    "average_pool_ceil": lambda: Net(
+        lambda n, x: n.b(F.avg_pool2d(n.a(x), (2, 4), 2, ceil_mode=True)), a=C(3, 16, 3), b=C(16, 16, 1)
+    ),
     "number": lambda: Net(
         lambda n, x: n.b((y := relu(n.a(x))) * 0.3 + 0.7 * F.max_pool2d(y, 3, 1, 1)), a=C(3, 16, 3), b=C(16, 16, 3)
     ),
@@ -218,8 +226,9 @@ EXACT: dict[str, Callable[[], nn.Module]] = {
 
 #: Networks with an operator that runtimes compute in float or round their own way: equal up to one step of a grid.
 CLOSE: dict[str, Callable[[], nn.Module]] = {
-    "average_pool": lambda: Net(lambda n, x: F.avg_pool2d(relu(n.a(x)), 3, 2, 1), a=C(3, 16, 3)),
-    "average_pool_signed": lambda: Net(lambda n, x: n.b(F.avg_pool2d(n.a(x), 2)), a=C(3, 16, 3), b=C(16, 16, 1)),
+    "average_pool_of_a_border": lambda: Net(
+        lambda n, x: n.b(F.avg_pool2d(n.a(x), 3, 2, 1, count_include_pad=False)), a=C(3, 16, 3), b=C(16, 16, 1)
+    ),
     "bilinear": lambda: Net(
         lambda n, x: n.b(F.interpolate(relu(n.a(x)), scale_factor=2.0, mode="bilinear")), a=C(3, 16, 3), b=C(16, 16, 3)
     ),

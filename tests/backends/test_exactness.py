@@ -95,7 +95,7 @@ def test_tensorrts_sums_are_rescaled_then_rounded_by_hand(build: Callable[..., A
         assert rounded["relu_q"][0, channel, row, column] == expected
 
 
-@pytest.mark.parametrize("network", ["average_pool", "average_pool_signed"])
+@pytest.mark.parametrize("network", ["average_pool", "average_pool_signed", "average_pool_of_a_border"])
 def test_average_pooling_is_exact_on_the_oracle(network: str, build: Callable[..., Any]) -> None:
     built = build(network, inputs=torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(3)))
     model = built.model()

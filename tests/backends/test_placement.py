@@ -114,6 +114,19 @@ def test_borders_of_zeros_move_and_others_do_not(build: Build) -> None:
     assert any(placement.tensor.startswith(("pad", "constant_pad")) for placement in ones.activations)
 
 
+@pytest.mark.parametrize("name", ["average_pool", "average_pool_relu", "average_pool_ceil"])
+def test_windows_of_one_size_are_summed_by_a_convolution(name: str, build: Build) -> None:
+    built = build(name)
+    assert built.plan.float_nodes == {}
+    census = OnnxRuntime().census(built.model().SerializeToString(), ["a"])
+    assert not census.histogram.keys() & {"QLinearAveragePool", "AveragePool", "Conv", "Relu"}
+
+
+def test_windows_that_leave_out_a_border_keep_the_kernel_for_averages(build: Build) -> None:
+    built = build("average_pool_of_a_border")
+    assert OnnxRuntime().census(built.model().SerializeToString(), ["a"]).histogram["QLinearAveragePool"] == 1
+
+
 @pytest.mark.parametrize("name", ["number", "number_in_concat", "number_and_result", "quick_gelu", "scores"])
 def test_a_number_on_integers_is_no_operator(name: str, build: Build) -> None:
     built = build(name)

@@ -5,29 +5,22 @@ python3 -m pytest -m benchmark tests/benchmarks/test_activation_forms.py -s
 
 from __future__ import annotations
 
-import statistics
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
+
+from tests.benchmarks.forms import Forms, Step, compare
 
 if TYPE_CHECKING:
-    from tests.benchmarks.conftest import Columns, Results
+    from pathlib import Path
+
+    from tests.benchmarks.conftest import Results
 
 pytestmark = pytest.mark.benchmark
 
 SHAPE = (1, 96, 56, 56)
-ROUNDS = 60
-COLUMNS: Columns = {
-    "function": lambda row: row["key"]["function"],
-    "form": lambda row: row["key"]["form"],
-    "ns per value": lambda row: f"{row['nanoseconds']:.2f}",
-    "kernels": lambda row: ", ".join(row["kernels"]),
-}
-
 _CONSTANTS: dict[str, Any] = {
     "sx": np.float32(0.03),
     "zx": np.uint8(100),
@@ -41,6 +34,7 @@ _CONSTANTS: dict[str, Any] = {
     "table": np.arange(256, dtype=np.uint8),
     "slope": np.full((96, 1, 1), 0.2, np.float32),
     "rest": np.full((96, 1, 1), 0.8, np.float32),
+    "zero": np.float32(0),
     "quarter": np.float32(0.25),
     "scale": np.full(56, 1.5, np.float32),
     "shift": np.full(56, 0.5, np.float32),
@@ -51,22 +45,20 @@ _CONSTANTS: dict[str, Any] = {
     "sb": np.full(96, 0.03 * 0.008, np.float32),
     "zb": np.zeros(96, np.int32),
 }
-_Step = tuple[str, str, str, dict[str, Any]]
-_IN: _Step = ("DequantizeLinear", "x sx zx", "a", {})
-_OUT: _Step = ("QuantizeLinear", "b sy zy", "y", {})
-_GATE: list[_Step] = [("QuantizeLinear", "g sg zg", "gq", {}), ("DequantizeLinear", "gq sg zg", "gd", {})]
-_SUM: list[_Step] = [
+_IN: Step = ("DequantizeLinear", "x sx zx", "a", {})
+_OUT: Step = ("QuantizeLinear", "b sy zy", "y", {})
+_GATE: list[Step] = [("QuantizeLinear", "g sg zg", "gq", {}), ("DequantizeLinear", "gq sg zg", "gd", {})]
+_SUM: list[Step] = [
     ("DequantizeLinear", "x sixth zx", "a6", {}),
     ("DequantizeLinear", "one half zg", "c", {}),
     ("Add", "a6 c", "g", {}),
 ]
-_LAYER: list[_Step] = [
+_LAYER: list[Step] = [
     ("DequantizeLinear", "weight sw zw", "w", {"axis": 0}),
     ("DequantizeLinear", "bias sb zb", "wb", {"axis": 0}),
 ]
-_WEIGHTS: _Step = ("Softmax", "a", "p", {"axis": -1})
-#: Nodes as (operator, inputs, output, attributes), from the uint8 tensor x to the uint8 tensor y.
-FORMS: dict[tuple[str, str], list[tuple[str, str, str, dict[str, Any]]]] = {
+_WEIGHTS: Step = ("Softmax", "a", "p", {"axis": -1})
+FORMS: Forms = {
     ("any", "roundings alone"): [_IN, ("QuantizeLinear", "a sy zy", "y", {})],
     ("any", "Gather from a table of 256"): [
         ("Cast", "x", "i", {"to": TensorProto.INT32}),
@@ -90,6 +82,20 @@ FORMS: dict[tuple[str, str], list[tuple[str, str, str, dict[str, Any]]]] = {
         ("Mul", "a slope", "left", {}),
         ("Mul", "r rest", "right", {}),
         ("Add", "left right", "b", {}),
+        _OUT,
+    ],
+    ("PReLU", "float, max(x, slope * x)"): [
+        _IN,
+        ("Mul", "a slope", "left", {}),
+        ("Max", "a left", "b", {}),
+        _OUT,
+    ],
+    ("PReLU", "float, relu(x) + slope * min(x, 0)"): [
+        _IN,
+        ("Relu", "a", "r", {}),
+        ("Min", "a zero", "n", {}),
+        ("Mul", "n slope", "left", {}),
+        ("Add", "left r", "b", {}),
         _OUT,
     ],
     ("PReLU", "integer: two depthwise 1x1 convolutions and their sum"): [
@@ -133,46 +139,5 @@ FORMS: dict[tuple[str, str], list[tuple[str, str, str, dict[str, Any]]]] = {
 }
 
 
-def model_of(nodes: list[tuple[str, str, str, dict[str, Any]]]) -> onnx.ModelProto:
-    used = {name for _, inputs, _, _ in nodes for name in inputs.split()}
-    kind = TensorProto.UINT8 if nodes[-1][0] in ("QuantizeLinear", "Gather") else TensorProto.FLOAT
-    graph = helper.make_graph(
-        [helper.make_node(operator, inputs.split(), [output], **extra) for operator, inputs, output, extra in nodes],
-        "form",
-        [helper.make_tensor_value_info("x", TensorProto.UINT8, SHAPE)],
-        [helper.make_tensor_value_info("y", kind, None)],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in _CONSTANTS.items() if name in used],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-
-
-def test_forms(results: Results, tmp_path: Any) -> None:
-    import onnxruntime
-
-    images = np.random.default_rng(0).integers(0, 256, SHAPE).astype(np.uint8)
-    sessions, kernels = {}, {}
-    for key, nodes in FORMS.items():
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 4
-        options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-        model = model_of(nodes).SerializeToString()
-        sessions[key] = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        kernels[key] = [node.op_type for node in onnx.load(str(tmp_path / "optimised.onnx")).graph.node]
-    seconds: dict[Any, list[float]] = {key: [] for key in sessions}
-    for _ in range(ROUNDS):
-        for key, session in sessions.items():
-            start = time.process_time()
-            session.run(None, {"x": images})
-            seconds[key].append(time.process_time() - start)
-    for function, form in sessions:
-        nanoseconds = statistics.median(seconds[function, form]) / images.size * 1e9
-        results.add({"function": function, "form": form}, nanoseconds=nanoseconds, kernels=kernels[function, form])
-    results.publish(
-        "Activations between two roundings",
-        COLUMNS,
-        results.newest(),
-        notes=[
-            f"one thread, a tensor of {'x'.join(map(str, SHAPE))},"
-            f" medians of {ROUNDS} interleaved rounds of processor time",
-        ],
-    )
+def test_forms(results: Results, tmp_path: Path) -> None:
+    compare(FORMS, SHAPE, _CONSTANTS, title="Activations between two roundings", results=results, folder=tmp_path)
