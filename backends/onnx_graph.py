@@ -149,7 +149,7 @@ class Emitter:
     def read(self, node: Node) -> str:
         """Name of a node's value for the node being translated: integers for one that only moves them, else float."""
         assert self.current is not None
-        if self._moves_integers(self.current):
+        if self.moves_integers(self.current):
             return self.integers[node].name
         return self.read_float(node)
 
@@ -168,7 +168,7 @@ class Emitter:
             return self.floats[node]
         raise self.unsupported(f"its input {node.name} has no value in the file")
 
-    def _moves_integers(self, node: Node) -> bool:
+    def moves_integers(self, node: Node) -> bool:
         """Whether a node is written on integers: what only moves them, or of that only a border of zero points."""
         if node.name not in self.passthrough:
             return False
@@ -216,7 +216,7 @@ class Emitter:
     def border(self, node: Node) -> str:
         """What stands for the real number zero around the node's input: the zero point, or 0.0."""
         assert self.current is not None
-        return self.integers[node].zero_point if self._moves_integers(self.current) else self.scalar(0.0)
+        return self.integers[node].zero_point if self.moves_integers(self.current) else self.scalar(0.0)
 
     def weight(self, node: Node) -> str:
         """Name of the current layer's weight, dequantised where it is quantised."""
@@ -295,7 +295,7 @@ class Emitter:
 
     def _operator(self, node: Node) -> None:
         factor = multiplier(node)
-        if factor is not None and self._moves_integers(node):
+        if factor is not None and self.moves_integers(node):
             (source,) = node.all_input_nodes
             scale = self._scale(source) * np.float32(factor)
             self.integers[node] = self._with_scale(source, scale, f"times_{np.float32(factor)!s}")
@@ -306,9 +306,9 @@ class Emitter:
         produced = translate(self, node)
         if len(produced) > 1 or isinstance(node.meta["val"], (list, tuple)):
             self.lists[node] = produced
-            if self._moves_integers(node):
+            if self.moves_integers(node):
                 self.integers[node] = self._like_source(node, produced[0])
-        elif self._moves_integers(node):
+        elif self.moves_integers(node):
             self.integers[node] = self._like_source(node, produced[0])
         else:
             self.floats[node] = produced[0]

@@ -15,7 +15,7 @@ from calibration import decompositions
 from calibration.decompositions import before, reshaped
 from calibration.mutation import functional, is_in_place
 from calibration.operators import argument, attribute, clip_bounds, kind, static_shape
-from calibration.spellings import SPELLINGS, WITH_INDICES, hard_sigmoid
+from calibration.spellings import SPELLINGS, WITH_INDICES, channel_shuffle, hard_sigmoid
 
 aten = torch.ops.aten
 Rule = Callable[[Graph, Node], Node]
@@ -289,9 +289,9 @@ _RULES: dict[Any, tuple[Rule, ...]] = {
     **{target: (rule,) for target, rule in SPELLINGS.items()},
     operator.getitem: (decompositions.item_of_unbind,),
     aten.conv2d.padding: (_named_padding,),
-    aten.view.default: (_reshape,),
-    aten._unsafe_view.default: (_reshape,),
-    aten.reshape.default: (_reshape,),
+    aten.view.default: (_reshape, channel_shuffle),
+    aten._unsafe_view.default: (_reshape, channel_shuffle),
+    aten.reshape.default: (_reshape, channel_shuffle),
     aten._native_batch_norm_legit_no_training.default: (_batch_norm,),
     aten.pad.default: (_pad,),
     aten.clamp.default: (_clamp,),

@@ -14,7 +14,7 @@ import torch
 from torch.fx import Graph, Node
 
 from calibration.decompositions import before
-from calibration.operators import argument, clip_bounds, kind, static_shape
+from calibration.operators import argument, axis_order, clip_bounds, kind, static_shape
 
 aten = torch.ops.aten
 
@@ -206,6 +206,18 @@ def _three_below(clipped: Node) -> Node | None:
     return source if three == 3 and isinstance(source, Node) else None
 
 
+def _channel_shuffle(w: Write, node: Node) -> Node | None:
+    """Recognise channels that are taken apart into groups, exchanged with these and put together again."""
+    turned = _source(node)
+    apart = turned.args[0] if kind(turned) == "transpose" else None
+    source = apart.args[0] if isinstance(apart, Node) and kind(apart) == "reshape" else None
+    if not isinstance(apart, Node) or not isinstance(source, Node) or axis_order(turned) != [0, 2, 1, 3, 4]:
+        return None
+    sizes, parts = static_shape(source), static_shape(apart)
+    fits = len(sizes) == 4 and parts[3:] == sizes[2:] and parts[1] * parts[2] == sizes[1]
+    return w(aten.channel_shuffle.default, source, parts[1]) if fits and static_shape(node) == sizes else None
+
+
 def _random_relu(w: Write, node: Node) -> Node:
     low, high = float(argument(node, 1, "lower", 1 / 8)), float(argument(node, 2, "upper", 1 / 3))
     return w(aten.leaky_relu.default, _source(node), (low + high) / 2)  # what it is where nothing is trained
@@ -245,6 +257,9 @@ _SPELLINGS: Mapping[Any, Spelling] = {
 
 #: Rule of the normal form for a product with a number, which a division by one is as well.
 hard_sigmoid = _rule(_hard_sigmoid)
+
+#: Rule of the normal form for a reshape.
+channel_shuffle = _rule(_channel_shuffle)
 
 #: Rule of the normal form per operator.
 SPELLINGS: Mapping[Any, Callable[[Graph, Node], Node]] = {

@@ -127,9 +127,13 @@ def depth_to_space(e: Emitter, node: Node) -> list[str]:
 
 
 def channel_shuffle(e: Emitter, node: Node) -> list[str]:
-    """Reshape, Transpose, Reshape."""
+    """Reshape, Transpose, Reshape, or of integers a Gather of channels, which takes half the time."""
     groups = int(argument(node, 1, "groups"))
     _, channels, height, width = static_shape(node)
+    if e.moves_integers(node):
+        order = np.arange(channels, dtype=np.int64).reshape(groups, -1).T.reshape(-1)
+        places = e.constant(order, f"shuffle_{channels}_in_{groups}")
+        return e.add("Gather", [e.read(input_of(node)), places], axis=1)
     apart: Sequence[int] = (-1, groups, channels // groups, height, width)
     (split,) = e.add("Reshape", [e.read(input_of(node)), e.int64s(apart)], suffix="_apart")
     (turned,) = e.add("Transpose", [split], suffix="_turned", perm=[0, 2, 1, 3, 4])

@@ -45,6 +45,8 @@ INTEGER: dict[str, Line] = {
     "swapped dimensions": lambda x: x.swapdims(-1, -2),
     "moved axes": lambda x: x.movedim((1, 2), (-1, 1)).moveaxis(-1, 1),
     "pixel unshuffle": lambda x: F.pixel_unshuffle(x, 2)[:, 8:24],
+    "channel shuffle by hand": lambda x: x.view(-1, 4, 4, 8, 8).transpose(1, 2).reshape(-1, 16, 8, 8),
+    "channels exchanged otherwise": lambda x: x.view(-1, 4, 4, 8, 8).permute(0, 2, 1, 4, 3).reshape(-1, 16, 8, 8),
     "adaptive max pooling": lambda x: F.adaptive_max_pool2d(x, 4),
     "random relu": lambda x: F.rrelu(x),
     "hard sigmoid by hand": lambda x: F.relu6(x + 3) / 6,

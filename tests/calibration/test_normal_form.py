@@ -20,6 +20,14 @@ REWRITTEN: dict[str, tuple[Callable[[Any, Tensor], Tensor], list[str]]] = {
     "convolution with zeros around": (lambda n, x: F.conv2d(x, n.a.weight, padding="same"), ["conv"]),
     "convolution without": (lambda n, x: F.conv2d(x, n.a.weight, padding="valid"), ["conv"]),
     "view": (lambda n, x: n.a(x).view(-1, 2, 128), ["conv", "reshape"]),
+    "channel shuffle": (
+        lambda n, x: n.a(x).view(-1, 2, 2, 8, 8).transpose(1, 2).contiguous().view(-1, 4, 8, 8),
+        ["conv", "channel_shuffle"],
+    ),
+    "transposition that is no shuffle": (
+        lambda n, x: n.a(x).view(-1, 2, 2, 8, 8).transpose(1, 2).contiguous().view(-1, 4, 64),
+        ["conv", "reshape", "transpose", "reshape"],
+    ),
     "zero padding": (lambda n, x: F.pad(n.a(x), (1, 2, 0, 1)), ["conv", "pad"]),
     "other padding": (lambda n, x: F.pad(n.a(x), (1, 2, 0, 1), value=0.5), ["conv", "pad"]),
     "reflection": (lambda n, x: F.pad(n.a(x), (1, 2, 0, 1), mode="reflect"), ["conv", "mirror_pad"]),
