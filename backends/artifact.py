@@ -36,6 +36,7 @@ def linted_artifact(
         move_reals=profile.movement_in_file == "reals",
         share_constants=profile.shares_constants,
         merged_channels=profile.merged_channels,
+        maximum_for_prelu=profile.maximum_for_prelu,
     )
     require_clean(model, lint_rules(profile, network.plan))
     return model

@@ -52,6 +52,7 @@ def emit(
     move_reals: bool = False,
     share_constants: bool = True,
     merged_channels: int = 0,
+    maximum_for_prelu: bool = False,
     name: str = "faqd",
 ) -> onnx.ModelProto:
     """The ONNX model of a network: explicit Q/DQ for a frozen one, plain float for a folded graph.
@@ -60,15 +61,17 @@ def emit(
     DequantizeLinear (needs opset 21, as weights in blocks do, which are int4 always); `batch` fixes the batch size,
     None leaves it free; `move_reals`: what only moves integers is written on the reals read from them;
     `share_constants`: layers read one copy of equal weights and zero points, else each layer has its own;
-    `merged_channels`: groups of integer convolutions are merged up to so many channels. Deterministic: equal networks
-    give equal bytes. Raises UserError for an operator that has no translation, naming node and module.
+    `merged_channels`: groups of integer convolutions are merged up to so many channels; `maximum_for_prelu`: a PReLU is
+    the larger of x and slope times x. Deterministic: equal networks give equal bytes. Raises UserError for an operator
+    that has no translation, naming node and module.
     """
     if opset not in OPSETS:
         raise UserError(f"--opset {opset}: {OPSETS.start} to {OPSETS.stop - 1} are possible")
     in_blocks = isinstance(network, FrozenNetwork) and any(weight.block for weight in network.weights.values())
     if (pack_int4 or in_blocks) and opset < INT4_OPSET:
         raise UserError(f"--opset {opset}: int4 weights exist from opset {INT4_OPSET} on")
-    return Emitter(network, opset, pack_int4, batch, move_reals, share_constants, merged_channels).model(name)
+    settings = opset, pack_int4, batch, move_reals, share_constants, merged_channels, maximum_for_prelu
+    return Emitter(network, *settings).model(name)
 
 
 class Emitter:
@@ -83,11 +86,13 @@ class Emitter:
         move_reals: bool,
         share_constants: bool,
         merged_channels: int,
+        maximum_for_prelu: bool,
     ) -> None:
         self.frozen = network if isinstance(network, FrozenNetwork) else None
         self.module = network.graph_module if isinstance(network, FrozenNetwork) else network
         self.opset, self.pack_int4, self.batch = opset, pack_int4, batch
         self.move_reals, self.share_constants, self.merged_channels = move_reals, share_constants, merged_channels
+        self.maximum_for_prelu = maximum_for_prelu
         plan = self.frozen.plan if self.frozen else None
         self.passthrough = dict(plan.passthrough) if plan else {}
         self.placements = {placement.tensor: placement for placement in plan.activations} if plan else {}

@@ -87,6 +87,7 @@ class Profile:
     `merged_channels`: groups of convolutions are written as one, with zeros between them, up to so many channels (0: as
     they are); `transposed_as_convolutions`: the student's transposed convolutions become convolutions and movement;
     `averages_as_convolutions`: average poolings with equal windows are depthwise convolutions of ones in the file;
+    `maximum_for_prelu`: a PReLU is written as the larger of x and slope times x;
     `numbers_in_scales`: a number that multiplies a rounded tensor, or a product of two, changes a scale and no integer;
     `parts_as_layers`: its linear layers whose result is taken apart, as into query, key and value, become one per part.
     """
@@ -112,5 +113,6 @@ class Profile:
     merged_channels: int = 0
     transposed_as_convolutions: bool = False
     averages_as_convolutions: bool = False
+    maximum_for_prelu: bool = False
     numbers_in_scales: bool = False
     parts_as_layers: bool = False

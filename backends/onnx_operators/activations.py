@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch.fx import Node
 
 from backends.onnx_operators.common import input_of, per_channel
-from calibration.operators import argument, clip_bounds, static_shape
+from calibration.operators import argument, attribute, clip_bounds, static_shape
 
 if TYPE_CHECKING:
     from backends.onnx_graph import Emitter
@@ -45,8 +45,16 @@ def elu(e: Emitter, node: Node) -> list[str]:
 
 
 def prelu(e: Emitter, node: Node) -> list[str]:
-    """PRelu, its slopes along the channels."""
-    return e.add("PRelu", [e.read(input_of(node)), per_channel(e, input_of(node, 1), len(static_shape(node)))])
+    """PRelu, its slopes along the channels; or the same values by Mul and Max, and with slopes above 1 by two parts."""
+    source, parameter = e.read(input_of(node)), input_of(node, 1)
+    slopes = per_channel(e, parameter, len(static_shape(node)))
+    if not e.maximum_for_prelu:
+        return e.add("PRelu", [source, slopes])
+    if bool((attribute(e.module, str(parameter.target)) <= 1).all()):
+        return e.add("Max", [source, *e.add("Mul", [source, slopes], suffix="_sloping")])
+    (below,) = e.add("Min", [source, e.scalar(0.0)], suffix="_below")
+    (sloping,) = e.add("Mul", [below, slopes], suffix="_sloping")
+    return e.add("Add", [*e.add("Relu", [source], suffix="_above"), sloping])
 
 
 def silu(e: Emitter, node: Node) -> list[str]:

@@ -190,6 +190,7 @@ EXACT: dict[str, Callable[[], nn.Module]] = {
     "average_pool_ceil": lambda: Net(
         lambda n, x: n.b(F.avg_pool2d(n.a(x), (2, 4), 2, ceil_mode=True)), a=C(3, 16, 3), b=C(16, 16, 1)
     ),
+    "prelu": lambda: Net(lambda n, x: n.b(n.p(n.a(x))), a=C(3, 16, 3), p=nn.PReLU(16), b=C(16, 16, 3)),
     "number": lambda: Net(
         lambda n, x: n.b((y := relu(n.a(x))) * 0.3 + 0.7 * F.max_pool2d(y, 3, 1, 1)), a=C(3, 16, 3), b=C(16, 16, 3)
     ),
@@ -274,8 +275,13 @@ class Built:
 
     def model(self, *, opset: int = 20, pack_int4: bool = False) -> onnx.ModelProto:
         """The artifact, not linted."""
-        merged = self.profile.merged_channels
-        return emit(self.frozen, opset=opset, pack_int4=pack_int4, merged_channels=merged)
+        return emit(
+            self.frozen,
+            opset=opset,
+            pack_int4=pack_int4,
+            merged_channels=self.profile.merged_channels,
+            maximum_for_prelu=self.profile.maximum_for_prelu,
+        )
 
     def refrozen(self) -> Built:
         """The same with the integers that the prepared network has now."""

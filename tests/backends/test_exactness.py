@@ -11,12 +11,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 from backends.exposed import exposed
 from backends.onnx_view import OnnxView
 from backends.onnxruntime_rules import CPU_PROFILES
 from backends.placement import Widths
 from backends.reference import IntegerOracle
+from tests.one_line_net import Net, c3
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "8 bits": {"bits": 8},
@@ -132,3 +134,18 @@ def test_ties_in_the_hard_sigmoids_of_arm_go_away_from_zero(build: Callable[...,
         (output,), _ = IntegerOracle(built.model(), arm_arithmetic=arm_arithmetic).run(built.images)
         equal.append(torch.equal(output, simulated))
     assert equal == [True, False]
+
+
+@pytest.mark.parametrize("steepest", [1.0, 1.7])
+def test_prelus_are_exact_without_their_slow_kernel(steepest: float, build: Callable[..., Any]) -> None:
+    prelu = nn.PReLU(16)
+    with torch.no_grad():
+        prelu.weight.copy_(torch.linspace(-0.5, steepest, 16))
+    module = Net(lambda n, x: n.b(n.p(n.a(x))), a=c3(3, 16), p=prelu, b=c3(16, 16))
+    built = build(module)
+    model = built.model()
+    assert not {"PRelu", "Max" if steepest > 1 else "Min"} & {node.op_type for node in model.graph.node}
+    (expected,), _ = IntegerOracle(model).run(built.images)
+    (theirs,), _ = runtime_tensors(model, built.images.numpy(), [])
+    np.testing.assert_array_equal(expected.numpy(), theirs)
+    np.testing.assert_array_equal(built.simulate()[0].numpy(), theirs)
