@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,10 +72,14 @@ def build_engine(
     """Parse and build a serialised ONNX model with `tensorrt` or `tensorrt_rtx`.
 
     `outputs`: tensors of the model that the engine writes beside its results. Raises DeviceError naming layer and
-    rule when the SDK refuses the model, when a tensor is not in it, or when memory does not suffice.
+    rule when the SDK refuses the model, when a tensor is not in it, or when memory does not suffice; KeyboardInterrupt
+    after Ctrl-C, once the SDK has stopped.
     """
     start, log = time.perf_counter(), message_log(sdk)
-    builder = sdk.Builder(log)
+    try:
+        builder = sdk.Builder(log)
+    except TypeError as error:  # what the binding makes of an object that the SDK could not make
+        raise builder_refusal(product(sdk), log.errors) from error
     # Strong typing: 10.x needs the flag, 11 knows nothing else and ignores it, TensorRT-RTX likewise.
     network = builder.create_network(1 << int(sdk.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = sdk.OnnxParser(network, log)
@@ -83,9 +90,11 @@ def build_engine(
     config.profiling_verbosity = sdk.ProfilingVerbosity.DETAILED  # or the inspector knows names only
     notes = _configure(sdk, config, options)
     _set_batches(builder, network, config, options.batches)
-    if step is not None:
-        config.progress_monitor = _progress_monitor(sdk, step)
-    plan = builder.build_serialized_network(network, config)
+    monitor = config.progress_monitor = _progress_monitor(sdk, step or (lambda phase, done, total: None))
+    with _interrupts_noted(monitor):
+        plan = builder.build_serialized_network(network, config)
+    if monitor.interrupted:
+        raise KeyboardInterrupt
     if plan is None:
         raise builder_refusal(product(sdk), log.errors)
     _keep_timings(sdk, config, options)
@@ -190,11 +199,12 @@ def _progress_monitor(sdk: Any, step: Step) -> Any:
     """The SDK's progress as steps of its outermost phase; phases inside of it are its steps."""
 
     class ProgressMonitor(sdk.IProgressMonitor):  # type: ignore[misc]  # the package has no types
-        """Called by the SDK from its own threads."""
+        """Called by the SDK from its own threads; it stops at the next step once `interrupted` is set."""
 
         def __init__(self) -> None:
             super().__init__()
             self.steps: dict[str, int] = {}
+            self.interrupted = False
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             """Hear of a phase; those inside of another are left out."""
@@ -203,10 +213,10 @@ def _progress_monitor(sdk: Any, step: Step) -> Any:
                 step(phase_name, 0, num_steps)
 
         def step_complete(self, phase_name: str, step_index: int) -> bool:
-            """Hear of a step; True: go on."""
+            """Hear of a step; whether to go on."""
             if phase_name in self.steps:
                 step(phase_name, step_index + 1, self.steps[phase_name])
-            return True
+            return not self.interrupted
 
         def phase_finish(self, phase_name: str) -> None:
             """Hear of a phase's end."""
@@ -215,6 +225,23 @@ def _progress_monitor(sdk: Any, step: Step) -> Any:
                 step(phase_name, total, total)
 
     return ProgressMonitor()
+
+
+@contextmanager
+def _interrupts_noted(monitor: Any) -> Iterator[None]:
+    """Let Ctrl-C end the build at its next step: an exception that passed through the SDK would end the process."""
+    if threading.current_thread() is not threading.main_thread():  # no other one hears of signals
+        yield
+        return
+
+    def note(number: int, frame: Any) -> None:
+        monitor.interrupted = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def engine_facts(sdk: Any, gpu: str, compute: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The check of a TensorRT bundle on its device: build or load the engine, look into it, run it, compare, measure.
 
-Exit status: 0 all is well, 1 a comparison failed, 2 a mistake that one line names, 3 never (something always ran).
+Exit status: 0 all is well, 1 a comparison failed, 2 a mistake that one line names, 130 interrupted; 3 never (something
+always ran).
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     except DeviceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     print(f"status             {'as it should be' if report['passed'] else 'FAILED'}")
     return 0 if report["passed"] else 1
 
@@ -55,7 +59,8 @@ def _parser(folder: Path) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="check.py",
         description="Build the bundle's TensorRT engine on this device, look into it, run it and compare.",
-        epilog="Exit status: 0 all is well, 1 a comparison failed, 2 a mistake in the input or on this device.",
+        epilog="Exit status: 0 all is well, 1 a comparison failed, 2 a mistake in the input or on this device,"
+        " 130 interrupted.",
     )
     add = parser.add_argument
     add("bundle", nargs="?", type=Path, default=folder, help="folder of the bundle; default: where this file lies")

@@ -194,9 +194,12 @@ def loaded_engine(
     the engine belongs to another SDK or device, and when memory does not suffice.
     """
     log = message_log(sdk)
-    runtime = sdk.Runtime(log)
-    runtime.engine_host_code_allowed = version_compatible
-    engine = runtime.deserialize_cuda_engine(plan)
+    try:
+        runtime = sdk.Runtime(log)
+        runtime.engine_host_code_allowed = version_compatible
+        engine = runtime.deserialize_cuda_engine(plan)
+    except TypeError:  # what the binding makes of an object that the SDK could not make
+        engine = None
     if engine is None:
         here = f"{product(sdk)}, {cuda.device_name()}, compute capability {cuda.compute_capability()}"
         raise load_refusal(where, log.errors, here, facts)

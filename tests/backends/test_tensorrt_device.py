@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,19 @@ def test_every_option_of_a_build_is_taken_by_the_real_builder(rtx: Any, model: b
     assert len(built.plan) > 10_000 and built.listing.startswith("Layers:")
     assert {done <= total for _, done, total in steps} == {True}
     assert not (tmp_path / "timing.cache").exists(), "TensorRT-RTX has no timings to keep"
+
+
+def test_an_interrupted_build_stops_at_its_next_step(rtx: Any, model: bytes) -> None:
+    steps: list[tuple[str, int]] = []
+
+    def step(phase: str, done: int, total: int) -> None:
+        steps.append((phase, done))
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(rtx, model, EngineOptions(), step=step)
+    assert steps and signal.getsignal(signal.SIGINT) is before
 
 
 def test_layers_can_be_written_beside_the_results(rtx: Any, model: bytes) -> None:
@@ -146,6 +160,21 @@ def test_a_builders_refusal_names_the_layer() -> None:
     assert str(error).startswith("the layers conv1 to relu: TensorRT 10.3.0 builds no engine; TensorRT has no kernel")
     assert str(builder_refusal("TensorRT 10.3.0", [])).startswith("the model: TensorRT 10.3.0 builds no engine")
     assert str(parser_refusal("TensorRT 11", "x_q", "QuantizeLinear", "why")).startswith("x_q (QuantizeLinear): ")
+
+
+def test_an_sdk_that_cannot_begin_for_want_of_memory_is_one_line(model: bytes, cuda: Any) -> None:
+    said = "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)"
+    sdk = stand_in.stand_in(cuda)
+
+    def refuse(log: Any) -> None:
+        log.log(1, said)
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    plan, sdk.Builder, sdk.Runtime = build_engine(sdk, model, EngineOptions()).plan, refuse, refuse
+    with pytest.raises(DeviceError, match=r"^the model: TensorRT 10\.3\.0 builds no engine; the device's memory"):
+        build_engine(sdk, model, EngineOptions())
+    with pytest.raises(DeviceError, match="does not fit the GPU's memory"), loaded_engine(sdk, plan, cuda):
+        pass
 
 
 # Versions.
