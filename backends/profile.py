@@ -78,7 +78,8 @@ class Profile:
     integers (63 on x86 without VNNI); `skip_layer` names a reason to leave a weighted layer float, or None.
     `weight_only`: linear layers that multiply float inputs by weights of few bits, instead of all that else holds.
     `movement_in_file`: whether the file moves those integers, or the reals read from them where the runtime's passes
-    want it so; `inexact`: how the runtime's kernels round other than the oracle does, empty where they are equal.
+    want it so; `inexact`: how the runtime's kernels round other than the oracle does, empty where they are equal;
+    `wide_storage`: why weights of 4 bits or fewer take 8 in the file, empty where they take 4.
 
     Where the processor matters, `cpu` names it (a key of `backends.cpu.CPUS`), `variant` this profile among all of
     the runtime, and `source` says where what is special about it is known from. `session_options` must be set by
@@ -104,6 +105,7 @@ class Profile:
     weight_only: WeightOnly | None = None
     movement_in_file: Literal["integers", "reals"] = "integers"
     inexact: str = ""
+    wide_storage: str = ""
     cpu: str | None = None
     variant: str = ""
     source: str = ""

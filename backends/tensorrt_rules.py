@@ -122,6 +122,8 @@ PROFILE = Profile(
     integer_movement=False,
     fused_rounding=False,
     inexact="TensorRT orders its kernels' float operations as it likes: ties may round otherwise than in the oracle",
+    wide_storage="weights of 4 bits or fewer are stored and multiplied as int8, so the file is as large as with 8 bits:"
+    " TensorRT has no 4-bit convolution",
     skip_layer=skip_layer,
     weight_only=WEIGHT_ONLY,
     # Rule 31. TensorRT-RTX 1.7.1 (measured: every Vision Transformer of timm, Swin's stages of one window): where the

@@ -17,6 +17,7 @@ from backends.base import Backend, Runner
 from backends.cpu import elsewhere, host_cpu
 from backends.serialised import Serialised, read_model, size_of
 from calibration.errors import UserError
+from calibration.plan import Plan
 from pipeline.artifacts import FLOAT_MODEL, Network, QuantisedStudent, UnlabelledImages
 from pipeline.batches import images_at_once
 from pipeline.bundle import Bundle, Golden
@@ -57,6 +58,7 @@ _GOLDEN_IMAGES = 16
 # Dense outputs at full resolution are large: fewer images are kept then, at least one.
 _GOLDEN_BYTES = 32_000_000
 _SQNR_IMAGES = 32
+_HALF = "all that is not integer is float16: so computes the oracle, while the simulation computes it in float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +118,9 @@ def validate_network(
     gates = gates_of(config.validation, scores, census, latency, plan, backend)
     noise = _noise(quantised, torch.split(inputs, images_at_once(preprocessing, _SQNR_IMAGES)))
     said = [*notes, *evaluation.images.notes, *remarks, *batch_remark]
-    said += [line for line in (absent, remark, backend.profile.inexact, _option_note(backend)) if line]
+    said += [line for line in (absent, remark) if line] + _notes(backend, plan)
+    if config.quantisation.rest == "fp16":
+        said.append(_HALF)
     unreadable = images.source.unreadable
     report = Report(
         status=verdict(gates, on_target=scores.accuracy.runtime is not None),
@@ -208,7 +212,8 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
         notes=(
             *remarks,
             *batch_remark,
-            *(line for line in (absent, remark, backend.profile.inexact, _option_note(backend)) if line),
+            *(line for line in (absent, remark) if line),
+            *_notes(backend, bundle.plan),
         ),
         layers=layers_of(bundle.plan, census, {}),
         outputs=scores.outputs,
@@ -279,6 +284,13 @@ def _noise(quantised: QuantisedStudent, batches: Sequence[Tensor]) -> dict[str, 
     if quantised.prepared is None or quantised.trained is None:
         return {}
     return layer_sqnr(quantised.prepared.folded, quantised.trained.network, batches)
+
+
+def _notes(backend: Backend, plan: Plan) -> list[str]:
+    """What the profile says of files like this one."""
+    narrow = any(weight.grid.bits <= 4 and not weight.weight_only for weight in plan.weights)
+    said = [backend.profile.inexact, backend.profile.wide_storage if narrow else "", _option_note(backend)]
+    return [line for line in said if line]
 
 
 def _option_note(backend: Backend) -> str | None:

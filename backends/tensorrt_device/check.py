@@ -130,7 +130,7 @@ def check(
         sdk, plan, cuda, where=where, facts=record.get("facts"), version_compatible=options.version_compatible
     ) as engine:
         outputs = engine.run(inputs)
-        found = census(parse_inspection(engine.inspection()), layers)
+        found = census(parse_inspection(engine.inspection()), layers, planned_products(manifest["plan"]))
         say(kernel_line(found))
         report["kernels"] = asdict(found)
         report["golden"] = {name: _compared(outputs[name], expected[name], entry) for name, entry in described.items()}
@@ -249,6 +249,11 @@ def _compared(outputs: NDArray[Any], expected: NDArray[Any], entry: dict[str, An
     }
 
 
+def planned_products(plan: dict[str, Any]) -> list[str]:
+    """Products of two activations that a bundle's plan has on integers."""
+    return [name for name, kind in plan["kinds"].items() if kind == "matmul" and name not in plan["float_nodes"]]
+
+
 def kernel_line(found: EngineCensus) -> str:
     """The census as the line that a user reads."""
     total = len(found.integer) + len(found.floating)
@@ -258,7 +263,10 @@ def kernel_line(found: EngineCensus) -> str:
     )
     if found.int4_products:
         text += f"; products of int4 weights: {found.int4_products}"
-    return text if not found.floating else f"{text}; not int8: {', '.join(found.floating)}"
+    if products := len(found.integer_products) + len(found.float_products):
+        text += f"; products of two activations: {len(found.integer_products)} of {products} int8"
+    not_int8 = (*found.floating, *found.float_products)
+    return text if not not_int8 else f"{text}; not int8: {', '.join(not_int8)}"
 
 
 def _golden_line(name: str, golden: dict[str, Any]) -> str:

@@ -56,6 +56,11 @@ class EngineKernel:
         return "Int8" in self.weights if self.weights else bool(_INTEGER_TACTIC.search(self.tactic))
 
     @property
+    def multiplies_int8_tensors(self) -> bool:
+        """Whether it reads two tensors of int8 or more, as the products of attention do: alone or all in one kernel."""
+        return self.inputs.count("Int8") >= 2
+
+    @property
     def reads_int4(self) -> bool:
         """Whether it multiplies its data by int4 weights as they are; one that only expands those has no data."""
         return bool(self.inputs) and "Int4" in self.weights
@@ -77,7 +82,8 @@ class EngineCensus:
 
     `integer`, `floating`: layers of the plan; `unseen`: those of `floating` that no kernel names. `fused` counts
     kernels of two nodes or more, `reformats` the copies between formats, `integer_reformats` those of int8,
-    `int4_products` the kernels that multiply by int4 weights as they are.
+    `int4_products` the kernels that multiply by int4 weights as they are; `integer_products` and `float_products`:
+    planned products of two activations, by whether both are read as int8.
     """
 
     integer: tuple[str, ...]
@@ -88,11 +94,14 @@ class EngineCensus:
     reformats: int
     integer_reformats: int
     int4_products: int
+    integer_products: tuple[str, ...]
+    float_products: tuple[str, ...]
     kinds: Mapping[str, int]
 
 
-def census(kernels: Sequence[EngineKernel], layers: Sequence[str]) -> EngineCensus:
-    """Count an engine's kernels, and which of these layers they compute on integers."""
+def census(kernels: Sequence[EngineKernel], layers: Sequence[str], products: Sequence[str] = ()) -> EngineCensus:
+    """Count an engine's kernels, and which of these layers and products of activations they compute on integers."""
+    on_int8 = {node for kernel in kernels if kernel.multiplies_int8_tensors for node in kernel.nodes}
     integer = {node for kernel in kernels if kernel.multiplies_integers for node in kernel.nodes}
     seen = {node for kernel in kernels for node in kernel.nodes}
     floating = tuple(layer for layer in layers if layer not in integer)
@@ -106,6 +115,8 @@ def census(kernels: Sequence[EngineKernel], layers: Sequence[str]) -> EngineCens
         reformats=len(reformats),
         integer_reformats=sum("Int8" in kernel.inputs + kernel.outputs for kernel in reformats),
         int4_products=sum(kernel.reads_int4 for kernel in kernels),
+        integer_products=tuple(product for product in products if product in on_int8),
+        float_products=tuple(product for product in products if product not in on_int8),
         kinds=dict(sorted(Counter(kernel.kind for kernel in kernels).items())),
     )
 

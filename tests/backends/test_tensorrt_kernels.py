@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from backends.tensorrt_device.check import kernel_line
+from backends.tensorrt_device.check import kernel_line, planned_products
 from backends.tensorrt_device.errors import DeviceError
 from backends.tensorrt_device.kernels import EngineKernel, census, parse_inspection
 
@@ -113,6 +113,15 @@ def test_products_of_int4_weights_are_counted() -> None:
         json.dumps({"Layers": [{"Name": "h", "LayerType": "gemm", "Weights": {"Type": "Int4", "Count": 8}}]})
     )
     assert read.weights == ("Int4",)
+
+
+def test_products_of_two_activations_are_counted_alone_and_as_attention() -> None:
+    attention = EngineKernel(kind="kgen", nodes=("qk", "softmax", "v"), inputs=("Int8", "Int8", "Int8"))
+    half = EngineKernel(kind="gemm", nodes=("other",), inputs=("Half", "Half"))
+    plan = {"kinds": dict.fromkeys(("qk", "v", "other", "left"), "matmul") | {"a": "conv"}, "float_nodes": {"left": ""}}
+    found = census([attention, half], [], planned_products(plan))
+    assert (found.integer_products, found.float_products) == (("qk", "v"), ("other",))
+    assert kernel_line(found).endswith("; products of two activations: 2 of 3 int8; not int8: other")
 
 
 def test_shapes_that_the_inspector_does_not_know_are_no_type() -> None:

@@ -153,6 +153,24 @@ def test_global_pooling_is_rounded_on_both_sides(build: Build) -> None:
     assert (flatten.op_type, rounding.op_type) == ("Flatten", "QuantizeLinear")
 
 
+def test_a_pooling_of_floats_is_left_alone(build: Build) -> None:
+    class Floats(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.fc = nn.Conv2d(3, 16, 3), nn.Linear(16, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.softmax(self.a(x), 1)  # float, and so has no scale that the pooling could take part in
+            result: Tensor = self.fc(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+            return result
+
+    built = build(Floats(), "tensorrt")
+    view = OnnxView(built.model())
+    (pooling,) = [node for node in view.nodes if node.op_type == "GlobalAveragePool"]
+    assert view.dequantised(pooling, 0) is None
+    assert built.plan.float_nodes["adaptive_avg_pool2d"] == "its input is computed in float"
+
+
 def test_a_pooled_gate_is_rounded_once(build: Build) -> None:
     view = OnnxView(build("squeeze_excite", "tensorrt").model())
     (pooling,) = [node for node in view.nodes if node.op_type == "GlobalAveragePool"]

@@ -14,6 +14,8 @@ import pytest
 from backends.placement import Widths, place
 from backends.suited import suited_graph
 from backends.tensorrt import TensorRT
+from backends.tensorrt_device.check import planned_products
+from backends.tensorrt_device.kernels import census
 from backends.tensorrt_engine import build_ahead_of_time
 from backends.tensorrt_rules import PROFILE
 from calibration.capture import capture
@@ -108,14 +110,13 @@ def counts(name: str, backend: TensorRT, widths: Widths = Widths()) -> Counts:  
     left = _of_kind(plan, "conv", "linear", integer=False) - weight_only
     assert planned == set(engine.integer_layers)
     assert left | weight_only == set(engine.float_layers)
-    products = _of_kind(plan, "matmul", integer=True)
-    read = {node for kernel in engine.kernels if kernel.inputs.count("Int8") >= 2 for node in kernel.nodes}
-    assert products <= read, "every planned product reads two tensors of int8"
+    found = census(engine.kernels, [], planned_products(plan.to_json()))
+    assert found.float_products == (), "every planned product reads two tensors of int8"
     return Counts(
         int8=len(engine.integer_layers),
         left=len(left),
         int4=len(engine.int4_layers),
-        products=len(products),
+        products=len(found.integer_products),
     )
 
 

@@ -67,6 +67,20 @@ def test_a_head_of_int4_weights(folder: Path) -> None:
     check_opset(bundle.plan, None)
 
 
+def test_the_report_says_what_becomes_of_four_bits_and_of_the_rest(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = "stored and multiplied as int8"
+    # Of its three layers the middle one is int4, and the first and last have 8 bits.
+    assert not any(words in note for note in read_report(folder / "report.json").notes)
+    run = ["run", "--quiet", "--backend", "tensorrt", "--bits", "4", "--weight-only", "none", "--rest", "fp16"]
+    run += ["--steps", "0", "--calibration-images", "8", "--data", "digits", "--max-drop", "100"]
+    monkeypatch.chdir(folder.parent)
+    assert main([*run, "--teacher", "python:heads:build", "--output", str(tmp_path / "out")]) == 3
+    notes = read_report(tmp_path / "out" / "report.json").notes
+    assert any(words in note for note in notes) and any("is float16" in note for note in notes)
+
+
 def test_an_sdk_that_is_too_old_is_the_users_mistake(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
