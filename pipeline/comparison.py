@@ -14,7 +14,7 @@ import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # its stubs are a package apart
 from torch import Tensor
 
-from backends import BACKENDS, backend_of
+from backends import BACKENDS
 from backends.base import Backend, Runner
 from backends.cpu import cpu_flags
 from backends.differences import Comparison, why
@@ -24,6 +24,8 @@ from calibration.errors import UserError
 from pipeline.artifacts import MODEL
 from pipeline.batches import images_at_once
 from pipeline.bundle import Bundle
+from pipeline.chosen_backend import stored_backend
+from pipeline.config import EngineConfig
 from pipeline.config.compare import CompareConfig
 from pipeline.data import open_images, ordered_batches
 from pipeline.preprocessing import normalise
@@ -50,7 +52,8 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
     Every rounded tensor is an output of what runs; the other model runs on the bundle's runtime, on the oracle where
     that is not here. Raises UserError when there is nothing to compare with, or the models share no tensor.
     """
-    backend, notes = backend_of(bundle.backend, bundle.plan.variant, bundle.session_options), list[str]()
+    backend = stored_backend(bundle, EngineConfig(), batch=bundle.fixed_batch or _BATCH, progress=progress)
+    notes = list[str]()
     absent = backend.unavailable()
     model = parsed(bundle.model)
     other = None if config.against is None else _read(config.against)

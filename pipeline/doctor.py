@@ -95,12 +95,17 @@ def _accelerators() -> list[Finding]:
         return [Finding(topic="gpu", name="cuda", value="unknown: torch is missing")]
     import torch
 
+    from backends.tensorrt import TensorRT
+
+    missing = TensorRT().unavailable()
+    engines = Finding(topic="gpu", name="tensorrt", value=f"none: {missing}" if missing else "engines run here")
     if not torch.cuda.is_available():
-        return [Finding(topic="gpu", name="cuda", value="none: training runs on the CPU")]
-    return [
+        return [Finding(topic="gpu", name="cuda", value="none: training runs on the CPU"), engines]
+    found = [
         Finding(topic="gpu", name=f"cuda:{index}", value=torch.cuda.get_device_name(index))
         for index in range(torch.cuda.device_count())
     ]
+    return [*found, engines]
 
 
 def _extras() -> list[Finding]:

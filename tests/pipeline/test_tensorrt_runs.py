@@ -145,10 +145,12 @@ def test_a_bundle_is_compared_with_its_engine(
     monkeypatch.setitem(sys.modules, "tensorrt", stand_in.stand_in(cuda))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: object())
     monkeypatch.setattr(backend, "Cuda", lambda: cuda)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     report = tmp_path / "found.json"
     status = main(["compare", "--quiet", str(folder / "bundle"), "--report", str(report), "--tolerance", "1"])
     found = json.loads(report.read_text())
     assert status == 0 and found["images"] == 16
+    assert (tmp_path / "faqd" / "tensorrt-timing.cache").is_file(), "kernels are timed once for all commands"
     # Rounded tensors are read from the engine as integers: the evaluator behind it may round ties its own way.
     assert all(tensor["largest"] <= 1 and tensor["elements"] > 0 for tensor in found["tensors"])
     assert "oracle on bundle against TensorRT on bundle, 16 images" in capsys.readouterr().out
