@@ -16,6 +16,7 @@ from backends.artifact import linted_artifact
 from backends.base import Array, Backend, Census, Runner
 from backends.onnx_half import half_rest
 from backends.onnx_lint import lint_rules, require_clean
+from backends.onnx_view import OnnxView, node_name
 from backends.serialised import Serialised, in_one_piece
 from backends.tensorrt_device.build import BuiltEngine, EngineOptions, Step, build_engine
 from backends.tensorrt_device.cuda import Cuda
@@ -102,10 +103,12 @@ class TensorRT(Backend):
         else:
             with users_mistakes(), self._loaded(model) as engine:
                 kernels = parse_inspection(engine.inspection())
-        found = census(kernels, layers)
+        found = census(kernels, layers, _products(model))
         remark = f"engine: {found.kernels} kernels, {found.fused} of them fused, {found.reformats} reformat copies"
         if found.int4_products:
             remark += f"; products of int4 weights: {found.int4_products}"
+        if products := len(found.integer_products) + len(found.float_products):
+            remark += f"; products of two activations: {len(found.integer_products)} of {products} int8"
         return Census(
             integer=found.integer,
             floating=found.floating,
@@ -129,6 +132,18 @@ class TensorRT(Backend):
         plan = self._built[model].plan
         with loaded_engine(sdk, plan, Cuda(), version_compatible=options.version_compatible) as engine:
             yield engine
+
+
+def _products(model: bytes) -> list[str]:
+    """Products of two rounded activations in a file."""
+    view = OnnxView(onnx.load_model_from_string(model))
+    return [
+        node_name(node)
+        for node in view.nodes
+        if node.op_type == "MatMul"
+        and all(view.dequantised(node, place) is not None for place in (0, 1))
+        and not view.has_integer_weight(node)
+    ]
 
 
 def _sdk_missing() -> str | None:

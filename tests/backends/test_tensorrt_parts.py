@@ -78,6 +78,8 @@ def test_rule_31_parts_are_multiplied_as_one_product_of_integers(form: Any, buil
     engine = build_ahead_of_time(TensorRT().emit(parts.frozen).SerializeToString())
     assert engine.integer_layers == ("a", "qkv_0", "qkv_1", "qkv_2", "o")
     assert engine.float_layers == ()
+    census = TensorRT().census(parts.model().SerializeToString(), list(engine.integer_layers))
+    assert census.remark.endswith("; products of two activations: 2 of 2 int8")
     (product,) = [kernel for kernel in engine.kernels if "qkv_0" in kernel.nodes and kernel.multiplies_integers]
     assert {"qkv_0", "qkv_1", "qkv_2"} <= set(product.nodes)
 
