@@ -5,7 +5,7 @@
 Networks have random weights, so agreement tells what rounding does to the list's own images and not what training
 reaches. The figures go into the reviewed table and its page (tests/zoo_table.py) as well. FAQD_BENCHMARK_SECONDS limits
 the timing of one case (4), FAQD_BENCHMARK_PIXELS is the size of images (128), FAQD_BENCHMARK_CASES which batch sizes
-and threads are measured ("1,1 8,2"; four pairs).
+and threads are measured ("1,1 8,2"; four pairs; "none": kernels and agreement alone).
 """
 
 from __future__ import annotations
@@ -56,8 +56,10 @@ SECONDS, PIXELS, MOST_ROUNDS = 4.0, 128, 200
 
 
 def cases() -> list[tuple[int, int]]:
-    """Batch sizes and threads to measure: FAQD_BENCHMARK_CASES such as "1,1 8,2", or all."""
+    """Batch sizes and threads to measure: FAQD_BENCHMARK_CASES such as "1,1 8,2", none, or all."""
     given = os.environ.get("FAQD_BENCHMARK_CASES", "").split()
+    if given == ["none"]:
+        return []
     found = [(int(batch), int(threads)) for batch, _, threads in (case.partition(",") for case in given)]
     return found or CASES
 
@@ -93,7 +95,8 @@ def test_network(name: str, results: Results, tmp_path: Path) -> None:
         PEER: quantised_by_peer(float_model, images.numpy(), tmp_path, symbolic=name not in UNKNOWN_SHAPES),
     }
     layers = [node.name for node in student.graph.nodes if kind(node) in WEIGHTED]
-    census = backend.census(files[OURS], layers)
+    census, theirs = backend.census(files[OURS], layers), backend.census(files[PEER], []).histogram
+    no_more = all(count <= theirs.get(kernel, 0) for kernel, count in census.histogram.items())
     with torch.no_grad():
         same = prepared(images)[0].argmax(-1) == folded(images)[0].argmax(-1)
     speedup: dict[str, float] = {}
@@ -115,9 +118,12 @@ def test_network(name: str, results: Results, tmp_path: Path) -> None:
         to_peer=to_peer,
         milliseconds=milliseconds,
         kernels=dict(census.histogram),
+        kernels_of_peer=dict(theirs),
     )
-    _refresh(name, agreement, speedup, to_peer)
-    rows = results.newest()
+    _refresh(name, agreement, speedup, to_peer, no_more)
+    rows = [row for row in results.newest() if row["to_peer"]]
+    if not rows:
+        return
     ratios = [ratio for row in rows for ratio in row["to_peer"].values()]
     mean = math.exp(statistics.fmean(math.log(ratio) for ratio in ratios))
     results.publish(
@@ -132,7 +138,7 @@ def test_network(name: str, results: Results, tmp_path: Path) -> None:
     )
 
 
-def _refresh(name: str, agreement: float, speedup: dict[str, float], to_peer: dict[str, float]) -> None:
+def _refresh(name: str, agreement: float, speedup: dict[str, float], to_peer: dict[str, float], no_more: bool) -> None:
     """Put the figures into the reviewed table, beside those of other cases."""
     before = zoo_table.read()[name].get("figures", {})
     machine = host()
@@ -140,6 +146,7 @@ def _refresh(name: str, agreement: float, speedup: dict[str, float], to_peer: di
         "date": time.strftime("%Y-%m-%d"),
         "host": f"{machine['processor']}, {machine['cores']} cores, {machine['integer_instructions']}",
         "agreement": agreement,
+        "no more kernels than the peer": no_more,
     }
     for word, measured in (("speedup", speedup), ("to peer", to_peer)):
         rounded = {case: round(ratio, 2) for case, ratio in measured.items()}
