@@ -9,15 +9,17 @@ import torch
 
 from calibration.capture import capture
 from calibration.errors import UserError
-from calibration.fold import fold, largest_difference
+from calibration.fold import fold, largest_difference, rounding_difference
 from calibration.operators import static_shape
 from pipeline.artifacts import Network
 from pipeline.models import load_model
 from pipeline.outputs import describe_outputs, guessed, parse_kinds
 from pipeline.randomness import generator_for
 
-# Folding is exact algebra; float32 rounding of a deep network's output stays below this.
+# Folding is exact algebra; float32 rounding of a deep network's output stays below this, unless the network multiplies
+# what the last bit of its image does: then below so many times that (measured: up to 1.5, 50 layers of random weights).
 LARGEST_FOLD_DIFFERENCE = 1e-4
+LARGEST_FOLD_FACTOR = 8
 
 
 def load_network(
@@ -44,7 +46,9 @@ def load_network(
     captured = capture(loaded.module, example, source=named)
     folded = fold(captured)
     difference = largest_difference(captured, folded, example)
-    if not difference <= LARGEST_FOLD_DIFFERENCE:
+    if not difference <= LARGEST_FOLD_DIFFERENCE and not (
+        difference <= LARGEST_FOLD_FACTOR * rounding_difference(captured, example)
+    ):
         raise RuntimeError(f"{source}: folding BatchNorm changed an output by {difference:.3g} of the largest one")
     kinds = {**loaded.output_kinds, **parse_kinds(output_kinds)}
     outputs = describe_outputs(folded, kinds, source=source, features=loaded.features)

@@ -1,0 +1,63 @@
+"""Loading a network: folding is checked, and not blamed for what the network does to rounding by itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from calibration.fold import fold
+from pipeline.stages import teacher
+from pipeline.stages.teacher import LARGEST_FOLD_DIFFERENCE, load_network
+
+BUILDER = """
+import torch
+from torch import nn
+
+
+class Chaotic(nn.Module):
+    '''What deep networks of random weights do to the last bit of their image, in one step.'''
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        nn.init.uniform_(self.norm.running_var, 0.5, 2.0)
+
+    def forward(self, x):
+        return torch.sin(2e4 * self.norm(self.conv(x)).mean((2, 3)))
+
+
+def build():
+    return Chaotic(), {"height": 16}
+"""
+
+
+@pytest.fixture(autouse=True)
+def at_the_desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "chaotic_net.py").write_text(BUILDER)
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
+    sys.modules.pop("chaotic_net", None)
+
+
+def test_a_network_that_multiplies_rounding_is_loaded() -> None:
+    assert load_network("python:chaotic_net:build").fold_difference > LARGEST_FOLD_DIFFERENCE
+
+
+def test_a_fold_that_changes_the_network_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(captured: Any) -> Any:
+        folded = right(captured)
+        with torch.no_grad():
+            next(folded.parameters()).mul_(1.001)
+        return folded
+
+    right = fold
+    monkeypatch.setattr(teacher, "fold", wrong)
+    with pytest.raises(RuntimeError, match="folding BatchNorm changed an output"):
+        load_network("python:chaotic_net:build")
