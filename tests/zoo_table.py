@@ -3,7 +3,8 @@
     python3 -m tests.zoo_table [NETWORK ...]
 
 writes the structure of these networks (of all) anew and the page that shows the table; what has changed is then
-reviewed as a diff. The figures are those of tests/benchmarks/test_zoo_latency.py, which writes them into the same file.
+reviewed as a diff. The figures are those of tests/benchmarks/test_zoo_latency.py, which writes them into the same file;
+the counts of parity are those of tests/backends/test_zoo_parity.py, in a file of their own.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from backends.suited import suited_graph
 from calibration.capture import capture
 from calibration.fold import fold
 from calibration.operators import WEIGHTED, kind
+from tests import zoo_parity
 from tests.zoo import ZOO, ZooNetwork
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -34,12 +36,25 @@ _HEAD = """# What runs on integers, network by network
 ONNX Runtime on x86 with VNNI, W8A8; every layer and operator at the size of images that the network is published for.
 `tests/backends/zoo_onnxruntime.json` holds the table; a test holds it to what a run plans, and this page to it.
 
-Agreement and speed: random weights, calibrated on 16 images and not trained, images of 128 px. Agreement is the share
-of the 16 with the float network's class: it shows what rounding does to a network that nobody trained, not what a run
-reaches. Speed is that of the float network over ours, and in brackets that of `onnxruntime.quantization` (U8S8, per
-channel) over ours, as {clock}. Above 1 is faster.
+Noise and speed: random weights, calibrated on 16 images and not trained, images of 128 px (noise of VGG: 224). Noise is
+the signal-to-noise ratio of the outputs on the 16, in brackets that of the float network when its image alone is
+rounded to 256 levels: so it says what rounding does to a network that nobody trained, which may multiply it: TinyViT's
+takes the 38 dB of the rounded image to 7 with every layer in float. What a run reaches is another matter. Speed is that
+of the float network over ours, and in brackets that of `onnxruntime.quantization` (U8S8, per channel) over ours, as
+{clock}. Above 1 is faster.
 An `=` in the brackets: of each kind of kernel our file runs no more than the other one, so that what is below 1 there
 is noise of the measurement.
+"""
+_PARITY = """
+## Parity
+
+Oracle, simulation and runtime at real depth, on {images} images of {pixels} px. Every integer that ONNX Runtime rounds
+is held against what the oracle makes of the runtime's own integers before it: so a difference is counted where it
+arises, under the operator that is rounded there, and what follows from it is not. The largest is one step of the grid
+everywhere; a test holds that, and that of the integer kernels none differs but AveragePool, which adds up its window in
+another order, so that a tie may round the other way (on these images none does). Equal outputs: the share of output
+values that are the oracle's to the bit, of ONNX Runtime and of the simulation that trains. Where an integer differs by
+a step, all that follows from it may.
 """
 _CLOCK = "medians of interleaved runs, processor time with one thread, time on the wall with more"
 
@@ -75,16 +90,25 @@ def update(name: str, **parts: Any) -> None:
     """Put a network's structure or figures into the file, networks in the list's order, and write the page anew."""
     table = read() if FILE.exists() else {}
     table[name] = table.get(name, {}) | parts
+    _write(FILE, table)
+
+
+def update_parity(name: str, counts: dict[str, Any]) -> None:
+    """Put a network's counts of parity into their file and write the page anew."""
+    _write(zoo_parity.FILE, zoo_parity.read() | {name: counts})
+
+
+def _write(file: Path, table: dict[str, dict[str, Any]]) -> None:
     ordered = {known: table[known] for known in ZOO if known in table}
-    FILE.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(page(ordered), encoding="utf-8")
+    file.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(read(), zoo_parity.read()), encoding="utf-8")
 
 
-def page(table: dict[str, dict[str, Any]]) -> str:
-    """The table as a page to read: figures first, then what is computed in float and why."""
+def page(table: dict[str, dict[str, Any]], parity: dict[str, dict[str, Any]]) -> str:
+    """The table as a page to read: figures first, then what is computed in float and why, then parity."""
     cases = sorted({case for row in table.values() for case in row.get("figures", {}).get("speedup", {})})
     headings = [f"batch {case.replace(',', ', threads ')}" for case in cases]
-    rows = [_cells(["network", "integer layers", "operators in float", "agreement", *headings])]
+    rows = [_cells(["network", "integer layers", "operators in float", "noise, dB", *headings])]
     rows.append(_cells(["---"] * (4 + len(cases))))
     for name, row in table.items():
         structure, figures = row["structure"], row.get("figures", {})
@@ -100,8 +124,9 @@ def page(table: dict[str, dict[str, Any]]) -> str:
             for case in cases
         ]
         said = ", ".join(f"{count} {word}" for word, count in floats.most_common()) or "none"
-        agreement = f"{figures['agreement']:.0f} %" if figures else ""
-        rows.append(_cells([name, f"{structure['integer layers']} of {total}", said, agreement, *speeds]))
+        noise = parity.get(name, {}).get("sqnr of outputs")
+        shown = f"{noise['quantised']:.1f} ({noise['image alone rounded']:.1f})" if noise else ""
+        rows.append(_cells([name, f"{structure['integer layers']} of {total}", said, shown, *speeds]))
     measured = sorted(
         {f"{row['figures']['host']}, {row['figures']['date']}" for row in table.values() if "figures" in row}
     )
@@ -109,7 +134,23 @@ def page(table: dict[str, dict[str, Any]]) -> str:
     lines += ["", "## Operators in float and why", "", _cells(["operator", "reason", "networks"]), _cells(["---"] * 3)]
     for (word, reason), networks in sorted(_by_reason(table).items()):
         lines.append(_cells([word, reason, ", ".join(networks)]))
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_parity_lines(parity)]) + "\n"
+
+
+def _parity_lines(parity: dict[str, dict[str, Any]]) -> list[str]:
+    pixels = sorted({row["pixels"] for row in parity.values()})
+    lines = _PARITY.format(images=zoo_parity.IMAGES, pixels=", ".join(map(str, pixels))).splitlines()
+    heads = ["network", "integers compared", "differences arise at", "equal outputs, runtime", "simulation"]
+    lines += ["", _cells(heads), _cells(["---"] * len(heads))]
+    for name, row in parity.items():
+        said = [f"{word} {found['differing']} of {found['integers']}" for word, found in row["arising"].items()]
+        shares = [_share(row["outputs"][column]) for column in ("runtime", "simulation")]
+        lines.append(_cells([name, f"{row['integers']}", ", ".join(said) or "none", *shares]))
+    return lines
+
+
+def _share(part: float) -> str:
+    return "all" if part == 1 else f"{100 * part:.2f} %"
 
 
 def _by_reason(table: dict[str, dict[str, Any]]) -> dict[tuple[str, str], list[str]]:

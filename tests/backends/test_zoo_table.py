@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests import zoo_parity
 from tests.zoo import ZOO
 from tests.zoo_table import PAGE, page, read, structure_of
 
@@ -26,7 +27,7 @@ def test_the_table_has_every_network_and_no_weighted_layer_in_float() -> None:
 
 
 def test_the_page_shows_the_table() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(read())
+    assert PAGE.read_text(encoding="utf-8") == page(read(), zoo_parity.read())
 
 
 @pytest.mark.parametrize("name", QUICK)
