@@ -19,6 +19,7 @@ from backends.onnxruntime_rules import host_profile
 from backends.openvino_rules import PROFILE as OPENVINO
 from backends.placement import Widths, place
 from backends.profile import Profile
+from backends.suited import suited_graph
 from backends.tensorrt_rules import PROFILE
 from calibration.capture import capture
 from calibration.fold import fold
@@ -321,7 +322,10 @@ def images(count: int = 8, seed: int = 7) -> Tensor:
 
 @pytest.fixture(scope="session")
 def build() -> Build:
-    """From the name of a network, or a network, to everything up to its artifact."""
+    """From the name of a network, or a network, to everything up to its artifact.
+
+    `suited`: in the form that a run gives it for the target; else transposed convolutions stay what they are.
+    """
 
     def run(
         network: str | nn.Module,
@@ -333,6 +337,7 @@ def build() -> Build:
         saturating: bool = False,
         seed: int = 0,
         inputs: Tensor | None = None,
+        suited: bool = False,
     ) -> Built:
         given = images() if inputs is None else inputs
         if isinstance(network, nn.Module):
@@ -346,6 +351,7 @@ def build() -> Build:
         profile = target if isinstance(target, Profile) else PROFILES[target]
         folded = numbers_before_products(folded) if profile.numbers_in_scales else folded
         folded = with_layers_per_part(folded) if profile.parts_as_layers else folded
+        folded = suited_graph(folded, profile) if suited else folded
         plan = place(folded, profile, widths or Widths(weights=bits))
         ranges = choose_ranges(observe(folded, plan, [given]), plan, "minmax")
         if saturating:

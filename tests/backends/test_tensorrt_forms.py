@@ -1,4 +1,4 @@
-"""Rule 31: a layer whose result is taken apart is one per part, or TensorRT-RTX expands its weights to floats."""
+"""Rules 31 and 32: forms of layers that TensorRT-RTX multiplies as integers, where the networks' own become floats."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.one_line_net import Net
 
 Build = Callable[..., Any]
 TOKENS, WIDTH, HEADS = 64, 64, 4
-AS_IT_IS = replace(PROFILE, parts_as_layers=False)
+AS_IT_IS = replace(PROFILE, parts_as_layers=False, transposed_as_convolutions=False)
 
 
 def attention(parts: Any) -> Tensor:
@@ -107,3 +107,21 @@ def _stored(view: OnnxView, layer: str) -> Any:
 def test_rule_31_is_tensorrts_own(build: Build) -> None:
     plan = build(transformer(of_chunks), host_profile(), inputs=images()).plan
     assert plan.integer_layers() == ["a", "qkv", "o"]
+
+
+def _upsampling() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(16, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 1)
+    )
+
+
+@pytest.mark.usefixtures("rtx")
+def test_rule_32_a_transposed_convolution_is_one_that_multiplies_integers(build: Build) -> None:
+    engine = build_ahead_of_time(build(_upsampling(), AS_IT_IS, suited=True).model().SerializeToString())
+    assert engine.float_layers == ("_2",), "a compiler that has an integer kernel needs no rule"
+    built = build(_upsampling(), PROFILE, suited=True)
+    engine = build_ahead_of_time(TensorRT().emit(built.frozen).SerializeToString())
+    assert engine.integer_layers == ("_0", "_2_conv2d", "_4") and engine.float_layers == ()
+    (oracle, *_), _ = IntegerOracle(built.model(), fused_rounding=False).run(built.images)
+    assert torch.equal(oracle, built.simulate()[0])
