@@ -16,6 +16,7 @@ from calibration.constants import fold_batches, fold_constants
 from calibration.errors import UserError
 from calibration.multipliers import constant_as_number
 from calibration.operators import argument, constant, kind, make_graph_module, pair, shape, static_shape
+from calibration.reshapes import activation_before_reshape
 
 aten = torch.ops.aten
 
@@ -25,7 +26,8 @@ def fold(graph_module: GraphModule) -> GraphModule:
 
     A BatchNorm whose input is a convolution, transposed convolution or linear layer read by nobody else is folded
     into that layer's weight and bias; any other becomes a depthwise 1x1 convolution, so that it too runs in
-    integers. Constant tensors of one value that multiply or divide become numbers. Constants that are added to a
+    integers. Constant tensors of one value that multiply or divide become numbers. Activations
+    are computed before reshapes. Constants that are added to a
     layer's output, or multiply it, are folded likewise, and sums of parallel convolutions become one. PReLUs with one
     slope become leaky ReLUs. Averages over a whole map become `adaptive_avg_pool2d(1)`, adaptive poolings of a map to
     its own size disappear, those to a part of it are average poolings, and what is computed from constants alone
@@ -48,6 +50,7 @@ def fold(graph_module: GraphModule) -> GraphModule:
             _one_slope(graph_module, node)
         if kind(node) == "add" and node.users:
             merge_branches(graph_module, node)
+        activation_before_reshape(graph_module, node)
     folded = make_graph_module(graph_module, graph_module.graph)
     folded.meta["outputs"] = outputs
     return folded
