@@ -97,15 +97,20 @@ def test_tensorrts_sums_are_rescaled_then_rounded_by_hand(build: Callable[..., A
         assert rounded["relu_q"][0, channel, row, column] == expected
 
 
-@pytest.mark.parametrize("network", ["average_pool", "average_pool_signed", "average_pool_of_a_border"])
-def test_average_pooling_is_exact_on_the_oracle(network: str, build: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    "network",
+    ["average_pool", "average_pool_signed", "average_pool_of_a_border", "number_in_concat", "number_and_result"],
+)
+def test_average_pooling_and_numbers_in_scales_are_exact_on_the_oracle(network: str, build: Callable[..., Any]) -> None:
     built = build(network, inputs=torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(3)))
     model = built.model()
     outputs, rounded = IntegerOracle(model).run(built.images, trace=True)
     theirs, their_rounded = runtime_tensors(model, built.images.numpy(), list(rounded))
     for name, values in rounded.items():
         np.testing.assert_array_equal(values.numpy(), their_rounded[name], err_msg=f"rounded tensor {name}")
-    np.testing.assert_array_equal(outputs[0].numpy(), theirs[0])
+    for mine, runtime, simulated in zip(outputs, theirs, built.simulate(), strict=True):
+        np.testing.assert_array_equal(mine.numpy(), runtime)
+        np.testing.assert_array_equal(mine.numpy(), simulated.numpy())
 
 
 @pytest.mark.parametrize("bits", [8, 4])
