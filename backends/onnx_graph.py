@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from backends.group_merging import groups_in_one, merged_weight
 from backends.onnx_int4 import int4_tensor
 from backends.onnx_operators import TRANSLATORS
+from backends.onnx_operators.common import Integers
 from backends.onnx_view import INT4_OPSET, OPSETS
 from backends.serialised import check_model
 from calibration.errors import UserError
@@ -24,15 +25,6 @@ from calibration.operators import argument, attribute, kind, multiplier, static_
 # ONNX's IR version that came with opset 20; newer readers take it, older runtimes need nothing newer.
 _IR_VERSION = 10
 _BYTE = 8  # bits of the integers that activations are stored in
-
-
-@dataclass(frozen=True, kw_only=True)
-class Integers:
-    """A tensor of integers in the file: its name and those of the scale and zero point that give it meaning."""
-
-    name: str
-    scale: str
-    zero_point: str
 
 
 def _equal(stored: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> bool:

@@ -58,9 +58,20 @@ def softmax(operator: str) -> Translator:
     """Softmax or LogSoftmax along one axis."""
 
     def translate(e: Emitter, node: Node) -> list[str]:
-        return e.add(operator, [e.read(input_of(node))], axis=int(argument(node, 1, "dim")))
+        source = e.read(input_of(node))
+        if _between_roundings(e, node):
+            # Not below the lowest number: nothing changes but what the runtime sees between the two roundings.
+            (source,) = e.add("Max", [source, e.scalar(float(np.finfo(np.float32).min))], suffix="_kept_in_float")
+        return e.add(operator, [source], axis=int(argument(node, 1, "dim")))
 
     return translate
+
+
+def _between_roundings(e: Emitter, node: Node) -> bool:
+    """Whether a node of a file for ONNX Runtime stands between roundings, which that would merge with it."""
+    if e.frozen is None or not e.frozen.plan.fused_rounding or e.move_reals:
+        return False
+    return node.name in e.placements and input_of(node) in e.integers
 
 
 def smaller_or_larger(operator: str) -> Translator:

@@ -1,8 +1,9 @@
-"""What the translations share: how a node's arguments are read, and operators without any of their own."""
+"""What the translations share: integers by name, how arguments are read, and operators without any of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch.fx import Node
@@ -13,6 +14,15 @@ if TYPE_CHECKING:
     from backends.onnx_graph import Emitter
 
 Translator = Callable[["Emitter", Node], list[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Integers:
+    """A tensor of integers in the file: its name and those of the scale and zero point that give it meaning."""
+
+    name: str
+    scale: str
+    zero_point: str
 
 
 def input_of(node: Node, position: int = 0) -> Node:

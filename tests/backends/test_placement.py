@@ -127,6 +127,14 @@ def test_windows_that_leave_out_a_border_keep_the_kernel_for_averages(build: Bui
     assert OnnxRuntime().census(built.model().SerializeToString(), ["a"]).histogram["QLinearAveragePool"] == 1
 
 
+def test_a_softmax_between_integers_stays_float_on_the_runtime(build: Build) -> None:
+    module = Net(lambda n, x: n.b(torch.softmax(n.a(x), 1)), a=c3(3, 16), b=c3(16, 16)).eval()
+    built = build(module)
+    assert set(built.plan.float_nodes) == {"softmax"}
+    census = OnnxRuntime().census(built.model().SerializeToString(), ["a", "b"])
+    assert census.floating == () and census.histogram["Softmax"] == 1 and "QLinearSoftmax" not in census.histogram
+
+
 @pytest.mark.parametrize("name", ["number", "number_in_concat", "number_and_result", "quick_gelu", "scores"])
 def test_a_number_on_integers_is_no_operator(name: str, build: Build) -> None:
     built = build(name)
