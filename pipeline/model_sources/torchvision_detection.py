@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from pipeline.model_sources.sourced import SourcedModel
 from pipeline.preprocessing import Preprocessing
 
-# What the heads hold, by the detector's class: SSD takes a softmax over all classes and the background, the others a
-# sigmoid per class (torchvision's postprocess_detections).
-_OUTPUT_KINDS: dict[str, dict[str, str]] = {
+#: What the heads hold, by the detector's class: SSD takes a softmax over all classes and the background, the others a
+#: sigmoid per class (torchvision's postprocess_detections).
+OUTPUT_KINDS: dict[str, dict[str, str]] = {
     "SSD": {"cls_logits": "classes-last", "bbox_regression": "values"},
     "RetinaNet": {"cls_logits": "labels", "bbox_regression": "values"},
     "FCOS": {"cls_logits": "labels", "bbox_regression": "values", "bbox_ctrness": "labels"},
@@ -51,7 +51,7 @@ def dense_part(detector: Any, source: str, *, notes: tuple[str, ...]) -> Sourced
     kind = type(detector).__name__
     preprocessing, more = _preprocessing(detector.transform)
     notes = (*notes, *more)
-    if kind not in _OUTPUT_KINDS:
+    if kind not in OUTPUT_KINDS:
         return SourcedModel(
             module=detector,
             preprocessing=preprocessing,
@@ -65,7 +65,7 @@ def dense_part(detector: Any, source: str, *, notes: tuple[str, ...]) -> Sourced
         f"{kind}: backbone and heads are quantised; anchors, decoding of the boxes and non-maximum suppression stay"
         " outside, on the outputs that torchvision's postprocess_detections takes (docs/networks.md)"
     )
-    kinds: Mapping[str, str] = _OUTPUT_KINDS[kind]
+    kinds: Mapping[str, str] = OUTPUT_KINDS[kind]
     return SourcedModel(
         module=DenseHeads(detector), preprocessing=preprocessing, notes=(*notes, said), output_kinds=kinds
     )
