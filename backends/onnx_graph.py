@@ -16,9 +16,11 @@ from backends.group_merging import groups_in_one, merged_weight
 from backends.onnx_int4 import int4_tensor
 from backends.onnx_operators import TRANSLATORS
 from backends.onnx_operators.common import Integers
+from backends.onnx_shapes import declared_shape
 from backends.onnx_view import INT4_OPSET, OPSETS
 from backends.serialised import check_model
 from calibration.errors import UserError
+from calibration.free_size import FreeSize
 from calibration.freeze import FrozenConstant, FrozenNetwork
 from calibration.operators import argument, attribute, kind, multiplier, static_shape
 
@@ -98,6 +100,7 @@ class Emitter:
         self.constants_read: dict[str, str] = {}
         self.current: Node | None = None
         inputs = {node.name for node in self.module.graph.nodes if node.op == "placeholder"}
+        self.free: FreeSize | None = self.module.meta.get("free_size")
         #: Names that a result has in public; one that is also an input's name is told apart.
         self.public = [f"{name}_out" if name in inputs else name for name in self.module.meta["outputs"]]
         written = {node.name for node in self.module.graph.nodes if node.op not in ("get_attr", "output")}
@@ -265,7 +268,7 @@ class Emitter:
             self.current = node
             if node.op == "placeholder":
                 self.floats[node] = node.name
-                inputs.append(helper.make_tensor_value_info(node.name, TensorProto.FLOAT, self._declared_shape(node)))
+                inputs.append(helper.make_tensor_value_info(node.name, TensorProto.FLOAT, declared_shape(self, node)))
             elif node.op == "call_function" and isinstance(node.meta.get("val"), (Tensor, list, tuple)):
                 self._operator(node)
             elif node.op == "output":
@@ -282,13 +285,6 @@ class Emitter:
         model.graph.initializer.extend(self.initialisers.values())
         check_model(model)
         return model
-
-    def _declared_shape(self, node: Node) -> list[int | str]:
-        sizes = static_shape(node)
-        return [
-            size if size >= 0 else (self.batch or ("batch" if i == 0 else f"{node.name}_{i}"))
-            for i, size in enumerate(sizes)
-        ]
 
     def _operator(self, node: Node) -> None:
         factor = multiplier(node)
@@ -379,7 +375,7 @@ class Emitter:
         for value, public in zip(values, self.public, strict=True):
             assert isinstance(value, Node)
             self.nodes.append(helper.make_node("Identity", [self.read_float(value)], [public], name=f"{public}_result"))
-            results.append(helper.make_tensor_value_info(public, TensorProto.FLOAT, self._declared_shape(value)))
+            results.append(helper.make_tensor_value_info(public, TensorProto.FLOAT, declared_shape(self, value)))
         self._drop_identities()
         return results
 

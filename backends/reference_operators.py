@@ -203,9 +203,13 @@ def _depth_to_space(inputs: Sequence[Tensor | None], attributes: Attributes) -> 
 
 
 def _resize(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Tensor]:
-    x, scales = inputs[0], inputs[2]
-    assert x is not None and scales is not None
-    size = [round(x.shape[axis] * float(scales[axis])) for axis in (2, 3)]
+    x, _, scales, sizes = (*inputs, None, None)[:4]
+    assert x is not None
+    if scales is None:
+        size = _integers(sizes)[2:]
+    else:
+        # Down where the factor does not divide; a factor that float32 holds a little too small does.
+        size = [math.floor(x.shape[axis] * float(scales[axis]) + 1e-3) for axis in (2, 3)]
     if attributes["mode"] == "nearest":
         return [functional.interpolate(x.float(), size, mode="nearest").to(x.dtype)]
     corners = attributes.get("coordinate_transformation_mode") == "align_corners"

@@ -45,6 +45,8 @@ class Network:
     fold_difference: float
     """Largest difference that folding made to an output, relative to the largest output."""
     notes: tuple[str, ...]
+    other: GraphModule | None = None
+    """The folded graph for images of another size, where the size is free; `folded.meta` says what follows it."""
 
 
 @dataclass(frozen=True, kw_only=True)

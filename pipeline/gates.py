@@ -12,6 +12,11 @@ from pipeline.stages.validate import Scores
 PARITY_WITH_FLOAT = 0.99
 
 
+def least_parity(plan: Plan, backend: Backend) -> float:
+    """The least agreement of simulation, oracle and runtime, 0 to 1."""
+    return PARITY_WITH_FLOAT if backend.profile.inexact or plan.float_nodes else 1.0
+
+
 def gates_of(
     config: ValidationConfig,
     scores: Scores,
@@ -27,7 +32,7 @@ def gates_of(
         drop = None if final is None else round(100 * (accuracy.teacher - final), 9)
         passed = None if drop is None else drop <= config.max_drop
         gates.append(Gate(name="max-drop", limit=config.max_drop, value=drop, passed=passed))
-    least = PARITY_WITH_FLOAT if backend.profile.inexact or plan.float_nodes else 1.0
+    least = least_parity(plan, backend)
     found, name = parity.argmax_agreement, "parity"
     if all(output.holds == "values" for output in scores.outputs):
         compared = [

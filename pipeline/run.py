@@ -21,6 +21,7 @@ from pipeline.distillation.build import build_objective
 from pipeline.learning import float_steps, objective_config, taught_in_float, widths
 from pipeline.progress import Progress, timed_stage
 from pipeline.quantisers import QUANTISERS, Job
+from pipeline.randomness import generator_for
 from pipeline.report.comparison import ComparisonReport
 from pipeline.report.files import write_report
 from pipeline.report.schema import Report, read_report
@@ -28,8 +29,9 @@ from pipeline.sources.arrays import ArraySource
 from pipeline.stages.convert import check_convertible
 from pipeline.stages.imagine import check_imaginable, imagine, preview
 from pipeline.stages.observe import suited
+from pipeline.stages.other_size import check_other_size
 from pipeline.stages.targets import LEAST_AGREEMENT, can_mirror, flips_in_training, mirror_agreement
-from pipeline.stages.teacher import check_same_outputs, load_network
+from pipeline.stages.teacher import check_same_outputs, load_network, other_size
 from pipeline.state import RunFolder, open_folder
 from pipeline.validation import validate_network, validate_stored
 
@@ -58,6 +60,12 @@ def run(config: RunConfig, progress: Progress) -> Report:
                 opset=config.quantisation.opset,
                 most=config.quantisation.external_data_above,
             )
+            if network.other is not None:
+                size = other_size(network.preprocessing)
+                example = torch.randn(
+                    2, size.channels, size.height, size.width, generator=generator_for(0, "free size")
+                )
+                check_other_size(network.folded, network.other, example)
         if quantiser.trains:
             # Both for their errors: what the network or a method lacks is said before anything takes time.
             place(student.folded, candidates[0].profile, widths(config))
@@ -165,6 +173,7 @@ def _networks(config: RunConfig) -> tuple[Network, Network]:
         std=given.std,
         output_kinds=given.output_kinds,
         submodule=given.submodule,
+        dynamic_size=config.quantisation.dynamic_size,
     )
     if config.student.source is None:
         return teacher, teacher

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.base import Backend, Runner
@@ -23,10 +24,10 @@ from pipeline.batches import images_at_once
 from pipeline.bundle import Bundle, Golden
 from pipeline.circumstances import host, versions
 from pipeline.config import RunConfig, ValidationConfig
-from pipeline.data import open_evaluation, ordered_batches
+from pipeline.data import EvaluationSet, open_evaluation, ordered_batches
 from pipeline.device_files import device_files
 from pipeline.evaluation import evaluation_of, scored_images, usable_labels
-from pipeline.gates import gates_of
+from pipeline.gates import gates_of, least_parity
 from pipeline.layer_report import kernels_of, layers_of
 from pipeline.learning import objective_config
 from pipeline.outputs import Output
@@ -36,13 +37,16 @@ from pipeline.report.schema import (
     Bits,
     Data,
     Distillation,
+    Gate,
     Report,
     Size,
     verdict,
 )
 from pipeline.running import filled_up, latency_batch, runner_outputs
+from pipeline.stages.other_size import gate_of_other_size
 from pipeline.stages.sensitivity import layer_sqnr
 from pipeline.stages.targets import joint_targets
+from pipeline.stages.teacher import other_size
 from pipeline.stages.validate import (
     Outputs,
     ScoredImages,
@@ -59,6 +63,7 @@ _GOLDEN_IMAGES = 16
 _GOLDEN_BYTES = 32_000_000
 _SQNR_IMAGES = 32
 _HALF = "all that is not integer is float16: so computes the oracle, while the simulation computes it in float32"
+_OTHER_SIZE_IMAGES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +112,7 @@ def validate_network(
             columns["runtime"] = runner_outputs(runner, config.quantisation.static_batch)
         batches = scored_images(evaluation, indices, preprocessing, most, images.workers)
         scores = score(columns, batches, teacher.outputs, step=lambda done: progress.step(done, len(indices)))
+        another = _another_size(config, evaluation, indices, teacher, quantised, runner)
     census, remark = count_kernels(backend, compiled.model, plan.integer_layers())
     batch, batch_remark = latency_batch(config.validation.batch, config.quantisation.static_batch)
     latency = no_latency(batch, config.validation.threads)
@@ -115,9 +121,10 @@ def validate_network(
         latency = measure_latency(
             backend, compiled.model, compiled.float_model, wanted, threads=config.validation.threads
         )
-    gates = gates_of(config.validation, scores, census, latency, plan, backend)
+    gates = (*gates_of(config.validation, scores, census, latency, plan, backend), *(gate for gate, _ in another))
     noise = _noise(quantised, torch.split(inputs, images_at_once(preprocessing, _SQNR_IMAGES)))
     said = [*notes, *evaluation.images.notes, *remarks, *batch_remark]
+    said += [line for _, line in another if line]
     said += [line for line in (absent, remark) if line] + _notes(backend, plan)
     if config.quantisation.rest == "fp16":
         said.append(_HALF)
@@ -233,6 +240,27 @@ def _maybe_runner(backend: Backend, model: Serialised, absent: str | None) -> It
     # As many threads as the machine has: scoring is no timing.
     with backend.runner(model, threads=os.cpu_count() or 1) as runner:
         yield runner
+
+
+def _another_size(
+    config: RunConfig,
+    evaluation: EvaluationSet,
+    indices: NDArray[np.int64],
+    teacher: Network,
+    quantised: QuantisedStudent,
+    runner: Runner | None,
+) -> list[tuple[Gate, str | None]]:
+    """Where height and width are free: runtime and oracle on a few images of another size."""
+    if not config.quantisation.dynamic_size:
+        return []
+    size = other_size(teacher.preprocessing)
+    few = images_at_once(size, _OTHER_SIZE_IMAGES)
+    batch = next(ordered_batches(evaluation.images, indices[:few], size, batch_size=few))
+    least = least_parity(quantised.plan, quantised.backend)
+    images = normalise(batch.images, size)
+    if config.quantisation.static_batch is not None:
+        images = filled_up(images, config.quantisation.static_batch)
+    return [gate_of_other_size(quantised.compiled.model, quantised.backend, runner, teacher.outputs, images, least)]
 
 
 def _oracle(model: Serialised, backend: Backend) -> Outputs:

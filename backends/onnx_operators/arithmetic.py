@@ -9,6 +9,7 @@ import numpy as np
 from torch.fx import Node
 
 from backends.onnx_operators.common import Translator, input_of, per_channel
+from backends.onnx_shapes import shape_of
 from calibration.operators import argument, static_shape
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def group_norm(e: Emitter, node: Node) -> list[str]:
 
     ONNX's own GroupNormalization has a scale per channel from opset 21 on only; this form is right in all.
     """
-    groups, sizes = int(argument(node, 1, "num_groups")), static_shape(node)
+    groups, sizes = int(argument(node, 1, "num_groups")), shape_of(e, node)
     if min(sizes[1:]) < 0:
         raise e.unsupported("a group normalisation of a map whose size is free has no translation to ONNX")
     scale, shift = (e.constant(np.full(groups, value, np.float32), f"f32_{value}x{groups}") for value in (1, 0))

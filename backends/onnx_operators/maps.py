@@ -8,6 +8,7 @@ import numpy as np
 from torch.fx import Node
 
 from backends.onnx_operators.common import Translator, input_of, pair
+from backends.onnx_shapes import shape_of, stored
 from calibration.freeze import FrozenConstant
 from calibration.operators import argument, static_shape
 from calibration.windows import Windows, equal_windows
@@ -65,7 +66,7 @@ def _sums(e: Emitter, node: Node, windows: Windows) -> list[str]:
 
 def adaptive_average_pool(e: Emitter, node: Node) -> list[str]:
     """The pooling that gives the size: global, in equal windows, or as a product with shares."""
-    wanted, sizes = pair(node.args[1]), static_shape(input_of(node))[-2:]
+    wanted, sizes = pair(node.args[1]), shape_of(e, input_of(node))[-2:]
     if wanted == list(sizes):
         return e.add("Identity", [e.read(input_of(node))])
     if wanted == [1, 1]:
@@ -90,15 +91,28 @@ def shares(size: int, wanted: int) -> np.ndarray[Any, Any]:
     return shares
 
 
+def _target_size(e: Emitter, node: Node, mode: str) -> list[str]:
+    """The factors of a resize; where the size of images is free, the size of the tensor that it follows."""
+    channels, *sizes = static_shape(node)[1:]
+    if e.free is None or node.args[1] is None:
+        factors = [size / before for size, before in zip(sizes, static_shape(input_of(node))[-2:], strict=True)]
+        if e.free is not None:
+            factors = [float(factor) for factor in argument(node, 2 if mode == "nearest" else 3, "scale_factors")]
+        return [e.constant(np.array([1, 1, *factors], np.float32), f"{node.name}_scales")]
+    (batch,) = e.add("Shape", [e.first_input], suffix="_batch", start=0, end=1)
+    if node.name in e.free.follows:
+        (size,) = e.add("Shape", [stored(e, e.free.follows[node.name])], suffix="_size", start=2, end=4)
+    else:
+        size = e.int64s(sizes)
+    return ["", *e.add("Concat", [batch, e.int64s([channels]), size], suffix="_sizes", axis=0)]
+
+
 def resize(mode: str) -> Translator:
     """Resize in a mode of ONNX, by the factors of the sizes."""
 
     def translate(e: Emitter, node: Node) -> list[str]:
-        height, width = static_shape(node)[-2:]
-        source_height, source_width = static_shape(input_of(node))[-2:]
         corners = mode != "nearest" and bool(argument(node, 2, "align_corners", False))
-        scales = np.array([1, 1, height / source_height, width / source_width], np.float32)
-        inputs = [e.read(input_of(node)), "", e.constant(scales, f"{node.name}_scales")]
+        inputs = [e.read(input_of(node)), "", *_target_size(e, node, mode)]
         transform = "align_corners" if corners else "half_pixel" if mode != "nearest" else "asymmetric"
         extra: dict[str, Any] = {"nearest_mode": "floor"} if mode == "nearest" else {}
         if mode == "cubic":

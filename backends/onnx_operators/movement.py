@@ -11,6 +11,7 @@ import torch
 from torch.fx import Node
 
 from backends.onnx_operators.common import input_of
+from backends.onnx_shapes import shape_of, stored
 from calibration.operators import argument, axis_order, constant, static_shape
 
 if TYPE_CHECKING:
@@ -21,12 +22,31 @@ aten = torch.ops.aten
 
 def reshape(e: Emitter, node: Node) -> list[str]:
     """Flatten or Reshape, one dimension free at most."""
-    sizes = static_shape(node)
+    sizes = shape_of(e, node)
     if node.target is aten.flatten.using_ints and len(sizes) == 2 and int(argument(node, 1, "start_dim", 0)) == 1:
         return e.add("Flatten", [e.read(input_of(node))], axis=1)
-    if sizes.count(-1) > 1:
+    wanted = e.int64s(sizes) if sizes.count(-1) <= 1 else _computed_sizes(e, node)
+    return e.add("Reshape", [e.read(input_of(node)), wanted])
+
+
+def _computed_sizes(e: Emitter, node: Node) -> str:
+    """The sizes of a reshape with several free ones: each is a size of the input, all but one that is inferred."""
+    source, parts, inferred = input_of(node), list[str](), 0
+    known, wanted = ((), ()) if e.free is None else (e.free.sizes[source.name], e.free.sizes[node.name])
+    for axis, size in enumerate(shape_of(e, node)):
+        # Of sizes that are equal, that at the same place from the end: height and width stand there.
+        places = [place for place, pair in enumerate(known) if pair == wanted[axis]]
+        if size >= 0:
+            parts.append(e.int64s([size]))
+        elif places:
+            start = min(places, key=lambda place: abs((len(known) - place) - (len(wanted) - axis)))
+            parts += e.add("Shape", [stored(e, [source.name])], suffix=f"_size_{axis}", start=start, end=start + 1)
+        else:
+            parts.append(e.int64s([-1]))
+            inferred += 1
+    if inferred > 1:
         raise e.unsupported("a reshape with more than one free dimension has no translation to ONNX")
-    return e.add("Reshape", [e.read(input_of(node)), e.int64s(sizes)])
+    return e.add("Concat", parts, suffix="_sizes", axis=0)[0]
 
 
 def transpose(e: Emitter, node: Node) -> list[str]:
@@ -107,7 +127,7 @@ def concat(e: Emitter, node: Node) -> list[str]:
 
 def expand(e: Emitter, node: Node) -> list[str]:
     """Expand, to the batch of the input where that is free."""
-    sizes = static_shape(node)
+    sizes = shape_of(e, node)
     if sizes.count(-1) > 1:
         raise e.unsupported("an expansion with more than one free dimension has no translation to ONNX")
     if -1 not in sizes:
@@ -127,10 +147,10 @@ def depth_to_space(e: Emitter, node: Node) -> list[str]:
 
 
 def channel_shuffle(e: Emitter, node: Node) -> list[str]:
-    """Reshape, Transpose, Reshape, or of integers a Gather of channels, which takes half the time."""
+    """Reshape, Transpose, Reshape, or of integers a Gather of channels, which takes half the time and any size."""
     groups = int(argument(node, 1, "groups"))
-    _, channels, height, width = static_shape(node)
-    if e.moves_integers(node):
+    _, channels, height, width = shape_of(e, node)
+    if e.moves_integers(node) or min(height, width) < 0:
         order = np.arange(channels, dtype=np.int64).reshape(groups, -1).T.reshape(-1)
         places = e.constant(order, f"shuffle_{channels}_in_{groups}")
         return e.add("Gather", [e.read(input_of(node)), places], axis=1)

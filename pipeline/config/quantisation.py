@@ -82,6 +82,10 @@ class QuantisationConfig:
         int | None, Parameter(metavar="COUNT", help="The only batch size that the model takes. Default: any.")
     ] = None
 
+    dynamic_size: Annotated[
+        bool,
+        Parameter(help="Leave height and width of images free in the model, where the network allows it."),
+    ] = False
     external_data_above: Annotated[
         int,
         Parameter(
@@ -102,6 +106,8 @@ class QuantisationConfig:
         # Opset 17 is the oldest that the supported runtimes' manuals still test; 21 brought int4 tensors.
         if self.opset is not None and not 17 <= self.opset <= 23:
             raise UserError(f"--opset {self.opset}: must be 17 to 23")
+        if self.dynamic_size and self.backend not in ("onnxruntime", "reference"):
+            raise UserError(f"--dynamic-size is for --backend onnxruntime and reference, not for {self.backend}")
         if self.rest == "fp16" and self.backend != "tensorrt":
             raise UserError(f"--rest fp16 is for --backend tensorrt: {self.backend} computes the rest in float32")
         if self.rest == "fp16" and self.opset is not None and self.opset < 19:

@@ -40,6 +40,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.data.source == NO_DATA and self.distillation.label_weight is not None:
             raise UserError(f"--label-weight {self.distillation.label_weight} needs labels, and --data none has none")
+        if self.quantisation.dynamic_size and self.student.source is not None:
+            raise UserError("--dynamic-size takes the teacher as the student: leave --student out")
         kind, fixed = self.teacher.source.partition(":")[0], self.quantisation.static_batch
         if fixed is not None and self.validation.batch not in (1, fixed):
             raise UserError(f"--batch {self.validation.batch}: --static-batch makes a model of batch {fixed} alone")

@@ -31,6 +31,7 @@ GATES = {
     "min-speedup": ("speed-up", "at least", "x"),
     "parity": ("same argmax everywhere", "at least", "%"),
     "parity-values": ("same values everywhere, R2", "at least", "%"),
+    "dynamic-size": ("the same at another size of images", "at least", "%"),
     "kernels": ("planned integer layers run in float", "at most", "layers"),
 }
 """Gate -> what is measured, which way its limit counts, the unit shown; % shows fractions as percentages."""

@@ -11,6 +11,7 @@ from backends.base import Backend
 from backends.placement import Widths, place
 from backends.profile import Profile
 from backends.suited import suited_graph
+from calibration.free_size import free_size
 from calibration.observe import choose_ranges, observe
 from calibration.observers import RangeMethod
 from calibration.wide_branches import with_wide_branches
@@ -24,10 +25,18 @@ _BATCH = 64
 
 def suited(student: Network, profile: Profile, widths: Widths) -> Network:
     """The student in the form that runtime and widths ask for; the same function, and the same object if it is so."""
-    folded = suited_graph(student.folded, profile)
-    if widths.activations < 8:
-        folded = with_wide_branches(folded)
-    return student if folded is student.folded else replace(student, folded=folded)
+    folded = _suited_graph(student.folded, profile, widths)
+    if folded is student.folded:
+        return student
+    other = None if student.other is None else _suited_graph(student.other, profile, widths)
+    if other is not None:
+        folded.meta["free_size"] = free_size(folded, other)
+    return replace(student, folded=folded, other=other)
+
+
+def _suited_graph(folded: GraphModule, profile: Profile, widths: Widths) -> GraphModule:
+    suited = suited_graph(folded, profile)
+    return with_wide_branches(suited) if widths.activations < 8 else suited
 
 
 def prepare(

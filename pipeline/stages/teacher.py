@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.fx import GraphModule
 
 from calibration.capture import capture
 from calibration.errors import UserError
 from calibration.fold import fold, largest_difference, rounding_difference
+from calibration.free_size import free_size
 from calibration.operators import static_shape
 from pipeline.artifacts import Network
 from pipeline.models import load_model
 from pipeline.outputs import describe_outputs, guessed, parse_kinds
+from pipeline.preprocessing import Preprocessing
 from pipeline.randomness import generator_for
 
 # Folding is exact algebra; float32 rounding of a deep network's output stays below this, unless the network multiplies
@@ -31,11 +36,13 @@ def load_network(
     std: tuple[float, ...] | None = None,
     output_kinds: Sequence[str] = (),
     submodule: str | None = None,
+    dynamic_size: bool = False,
 ) -> Network:
     """Load `kind:rest`, capture it over a free batch size and fold it; the fold is checked on random images.
 
     `output_kinds`: NAME=KIND of outputs whose kind the source does not say and the shape does not show. `submodule`:
-    the part of the network to take instead of the whole.
+    the part of the network to take instead of the whole. `dynamic_size`: the height and width of images are free in
+    what is written, and the network must allow it.
 
     Raises UserError for whatever is wrong with the source, and RuntimeError when folding changed the network.
     """
@@ -50,6 +57,9 @@ def load_network(
         difference <= LARGEST_FOLD_FACTOR * rounding_difference(captured, example)
     ):
         raise RuntimeError(f"{source}: folding BatchNorm changed an output by {difference:.3g} of the largest one")
+    other = _at_another_size(loaded.module, p, named) if dynamic_size else None
+    if other is not None:
+        folded.meta["free_size"] = free_size(folded, other)
     kinds = {**loaded.output_kinds, **parse_kinds(output_kinds)}
     outputs = describe_outputs(folded, kinds, source=source, features=loaded.features)
     remark = None if loaded.features else guessed(outputs, kinds)
@@ -61,7 +71,22 @@ def load_network(
         outputs=outputs,
         fold_difference=difference,
         notes=(*loaded.notes, *((remark,) if remark else ())),
+        other=other,
     )
+
+
+def other_size(preprocessing: Preprocessing) -> Preprocessing:
+    """The second size that a network of free size is captured and checked at; the sides differ, and grow by 32s."""
+    return replace(preprocessing, height=preprocessing.height + 32, width=preprocessing.width + 64, resize=None)
+
+
+def _at_another_size(module: nn.Module, preprocessing: Preprocessing, source: str) -> GraphModule:
+    p = other_size(preprocessing)
+    example = torch.randn((2, p.channels, p.height, p.width), generator=generator_for(0, "another size"))
+    try:
+        return fold(capture(module, example, source=source))
+    except UserError as error:
+        raise UserError(f"--dynamic-size: at another size {error}") from error
 
 
 def check_same_outputs(student: Network, teacher: Network, *, flag: str = "student") -> None:
