@@ -36,12 +36,13 @@ _HEAD = """# What runs on integers, network by network
 ONNX Runtime on x86 with VNNI, W8A8; every layer and operator at the size of images that the network is published for.
 `tests/backends/zoo_onnxruntime.json` holds the table; a test holds it to what a run plans, and this page to it.
 
-Noise and speed: random weights, calibrated on 16 images and not trained, images of 128 px (noise of VGG: 224). Noise is
-the signal-to-noise ratio of the outputs on the 16, in brackets that of the float network when its image alone is
-rounded to 256 levels: so it says what rounding does to a network that nobody trained, which may multiply it: TinyViT's
-takes the 38 dB of the rounded image to 7 with every layer in float. What a run reaches is another matter. Speed is that
-of the float network over ours, and in brackets that of `onnxruntime.quantization` (U8S8, per channel) over ours, as
-{clock}. Above 1 is faster.
+Agreement, noise and speed: random weights, calibrated on 16 images and not trained, images of 128 px (noise of VGG:
+224). Agreement is the share of the 16 with the float network's class; in a network with random weights all classes are
+all but equal. Noise is the signal-to-noise ratio of the outputs on the 16, in brackets that of the float network when
+its image alone is rounded to 256 levels: so it says what rounding does to a network that nobody trained, which may
+multiply it: TinyViT's takes the 38 dB of the rounded image to 7 with every layer in float. What a run reaches is
+another matter. Speed is that of the float network over ours, and in brackets that of `onnxruntime.quantization` (U8S8,
+per channel) over ours, as {clock}. Above 1 is faster.
 An `=` in the brackets: of each kind of kernel our file runs no more than the other one, so that what is below 1 there
 is noise of the measurement.
 """
@@ -108,8 +109,8 @@ def page(table: dict[str, dict[str, Any]], parity: dict[str, dict[str, Any]]) ->
     """The table as a page to read: figures first, then what is computed in float and why, then parity."""
     cases = sorted({case for row in table.values() for case in row.get("figures", {}).get("speedup", {})})
     headings = [f"batch {case.replace(',', ', threads ')}" for case in cases]
-    rows = [_cells(["network", "integer layers", "operators in float", "noise, dB", *headings])]
-    rows.append(_cells(["---"] * (4 + len(cases))))
+    rows = [_cells(["network", "integer layers", "operators in float", "agreement", "noise, dB", *headings])]
+    rows.append(_cells(["---"] * (5 + len(cases))))
     for name, row in table.items():
         structure, figures = row["structure"], row.get("figures", {})
         equal = "=" if figures.get("no more kernels than the peer") else ""
@@ -126,7 +127,8 @@ def page(table: dict[str, dict[str, Any]], parity: dict[str, dict[str, Any]]) ->
         said = ", ".join(f"{count} {word}" for word, count in floats.most_common()) or "none"
         noise = parity.get(name, {}).get("sqnr of outputs")
         shown = f"{noise['quantised']:.1f} ({noise['image alone rounded']:.1f})" if noise else ""
-        rows.append(_cells([name, f"{structure['integer layers']} of {total}", said, shown, *speeds]))
+        agreement = f"{figures['agreement']:.0f} %" if figures else ""
+        rows.append(_cells([name, f"{structure['integer layers']} of {total}", said, agreement, shown, *speeds]))
     measured = sorted(
         {f"{row['figures']['host']}, {row['figures']['date']}" for row in table.values() if "figures" in row}
     )
