@@ -32,6 +32,12 @@ def check_convertible(folded: GraphModule, backend: Backend, *, opset: int | Non
             f" {backend.name} reads no weights beside it, --backend onnxruntime does; or quantise a part of the network"
             " with --submodule (docs/networks.md)"
         )
+    for name, tensor in folded.state_dict().items():
+        if (bytes_held := tensor.numel() * tensor.element_size()) > LARGEST_MODEL:
+            raise UserError(
+                f"{name} alone has {bytes_held / 1e9:.3g} GB, and one ONNX tensor holds {LARGEST_MODEL / 1e9:.3g} GB:"
+                " split that layer in a builder given as --teacher python:package.module:function"
+            )
     emit(folded, opset=opset or _FLOAT_OPSET)
 
 

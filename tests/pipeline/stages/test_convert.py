@@ -23,3 +23,10 @@ def test_weights_that_a_target_reads_in_one_file_alone_are_refused_in_one_line()
     ):
         check_convertible(graph, tensorrt, opset=None, most=size - 1)
     check_convertible(graph, backend_named("onnxruntime"), opset=None, most=size - 1)
+
+
+def test_a_tensor_that_is_too_large_for_onnx_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = capture(nn.Conv2d(3, 4, 3, bias=False), torch.randn(2, 3, 8, 8), source="test")
+    monkeypatch.setattr("pipeline.stages.convert.LARGEST_MODEL", 400)
+    with pytest.raises(UserError, match=r"^weight alone has 4.32e-07 GB, and one ONNX tensor holds 4e-07 GB: split"):
+        check_convertible(graph, backend_named("onnxruntime"), opset=None, most=10**9)
