@@ -25,14 +25,13 @@ def fold(graph_module: GraphModule) -> GraphModule:
     """A copy in which every BatchNorm is part of a weighted layer and global poolings have one form.
 
     A BatchNorm whose input is a convolution, transposed convolution or linear layer read by nobody else is folded
-    into that layer's weight and bias; any other becomes a depthwise 1x1 convolution, so that it too runs in
-    integers. Constant tensors of one value that multiply or divide become numbers. Activations
-    are computed before reshapes. Constants that are added to a
-    layer's output, or multiply it, are folded likewise, and sums of parallel convolutions become one. PReLUs with one
-    slope become leaky ReLUs. Averages over a whole map become `adaptive_avg_pool2d(1)`, adaptive poolings of a map to
-    its own size disappear, those to a part of it are average poolings, and what is computed from constants alone
-    becomes a constant. Equal to the original up to float32 rounding. Raises UserError for a BatchNorm that has no
-    running statistics.
+    into that layer's weight and bias; any other becomes a depthwise 1x1 convolution, so that it too runs in integers.
+    Constant tensors of one value that multiply or divide become numbers. Activations are computed before reshapes.
+    Constants that are added to a layer's output, or multiply it, are folded likewise, and sums of parallel convolutions
+    become one. PReLUs with one slope become leaky ReLUs. Averages over a whole map become `adaptive_avg_pool2d(1)`,
+    adaptive poolings of a map to its own size disappear, those to a part of it are average poolings, and what is
+    computed from constants alone becomes a constant. Equal to the original up to float32 rounding. Raises UserError for
+    a BatchNorm that has no running statistics.
     """
     graph_module = copy.deepcopy(graph_module)
     outputs = graph_module.meta["outputs"]

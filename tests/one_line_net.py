@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
+from calibration.capture import capture
+from calibration.fold import fold
+
 
 class Net(nn.Module):
     """Layers by name, and a forward pass over them."""
@@ -22,6 +25,18 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Any:
         """Whatever the line computes from the images."""
         return self.compute(self, x)
+
+
+def small_images(seed: int) -> Tensor:
+    """Standard normal images [16, 3, 8, 8], others for each seed."""
+    return torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def folded_with_seed(network: Callable[[], nn.Module]) -> GraphModule:
+    """The folded graph of a network for `small_images`, its weights drawn by a seed that nobody else is given."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return fold(capture(network(), small_images(0)[:2], source="net"))
 
 
 def c3(inputs: int, outputs: int, **options: Any) -> nn.Conv2d:

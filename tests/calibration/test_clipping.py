@@ -11,14 +11,13 @@ from torch.fx import GraphModule
 
 from backends.onnxruntime_rules import X64
 from backends.placement import Widths, place
-from calibration.capture import capture
 from calibration.clipping import ClippedScales
-from calibration.fold import fold
 from calibration.grids import ActivationGrid
 from calibration.insert import insert
 from calibration.observe import choose_ranges, observe
 from calibration.prepared import OPERATIONS, PreparedNetwork
 from calibration.renormalise import Normalisation
+from tests.one_line_net import folded_with_seed, small_images
 
 
 class Net(nn.Module):
@@ -37,21 +36,15 @@ class Net(nn.Module):
         return logits
 
 
-def images(seed: int) -> Tensor:
-    return torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.fixture(scope="module")
 def folded() -> GraphModule:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return fold(capture(Net(), images(0)[:2], source="net"))
+    return folded_with_seed(Net)
 
 
 @pytest.fixture
 def network(folded: GraphModule) -> PreparedNetwork:
     plan = place(folded, X64, Widths(weights=8))
-    return insert(folded, plan, choose_ranges(observe(folded, plan, [images(1)]), plan, "minmax")).train()
+    return insert(folded, plan, choose_ranges(observe(folded, plan, [small_images(1)]), plan, "minmax")).train()
 
 
 def scale_gradients(network: PreparedNetwork, batch: Tensor) -> dict[str, float]:
@@ -64,7 +57,7 @@ def scale_gradients(network: PreparedNetwork, batch: Tensor) -> dict[str, float]
 
 
 def test_a_scale_that_clips_nothing_does_not_learn(network: PreparedNetwork) -> None:
-    batch = images(1)  # the very images of the ranges
+    batch = small_images(1)  # the very images of the ranges
     for grid in network.activation_grids.children():
         assert isinstance(grid, ActivationGrid)
         grid.log_scale.data += 0.1
@@ -77,7 +70,7 @@ def test_a_scale_that_clips_nothing_does_not_learn(network: PreparedNetwork) -> 
 
 
 def test_the_gradient_is_that_of_the_clipped_values_by_hand(network: PreparedNetwork) -> None:
-    batch, (group, grid) = images(1), next(iter(network.activation_grids.items()))
+    batch, (group, grid) = small_images(1), next(iter(network.activation_grids.items()))
     assert isinstance(grid, ActivationGrid)
     grid.log_scale.data -= 1.0  # the first grid, of the images: now it clips
     clipped = ClippedScales(network)
@@ -100,7 +93,7 @@ def test_the_gradient_is_that_of_the_clipped_values_by_hand(network: PreparedNet
 
 
 def test_values_and_all_other_gradients_stay(network: PreparedNetwork) -> None:
-    other, batch = copy.deepcopy(network), images(2)
+    other, batch = copy.deepcopy(network), small_images(2)
     ClippedScales(other)
     outputs = []
     for one in (network, other):
@@ -114,7 +107,7 @@ def test_values_and_all_other_gradients_stay(network: PreparedNetwork) -> None:
 
 
 def test_it_settles_to_the_ordinary_way(network: PreparedNetwork) -> None:
-    batch = images(2)
+    batch = small_images(2)
     before = scale_gradients(network, batch)
     ClippedScales(network).settle()
     assert scale_gradients(network, batch) == before
@@ -122,9 +115,9 @@ def test_it_settles_to_the_ordinary_way(network: PreparedNetwork) -> None:
 
 def test_it_reaches_the_rounding_behind_a_normalisation(network: PreparedNetwork, folded: GraphModule) -> None:
     normalisation = Normalisation(network, folded)
-    normalisation.begin([images(1)])
+    normalisation.begin([small_images(1)])
     ClippedScales(network)
     narrow = [grid for grid in network.activation_grids.children() if isinstance(grid, ActivationGrid)]
     for grid in narrow:
         grid.log_scale.data -= 1.0
-    assert all(value != 0 for value in scale_gradients(network, images(2)).values())
+    assert all(value != 0 for value in scale_gradients(network, small_images(2)).values())

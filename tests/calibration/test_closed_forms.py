@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from backends.onnxruntime_rules import X64
 from backends.placement import Widths, place
-from calibration.capture import capture
 from calibration.closed_forms import FORMS, ClosedForms
-from calibration.fold import fold
 from calibration.freeze import freeze
 from calibration.insert import insert
 from calibration.observe import choose_ranges, observe
+from tests.one_line_net import folded_with_seed, small_images
 
 WEIGHT = [0.1, -0.5, 0.9, -0.2]
 
@@ -82,17 +81,11 @@ class Net(nn.Module):
         return logits
 
 
-def images(seed: int) -> Tensor:
-    return torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.fixture(params=[1, 2, 4])
 def made(request: pytest.FixtureRequest) -> SimpleNamespace:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        folded = fold(capture(Net(), images(0)[:2], source="net"))
+    folded = folded_with_seed(Net)
     plan = place(folded, X64, Widths(weights=request.param))
-    ranges = choose_ranges(observe(folded, plan, [images(1)]), plan, "auto")
+    ranges = choose_ranges(observe(folded, plan, [small_images(1)]), plan, "auto")
     return SimpleNamespace(folded=folded, network=insert(folded, plan, ranges), bits=request.param)
 
 
@@ -122,15 +115,15 @@ def test_it_settles_on_the_same_function_with_ordinary_grids(made: SimpleNamespa
     before = network.graph.get_parameter("second.weight").detach().clone()
     for step in range(5):
         optimiser.zero_grad()
-        torch.autograd.backward((network.train()(images(5 + step))[0] - 1).square().mean())
+        torch.autograd.backward((network.train()(small_images(5 + step))[0] - 1).square().mean())
         optimiser.step()
     assert not torch.equal(before, network.graph.get_parameter("second.weight"))
     network.eval()
     with torch.no_grad():
-        wanted = network(images(20))[0]
+        wanted = network(small_images(20))[0]
         integers = network.weight_grid("second.weight")(network.graph.get_parameter("second.weight")).round()
         forms.settle()
-        assert torch.equal(network(images(20))[0], wanted)
+        assert torch.equal(network(small_images(20))[0], wanted)
     frozen = freeze(network, made.folded).weights["second"]
     assert torch.equal(torch.from_numpy(frozen.integers).float(), integers)
     assert frozen.bits == made.bits and frozen.scale.shape == (32,)
@@ -138,6 +131,6 @@ def test_it_settles_on_the_same_function_with_ordinary_grids(made: SimpleNamespa
 
 def test_a_network_without_narrow_weights_has_no_use_for_them(made: SimpleNamespace) -> None:
     plan = place(made.folded, X64, Widths(weights=8))
-    ranges = choose_ranges(observe(made.folded, plan, [images(1)]), plan, "auto")
+    ranges = choose_ranges(observe(made.folded, plan, [small_images(1)]), plan, "auto")
     with pytest.raises(ValueError, match="no weight has 1, 2 or 4 bits"):
         ClosedForms(insert(made.folded, plan, ranges))

@@ -11,19 +11,18 @@ from backends.onnx_graph import emit
 from backends.onnxruntime_rules import X64
 from backends.placement import Widths, place
 from backends.reference import IntegerOracle
-from calibration.capture import capture
-from calibration.fold import fold
 from calibration.freeze import freeze
 from calibration.insert import insert
 from calibration.observe import choose_ranges, observe
 from calibration.operators import kind
 from calibration.wide_branches import with_wide_branches
+from tests.one_line_net import folded_with_seed, small_images
 
 WIDTHS = Widths(weights=2, activations=2)
 
 
 class Net(nn.Module):
-    """A residual block whose branch pools, between a first layer and a last one."""
+    """A residual block with two branches, between a first layer and a last one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,21 +37,15 @@ class Net(nn.Module):
         return logits
 
 
-def images(seed: int) -> Tensor:
-    return torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.fixture(scope="module")
 def folded() -> GraphModule:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return fold(capture(Net(), images(0)[:2], source="net"))
+    return folded_with_seed(Net)
 
 
 def test_the_function_stays_and_narrow_layers_share_one_copy(folded: GraphModule) -> None:
     changed = with_wide_branches(folded)
     with torch.no_grad():
-        assert torch.equal(changed(images(1))[0], folded(images(1))[0])
+        assert torch.equal(changed(small_images(1))[0], folded(small_images(1))[0])
     (copied,) = [node for node in changed.graph.nodes if kind(node) == "copy"]
     assert {reader.name for reader in copied.users} == {"second", "short"}
     assert not [node for node in folded.graph.nodes if kind(node) == "copy"], "the given graph is as it was"
@@ -74,10 +67,10 @@ def test_the_branch_keeps_8_bits_and_layers_read_few(folded: GraphModule) -> Non
 def test_the_simulation_is_the_oracles(folded: GraphModule) -> None:
     changed = with_wide_branches(folded)
     plan = place(changed, X64, WIDTHS)
-    prepared = insert(changed, plan, choose_ranges(observe(changed, plan, [images(1)]), plan, "auto")).eval()
+    prepared = insert(changed, plan, choose_ranges(observe(changed, plan, [small_images(1)]), plan, "auto")).eval()
     oracle = IntegerOracle(emit(freeze(prepared, changed), opset=21, pack_int4=True))
     with torch.no_grad():
-        assert torch.equal(prepared(images(2))[0], oracle.run(images(2))[0][0])
+        assert torch.equal(prepared(small_images(2))[0], oracle.run(small_images(2))[0][0])
 
 
 class Plain(nn.Module):
@@ -93,5 +86,5 @@ class Plain(nn.Module):
 
 
 def test_a_network_without_branches_stays_the_same_object() -> None:
-    graph = fold(capture(Plain(), images(0)[:2], source="plain"))
+    graph = folded_with_seed(Plain)
     assert with_wide_branches(graph) is graph
