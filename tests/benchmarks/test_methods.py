@@ -3,9 +3,10 @@
     FAQD_BENCHMARK_OUTPUT=DIR python3 -m pytest -m benchmark tests/benchmarks/test_methods.py -s [-k "w4a8 and seed0"]
 
 Every run is kept in DIR/methods.jsonl when it has ended and is not repeated: an interrupted benchmark goes on when
-started again. FAQD_METHODS_STEPS gives all runs that many steps (1,000 by default, the same for each);
-FAQD_METHODS_NETWORK=digits takes the embedded example instead of ResNet-20 on the shared sample, to try the benchmark
-itself. The last step's weights count; nothing but the score reads a label.
+started again, and `-n 2` runs two at a time. FAQD_METHODS_STEPS gives all runs that many steps of 64 images (250 by
+default, the same for each); FAQD_METHODS_NETWORK=digits takes the embedded example instead of ResNet-20 on the shared
+sample, to try the benchmark itself. The last step's weights count; nothing but the score reads a label. What a step
+costs is measured apart (`-k cost`, one process on a machine that does nothing else), as the runs may share theirs.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ import pytest
 from pipeline.report.schema import read_report
 
 if TYPE_CHECKING:
+    from pipeline.report.schema import Report
     from tests.benchmarks.conftest import Columns, Results, Row
 
 pytestmark = pytest.mark.benchmark
 
 NETWORK = os.environ.get("FAQD_METHODS_NETWORK", "resnet20")
-STEPS = int(os.environ.get("FAQD_METHODS_STEPS") or 1000)
+STEPS = int(os.environ.get("FAQD_METHODS_STEPS") or 250)
+BATCH = 64
 SEEDS = (0, 1, 2)
 ORACLE = ("--backend", "reference")
 WIDTHS: dict[str, tuple[str, ...]] = {
@@ -62,6 +65,8 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 # FAQD's formulas are for 4, 2 and 1 bits.
 RUNS = [(w, m) for w in WIDTHS for m in METHODS if (w, m) != ("w8a8", "FAQD's weight grids")]
+SAME = {"network": NETWORK, "steps": STEPS, "batch": BATCH}
+COST_STEPS = (4, 34)
 # What the issue of the methods asks of ResNet-20 without labels, percent; None: nothing.
 GOALS: Mapping[str, float] = {"w4a8": 92.0, "w2a8": 90.8, "w4a4": 91.2, "w2a2": 87.5}
 
@@ -73,7 +78,7 @@ COLUMNS: Columns = {
     "drop from float, points": lambda row: _spread([row["teacher"] - score for score in row["scores"]]),
     "change to logits, points": lambda row: _spread(row["changes"]) if row["changes"] else None,
     "goal": lambda row: GOALS.get(row["widths"]) if NETWORK == "resnet20" else None,
-    "ms per step": lambda row: f"{statistics.mean(row['step_ms']):.0f}" if row["step_ms"] else None,
+    "ms per step": lambda row: f"{row['step_ms']:.0f}" if row["step_ms"] else None,
     "layers at 8 bits": lambda row: ", ".join(row["wide"]) or None,
 }
 
@@ -91,28 +96,71 @@ def test_methods(
     repository: Path,
     tmp_path: Path,
 ) -> None:
-    key = {"network": NETWORK, "steps": STEPS, "widths": widths, "method": method, "seed": seed}
+    key = {**SAME, "widths": widths, "method": method, "seed": seed}
     if results.find(key) is None:
-        results.add(key, **_measured(request, widths, method, seed, repository, tmp_path))
-    kept = [row for row in results.newest() if (row["key"]["network"], row["key"]["steps"]) == (NETWORK, STEPS)]
-    lines = _lines(kept)
+        report = _run(request, widths, method, seed, repository, tmp_path)
+        assert report.distillation is not None
+        results.add(
+            key,
+            teacher=100 * (report.accuracy.teacher or 0.0),
+            score=100 * (report.accuracy.runtime or 0.0),
+            chosen=report.distillation.chosen,
+            wide=[layer.name for layer in report.layers if layer.weight_bits == 8 and widths != "w8a8"],
+        )
+    _publish(results, benchmark_folder)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != PTQ])
+def test_cost(
+    method: str,
+    request: pytest.FixtureRequest,
+    results: Results,
+    benchmark_folder: Path,
+    repository: Path,
+    tmp_path: Path,
+) -> None:
+    """What one more step of a method costs: a run of some steps less a run of few, W4A8."""
+    seconds = {}
+    for steps in COST_STEPS:
+        report = _run(request, "w4a8", method, 0, repository, tmp_path / str(steps), steps=steps)
+        seconds[steps] = report.seconds["distil"]
+    few, some = COST_STEPS
+    step_ms = 1000 * (seconds[some] - seconds[few]) / (some - few)
+    results.add({"network": NETWORK, "batch": BATCH, "cost": method}, step_ms=step_ms)
+    _publish(results, benchmark_folder)
+
+
+def _publish(results: Results, benchmark_folder: Path) -> None:
+    rows = results.newest()
+    kept = [row for row in rows if all(row["key"].get(name) == value for name, value in SAME.items())]
+    costs = {row["key"]["cost"]: row["step_ms"] for row in rows if "cost" in row["key"]}
+    lines = _lines(kept, costs)
     results.publish(
-        f"Methods side by side: {NETWORK}, {STEPS} steps each",
+        f"Methods side by side: {NETWORK}, {STEPS} steps of {BATCH} images each",
         COLUMNS,
         lines,
         notes=[
             "mean over the seeds +- sample standard deviation; the last step's weights; label-free",
             "top-1 on the runtime (W4A4 and W2A2: on the integer oracle, deployable on no runtime of today)",
             "change to logits: to logits alone with the same widths and seed",
+            "ms per step: W4A8, measured apart, one run after another",
         ],
     )
     (benchmark_folder / "methods.svg").write_text(_plot(lines), encoding="utf-8")
 
 
-def _measured(
-    request: pytest.FixtureRequest, widths: str, method: str, seed: int, repository: Path, folder: Path
-) -> Row:
-    """Run the command; what its report says."""
+def _run(
+    request: pytest.FixtureRequest,
+    widths: str,
+    method: str,
+    seed: int,
+    repository: Path,
+    folder: Path,
+    *,
+    steps: int = STEPS,
+) -> Report:
+    """Run the command; its report."""
+    flags = {"--steps": str(steps), "--batch-size": str(BATCH)}
     command = [sys.executable, "-m", "pipeline", "run", "--seed", str(seed), "--output", str(folder / "run")]
     if NETWORK != "digits":
         cifar = request.getfixturevalue("cifar")
@@ -121,27 +169,15 @@ def _measured(
         command += ["--eval-data", cifar.test]
     else:
         command += ["--eval-data", "digits"]
-    command += [*WIDTHS[widths], "--steps", str(STEPS), "--max-drop", "100"]
     # A flag that is given twice is refused: the method's own wins.
-    own = METHODS[method]
-    if "--steps" in own:
-        index = command.index("--steps")
-        del command[index : index + 2]
-    finished = subprocess.run([*command, *own], cwd=repository, capture_output=True, text=True, check=False)
+    shared = [part for flag, value in flags.items() if flag not in METHODS[method] for part in (flag, value)]
+    command += [*WIDTHS[widths], "--max-drop", "100", *shared, *METHODS[method]]
+    finished = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert finished.returncode in (0, 1), finished.stderr
-    report = read_report(folder / "run" / "report.json")
-    assert report.distillation is not None
-    steps = report.distillation.steps
-    return {
-        "teacher": 100 * (report.accuracy.teacher or 0.0),
-        "score": 100 * (report.accuracy.runtime or 0.0),
-        "step_ms": 1000 * report.seconds["distil"] / steps if steps else None,
-        "chosen": report.distillation.chosen,
-        "wide": [layer.name for layer in report.layers if layer.weight_bits == 8 and widths != "w8a8"],
-    }
+    return read_report(folder / "run" / "report.json")
 
 
-def _lines(rows: Sequence[Row]) -> list[Row]:
+def _lines(rows: Sequence[Row], costs: Mapping[str, float]) -> list[Row]:
     """One row per widths and method, figures as lists over the seeds."""
     runs = {(row["key"]["widths"], row["key"]["method"], row["key"]["seed"]): row for row in rows}
     lines = []
@@ -162,7 +198,7 @@ def _lines(rows: Sequence[Row]) -> list[Row]:
                         for seed, row in found.items()
                         if (base := bases[seed]) is not None and method not in (LOGITS, PTQ)
                     ],
-                    "step_ms": [row["step_ms"] for row in found.values() if row["step_ms"] is not None],
+                    "step_ms": costs.get(method),
                     "wide": next(iter(found.values()))["wide"],
                     "circumstances": [row["circumstances"] for row in found.values()],
                 }
@@ -175,8 +211,7 @@ def _plot(lines: Sequence[Row]) -> str:
     scores = [statistics.mean(line["scores"]) for line in lines]
     low: float = min(scores) - 1
     high: float = max(scores) + 1
-    costs = [statistics.mean(line["step_ms"]) for line in lines if line["step_ms"]]
-    widest = max(costs, default=1.0)
+    widest = max((line["step_ms"] for line in lines if line["step_ms"]), default=1.0)
     marks, methods = [], list(METHODS)
 
     def height(score: float) -> float:
@@ -187,7 +222,7 @@ def _plot(lines: Sequence[Row]) -> str:
         title = f"<title>{line['method']}, {line['widths']}: {score:.2f} %</title>"
         places = [80 + 80 * list(WIDTHS).index(line["widths"])]
         if line["step_ms"]:
-            places.append(560 + 320 * statistics.mean(line["step_ms"]) / widest)
+            places.append(560 + 320 * line["step_ms"] / widest)
         marks += [
             f'<circle cx="{x:.1f}" cy="{height(score):.1f}" r="5" fill="{colour}">{title}</circle>' for x in places
         ]
