@@ -282,7 +282,9 @@ class Emitter:
         model.graph.node.extend(self.nodes)
         model.graph.input.extend(inputs)
         model.graph.output.extend(results)
-        model.graph.initializer.extend(self.initialisers.values())
+        for constant in list(self.initialisers):
+            # One by one: the copy that the model takes of each is the only one then.
+            model.graph.initializer.append(self.initialisers.pop(constant))
         check_model(model)
         return model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import math
 import tempfile
 from collections.abc import Iterator
@@ -48,24 +49,27 @@ def weight_bytes(model: onnx.ModelProto) -> int:
 
 
 def serialise(model: onnx.ModelProto, *, name: str, most: int = LARGEST_MODEL) -> Serialised:
-    """A model as bytes; with more than `most` bytes of constants, the large ones for a file NAME.data beside NAME."""
+    """A model as bytes; with more than `most` bytes of constants, the large ones for a file NAME.data beside NAME.
+
+    These leave `model` on the way: there is no room for all of them twice.
+    """
     if weight_bytes(model) <= most:
         whole: bytes = model.SerializeToString()
         return whole
-    graph, parts, position = _without_large(model), list[bytes](), 0
+    graph, data = _without_large(model), io.BytesIO()
     for tensor in model.graph.initializer:
         if not _is_large(tensor):
             continue
         stored = tensor.raw_data
         outside = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         outside.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", name + DATA_SUFFIX), ("offset", position), ("length", len(stored))):
+        for key, value in (("location", name + DATA_SUFFIX), ("offset", data.tell()), ("length", len(stored))):
             outside.external_data.add(key=key, value=str(value))
         graph.graph.initializer.append(outside)
-        padding = -len(stored) % _PAGE
-        parts += [stored, bytes(padding)]
-        position += len(stored) + padding
-    return SplitModel(graph=graph.SerializeToString(), data=b"".join(parts), location=name + DATA_SUFFIX)
+        tensor.ClearField("raw_data")
+        data.write(stored)
+        data.write(bytes(-len(stored) % _PAGE))
+    return SplitModel(graph=graph.SerializeToString(), data=data.getvalue(), location=name + DATA_SUFFIX)
 
 
 def parsed(model: Serialised) -> onnx.ModelProto:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import io
 import logging
@@ -26,6 +25,7 @@ from calibration.errors import UserError
 from calibration.mutation import mutates_a_view
 from calibration.normal_form import NO_OPERATION, normal_form
 from calibration.operators import make_graph_module
+from calibration.sharing import sharing_copy
 
 _REMEDY = (
     "wrap or replace that part with a builder given as --teacher python:package.module:function, or name a part that"
@@ -36,9 +36,9 @@ _REMEDY = (
 def capture(module: nn.Module, example: Tensor, *, source: str) -> GraphModule:
     """Capture `module` in evaluation mode as a graph of functional ATen operators over a free batch size.
 
-    `example` float32 [B, C, H, W] with B >= 2; `source` names the network in errors. The result owns copies of
-    all parameters, returns a tuple of tensors, and lists their names in `meta["outputs"]`; nodes are named after
-    the modules they come from. Raises UserError naming module and line when the network cannot be captured.
+    `example` float32 [B, C, H, W] with B >= 2; `source` names the network in errors. The result returns a tuple of
+    tensors, whose names are in `meta["outputs"]`; its nodes are named after the modules they come from, its parameters
+    lie in the module's memory. Raises UserError naming module and line when the network cannot be captured.
     """
     _check_arguments(module, source)
     exported, names = _export(module, example, source)
@@ -58,7 +58,7 @@ def _export(module: nn.Module, example: Tensor, source: str) -> tuple[ExportedPr
     """The exported program of a copy of the module, and the names of its outputs."""
     try:
         with _hushed():
-            module = copy.deepcopy(module).eval()
+            module = sharing_copy(module).eval()
         # Before exporting, which runs on tensors without values: older versions of torch check less there.
         _check_takes(module, example, source)
         with _hushed():
@@ -143,7 +143,8 @@ def _where(module: nn.Module, trace: TracebackType | None) -> str:
         if names:
             path = paths.get(id(frame.f_locals.get(names[0])), path)
         in_standard_library = standard_library in file.parents and "site-packages" not in file.parts
-        if file.is_file() and not (torch_library in file.parents or in_standard_library or file == Path(__file__)):
+        ours = Path(__file__).parent in file.parents
+        if file.is_file() and not (torch_library in file.parents or in_standard_library or ours):
             place = f", {file}:{line}"
     return f"module {path}{place}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from calibration.errors import UserError
 from calibration.multipliers import constant_as_number
 from calibration.operators import argument, constant, kind, make_graph_module, pair, shape, static_shape
 from calibration.reshapes import activation_before_reshape
+from calibration.sharing import sharing_copy
 
 aten = torch.ops.aten
 
@@ -31,9 +31,9 @@ def fold(graph_module: GraphModule) -> GraphModule:
     become one. PReLUs with one slope become leaky ReLUs. Averages over a whole map become `adaptive_avg_pool2d(1)`,
     adaptive poolings of a map to its own size disappear, those to a part of it are average poolings, and what is
     computed from constants alone becomes a constant. Equal to the original up to float32 rounding. Raises UserError for
-    a BatchNorm that has no running statistics.
+    a BatchNorm that has no running statistics. Weights that it leaves alone are in memory once.
     """
-    graph_module = copy.deepcopy(graph_module)
+    graph_module = sharing_copy(graph_module)
     outputs = graph_module.meta["outputs"]
     fold_constants(graph_module)
     fold_batches(graph_module)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from calibration.integer_products import LARGEST_ACTIVATION
 from calibration.operators import argument, constant, output_groups
 from calibration.plan import Plan
 from calibration.prepared import PreparedNetwork
+from calibration.sharing import sharing_copy
 
 _INT32_MAX = 2**31 - 1
 
@@ -66,14 +66,14 @@ def freeze(prepared: PreparedNetwork, folded: GraphModule) -> FrozenNetwork:
     Raises UserError when training has left a value that is not finite, or a layer's sums could leave int32, naming
     tensor or layer.
     """
-    prepared = copy.deepcopy(prepared).cpu().eval()
-    plan, trained = prepared.plan, copy.deepcopy(folded).cpu()
+    prepared = sharing_copy(prepared).cpu().eval()
+    plan, trained = prepared.plan, sharing_copy(folded).cpu()
     learned = dict(prepared.graph.named_parameters()) | dict(prepared.graph.named_buffers())
     weights: dict[str, FrozenConstant] = {}
     biases: dict[str, FrozenConstant] = {}
     with torch.no_grad():
         for name, value in [*trained.named_parameters(), *trained.named_buffers()]:
-            value.copy_(_finite(learned[name], name))
+            value.data = _finite(learned[name], name)
         activations = {placement.tensor: _activation(prepared, placement.group) for placement in plan.activations}
         nodes = {node.name: node for node in trained.graph.nodes}
         for placement in plan.weights:

@@ -50,6 +50,7 @@ from calibration.quantisers import (
     RequantiseSum,
     RescaleProduct,
 )
+from calibration.sharing import sharing_copy
 from calibration.windows import equal_windows
 
 _INTEGER_PRODUCTS: dict[str, Any] = {
@@ -72,13 +73,17 @@ _INTEGER_FORMS: dict[str, Any] = {
 _LARGEST_FIRST_BIAS = 2.0**28
 
 
-def insert(graph_module: GraphModule, plan: Plan, ranges: Mapping[str, Range]) -> PreparedNetwork:
+def insert(
+    graph_module: GraphModule, plan: Plan, ranges: Mapping[str, Range], *, shared: bool = False
+) -> PreparedNetwork:
     """A trainable copy of a folded graph in which everything that the plan rounds is integers.
 
-    `ranges` by group, as `choose_ranges` gives them. The copy owns its parameters. Raises ValueError for a plan
+    `ranges` by group, as `choose_ranges` gives them. The copy owns its parameters, or with `shared`, for one
+    that is not to be trained, has them in the same memory. Raises ValueError for a plan
     that names nodes which the graph does not have, or groups that have no range.
     """
-    return _Insertion(copy.deepcopy(graph_module), plan, ranges).run(graph_module.meta["outputs"])
+    copied = sharing_copy(graph_module) if shared else copy.deepcopy(graph_module)
+    return _Insertion(copied, plan, ranges).run(graph_module.meta["outputs"])
 
 
 class _Insertion:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch.fx import GraphModule, Node
 
 from calibration.affine import fold_affine
 from calibration.decompositions import before
 from calibration.operators import MOVEMENT, WEIGHTED, constant, kind, make_graph_module, multiplier, static_shape
+from calibration.sharing import sharing_copy
 
 
 def constant_as_number(graph_module: GraphModule, node: Node) -> None:
@@ -35,7 +34,7 @@ def numbers_before_products(graph_module: GraphModule) -> GraphModule:
     The same function up to float32 rounding. An operand that a layer computes is chosen, for it is or may be rounded,
     and on its grid the number costs nothing; a product without one is left alone. The graph itself where none changes.
     """
-    changed = copy.deepcopy(graph_module)
+    changed = sharing_copy(graph_module)
     moved = [_move_before(changed, node) for node in list(changed.graph.nodes)]
     if not any(moved):
         return graph_module

@@ -6,7 +6,6 @@ same sums of the same products: a part is some of the output channels.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,6 +19,7 @@ from calibration.affine import owns_weight
 from calibration.constants import new_constants
 from calibration.decompositions import before
 from calibration.operators import argument, axis_order, constant, kind, make_graph_module, static_shape
+from calibration.sharing import sharing_copy
 
 aten = torch.ops.aten
 
@@ -43,7 +43,7 @@ def with_layers_per_part(graph_module: GraphModule) -> GraphModule:
     """
     if not any(_parts(node) for node in graph_module.graph.nodes):
         return graph_module
-    changed = copy.deepcopy(graph_module)
+    changed = sharing_copy(graph_module)
     for node in list(changed.graph.nodes):
         if _parts(node):
             _rewrite(changed, node)

@@ -9,7 +9,6 @@ that had a BatchNorm behind every convolution it is training with BatchNorm and 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +22,7 @@ from calibration.plan import WeightPlacement
 from calibration.prepared import OPERATIONS, PreparedNetwork
 from calibration.quantisers import RequantiseProduct, RescaleProduct
 from calibration.rounding import requantise
+from calibration.sharing import sharing_copy
 
 # Added to a variance before its root: of sums in steps of the output, far below what rounding adds.
 _EPSILON = 1e-5
@@ -141,7 +141,7 @@ class Normalisation:
 
         Not of the rounded ones: few bits move both far, and the normalisations put them right from the first step on.
         """
-        floats = copy.deepcopy(self._folded).to(next(self.network.parameters()).device)
+        floats = sharing_copy(self._folded).to(next(self.network.parameters()).device)
         watching = _Watching(floats, (layer.name for layer in self._layers.values()))
         with torch.no_grad():
             for images in batches:

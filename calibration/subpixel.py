@@ -7,7 +7,6 @@ position at distance r from its block's corner sees the kernel's taps r, r + str
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from calibration.affine import owns_weight
 from calibration.constants import new_constants
 from calibration.decompositions import before
 from calibration.operators import argument, constant, kind, make_graph_module, pair, static_shape
+from calibration.sharing import sharing_copy
 
 aten = torch.ops.aten
 
@@ -30,7 +30,7 @@ def without_transposed_convolutions(graph_module: GraphModule) -> GraphModule:
     """
     if not any(kind(node) == "conv_transpose" for node in graph_module.graph.nodes):
         return graph_module
-    changed = copy.deepcopy(graph_module)
+    changed = sharing_copy(graph_module)
     for node in list(changed.graph.nodes):
         if kind(node) == "conv_transpose":
             _rewrite(changed, node)

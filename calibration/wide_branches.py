@@ -6,12 +6,11 @@ are. A tensor has one grid for all its readers here, so where a branch reads wha
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch.fx import GraphModule, Node
 
 from calibration.operators import WEIGHTED, has_weighted, kind, make_graph_module, tensor_inputs
+from calibration.sharing import sharing_copy
 
 aten = torch.ops.aten
 
@@ -24,7 +23,7 @@ def with_wide_branches(graph_module: GraphModule) -> GraphModule:
     shared = [node.name for node in graph_module.graph.nodes if _is_shared(node)]
     if not shared:
         return graph_module
-    changed = copy.deepcopy(graph_module)
+    changed = sharing_copy(graph_module)
     for node in list(changed.graph.nodes):
         if node.name in shared:
             layers = [reader for reader in node.users if _is_narrow(reader, node)]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -22,7 +22,7 @@ from calibration.insert import insert
 from calibration.observe import Range
 from calibration.plan import Plan
 from calibration.prepared import PreparedNetwork
-from pipeline.atomic import write_bytes, write_text
+from pipeline.atomic import whole_file, write_text
 from pipeline.outputs import Output
 from pipeline.preprocessing import Preprocessing
 from pipeline.report.schema import Distillation
@@ -76,9 +76,9 @@ class PreparedStudent:
     ranges: Mapping[str, Range]
     notes: tuple[str, ...] = ()
 
-    def network(self) -> PreparedNetwork:
-        """The prepared network, calibrated and untrained."""
-        return insert(self.folded, self.plan, self.ranges)
+    def network(self, *, trainable: bool = False) -> PreparedNetwork:
+        """The prepared network, calibrated; its weights are those of the float one unless it is to be trained."""
+        return insert(self.folded, self.plan, self.ranges, shared=not trainable)
 
     def save(self, path: Path) -> None:
         """Keep plan, ranges and notes as one JSON file."""
@@ -127,8 +127,15 @@ class QuantisedStudent:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     """Write tensors and a JSON record into one safetensors file, at once."""
-    kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_bytes(path, save(kept, {"record": json.dumps(record)}))
+    kept, places = dict[str, Tensor](), set[int]()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        # No two tensors of a file may lie in one place; all others are written from where they are.
+        place = plain.untyped_storage().data_ptr()
+        kept[name] = plain.clone() if place in places else plain
+        places.add(place)
+    with whole_file(path) as temporary:
+        save_file(kept, temporary, {"record": json.dumps(record)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -31,15 +31,25 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         UserError: the disk is full or the place cannot be written; whatever was at `path` before is unharmed.
     """
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give the path of an empty file to write; it becomes `path` when the block ends without an error, or goes.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written; whatever was at `path` before is unharmed.
+    """
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(descriptor)
         temporary = Path(name)
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            yield temporary
+            _sync(temporary)
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
         except BaseException:

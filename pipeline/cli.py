@@ -25,7 +25,6 @@ from pipeline import __version__
 from pipeline.config import ENGINE_GROUP, EngineConfig, RunConfig, ValidationConfig
 from pipeline.config.compare import CompareConfig
 from pipeline.config.file import read_settings
-from pipeline.memory import keep_freed_memory
 from pipeline.progress import progress_on
 from pipeline.recipes import recipe_named
 from pipeline.recipes import recipes as all_recipes
@@ -107,7 +106,6 @@ def run(
     validated here.
     """
     progress = progress_on(_configure_talk(talk), quiet=talk.quiet)
-    keep_freed_memory()
     from pipeline.run import run as run_pipeline
 
     report = run_pipeline(config, progress)

@@ -21,6 +21,7 @@ from pipeline.defaults import (
 )
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.distillation.task import Schedule, Task
+from pipeline.memory import freed_memory_kept
 from pipeline.progress import Progress
 from pipeline.records import from_json, to_json
 from pipeline.report.schema import Distillation
@@ -68,11 +69,12 @@ def taught_in_float(
             device=resolve_device(config.execution.device),
             seed=config.execution.seed,
         )
-        weights, agreement = teach_float(
-            task,
-            checkpoint=folder.float_checkpoint,
-            step=lambda done, total, figures: progress.step(done, total, **figures),
-        )
+        with freed_memory_kept():
+            weights, agreement = teach_float(
+                task,
+                checkpoint=folder.float_checkpoint,
+                step=lambda done, total, figures: progress.step(done, total, **figures),
+            )
         save_tensors(folder.float_student, weights, {"agreement": agreement})
         folder.float_checkpoint.unlink(missing_ok=True)
     remark = (
@@ -138,7 +140,7 @@ def distilled(
         kept = folder.trained if generation == generations - 1 else folder.generation(generation)
         if config.output.resume and kept.exists():
             tensors, record = load_tensors(kept)
-            network = prepared.network()
+            network = prepared.network(trainable=True)
             network.load_state_dict(tensors)
             trained = TrainedStudent(
                 network=network.eval(), distillation=from_json(Distillation, record, where=str(kept))
@@ -198,9 +200,10 @@ def _one_generation(
         co_teachers=tuple(network.folded for network in co_teachers),
         predecessor=None if predecessor is None else predecessor.network,
     )
-    return distil(
-        task,
-        checkpoint=folder.checkpoint,
-        step=lambda done, total, figures: progress.step(done, total, **figures),
-        say=progress.say,
-    )
+    with freed_memory_kept():
+        return distil(
+            task,
+            checkpoint=folder.checkpoint,
+            step=lambda done, total, figures: progress.step(done, total, **figures),
+            say=progress.say,
+        )

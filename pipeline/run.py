@@ -19,6 +19,7 @@ from pipeline.config.compare import CompareConfig
 from pipeline.data import open_images, open_labelled, split_held_out
 from pipeline.distillation.build import build_objective
 from pipeline.learning import float_steps, objective_config, taught_in_float, widths
+from pipeline.memory import freed_memory_kept
 from pipeline.progress import Progress, timed_stage
 from pipeline.quantisers import QUANTISERS, Job
 from pipeline.randomness import generator_for
@@ -238,13 +239,14 @@ def _imagined(config: RunConfig, folder: RunFolder, teacher: Network, progress: 
         tensors, record = load_tensors(folder.generated)
         pixels, remarks = tensors["images"].numpy(), tuple(record["remarks"])
     else:
-        pixels, remarks = imagine(
-            teacher,
-            steps=config.data.generator_steps,
-            count=config.data.generated_images,
-            seed=config.execution.seed,
-            step=lambda done, total, figures: progress.step(done, total, **figures),
-        )
+        with freed_memory_kept():
+            pixels, remarks = imagine(
+                teacher,
+                steps=config.data.generator_steps,
+                count=config.data.generated_images,
+                seed=config.execution.seed,
+                step=lambda done, total, figures: progress.step(done, total, **figures),
+            )
         save_tensors(folder.generated, {"images": torch.from_numpy(pixels)}, {"remarks": remarks})
     source = ArraySource(NO_DATA, pixels)
     source.notes = remarks

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
+from calibration.sharing import sharing_copy
 from pipeline.distillation.mirror import mean_of_mirrored
 from pipeline.distillation.objective import Objective
 from pipeline.distillation.taps import Tapped, tap_float, tap_prepared, write_in_place
@@ -22,13 +21,13 @@ class Teachers:
 
     def __init__(self, task: Task, objective: Objective) -> None:
         self.device, self.fast, self.mirror = task.device, task.fast, task.mirror
-        # Copies: the student is made from the same graph, and the caller's stays on its device.
+        # Copies: what is tapped and moved to the device is not the caller's graph.
         tapped = [
-            write_in_place(tap_float(copy.deepcopy(teacher), list(taps.values()), list(taps)))
+            write_in_place(tap_float(sharing_copy(teacher), list(taps.values()), list(taps)))
             for teacher, taps in zip(graphs_of(task), objective.taps, strict=True)
         ]
         if task.predecessor is not None:
-            tapped[0] = tap_prepared(copy.deepcopy(task.predecessor), list(objective.taps[0]), reals=objective.reals)
+            tapped[0] = tap_prepared(sharing_copy(task.predecessor), list(objective.taps[0]), reals=objective.reals)
         self.networks: list[Tapped] = [channels_last(teacher, task.device).eval() for teacher in tapped]
 
     @torch.no_grad()

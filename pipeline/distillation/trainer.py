@@ -55,7 +55,7 @@ class Trainer:
 
     def _begin(self) -> None:
         """The calibrated student, a fresh optimiser, step 0."""
-        self.network = self._calibrated().train()
+        self.network = self._calibrated(trainable=bool(self.task.schedule.steps)).train()
         self.normalisation: Normalisation | None = None
         if self.task.schedule.normalised and self.task.schedule.steps:
             self.normalisation = Normalisation(self.network, self.task.student.folded)
@@ -75,8 +75,8 @@ class Trainer:
         self.curve: list[tuple[int, float]] = []
         self.watch = DivergenceWatch(reference=self.loss_calibrated, floor=self.floor)
 
-    def _calibrated(self) -> PreparedNetwork:
-        return channels_last(self.task.student.network(), self.task.device)
+    def _calibrated(self, *, trainable: bool) -> PreparedNetwork:
+        return channels_last(self.task.student.network(trainable=trainable), self.task.device)
 
     # Losses.
 
@@ -109,7 +109,7 @@ class Trainer:
 
     def measure_start(self) -> None:
         """Judge the calibrated student: what training must improve, and what divergence is measured by."""
-        self.loss_calibrated, ignorant = self.held_out_loss(self._calibrated())
+        self.loss_calibrated, ignorant = self.held_out_loss(self._calibrated(trainable=False))
         self.floor = _HARMLESS_SHARE * ignorant
         self.watch = DivergenceWatch(reference=self.loss_calibrated, floor=self.floor)
 
@@ -201,7 +201,7 @@ class Trainer:
             self.clipped_scales.settle()
         if self.normalisation is not None and not self.diverged:
             statistics = self.images.for_statistics(self.task.schedule.steps)
-            self.network = self.normalisation.fold(self._calibrated(), statistics)
+            self.network = self.normalisation.fold(self._calibrated(trainable=True), statistics)
         ended = bool(self.task.schedule.steps) and not self.diverged
         final = self.held_out_loss(self.network)[0] if ended else self.loss_calibrated
         # Small losses on held-out images rank students that all but equal their teacher no better than chance does.
@@ -218,6 +218,8 @@ class Trainer:
             diverged=self.diverged,
             curve=tuple(self.curve),
         )
+        for parameter in network.parameters():
+            parameter.grad = None  # as large as the network itself
         # Plain memory layout: what is saved and frozen must not depend on the layout that trained fastest.
         plain = network.cpu().to(memory_format=torch.contiguous_format)
         return TrainedStudent(network=plain.eval(), distillation=record)

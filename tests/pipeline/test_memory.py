@@ -8,28 +8,42 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
+
 _ALLOCATING = """
 import resource
-from pipeline.memory import keep_freed_memory
-if {keep}:
-    assert keep_freed_memory()
+from contextlib import nullcontext
+from pipeline.memory import freed_memory_kept
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-size = 2**25
-len(b"x" * size)  # 32 MiB: 8192 pages
-before = faults()
-for _ in range(10):
-    len(b"x" * size)
-print(faults() - before)
+def pages():
+    return int(open("/proc/self/statm").read().split()[1])
+size = 2**26
+with {block}:
+    len(b"x" * size)  # 64 MiB: 16384 pages
+    before = faults()
+    for _ in range(10):
+        len(b"x" * size)
+    print(faults() - before)
+    held = pages()
+print(held - pages())
 """
 
 
-def _page_faults(*, keep: bool) -> int:
-    command = [sys.executable, "-c", _ALLOCATING.format(keep=keep)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def _pages(block: str) -> tuple[int, int]:
+    """How many are asked for while a block of memory is used again, and how many the end of the block gives back."""
+    command = [sys.executable, "-c", _ALLOCATING.format(block=block)]
+    asked, given_back = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return int(asked), int(given_back)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
-def test_the_kernel_is_asked_once_for_a_block_that_is_used_again() -> None:
-    assert _page_faults(keep=False) > 10_000
-    assert _page_faults(keep=True) < 100
+def test_the_kernel_is_asked_once_for_a_block_that_is_used_again_and_gets_it_back_at_the_end() -> None:
+    asked, given_back = _pages("freed_memory_kept()")
+    assert asked < 100
+    assert given_back > 16_000
+
+
+def test_without_it_the_kernel_is_asked_each_time() -> None:
+    asked, given_back = _pages("nullcontext()")
+    assert asked > 100_000
+    assert given_back < 100
