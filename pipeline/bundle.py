@@ -102,6 +102,11 @@ class Bundle:
         return size if isinstance(size, int) else None
 
     @property
+    def any_size(self) -> bool:
+        """Whether the model takes images of any height and width."""
+        return isinstance(self.manifest["inputs"][0]["shape"][2], str)
+
+    @property
     def outputs(self) -> tuple[Output, ...]:
         """What the model's outputs hold, in the file's order, at the size of the golden inputs."""
         return tuple(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from backends.base import Backend, Runner
 from backends.cpu import elsewhere, host_cpu
@@ -192,12 +193,14 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
             count, most = len(evaluation.images), images_at_once(bundle.preprocessing, _BATCH)
             batches = scored_images(evaluation, np.arange(count), bundle.preprocessing, most, 0)
         scores = score(columns, batches, bundle.outputs, step=lambda done: progress.step(done, count))
+        another = _another_size_of(bundle, backend, runner)
     census, remark = count_kernels(backend, bundle.model, bundle.plan.integer_layers())
     latency = no_latency(batch, config.threads)
     if absent is None and backend.has_times:
         inputs = filled_up(torch.from_numpy(bundle.golden.inputs), batch).numpy()
         latency = measure_latency(backend, bundle.model, float_model, inputs, threads=config.threads)
     gates = gates_of(config, scores, census, latency, bundle.plan, backend)
+    gates = (*gates, *(gate for gate, _ in another))
     return Report(
         status=verdict(gates, on_target=scores.accuracy.runtime is not None),
         backend=backend.name,
@@ -219,6 +222,7 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
         notes=(
             *remarks,
             *batch_remark,
+            *(line for _, line in another if line),
             *(line for line in (absent, remark) if line),
             *_notes(backend, bundle.plan),
         ),
@@ -261,6 +265,19 @@ def _another_size(
     if config.quantisation.static_batch is not None:
         images = filled_up(images, config.quantisation.static_batch)
     return [gate_of_other_size(quantised.compiled.model, quantised.backend, runner, teacher.outputs, images, least)]
+
+
+def _another_size_of(bundle: Bundle, backend: Backend, runner: Runner | None) -> list[tuple[Gate, str | None]]:
+    """The same for a bundle, whose golden inputs are stretched to the other size."""
+    if not bundle.any_size:
+        return []
+    size = other_size(bundle.preprocessing)
+    few = torch.from_numpy(bundle.golden.inputs[: images_at_once(size, _OTHER_SIZE_IMAGES)])
+    images = functional.interpolate(few, size=(size.height, size.width), mode="nearest")
+    if bundle.fixed_batch is not None:
+        images = filled_up(images, bundle.fixed_batch)
+    least = least_parity(bundle.plan, backend)
+    return [gate_of_other_size(bundle.model, backend, runner, bundle.outputs, images, least)]
 
 
 def _oracle(model: Serialised, backend: Backend) -> Outputs:

@@ -146,7 +146,9 @@ def arguments(builder: str, folder: str) -> tuple[str, ...]:
         ),
     ],
 )
-def test_one_file_takes_images_of_any_size(builder: str, shapes: dict[str, list[object]]) -> None:
+def test_one_file_takes_images_of_any_size(
+    builder: str, shapes: dict[str, list[object]], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*arguments(builder, builder), "--quiet"]) == 0
     folder = Path(builder)
     report = read_report(folder / "report.json")
@@ -180,6 +182,11 @@ def test_one_file_takes_images_of_any_size(builder: str, shapes: dict[str, list[
         for name, mine, ours in zip(names, plain, quantised, strict=True):
             np.testing.assert_allclose(mine, wanted[name].numpy(), atol=1e-4)
             assert np.abs(ours - mine).mean() < 0.1 * mine.std()
+
+    capsys.readouterr()
+    assert main(["validate", str(folder / "bundle"), "--quiet"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "at 96x64 px, 2 images" in said and "the same at another size of images" in said
     done = subprocess.run([sys.executable, str(folder / "bundle" / "check.py")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert main(["validate", str(folder / "bundle"), "--quiet"]) == 0
