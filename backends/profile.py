@@ -90,7 +90,8 @@ class Profile:
     `averages_as_convolutions`: average poolings with equal windows are depthwise convolutions of ones in the file;
     `maximum_for_prelu`: a PReLU is written as the larger of x and slope times x;
     `numbers_in_scales`: a number that multiplies a rounded tensor, or a product of two, changes a scale and no integer;
-    `parts_as_layers`: its linear layers whose result is taken apart, as into query, key and value, become one per part.
+    `parts_as_layers`: its linear layers whose result is taken apart, as into query, key and value, become one per part;
+    `channels_last`: convolutions hold maps with channels last, so rows of positions are taken from such maps.
     """
 
     name: str
@@ -118,3 +119,4 @@ class Profile:
     maximum_for_prelu: bool = False
     numbers_in_scales: bool = False
     parts_as_layers: bool = False
+    channels_last: bool = False

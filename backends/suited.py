@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch.fx import GraphModule
 
 from backends.profile import Profile
+from calibration.channels_last import rows_of_channels_last
 from calibration.multipliers import numbers_before_products
 from calibration.parts import with_layers_per_part
 from calibration.subpixel import without_transposed_convolutions
@@ -18,4 +19,6 @@ def suited_graph(folded: GraphModule, profile: Profile) -> GraphModule:
         folded = numbers_before_products(folded)
     if profile.parts_as_layers:
         folded = with_layers_per_part(folded)
+    if profile.channels_last:
+        folded = rows_of_channels_last(folded)
     return folded

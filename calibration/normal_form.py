@@ -14,7 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 from calibration import decompositions
 from calibration.decompositions import before, reshaped
 from calibration.mutation import functional, is_in_place
-from calibration.operators import argument, attribute, clip_bounds, kind, static_shape
+from calibration.operators import argument, attribute, axis_order, clip_bounds, kind, static_shape
 from calibration.spellings import SPELLINGS, WITH_INDICES, channel_shuffle, hard_sigmoid
 
 aten = torch.ops.aten
@@ -133,7 +133,7 @@ def _same_tensor(node: Node) -> Node | None:
     source = node.args[0] if node.op == "call_function" and node.args else None
     if not isinstance(source, Node):
         return None
-    if node.target in NO_OPERATION or _is_whole_slice(node):
+    if node.target in NO_OPERATION or _is_whole_slice(node) or _moves_nothing(node):
         return source
     if node.target is aten.slice_scatter.default and _is_whole_slice(node, shift=1):
         written = node.args[1]
@@ -162,6 +162,10 @@ def _bounds(node: Node, *, shift: int = 0) -> tuple[Any, ...]:
         argument(node, i + shift, name) for i, name in ((1, "dim"), (2, "start"), (3, "end"), (4, "step"))
     )
     return axis or 0, start or 0, sys.maxsize if end is None else end, step or 1
+
+
+def _moves_nothing(node: Node) -> bool:
+    return kind(node) == "transpose" and axis_order(node) == list(range(len(static_shape(node))))
 
 
 def _is_whole_slice(node: Node, *, shift: int = 0) -> bool:
