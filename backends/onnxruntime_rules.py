@@ -109,8 +109,8 @@ X64 = Profile(
     # Measured, scores of attention, 96 products of 56x56 matrices, ns a value: 2.43 where a number multiplies the query
     # in float, 1.32 on integers.
     numbers_in_scales=True,
-    # The runtime gives every QLinearConv a map with channels last (nhwc_transformer.cc). Measured, one thread, 128 px, ms
-    # before and after: EfficientFormerV2-S0 3.97 and 3.79, at batch 8 23.3 and 21.4; MaxViT-T 30.1 and 26.2.
+    # The runtime gives every QLinearConv a map with channels last (nhwc_transformer.cc). Measured, one thread, 128 px,
+    # ms before and after: EfficientFormerV2-S0 3.97 and 3.79, at batch 8 23.3 and 21.4; MaxViT-T 30.1 and 26.2.
     channels_last=True,
 )
 
