@@ -96,7 +96,7 @@ def _check_takes(module: nn.Module, example: Tensor, source: str) -> None:
     try:
         with _hushed():
             module(example)
-    except Exception as error:
+    except Exception as error:  # whatever the network's own code raises
         name = next((p.name for p in _arguments(module)), "input")
         raise UserError(
             f"{source}: the network does not take images float32 {list(example.shape)} as its input {name}:"

@@ -199,8 +199,7 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
     if absent is None and backend.has_times:
         inputs = filled_up(torch.from_numpy(bundle.golden.inputs), batch).numpy()
         latency = measure_latency(backend, bundle.model, float_model, inputs, threads=config.threads)
-    gates = gates_of(config, scores, census, latency, bundle.plan, backend)
-    gates = (*gates, *(gate for gate, _ in another))
+    gates = (*gates_of(config, scores, census, latency, bundle.plan, backend), *(gate for gate, _ in another))
     return Report(
         status=verdict(gates, on_target=scores.accuracy.runtime is not None),
         backend=backend.name,

@@ -49,11 +49,11 @@ class Results:
     """
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._folder, self._kept, self._table = folder, folder / f"{name}.jsonl", folder / f"{name}.md"
+        self.folder, self._kept, self._table = folder, folder / f"{name}.jsonl", folder / f"{name}.md"
 
     def beside(self, name: str) -> Results:
         """The rows of another benchmark in the same folder."""
-        return Results(self._folder, name)
+        return Results(self.folder, name)
 
     def rows(self) -> list[Row]:
         """All rows so far, oldest first; a last line that a killed run left unfinished is dropped."""

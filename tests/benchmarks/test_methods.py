@@ -97,7 +97,6 @@ def test_methods(
     method: str,
     request: pytest.FixtureRequest,
     results: Results,
-    benchmark_folder: Path,
     repository: Path,
     tmp_path: Path,
 ) -> None:
@@ -112,7 +111,7 @@ def test_methods(
             chosen=report.distillation.chosen,
             wide=[layer.name for layer in report.layers if layer.weight_bits == 8 and widths != "w8a8"],
         )
-    _publish(results, benchmark_folder)
+    _publish(results)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in (PTQ, "image-free", "folded first")])
@@ -120,7 +119,6 @@ def test_cost(
     method: str,
     request: pytest.FixtureRequest,
     results: Results,
-    benchmark_folder: Path,
     repository: Path,
     tmp_path: Path,
 ) -> None:
@@ -132,10 +130,10 @@ def test_cost(
     few, some = COST_STEPS
     step_ms = 1000 * (seconds[some] - seconds[few]) / (some - few)
     results.add({"network": NETWORK, "batch": BATCH, "cost": method}, step_ms=step_ms)
-    _publish(results, benchmark_folder)
+    _publish(results)
 
 
-def _publish(results: Results, benchmark_folder: Path) -> None:
+def _publish(results: Results) -> None:
     rows = results.newest()
     kept = [row for row in rows if all(row["key"].get(name) == value for name, value in SAME.items())]
     costs = {row["key"]["cost"]: row["step_ms"] for row in rows if "cost" in row["key"]}
@@ -152,7 +150,7 @@ def _publish(results: Results, benchmark_folder: Path) -> None:
             "ms per step: W4A8, two threads, measured apart, one run after another; two generations take two steps",
         ],
     )
-    (benchmark_folder / "methods.svg").write_text(_plot(lines), encoding="utf-8")
+    (results.folder / "methods.svg").write_text(_plot(lines), encoding="utf-8")
 
 
 def _run(

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.export import Dim, export
 from torch.fx import GraphModule, Node
 
+from backends.onnx_graph import emit
 from calibration.operators import kind
 from pipeline.data import open_evaluation, ordered_batches
 from pipeline.preprocessing import normalise
@@ -51,8 +52,6 @@ COLUMNS: Columns = {
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_onnxruntime(seed: int, cifar: Cifar, ready: Callable[..., Ready], results: Results, tmp_path: Path) -> None:
-    from backends.onnx_graph import emit
-
     student = ready(cifar.config(NETWORK, bits=8, seed=seed))
     float_model = emit(student.teacher.folded, opset=20).SerializeToString()
     images = np.concatenate([batch.numpy() for batch in _calibration_images(student)])
