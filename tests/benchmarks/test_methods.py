@@ -56,7 +56,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "feed": ("--affinity", "none", "--feed-weight", "0.1"),
     "feed, two generations": ("--affinity", "none", "--feed-weight", "0.1", "--generations", "2"),
     "sakd": ("--affinity", "none", "--sakd-weight", "0.1"),
-    "image-free": ("--affinity", "none", "--data", "none"),
+    "image-free": ("--affinity", "none", "--data", "none", "--generator-steps", "250", "--generated-images", "3072"),
     # How weights and scales learn, by the logits alone.
     "BatchNorm kept": ("--affinity", "none", "--batch-norm", "kept"),
     "folded first": ("--affinity", "none", "--batch-norm", "folded"),
