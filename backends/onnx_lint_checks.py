@@ -243,9 +243,9 @@ def four_bit_weights(view: OnnxView, rules: LintRules) -> Found:
                 )
     for node, stored_name, values in _weights(view):
         bits = _bits(view, rules, node, stored_name)
-        largest = int(np.abs(values.astype(np.int32)).max(initial=0))
-        if bits < 8 and largest > 2 ** (bits - 1) - 1:
-            yield node_name(node), f"its {bits}-bit weight holds {largest}, {2 ** (bits - 1) - 1} is the largest"
+        largest, allowed = int(np.abs(values.astype(np.int32)).max(initial=0)), max(2 ** (bits - 1) - 1, 1)
+        if bits < 8 and largest > allowed:
+            yield node_name(node), f"its {bits}-bit weight holds {largest}, {allowed} is the largest"
 
 
 def _four_bit_tensors(view: OnnxView) -> Iterator[str]:

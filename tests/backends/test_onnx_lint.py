@@ -501,6 +501,18 @@ def test_rule_25_integers_lie_on_the_grid(build: Build) -> None:
     assert broken(mutant, _rules(built)) == {(25, "b")}
 
 
+@pytest.mark.parametrize(("bits", "most"), [(1, 1), (2, 1), (3, 3)])
+def test_rule_25_holds_for_fewer_bits(bits: int, most: int, build: Build) -> None:
+    built = build("residual", bits=bits)
+    mutant = Mutant(built.model(opset=21, pack_int4=True))
+    assert lint(mutant.model, _rules(built)) == []
+    weight = mutant.value("b_weight").copy()
+    assert np.abs(weight.astype(int)).max() == most
+    weight.flat[3] = most + 1
+    mutant.constant("b_weight", weight)
+    assert broken(mutant, _rules(built)) == {(25, "b")}
+
+
 def test_rule_27_opsets(residual: Any, build: Build) -> None:
     mutant, rules, _ = residual
     mutant.model.opset_import[0].version = 24

@@ -173,6 +173,30 @@ def test_four_bits_are_stored_as_four_and_multiplied_as_eight(repository: Path, 
     assert {layer.weight_bits for layer in report.layers} == {4, 8}
 
 
+@pytest.mark.parametrize(
+    ("bits", "levels", "flags"),
+    [
+        ("3", {-3, -2, -1, 0, 1, 2, 3}, ()),
+        ("1", {-1, 1}, ()),
+        ("2", {-1, 0, 1}, ("--activation-bits", "2", "--backend", "reference")),
+        ("1", {-1, 1}, ("--activation-bits", "2", "--backend", "reference")),
+    ],
+)
+def test_fewer_than_four_bits_run_end_to_end(
+    bits: str, levels: set[int], flags: tuple[str, ...], repository: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "few"
+    command_line = ("run", "--bits", bits, *flags, *QUICK, "--max-drop", "100", "--output", str(folder))
+    done = command(repository, *command_line)
+
+    assert done.returncode == 0, done.stderr
+    report = read_report(folder / "report.json")
+    assert report.parity.exact_fraction == 1.0 and report.kernels.float == 0
+    stored = [t for t in onnx.load(folder / "bundle" / "model.onnx").graph.initializer if t.data_type == t.INT4]
+    held = [set(onnx.numpy_helper.to_array(tensor).astype(int).flatten().tolist()) for tensor in stored]
+    assert len(held) == 8 and set[int]().union(*held) == levels
+
+
 def test_the_reference_backend_is_its_own_runtime(repository: Path, tmp_path: Path) -> None:
     done = command(repository, "run", "--backend", "reference", *QUICK, "--output", str(tmp_path / "r"))
 
