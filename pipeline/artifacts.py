@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 
 from backends.base import Backend
 from backends.serialised import Serialised
+from calibration.correction import Corrections
 from calibration.errors import UserError
 from calibration.insert import insert
 from calibration.observe import Range
@@ -74,16 +75,18 @@ class PreparedStudent:
     folded: GraphModule
     plan: Plan
     ranges: Mapping[str, Range]
+    corrections: Corrections = field(default_factory=Corrections)
     notes: tuple[str, ...] = ()
 
     def network(self, *, trainable: bool = False) -> PreparedNetwork:
-        """The prepared network, calibrated; its weights are those of the float one unless it is to be trained."""
-        return insert(self.folded, self.plan, self.ranges, shared=not trainable)
+        """The prepared network, calibrated; it shares what is not corrected with the float one unless `trainable`."""
+        return self.corrections.apply(insert(self.folded, self.plan, self.ranges, shared=not trainable))
 
     def save(self, path: Path) -> None:
-        """Keep plan, ranges and notes as one JSON file."""
+        """Keep plan, ranges, corrections and notes as one JSON file."""
         ranges = {name: [chosen.scale, chosen.zero_point] for name, chosen in self.ranges.items()}
-        kept = {"plan": self.plan.to_json(), "ranges": ranges, "notes": self.notes}
+        corrections = self.corrections.to_json()
+        kept = {"plan": self.plan.to_json(), "ranges": ranges, "corrections": corrections, "notes": self.notes}
         write_text(path, json.dumps(kept, indent=1))
 
     @classmethod
@@ -91,7 +94,13 @@ class PreparedStudent:
         """What `save` kept, for the same folded graph."""
         tree = json.loads(path.read_text(encoding="utf-8"))
         ranges = {name: Range(scale=scale, zero_point=zero) for name, (scale, zero) in tree["ranges"].items()}
-        return cls(folded=folded, plan=Plan.from_json(tree["plan"]), ranges=ranges, notes=tuple(tree["notes"]))
+        return cls(
+            folded=folded,
+            plan=Plan.from_json(tree["plan"]),
+            ranges=ranges,
+            corrections=Corrections.from_json(tree["corrections"]),
+            notes=tuple(tree["notes"]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

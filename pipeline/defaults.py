@@ -12,7 +12,7 @@ from calibration.errors import UserError
 STEPS = {8: 300, 4: 400, 3: 800, 2: 800, 1: 800}
 #: Peak learning rate of Adam by weight bits: the best of 3e-5, 1e-4 and 3e-4 by the same loss; below 4 bits, where
 #: layers are normalised in training, networks learn with the rate that Adam usually has.
-LEARNING_RATES = {8: 1e-4, 4: 3e-4, 3: 1e-3, 2: 1e-3, 1: 1e-3}
+LEARNING_RATES = {8: 1e-4, 4: 1e-4, 3: 1e-3, 2: 1e-3, 1: 1e-3}
 #: The rate below 4 bits of a network that is folded before it learns.
 FOLDED_RATE = 3e-4
 #: The rate of SGD at any width: that of FAQD's released code (arXiv 2302.10899).

@@ -14,7 +14,7 @@ from pipeline.learning import distilled, widths
 from pipeline.progress import Progress, timed_stage
 from pipeline.stages.choose import choose_profile
 from pipeline.stages.convert import check_opset, compile_model
-from pipeline.stages.observe import prepare
+from pipeline.stages.observe import corrected, prepare
 from pipeline.stages.post_training import quantise_after_training
 from pipeline.state import RunFolder
 
@@ -69,6 +69,13 @@ def _by_distillation(job: Job) -> QuantisedStudent:
                 step=lambda done, total: progress.step(done, total),
             )
             prepared = choose_profile(prepared, job.candidates, job.teacher, job.images, widths=widths(config))
+            prepared = corrected(
+                prepared,
+                job.images,
+                job.teacher.preprocessing,
+                count=config.data.calibration_images,
+                seed=config.execution.seed,
+            )
             prepared.save(folder.prepared)
         check_opset(prepared.plan, config.quantisation.opset)
         backend = prepared_for(job.candidates, prepared.plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from calibration.clipping import ClippedScales
 from calibration.closed_forms import ClosedForms
+from calibration.correction import Corrections
 from calibration.prepared import PreparedNetwork
 from calibration.renormalise import Normalisation
 from pipeline.artifacts import TrainedStudent
@@ -55,9 +57,10 @@ class Trainer:
 
     def _begin(self) -> None:
         """The calibrated student, a fresh optimiser, step 0."""
-        self.network = self._calibrated(trainable=bool(self.task.schedule.steps)).train()
+        normalised = self.task.schedule.normalised and bool(self.task.schedule.steps)
+        self.network = self._calibrated(trainable=bool(self.task.schedule.steps), corrected=not normalised).train()
         self.normalisation: Normalisation | None = None
-        if self.task.schedule.normalised and self.task.schedule.steps:
+        if normalised:
             self.normalisation = Normalisation(self.network, self.task.student.folded)
             self.normalisation.begin(self.images.for_statistics(0))
         self.closed_forms = ClosedForms(self.network) if self.task.schedule.weight_grids == "faqd" else None
@@ -75,8 +78,10 @@ class Trainer:
         self.curve: list[tuple[int, float]] = []
         self.watch = DivergenceWatch(reference=self.loss_calibrated, floor=self.floor)
 
-    def _calibrated(self, *, trainable: bool) -> PreparedNetwork:
-        return channels_last(self.task.student.network(trainable=trainable), self.task.device)
+    def _calibrated(self, *, trainable: bool, corrected: bool = True) -> PreparedNetwork:
+        # Normalisations put means and spreads right themselves, and their layers learn at the float weights' size.
+        student = self.task.student if corrected else replace(self.task.student, corrections=Corrections())
+        return channels_last(student.network(trainable=trainable), self.task.device)
 
     # Losses.
 

@@ -11,6 +11,7 @@ from backends.base import Backend
 from backends.placement import Widths, place
 from backends.profile import Profile
 from backends.suited import suited_graph
+from calibration.correction import find_corrections
 from calibration.free_size import free_size
 from calibration.observe import choose_ranges, observe
 from calibration.observers import RangeMethod
@@ -21,6 +22,9 @@ from pipeline.calibration_images import calibration_batches, calibration_indices
 from pipeline.preprocessing import Preprocessing
 
 _BATCH = 64
+# Rounding's shifts are differences between two passes of the same images, which few of them tell well: with four times
+# as many a network's outputs came no nearer to the float one's.
+_CORRECTION_IMAGES = 128
 
 
 def suited(student: Network, profile: Profile, widths: Widths) -> Network:
@@ -62,3 +66,20 @@ def prepare(
     )
     observers = observe(folded, plan, batches)
     return PreparedStudent(folded=folded, plan=plan, ranges=choose_ranges(observers, plan, method))
+
+
+def corrected(
+    student: PreparedStudent, images: UnlabelledImages, preprocessing: Preprocessing, *, count: int, seed: int
+) -> PreparedStudent:
+    """A calibrated student with its layers' means and spreads put right, on up to 128 of the calibration images."""
+    chosen = calibration_indices(images, count=count, seed=seed)
+    chosen = chosen[:: -(-len(chosen) // _CORRECTION_IMAGES)]  # from all over the source, whatever its order
+    batches = calibration_batches(
+        images,
+        chosen,
+        preprocessing,
+        batch_size=images_at_once(preprocessing, _BATCH),
+        step=lambda done, total: None,
+    )
+    found = find_corrections(student.network().eval(), student.folded, batches)
+    return replace(student, corrections=found)

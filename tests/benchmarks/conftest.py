@@ -31,7 +31,7 @@ from pipeline.defaults import resolve_device, resolve_learning_rate, resolve_ste
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.distillation.task import Schedule, Task
 from pipeline.run import _mirrored_targets  # the run's own decision, not a copy that could drift from it
-from pipeline.stages.observe import prepare
+from pipeline.stages.observe import corrected, prepare
 from pipeline.stages.teacher import load_network
 
 DEFAULT_THREADS = 2  # the machine that the figures are promised for has two cores
@@ -176,6 +176,8 @@ def make_ready(config: RunConfig) -> Ready:
         seed=config.execution.seed,
         step=lambda done, total: None,
     )
+    count, seed = config.data.calibration_images, config.execution.seed
+    prepared = corrected(prepared, images, teacher.preprocessing, count=count, seed=seed)
     mirror, _ = _mirrored_targets(config, teacher, images)
     return Ready(config=config, backend=backend, teacher=teacher, images=images, prepared=prepared, mirror=mirror)
 

@@ -1,0 +1,78 @@
+"""Calibration of a whole student: its statistics put right on some of the images that calibrated it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from backends.placement import Widths, place
+from calibration.correction import Corrections
+from pipeline.artifacts import PreparedStudent
+from pipeline.calibration_images import calibration_indices
+from pipeline.data import ordered_batches
+from pipeline.preprocessing import normalise
+from pipeline.sources.image_source import ImageSource
+from pipeline.stages.observe import corrected
+
+
+def correct(example: SimpleNamespace, student: PreparedStudent, *, count: int = 256) -> PreparedStudent:
+    return corrected(student, example.images, example.teacher.preprocessing, count=count, seed=0)
+
+
+def two_bits(example: SimpleNamespace) -> PreparedStudent:
+    plan = place(example.prepared.folded, example.backend.profile, Widths(weights=2))
+    student: PreparedStudent = replace(example.prepared, plan=plan)
+    return student
+
+
+def agreement(example: SimpleNamespace, student: PreparedStudent) -> float:
+    """How often student and teacher decide alike on held-out images."""
+    network, same = student.network().eval(), []
+    with torch.no_grad():
+        for batch in ordered_batches(
+            example.images.source, example.images.held_out, example.teacher.preprocessing, batch_size=64
+        ):
+            inputs = normalise(batch.images, example.teacher.preprocessing)
+            same.append(network(inputs)[0].argmax(1) == example.teacher.folded(inputs)[0].argmax(1))
+    return float(torch.cat(same).double().mean())
+
+
+def test_three_levels_decide_like_the_teacher_without_training(example: SimpleNamespace) -> None:
+    student = two_bits(example)
+    found = correct(example, student)
+    assert agreement(example, student) < 0.9
+    assert agreement(example, found) > agreement(example, student) + 0.05
+    assert found.ranges == student.ranges and found.plan == student.plan
+
+
+def test_it_is_kept_with_the_student(example: SimpleNamespace, tmp_path: Path) -> None:
+    found = correct(example, example.prepared)
+    found.save(tmp_path / "prepared.json")
+    again = PreparedStudent.load(tmp_path / "prepared.json", found.folded)
+    weights, loaded = found.network().state_dict(), again.network().state_dict()
+    assert all(torch.equal(weights[name], loaded[name]) for name in weights)
+    plain = replace(found, corrections=Corrections()).network().state_dict()
+    assert any(not torch.equal(weights[name], plain[name]) for name in weights)
+
+
+@pytest.mark.parametrize(("count", "read"), [(256, 128), (200, 100), (100, 100)])
+def test_it_reads_some_of_the_calibration_images_from_all_over_the_source(
+    count: int, read: int, example: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def watch(source: ImageSource, indices: NDArray[np.int64], *arguments: object, **settings: object) -> object:
+        seen.extend(indices)
+        return ordered_batches(source, indices, *arguments, **settings)  # type: ignore[arg-type]  # as they came
+
+    monkeypatch.setattr("pipeline.calibration_images.ordered_batches", watch)
+    correct(example, example.prepared, count=count)
+    chosen = calibration_indices(example.images, count=count, seed=0)
+    assert len(seen) == read and set(seen) <= set(chosen.tolist())
+    assert max(seen) > 0.9 * chosen.max() and min(seen) == chosen.min()
