@@ -22,9 +22,9 @@ from pipeline.calibration_images import calibration_batches, calibration_indices
 from pipeline.preprocessing import Preprocessing
 
 _BATCH = 64
-# Rounding's shifts are differences between two passes of the same images, which few of them tell well: with four times
+# Rounding's shifts are differences between two passes of the same images, which few of them tell well: with eight times
 # as many a network's outputs came no nearer to the float one's.
-_CORRECTION_IMAGES = 128
+_CORRECTION_IMAGES = 64
 
 
 def suited(student: Network, profile: Profile, widths: Widths) -> Network:
@@ -71,7 +71,7 @@ def prepare(
 def corrected(
     student: PreparedStudent, images: UnlabelledImages, preprocessing: Preprocessing, *, count: int, seed: int
 ) -> PreparedStudent:
-    """A calibrated student with its layers' means and spreads put right, on up to 128 of the calibration images."""
+    """A calibrated student with its layers' means and spreads put right, on up to 64 of the calibration images."""
     chosen = calibration_indices(images, count=count, seed=seed)
     chosen = chosen[:: -(-len(chosen) // _CORRECTION_IMAGES)]  # from all over the source, whatever its order
     batches = calibration_batches(

@@ -83,7 +83,7 @@ def test_corrections(
         notes=[
             "top-1 of the simulation, which equals the runtime; mean and standard deviation over three seeds",
             "first and last layer at 8 bits; no step of training",
-            "seconds: of the correction, which reads 128 images",
+            "seconds: of the correction, which reads 64 images",
         ],
     )
 

@@ -61,7 +61,7 @@ def test_it_is_kept_with_the_student(example: SimpleNamespace, tmp_path: Path) -
     assert any(not torch.equal(weights[name], plain[name]) for name in weights)
 
 
-@pytest.mark.parametrize(("count", "read"), [(256, 128), (200, 100), (100, 100)])
+@pytest.mark.parametrize(("count", "read"), [(256, 64), (200, 50), (60, 60)])
 def test_it_reads_some_of_the_calibration_images_from_all_over_the_source(
     count: int, read: int, example: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
