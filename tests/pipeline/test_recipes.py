@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from calibration.errors import UserError
 from pipeline.cli import app, main
 from pipeline.config import RunConfig
+from pipeline.embedded import digits_images
 from pipeline.recipes import Recipe, recipe_named, recipes
+from pipeline.report.schema import read_report
 
 
 def parsed(*arguments: str) -> RunConfig:
@@ -27,6 +30,26 @@ def test_its_settings_are_a_configuration(recipe: Recipe) -> None:
     for key, value in recipe.settings.items():
         assert found[key] == value, key
     assert recipe.title and recipe.source and recipe.ours
+
+
+@pytest.mark.parametrize("recipe", recipes(), ids=lambda recipe: recipe.name)
+def test_it_ends_in_a_validated_bundle(recipe: Recipe, tmp_path: Path) -> None:
+    """A few steps of each on the embedded digits, through to the runtime; generations as many as the recipe has."""
+    typed = ["--steps", "3", "--batch-size", "16", "--calibration-images", "64", "--max-drop", "100"]
+    typed += ["--teacher", "digits"] * recipe.needs.count("teacher")
+    if "data" in recipe.needs:
+        _, images, labels = digits_images()
+        np.savez(tmp_path / "digits.npz", images=images, labels=labels)
+        typed += ["--data", f"npz:{tmp_path / 'digits.npz'}#images,labels"]
+    if recipe.settings.get("data") == "none":
+        typed += ["--generator-steps", "3", "--generated-images", "256"]
+    if "projections" in recipe.settings:
+        typed += ["--projections", "4"]  # the last maps are 2 x 2
+    output = tmp_path / "run"
+    assert main(["run", "--recipe", recipe.name, *typed, "--quiet", "--output", str(output)]) == 0
+    report = read_report(output / "report.json")
+    assert report.parity.exact_fraction == 1.0
+    assert report.distillation is not None and report.distillation.steps == 3
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path: Path) -> None:
