@@ -10,8 +10,10 @@ from pathlib import Path
 from calibration.errors import UserError
 from pipeline.artifacts import FLOAT_MODEL
 from pipeline.atomic import writable, write_text
+from pipeline.circumstances import versions
 from pipeline.config import RunConfig
 
+_BEGUN_WITH = "begun-with"
 #: Settings that change where or how fast a run goes, not what it makes.
 _FREE = frozenset({"output", "overwrite", "resume", "workers", "threads", "batch", "max-drop", "min-speedup", "device"})
 
@@ -85,7 +87,8 @@ def open_folder(config: RunConfig) -> RunFolder:
     """Check and set up the output folder of a run.
 
     Raises UserError when it holds another run's results that may not be replaced, when there is nothing to resume
-    or the settings differ from those of the run to resume, and when it cannot be written.
+    or the settings differ from those of the run to resume, when other versions of faqd or torch than began it are to
+    go on with it, and when it cannot be written.
     """
     folder = RunFolder(root=config.folder)
     settings = {key: value for key, value in config.to_json().items() if key not in _FREE}
@@ -109,8 +112,14 @@ def open_folder(config: RunConfig) -> RunFolder:
         if folder.state.exists():
             shutil.rmtree(folder.state)
         folder.state.mkdir()
-    write_text(folder.settings, json.dumps(settings, indent=1) + "\n")
+    write_text(folder.settings, json.dumps(settings | {_BEGUN_WITH: _versions()}, indent=1) + "\n")
     return folder
+
+
+def _versions() -> dict[str, str]:
+    """What a resumed run must share with its beginning, to end with the bytes of one that was not interrupted."""
+    found = versions()
+    return {name: found[name] for name in ("faqd", "torch")}
 
 
 def _check_resumable(folder: RunFolder, settings: dict[str, object]) -> None:
@@ -120,11 +129,17 @@ def _check_resumable(folder: RunFolder, settings: dict[str, object]) -> None:
         kept = json.loads(folder.settings.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{folder.settings} is damaged ({error}): start anew with --overwrite") from error
-    now = json.loads(json.dumps(settings))
+    begun, now = kept.pop(_BEGUN_WITH, {}), json.loads(json.dumps(settings))
     changed = sorted(key for key in now.keys() | kept.keys() if now.get(key) != kept.get(key))
     if changed:
         key = changed[0]
         raise UserError(
             f"--resume: --{key} was {kept.get(key)!r} and is {now.get(key)!r} now: give the settings of the run that is"
             " to go on, or start anew with --overwrite"
+        )
+    if begun != (running := _versions()) and not folder.bundle.exists():
+        first, second = (" and ".join(f"{name} {found}" for name, found in used.items()) for used in (begun, running))
+        raise UserError(
+            f"--resume: the run in {folder.root} was begun with {first or 'an older faqd'}, this is {second}, which may"
+            " end it with other weights: go on with those versions, or start anew with --overwrite"
         )

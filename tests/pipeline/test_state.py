@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from calibration.errors import UserError
+from pipeline import __version__
 from pipeline.config import ExecutionConfig, OutputConfig, RunConfig, ValidationConfig
 from pipeline.config.distillation import DistillationConfig
 from pipeline.state import open_folder
@@ -69,6 +70,17 @@ def test_other_settings_cannot_be_resumed(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"--steps was 5 and is 6 now"):
         open_folder(config(tmp_path, resume=True, steps=6))
+
+
+def test_another_version_does_not_end_what_this_one_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_folder(config(tmp_path))
+    used = {"faqd": __version__, "torch": "9.9.9"}
+    monkeypatch.setattr("pipeline.state.versions", lambda: used)
+
+    with pytest.raises(UserError, match=rf"was begun with faqd {__version__} and torch \d.*, this is .* torch 9\.9\.9"):
+        open_folder(config(tmp_path, resume=True))
+    (tmp_path / "bundle").mkdir()
+    open_folder(config(tmp_path, resume=True))  # nothing is left to do
 
 
 def test_settings_that_change_no_result_may_change(tmp_path: Path) -> None:
