@@ -10,6 +10,8 @@ from calibration.errors import UserError
 #: tells no number of steps from another), at 4 enough for the held-out loss to level off (docs/benchmarks.md); below 4
 #: bits more would still help.
 STEPS = {8: 300, 4: 400, 3: 800, 2: 800, 1: 800}
+#: Training steps where activations have 2 bits: after 800 the held-out loss has a sixth to fall (docs/benchmarks.md).
+STEPS_OF_TWO_BIT_ACTIVATIONS = 2400
 #: Peak learning rate of Adam by weight bits: the best of 3e-5, 1e-4 and 3e-4 by the same loss (of ResNet-56 at 4 bits
 #: 3e-5 is a little better); below 4 bits, where layers are normalised in training, networks learn with the rate that
 #: Adam usually has.
@@ -36,9 +38,11 @@ def resolve_float_steps(steps: int | None, *, named: bool, has_weights: bool) ->
     return FLOAT_STEPS if named and not has_weights else 0
 
 
-def resolve_steps(steps: int | None, bits: int) -> int:
-    """Training steps: those asked for, else by the fewest bits of weights or activations."""
-    return STEPS[bits] if steps is None else steps
+def resolve_steps(steps: int | None, weight_bits: int, activation_bits: int = 8) -> int:
+    """Training steps: those asked for, else by the bits of weights and activations."""
+    if steps is not None:
+        return steps
+    return STEPS_OF_TWO_BIT_ACTIVATIONS if activation_bits == 2 else STEPS[min(weight_bits, activation_bits)]
 
 
 def resolve_learning_rate(rate: float | None, bits: int, *, normalised: bool = False, optimiser: str = "adam") -> float:

@@ -178,7 +178,7 @@ def _one_generation(
         outputs=teacher.outputs,
         objective=objective_config(config),
         schedule=Schedule(
-            steps=resolve_steps(settings.steps, bits),
+            steps=resolve_steps(settings.steps, config.quantisation.bits, config.quantisation.activation_bits),
             batch_size=min(settings.batch_size, len(images.training)),
             learning_rate=resolve_learning_rate(
                 settings.learning_rate, bits, normalised=normalised, optimiser=settings.optimiser

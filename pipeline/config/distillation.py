@@ -23,7 +23,10 @@ class DistillationConfig:
 
     steps: Annotated[
         int | None,
-        Parameter(metavar="COUNT", help="Training steps; 0: calibration only. Default: chosen from --bits."),
+        Parameter(
+            metavar="COUNT",
+            help="Training steps; 0: calibration only. Default: by the bits, 300 to 2400.",
+        ),
     ] = None
     float_steps: Annotated[
         int | None,
