@@ -4,7 +4,7 @@ From the code released with arXiv 2302.10899 (Li, Yang, Yin, Qi, Xin), for 1, 2 
 the formulas are applied to channels that were divided by their calibrated scales first. The paper keeps BatchNorm,
 whose gains even channels out; here they are folded into the weights, where one scale would leave small channels
 nothing. So the integers are those of one scale per tensor, and each channel has a scale of its own in the file, as
-runtimes want it.
+runtimes want it. A channel that has grown beyond its calibrated scale is divided by more.
 """
 
 from __future__ import annotations
@@ -43,30 +43,46 @@ def four_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
 FORMS: Mapping[int, Callable[[Tensor], tuple[Tensor, Tensor]]] = {1: one_bit, 2: two_bits, 4: four_bits}
 
 
+# How much a channel may grow before what it is divided by grows along. A channel that is switched off begins with next
+# to nothing: divided by that, the first step of its weights would make them the largest of the tensor by far, and the
+# formulas round all others to zero.
+_GROWTH = 2.0
+
+
 class ClosedForm:
-    """How one weight's integers and scales follow from it; `relative`: channels are divided by it, float32 [C]."""
+    """How one weight's integers and scales follow from it, the channels divided by what `relative` says."""
 
     def __init__(self, grid: WeightGrid, weight: nn.Parameter) -> None:
         self._form, self._axis, self._weight = FORMS[grid.grid.bits], grid.grid.channel_axis or 0, weight
-        self.relative = grid.log_scale.detach().exp().clamp_min(SMALLEST_SCALE)
+        self._calibrated = grid.log_scale.detach().exp().clamp_min(SMALLEST_SCALE)
+        self._bits = grid.grid.bits
+        sizes = self._sizes(weight.detach())
+        self._share = (self._calibrated / sizes.clamp_min(SMALLEST_SCALE)).median() / _GROWTH
+
+    def relative(self, weight: Tensor) -> Tensor:
+        """What channels are divided by: their calibrated scales, float32 [C], or more where they have grown since."""
+        return torch.maximum(self._calibrated, self._share * self._sizes(weight))
 
     @torch.no_grad()
     def scale(self) -> Tensor:
         """The scale of each channel: float32 [C], without a gradient."""
-        _, scale = self._form(self._even(self._weight))
-        return self.relative * scale.clamp_min(SMALLEST_SCALE)
+        relative = self.relative(self._weight)
+        _, scale = self._form(self._weight / self._along(relative))
+        return relative * scale.clamp_min(SMALLEST_SCALE)
 
     def integers(self, weight: Tensor) -> Tensor:
         """The weight's integers, same shape, float32; what they stand for has the gradient 1 everywhere."""
         with torch.no_grad():
-            even = self._even(weight)
-            integers, scale = self._form(even)
-            steps = self._along(self.relative * scale.clamp_min(SMALLEST_SCALE))
+            relative = self._along(self.relative(weight))
+            integers, scale = self._form(weight / relative)
+            steps = relative * scale.clamp_min(SMALLEST_SCALE)
             remainder = integers - weight / steps
         return weight / steps + remainder
 
-    def _even(self, weight: Tensor) -> Tensor:
-        return weight / self._along(self.relative)
+    def _sizes(self, weight: Tensor) -> Tensor:
+        """Of each channel what the formula takes of the tensor: the largest magnitude at 4 bits, else the mean."""
+        magnitudes = weight.abs().movedim(self._axis, 0).flatten(1)
+        return magnitudes.amax(1) if self._bits == 4 else magnitudes.mean(1)
 
     def _along(self, values: Tensor) -> Tensor:
         return broadcast_scale(values, self._axis, self._weight.dim())

@@ -52,7 +52,7 @@ class Trainer:
         self.logit_part = 0.0
         self.backoffs, self.diverged = 0, False
         self.learning_rate = task.schedule.learning_rate
-        self.loss_calibrated = self.floor = 0.0
+        self.loss_calibrated = self.reference = self.floor = 0.0
         self._begin()
 
     def _begin(self) -> None:
@@ -76,7 +76,7 @@ class Trainer:
         )
         self.step = 0
         self.curve: list[tuple[int, float]] = []
-        self.watch = DivergenceWatch(reference=self.loss_calibrated, floor=self.floor)
+        self.watch = DivergenceWatch(reference=self.reference, floor=self.floor)
 
     def _calibrated(self, *, trainable: bool, corrected: bool = True) -> PreparedNetwork:
         # Normalisations put means and spreads right themselves, and their layers learn at the float weights' size.
@@ -115,8 +115,10 @@ class Trainer:
     def measure_start(self) -> None:
         """Judge the calibrated student: what training must improve, and what divergence is measured by."""
         self.loss_calibrated, ignorant = self.held_out_loss(self._calibrated(trainable=False))
-        self.floor = _HARMLESS_SHARE * ignorant
-        self.watch = DivergenceWatch(reference=self.loss_calibrated, floor=self.floor)
+        self.reference, self.floor = self.loss_calibrated, _HARMLESS_SHARE * ignorant
+        if self.normalisation is not None:
+            self.reference, _ = self.held_out_loss(self._calibrated(trainable=False, corrected=False))
+        self.watch = DivergenceWatch(reference=self.reference, floor=self.floor)
 
     # Steps.
 

@@ -108,6 +108,21 @@ def test_what_integers_stand_for_has_the_weights_own_gradient(made: SimpleNamesp
     torch.testing.assert_close(weight.grad, upstream)
 
 
+def test_a_channel_that_was_switched_off_takes_nothing_from_the_others(made: SimpleNamespace) -> None:
+    weight = made.network.graph.get_parameter("second.weight")
+    with torch.no_grad():
+        weight[5] = 0.0
+        made.network.weight_grid("second.weight").log_scale[5] = -15.0
+        ClosedForms(made.network)
+        grid, others = made.network.weight_grid("second.weight"), torch.arange(32) != 5
+        before, scale = grid(weight).round()[others], grid.scale()[others]
+        weight[5] += 1e-3 * torch.randn(weight[5].shape, generator=torch.Generator().manual_seed(1))
+        if made.bits < 4:
+            assert (grid(weight).round()[others] != before).double().mean() < 0.05
+        # At 4 bits the largest weight counts: a channel may double it before it is held back.
+        assert (grid.scale()[others] / scale).max() < (2.1 if made.bits == 4 else 1.1)
+
+
 def test_it_settles_on_the_same_function_with_ordinary_grids(made: SimpleNamespace) -> None:
     network = made.network
     forms = ClosedForms(network)
