@@ -60,7 +60,10 @@ class ClosedForm:
         self._share = (self._calibrated / sizes.clamp_min(SMALLEST_SCALE)).median() / _GROWTH
 
     def relative(self, weight: Tensor) -> Tensor:
-        """What channels are divided by: their calibrated scales, float32 [C], or more where they have grown since."""
+        """What the channels of a weight of any shape are divided by, float32 [C], positive.
+
+        Their calibrated scales, or more where they have grown to more than twice what such a scale is for. Ours.
+        """
         return torch.maximum(self._calibrated, self._share * self._sizes(weight))
 
     @torch.no_grad()

@@ -78,9 +78,13 @@ class PreparedStudent:
     corrections: Corrections = field(default_factory=Corrections)
     notes: tuple[str, ...] = ()
 
-    def network(self, *, trainable: bool = False) -> PreparedNetwork:
-        """The prepared network, calibrated; it shares what is not corrected with the float one unless `trainable`."""
-        return self.corrections.apply(insert(self.folded, self.plan, self.ranges, shared=not trainable))
+    def network(self, *, trainable: bool = False, corrected: bool = True) -> PreparedNetwork:
+        """The prepared network, calibrated, its statistics `corrected` or with the float weights as they are.
+
+        What is not corrected shares the float network's memory unless it is `trainable`.
+        """
+        network = insert(self.folded, self.plan, self.ranges, shared=not trainable)
+        return self.corrections.apply(network) if corrected else network
 
     def save(self, path: Path) -> None:
         """Keep plan, ranges, corrections and notes as one JSON file."""

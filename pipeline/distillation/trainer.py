@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from calibration.clipping import ClippedScales
 from calibration.closed_forms import ClosedForms
-from calibration.correction import Corrections
 from calibration.prepared import PreparedNetwork
 from calibration.renormalise import Normalisation
 from pipeline.artifacts import TrainedStudent
@@ -80,8 +78,7 @@ class Trainer:
 
     def _calibrated(self, *, trainable: bool, corrected: bool = True) -> PreparedNetwork:
         # Normalisations put means and spreads right themselves, and their layers learn at the float weights' size.
-        student = self.task.student if corrected else replace(self.task.student, corrections=Corrections())
-        return channels_last(student.network(trainable=trainable), self.task.device)
+        return channels_last(self.task.student.network(trainable=trainable, corrected=corrected), self.task.device)
 
     # Losses.
 

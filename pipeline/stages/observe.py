@@ -71,7 +71,10 @@ def prepare(
 def corrected(
     student: PreparedStudent, images: UnlabelledImages, preprocessing: Preprocessing, *, count: int, seed: int
 ) -> PreparedStudent:
-    """A calibrated student with its layers' means and spreads put right, on up to 64 of the calibration images."""
+    """A calibrated student with its layers' means and spreads put right, on up to 64 of its calibration images.
+
+    `count` and `seed` as given to `prepare`, which draws the same images by them.
+    """
     chosen = calibration_indices(images, count=count, seed=seed)
     chosen = chosen[:: -(-len(chosen) // _CORRECTION_IMAGES)]  # from all over the source, whatever its order
     batches = calibration_batches(
