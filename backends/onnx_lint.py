@@ -244,6 +244,14 @@ RULES: tuple[LintRule, ...] = (
         check=checks.blocked_weights,
         source=f"with a scale per channel the weight is written out as floats before the product reads it ({_RTX})",
     ),
+    LintRule(
+        number=31,
+        title="no ReLU or clip stands alone behind a product with a float result",
+        targets=_ONNX_RUNTIME,
+        check=fusion.products_before_activations,
+        source="the search for the kernel's rounding goes on behind a Relu or Clip and finds none, and the product runs"
+        " in float (measured on ONNX Runtime 1.32.0)",
+    ),
 )
 
 

@@ -172,3 +172,15 @@ def one_rounding(view: OnnxView, rules: LintRules) -> Found:
                     yield node_name(node), f"its output is rounded for some and read as float by {node_name(other)}"
                 elif tensor in view.outputs:
                     yield node_name(node), f"its output is rounded and is also the model's float output {tensor}"
+
+
+def products_before_activations(view: OnnxView, rules: LintRules) -> Found:
+    """Rule 31."""
+    for node in view.nodes:
+        if node.op_type not in ("Gemm", "MatMul") or not _runs_on_integers(view, node):
+            continue
+        reader = view.only_reader(node.output[0])
+        if reader is None or reader.op_type not in ("Relu", "Clip") or reader.output[0] in view.outputs:
+            continue
+        if _rounded_by(view, reader.output[0]) is None:
+            yield node_name(node), f"{node_name(reader)} behind it is not rounded: it would run in float"

@@ -23,7 +23,7 @@ TRANSLATORS: dict[Any, Translator] = {
     aten.matmul.default: layers.matmul,
     aten.bmm.default: layers.matmul,
     aten.clone.default: simple("Identity"),
-    aten.relu.default: simple("Relu"),
+    aten.relu.default: activations.relu,
     aten.relu6.default: activations.clip,
     aten.hardtanh.default: activations.clip,
     aten.clamp.default: activations.clip,

@@ -7,18 +7,45 @@ from typing import TYPE_CHECKING
 
 from torch.fx import Node
 
-from backends.onnx_operators.common import input_of, per_channel
-from calibration.operators import argument, attribute, clip_bounds, static_shape
+from backends.onnx_operators.common import fuses_roundings, input_of, per_channel
+from calibration.operators import argument, attribute, clip_bounds, kind, static_shape
 
 if TYPE_CHECKING:
     from backends.onnx_graph import Emitter
 
 
+def relu(e: Emitter, node: Node) -> list[str]:
+    """Relu, or Max with 0 behind an integer product that writes floats (rule 31)."""
+    source = e.read(input_of(node))
+    return e.add("Max", [source, e.scalar(0.0)]) if _behind_float_product(e, node) else e.add("Relu", [source])
+
+
 def clip(e: Emitter, node: Node) -> list[str]:
-    """Clip, with the bounds that are finite."""
+    """Clip, with the bounds that are finite; or Max and Min behind an integer product that writes floats (rule 31)."""
     low, high = clip_bounds(node)
+    if _behind_float_product(e, node):
+        bounded = e.read(input_of(node))
+        for operator, bound, suffix in (("Max", low, "_low" if math.isfinite(high) else ""), ("Min", high, "")):
+            if math.isfinite(bound):
+                (bounded,) = e.add(operator, [bounded, e.scalar(bound)], suffix=suffix)
+        return [bounded]
     bounds = [e.scalar(low) if math.isfinite(low) else "", e.scalar(high) if math.isfinite(high) else ""]
     return e.add("Clip", [e.read(input_of(node)), *bounds] if bounds[1] else [e.read(input_of(node)), bounds[0]])
+
+
+def _behind_float_product(e: Emitter, node: Node) -> bool:
+    """Whether a matrix product on integers writes floats for this node alone, whose result is not rounded either.
+
+    ONNX Runtime looks behind a Relu or Clip for a rounding and, where there is none, leaves the product in float.
+    """
+    producer = input_of(node)
+    return (
+        fuses_roundings(e)
+        and kind(producer) in ("linear", "matmul")
+        and e.runs_on_integers(producer)
+        and producer not in e.integers
+        and node.name not in e.placements
+    )
 
 
 def hard_sigmoid(e: Emitter, node: Node) -> list[str]:

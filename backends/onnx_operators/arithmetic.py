@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch.fx import Node
 
-from backends.onnx_operators.common import Translator, input_of, per_channel
+from backends.onnx_operators.common import Translator, fuses_roundings, input_of, per_channel
 from backends.onnx_shapes import shape_of
 from calibration.operators import argument, static_shape
 
@@ -70,9 +70,7 @@ def softmax(operator: str) -> Translator:
 
 def _between_roundings(e: Emitter, node: Node) -> bool:
     """Whether a node of a file for ONNX Runtime stands between roundings, which that would merge with it."""
-    if e.frozen is None or not e.frozen.plan.fused_rounding or e.move_reals:
-        return False
-    return node.name in e.placements and input_of(node) in e.integers
+    return fuses_roundings(e) and node.name in e.placements and input_of(node) in e.integers
 
 
 def smaller_or_larger(operator: str) -> Translator:

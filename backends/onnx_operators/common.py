@@ -53,6 +53,11 @@ def simple(operator: str, **attributes: Any) -> Translator:
     return translate
 
 
+def fuses_roundings(e: Emitter) -> bool:
+    """Whether the file is for ONNX Runtime, which makes one kernel of an operator and the roundings around it."""
+    return e.frozen is not None and e.frozen.plan.fused_rounding and not e.move_reals
+
+
 def per_channel(e: Emitter, parameter: Node, rank: int) -> str:
     """A parameter [C] in the form that broadcasts along axis 1 of a tensor of that rank."""
     values = e.module.get_parameter(str(parameter.target)).detach().cpu().float().numpy()

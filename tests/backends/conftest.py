@@ -92,6 +92,24 @@ def _attention(n: Any, x: Tensor) -> Tensor:
     return result
 
 
+def _over_tokens(activation: Callable[[Tensor], Tensor]) -> Net:
+    """A linear layer and an activation of every token, of which the mean is read in float."""
+    return Net(
+        lambda n, x: n.o(activation(n.l(n.a(x).flatten(2).transpose(1, 2))).mean(1)),
+        a=C(3, 16, 4, stride=4),
+        l=nn.Linear(16, 16),
+        o=nn.Linear(16, 10),
+    )
+
+
+def _relu_of_scores(n: Any, x: Tensor) -> Tensor:
+    """Attention with a ReLU and a normalisation in place of the softmax."""
+    tokens = n.k(n.a(x).flatten(2).transpose(1, 2))
+    scores = relu(tokens @ tokens.transpose(1, 2)).mean(1)
+    result: Tensor = n.o((F.layer_norm(scores, scores.shape[1:])[:, :, None] * tokens).mean(1))
+    return result
+
+
 def _scores(n: Any, x: Tensor) -> Tensor:
     """Query, key and value of one layer, a number on the first, and no softmax."""
     tokens = n.qkv(n.a(x).flatten(2).transpose(1, 2))
@@ -222,6 +240,7 @@ EXACT: dict[str, Callable[[], nn.Module]] = {
     ),
 }
 
+
 #: Networks with an operator that runtimes compute in float or round their own way: equal up to one step of a grid.
 CLOSE: dict[str, Callable[[], nn.Module]] = {
     "number_in_concat": lambda: Net(
@@ -248,6 +267,11 @@ CLOSE: dict[str, Callable[[], nn.Module]] = {
         b=C(16, 16, 3),
     ),
     "constants": lambda: Net(lambda n, x: n.b(relu(n.a(x * 2.0 + 0.5)) - 0.1), a=C(3, 16, 3), b=C(16, 16, 3)),
+    "relu_of_tokens": lambda: _over_tokens(relu),
+    "relu6_of_tokens": lambda: _over_tokens(F.relu6),
+    "least_of_tokens": lambda: _over_tokens(lambda t: torch.clamp(t, min=0.25)),
+    "most_of_tokens": lambda: _over_tokens(lambda t: torch.clamp(t, max=0.25)),
+    "relu_of_scores": lambda: Net(_relu_of_scores, a=C(3, 16, 4, stride=4), k=nn.Linear(16, 16), o=nn.Linear(16, 10)),
     "clamp": lambda: Net(lambda n, x: n.b(torch.clamp(n.a(x), -1, 1)), a=C(3, 16, 3), b=C(16, 16, 3)),
     "attention": lambda: Net(
         _attention, a=C(3, 16, 4, stride=4), k=nn.Linear(16, 16), v=nn.Linear(16, 16), o=nn.Linear(16, 10)

@@ -535,3 +535,19 @@ def test_a_relu_in_a_float_region_may_have_any_zero_point(build: Build) -> None:
 
     built = build(Early())
     assert lint(built.model(), lint_rules(X64, built.plan)) == []
+
+
+@pytest.mark.parametrize(("network", "product"), [("relu_of_tokens", "linear"), ("relu_of_scores", "matmul")])
+def test_rule_31_activations_behind_float_products_are_no_relus(network: str, product: str, build: Build) -> None:
+    built = build(network)
+    mutant = Mutant(built.model())
+    layers = [placement.layer for placement in built.plan.weights]
+    name, maximum = next((node.input[0], node) for node in mutant.graph.node if node.op_type == "Max")
+    before = mutant.census(*layers)
+    maximum.op_type = "Relu"
+    del maximum.input[1]
+    assert broken(mutant, _rules(built)) == {(31, name)}
+    after = mutant.census(*layers)
+    kernel = "QGemm" if product == "linear" else "MatMulIntegerToFloat"
+    assert after.histogram.get(kernel, 0) == before.histogram[kernel] - 1
+    np.testing.assert_array_equal(mutant.run(built.images), Mutant(built.model()).run(built.images))

@@ -109,6 +109,28 @@ def test_the_census_finds_layers_over_tokens(network: str, layers: list[str], bu
     assert census.histogram["QGemm"] == len(layers) - 1
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    ("network", "kernels"),
+    [
+        ("relu_of_tokens", {"Max": 1}),
+        ("relu6_of_tokens", {"Max": 1, "Min": 1}),
+        ("least_of_tokens", {"Max": 1}),
+        ("most_of_tokens", {"Min": 1}),
+        ("relu_of_scores", {"Max": 1, "MatMulIntegerToFloat": 1}),
+    ],
+)
+def test_products_stay_integer_before_an_activation_that_is_read_in_float(
+    network: str, kernels: dict[str, int], bits: int, build: Build
+) -> None:
+    built = build(network, bits=bits)
+    layers = [placement.layer for placement in built.plan.weights]
+    model = BACKEND.emit(built.frozen)
+    census = BACKEND.census(model.SerializeToString(), layers)
+    assert census.integer == tuple(layers)
+    assert kernels.items() <= census.histogram.items()
+
+
 def test_the_census_of_a_float_model_is_all_float(exact_network: str, build: Build) -> None:
     built = build(exact_network)
     layers = [placement.layer for placement in built.plan.weights]
