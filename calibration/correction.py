@@ -21,6 +21,7 @@ from calibration.grid import broadcast_scale
 from calibration.operators import argument, constant, kind, output_groups
 from calibration.prepared import PreparedNetwork
 from calibration.quantisers import RequantiseProduct, RescaleProduct
+from calibration.watching import Watching
 
 # A channel's spread is changed by this much at most: beyond, few images say more than they know, and a bias that had
 # room in int32 would lose it [ours].
@@ -67,14 +68,18 @@ def find_corrections(network: PreparedNetwork, folded: GraphModule, batches: Ite
     share one; weights of 8 bits, of one scale for all channels or shared by several layers get no factor.
     """
     layers = _correctable(network, folded)
-    original, rounded = _Watching(folded, layers), _Correcting(network, layers)
+    wanted = dict[str, tuple[Tensor, Tensor]]()
+
+    def look(name: str, values: Tensor) -> None:
+        wanted[name] = _statistics(values, layers[name].axis)
+
+    original, rounded = Watching(folded, layers, look), _Correcting(network, layers, wanted)
     shifts = {name: torch.zeros(()) for name in layers}
     factors = {name: torch.zeros(()) for name in layers}
     count = 0
     with torch.no_grad():
         for images in batches:
             original.run(images)
-            rounded.wanted = original.found
             rounded.run(images)
             count += len(images)
             for name in layers:
@@ -123,26 +128,17 @@ def _correctable(network: PreparedNetwork, folded: GraphModule) -> dict[str, _La
     return found
 
 
-class _Watching(Interpreter):
-    """A float graph whose layers' outputs are looked at: mean and standard deviation per channel, float64 [C]."""
-
-    def __init__(self, graph_module: GraphModule, layers: Mapping[str, _Layer]) -> None:
-        super().__init__(graph_module)
-        self.layers, self.found = layers, dict[str, tuple[Tensor, Tensor]]()
-
-    def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
-        if n.name in self.layers:
-            self.found[n.name] = _statistics(result, self.layers[n.name].axis)
-        return result
-
-
 class _Correcting(Interpreter):
-    """A prepared graph whose layers' sums are given the wanted statistics, each before the next one runs."""
+    """A prepared graph whose layers' sums are given the wanted statistics, each before the next one runs.
 
-    def __init__(self, network: PreparedNetwork, layers: Mapping[str, _Layer]) -> None:
+    `wanted`: mean and standard deviation per channel of each layer's output as reals, float64 [C], read as it runs.
+    """
+
+    def __init__(
+        self, network: PreparedNetwork, layers: Mapping[str, _Layer], wanted: Mapping[str, tuple[Tensor, Tensor]]
+    ) -> None:
         super().__init__(network.graph)
-        self.layers, self.wanted = layers, dict[str, tuple[Tensor, Tensor]]()
+        self.layers, self.wanted = layers, wanted
         #: Factor and shift of a layer's output as reals, float64 [C].
         self.corrections: dict[str, tuple[Tensor, Tensor]] = {}
 

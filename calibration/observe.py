@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule
 
 from calibration.errors import UserError
 from calibration.grid import affine_parameters
 from calibration.observers import RangeMethod, RangeObserver, choose_range
 from calibration.plan import Plan
+from calibration.watching import Watching
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,26 +24,6 @@ class Range:
     zero_point: int
 
 
-class _Observing(Interpreter):
-    """Runs a graph and shows the tensors that it was told of to their observers."""
-
-    def __init__(self, graph_module: GraphModule, observers: Mapping[str, RangeObserver]) -> None:
-        super().__init__(graph_module)
-        self.observers = observers
-        #: The first tensor that held a value that is not finite.
-        self.not_finite: str | None = None
-
-    def run_node(self, n: Node) -> object:
-        """Run one node as usual; observe its value when somebody asked for it."""
-        value = super().run_node(n)
-        if n.name in self.observers:
-            assert isinstance(value, Tensor)
-            self.observers[n.name].observe(value)
-            if self.not_finite is None and not self.observers[n.name].finite:
-                self.not_finite = n.name
-        return value
-
-
 def observe(graph_module: GraphModule, plan: Plan, batches: Iterable[Tensor]) -> dict[str, RangeObserver]:
     """Run normalised batches, float32 [B, C, H, W], through a folded graph; one observer per group of the plan.
 
@@ -50,13 +31,20 @@ def observe(graph_module: GraphModule, plan: Plan, batches: Iterable[Tensor]) ->
     """
     groups = {placement.group: RangeObserver() for placement in plan.activations}
     by_tensor = {placement.tensor: groups[placement.group] for placement in plan.activations}
-    interpreter = _Observing(graph_module, by_tensor)
+    not_finite: list[str] = []
+
+    def look(name: str, values: Tensor) -> None:
+        by_tensor[name].observe(values)
+        if not by_tensor[name].finite:
+            not_finite.append(name)
+
+    watching = Watching(graph_module, by_tensor, look)
     for batch in batches:
         with torch.no_grad():
-            interpreter.run(batch)
-        if interpreter.not_finite is not None:
+            watching.run(batch)
+        if not_finite:
             raise UserError(
-                f"{interpreter.not_finite}: the network computes values there that are not finite; check its weights"
+                f"{not_finite[0]}: the network computes values there that are not finite; check its weights"
                 " and that the images are normalised as it expects"
             )
     return groups

@@ -10,11 +10,10 @@ that had a BatchNorm behind every convolution it is training with BatchNorm and 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
 from calibration.grid import SMALLEST_SCALE, broadcast_scale
 from calibration.operators import argument, kind
@@ -23,6 +22,7 @@ from calibration.prepared import OPERATIONS, PreparedNetwork
 from calibration.quantisers import RequantiseProduct, RescaleProduct
 from calibration.rounding import requantise
 from calibration.sharing import sharing_copy
+from calibration.watching import Watching
 
 # Added to a variance before its root: of sums in steps of the output, far below what rounding adds.
 _EPSILON = 1e-5
@@ -47,20 +47,6 @@ class _Moments:
         """Mean and standard deviation per channel, float64 [C] on the CPU."""
         mean = self._total / self._count
         return mean.cpu(), (self._squares / self._count - mean.square()).clamp_min(0).sqrt().cpu()
-
-
-class _Watching(Interpreter):
-    """A float graph whose layers' outputs are looked at as it runs."""
-
-    def __init__(self, graph_module: GraphModule, layers: Iterable[str]) -> None:
-        super().__init__(graph_module)
-        self.moments = {layer: _Moments() for layer in layers}
-
-    def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
-        if n.name in self.moments:
-            self.moments[n.name].add(result)
-        return result
 
 
 class Normalised(nn.Module):
@@ -142,12 +128,13 @@ class Normalisation:
         Not of the rounded ones: few bits move both far, and the normalisations put them right from the first step on.
         """
         floats = sharing_copy(self._folded).to(next(self.network.parameters()).device)
-        watching = _Watching(floats, (layer.name for layer in self._layers.values()))
+        moments = {layer.name: _Moments() for layer in self._layers.values()}
+        watching = Watching(floats, moments, lambda name, values: moments[name].add(values))
         with torch.no_grad():
             for images in batches:
                 watching.run(images)
         for layer in self._layers.values():
-            mean, deviation = watching.moments[layer.name].statistics()
+            mean, deviation = moments[layer.name].statistics()
             layer.gain.data.copy_(deviation)
             layer.offset.data.copy_(mean)
             layer.normalising = True

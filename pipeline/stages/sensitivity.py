@@ -7,25 +7,11 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule
 
 from calibration.operators import WEIGHTED, kind
 from calibration.prepared import PreparedNetwork
-
-
-class _Keeping(Interpreter):
-    """Runs a graph and keeps the tensors of named nodes."""
-
-    def __init__(self, graph_module: GraphModule, names: set[str]) -> None:
-        super().__init__(graph_module)
-        self.names, self.kept = names, dict[str, Tensor]()
-
-    def run_node(self, n: Node) -> object:
-        """Run one node as usual and keep its value when it was asked for."""
-        value = super().run_node(n)
-        if n.name in self.names and isinstance(value, Tensor):
-            self.kept[n.name] = value
-        return value
+from calibration.watching import Watching
 
 
 def layer_sqnr(folded: GraphModule, network: PreparedNetwork, batches: Iterable[Tensor]) -> dict[str, float]:
@@ -48,18 +34,19 @@ def layer_sqnr(folded: GraphModule, network: PreparedNetwork, batches: Iterable[
             places[node.name] = (node.name, f"{node.name}_rescale")
         elif network.plan.weight(node.name) is not None:
             places[node.name] = (node.name, node.name)  # its weights alone are integers: it writes reals itself
-    original = _Keeping(folded, {tensor for tensor, _ in places.values()})
-    rounded = _Keeping(network.graph, {name for _, name in places.values()})
+    signals, answers = dict[str, Tensor](), dict[str, Tensor]()
+    original = Watching(folded, {tensor for tensor, _ in places.values()}, signals.__setitem__)
+    rounded = Watching(network.graph, {name for _, name in places.values()}, answers.__setitem__)
     power, noise = dict.fromkeys(places, 0.0), dict.fromkeys(places, 0.0)
     for images in batches:
         with torch.no_grad():
             original.run(images)
             rounded.run(images)
         for layer, (tensor, name) in places.items():
-            values = rounded.kept[name]
+            values = answers[name]
             if tensor in network.integers:
                 values = values * network.tensor_grids[tensor].scale().detach()
-            signal = original.kept[tensor].double()
+            signal = signals[tensor].double()
             power[layer] += float(signal.square().sum())
             noise[layer] += float((signal - values.double()).square().sum())
     # 120 dB stands for "no noise at all", whose logarithm does not exist.
