@@ -38,12 +38,14 @@ class LintRules:
     """What a file is held against: a target, its bound on weight integers, and the bits that a plan gave each layer.
 
     `weight_limit` is the largest magnitude of an 8-bit weight (127 where the profile sets none); `weight_bits` maps
-    a layer to the bits of its weight, which the file does not show where fewer than 8 are stored as int8.
+    a layer to the bits of its weight, which the file does not show where fewer than 8 are stored as int8;
+    `planned_float` are the nodes that the plan knows to run in float, whatever their neighbours' roundings look like.
     """
 
     target: Target
     weight_limit: int = 127
     weight_bits: Mapping[str, int] = field(default_factory=dict)
+    planned_float: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not 1 <= self.weight_limit <= 127:
@@ -51,11 +53,12 @@ class LintRules:
 
 
 def lint_rules(profile: Profile, plan: Plan | None = None) -> LintRules:
-    """The rules for files of a profile, with the weight bits of a plan where there is one."""
+    """The rules for files of a profile, with the weight bits and float nodes of a plan where there is one."""
     return LintRules(
         target=_TARGETS.get(profile.name, "onnxruntime"),
         weight_limit=profile.weight_limit or 127,
         weight_bits={placement.layer: placement.grid.bits for placement in plan.weights} if plan else {},
+        planned_float=frozenset(plan.float_nodes) if plan else frozenset(),
     )
 
 

@@ -20,6 +20,8 @@ _KERNEL_INPUTS = {
     **dict.fromkeys(("Conv", "Gemm", "MatMul", "Add", "Mul"), 2),
     **dict.fromkeys(("GlobalAveragePool", "AveragePool", "Sigmoid", "LeakyRelu"), 1),
 }
+#: Kernels that are tables of 256 entries: what an activation behind them does, they could not.
+_TABLES = frozenset({"Sigmoid", "LeakyRelu"})
 _MOVEMENT = frozenset(
     {"MaxPool", "Reshape", "Transpose", "Flatten", "DepthToSpace", "Slice", "Gather"}
     | {"Squeeze", "Unsqueeze", "Split", "Resize"}
@@ -68,7 +70,8 @@ def absorbed_relus(view: OnnxView, rules: LintRules) -> Found:
         if dequantise is None or before is None or before.op_type != "QuantizeLinear":
             continue
         alone = view.only_reader(dequantise.output[0]) is not None and view.only_reader(before.output[0]) is not None
-        if alone and _runs_on_integers(view, view.producer(before.input[0])):
+        producer = view.producer(before.input[0])
+        if alone and producer is not None and producer.op_type not in _TABLES and _runs_on_integers(view, producer):
             yield node_name(node), f"{node_name(before)} rounds between the layer and its ReLU"
 
 
@@ -111,7 +114,7 @@ def _is_silu(view: OnnxView, sigmoid: NodeProto) -> bool:
 def rounded_activations(view: OnnxView, rules: LintRules) -> Found:
     """Rule 16."""
     for node in view.nodes:
-        if node.op_type not in ("LeakyRelu", "Sigmoid") or view.dequantised(node, 0) is None:
+        if node.op_type not in _TABLES or node.name in rules.planned_float or view.dequantised(node, 0) is None:
             continue
         if _rounded_by(view, node.output[0]) is None and not _is_silu(view, node):
             yield node_name(node), "its input is rounded and its output is not: it would run in float"
@@ -120,6 +123,8 @@ def rounded_activations(view: OnnxView, rules: LintRules) -> Found:
 def rounded_poolings(view: OnnxView, rules: LintRules) -> Found:
     """Rule 17."""
     for node in view.nodes:
+        if node.name in rules.planned_float:
+            continue
         if node.op_type in ("GlobalAveragePool", "AveragePool") and view.dequantised(node, 0) is not None:
             if not _is_rounded(view, node.output[0]):
                 yield node_name(node), "its input is rounded and its output is not: it would run in float"

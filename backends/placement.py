@@ -67,6 +67,7 @@ class _Groups:
 #: Activations x * gate(x), by their gate.
 _GATED = {"sigmoid": "silu", "hardsigmoid": "hardswish"}
 
+_FLOAT_INPUT = "its input is computed in float"
 _UNLISTED = Rule(integer="never", source="no rule for this operator: it runs in float")
 
 
@@ -140,6 +141,8 @@ class _Placement:
         if self._moves(node):
             if sources and all(source in self.carried for source in sources):
                 self.carried.add(node)
+            elif kind(node) == "concat" and self.profile.integer_movement:
+                self.float_reason[node] = _FLOAT_INPUT
             if multiplier(node) is not None:
                 self.float_reason[node] = "a number multiplies a tensor that is not rounded"
             return
@@ -183,7 +186,7 @@ class _Placement:
                 return "one operand is a number"
             full = [s for s in sources if shape(s) == shape(node)] if kind(node) in {"add", "mul"} else sources
             if not full or not all(source in self.carried for source in full):
-                return "its input is computed in float"
+                return _FLOAT_INPUT
         return None
 
     def _has_integer_weight(self, layer: Node) -> bool:

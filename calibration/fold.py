@@ -14,7 +14,17 @@ from calibration.branches import merge_branches
 from calibration.constants import fold_batches, fold_constants
 from calibration.errors import UserError
 from calibration.multipliers import constant_as_number
-from calibration.operators import argument, constant, kind, make_graph_module, pair, shape, static_shape
+from calibration.operators import (
+    argument,
+    constant,
+    is_non_negative,
+    kind,
+    make_graph_module,
+    pair,
+    shape,
+    static_shape,
+    tensor_inputs,
+)
 from calibration.reshapes import activation_before_reshape
 from calibration.sharing import sharing_copy
 
@@ -27,11 +37,12 @@ def fold(graph_module: GraphModule) -> GraphModule:
     A BatchNorm whose input is a convolution, transposed convolution or linear layer read by nobody else is folded
     into that layer's weight and bias; any other becomes a depthwise 1x1 convolution, so that it too runs in integers.
     Constant tensors of one value that multiply or divide become numbers. Activations are computed before reshapes.
-    Constants that are added to a layer's output, or multiply it, are folded likewise, and sums of parallel convolutions
-    become one. PReLUs with one slope become leaky ReLUs. Averages over a whole map become `adaptive_avg_pool2d(1)`,
-    adaptive poolings of a map to its own size disappear, those to a part of it are average poolings, and what is
-    computed from constants alone becomes a constant. Equal to the original up to float32 rounding. Raises UserError for
-    a BatchNorm that has no running statistics. Weights that it leaves alone are in memory once.
+    Constants that are added to a layer's output, or multiply it, are folded likewise, and sums of parallel
+    convolutions become one. PReLUs with one slope become leaky ReLUs, ReLUs of what is not negative disappear.
+    Averages over a whole map become `adaptive_avg_pool2d(1)`, adaptive poolings of a map to its own size disappear,
+    those to a part of it are average poolings, and what is computed from constants alone becomes a constant. Equal
+    to the original up to float32 rounding. Raises UserError for a BatchNorm that has no running statistics. Weights
+    that it leaves alone are in memory once.
     """
     graph_module = sharing_copy(graph_module)
     outputs = graph_module.meta["outputs"]
@@ -47,6 +58,8 @@ def fold(graph_module: GraphModule) -> GraphModule:
             _canonical_pool(graph_module.graph, node)
         elif kind(node) == "prelu":
             _one_slope(graph_module, node)
+        elif kind(node) == "relu" and is_non_negative(tensor_inputs(node)[0]):
+            node.replace_all_uses_with(tensor_inputs(node)[0])
         if kind(node) == "add" and node.users:
             merge_branches(graph_module, node)
         activation_before_reshape(graph_module, node)

@@ -34,17 +34,18 @@ def clip(e: Emitter, node: Node) -> list[str]:
 
 
 def _behind_float_product(e: Emitter, node: Node) -> bool:
-    """Whether a matrix product on integers writes floats for this node alone, whose result is not rounded either.
+    """Whether a matrix product on integers writes floats that this node then changes, as it is not absorbed.
 
-    ONNX Runtime looks behind a Relu or Clip for a rounding and, where there is none, leaves the product in float.
+    ONNX Runtime looks behind a Relu or Clip for a rounding that does its work; without one the product stays in float.
     """
     producer = input_of(node)
     return (
-        fuses_roundings(e)
+        e.frozen is not None
+        and fuses_roundings(e)
         and kind(producer) in ("linear", "matmul")
         and e.runs_on_integers(producer)
         and producer not in e.integers
-        and node.name not in e.placements
+        and node.name not in e.frozen.plan.absorbed
     )
 
 

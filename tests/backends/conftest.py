@@ -267,10 +267,28 @@ CLOSE: dict[str, Callable[[], nn.Module]] = {
         b=C(16, 16, 3),
     ),
     "constants": lambda: Net(lambda n, x: n.b(relu(n.a(x * 2.0 + 0.5)) - 0.1), a=C(3, 16, 3), b=C(16, 16, 3)),
+    "float_concat": lambda: Net(
+        lambda n, x: F.layer_norm(torch.cat([n.b(y := F.gelu(n.a(x)).flip(-1)), y], 1), (10,)),
+        a=C(3, 16, 3),
+        b=C(16, 16, 3, padding=1),
+    ),
+    "float_pool": lambda: Net(
+        lambda n, x: n.b(y := F.gelu(n.a(x)).flip(-1)) * pool(y).tanh(), a=C(3, 16, 3), b=C(16, 16, 3, padding=1)
+    ),
+    "leaky_relu_and_relu": lambda: Net(
+        lambda n, x: (relu(F.leaky_relu(n.a(x), 0.1)) - 0.5).exp().mean((2, 3)), a=C(3, 16, 3)
+    ),
     "relu_of_tokens": lambda: _over_tokens(relu),
     "relu6_of_tokens": lambda: _over_tokens(F.relu6),
     "least_of_tokens": lambda: _over_tokens(lambda t: torch.clamp(t, min=0.25)),
     "most_of_tokens": lambda: _over_tokens(lambda t: torch.clamp(t, max=0.25)),
+    "clamp_of_tokens": lambda: _over_tokens(lambda t: torch.clamp(t, -0.5, 0.25)),
+    "clamp_between_layers": lambda: Net(
+        lambda n, x: n.o(torch.clamp(n.l(pool(relu(n.a(x))).flatten(1)), -0.1, 0.1)),
+        a=C(3, 16, 3),
+        l=nn.Linear(16, 16),
+        o=nn.Linear(16, 10),
+    ),
     "relu_of_scores": lambda: Net(_relu_of_scores, a=C(3, 16, 4, stride=4), k=nn.Linear(16, 16), o=nn.Linear(16, 10)),
     "clamp": lambda: Net(lambda n, x: n.b(torch.clamp(n.a(x), -1, 1)), a=C(3, 16, 3), b=C(16, 16, 3)),
     "attention": lambda: Net(

@@ -117,6 +117,8 @@ def test_the_census_finds_layers_over_tokens(network: str, layers: list[str], bu
         ("relu6_of_tokens", {"Max": 1, "Min": 1}),
         ("least_of_tokens", {"Max": 1}),
         ("most_of_tokens", {"Min": 1}),
+        ("clamp_of_tokens", {"Max": 1, "Min": 1}),
+        ("clamp_between_layers", {"Max": 1, "Min": 1}),
         ("relu_of_scores", {"Max": 1, "MatMulIntegerToFloat": 1}),
     ],
 )

@@ -251,3 +251,18 @@ def test_a_prelu_with_one_slope_becomes_a_leaky_relu(net: MakeNet, noise: Noise)
     folded = fold(capture(module, images, source="test"))
     assert kinds(folded) == ["conv", "leaky_relu", "prelu"]
     torch.testing.assert_close(folded(images)[0], module(images), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("before", [torch.relu, torch.sigmoid, F.relu6, lambda t: F.max_pool2d(torch.relu(t), 2)])
+def test_a_relu_of_what_is_not_negative_disappears(
+    before: Callable[[Tensor], Tensor], net: MakeNet, noise: Noise, resemble_trained: Resemble
+) -> None:
+    module = net(lambda n, x: n.b(torch.relu(before(n.a(x)))), a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 8, 1))
+    folded = folded_from(module, noise(4, 3, 12, 12), resemble_trained)
+    alone = net(lambda n, x: n.b(before(n.a(x))), a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 8, 1))
+    assert kinds(folded) == kinds(folded_from(alone, noise(4, 3, 12, 12), resemble_trained))
+
+
+def test_a_relu_of_what_may_be_negative_stays(net: MakeNet, noise: Noise, resemble_trained: Resemble) -> None:
+    module = net(lambda n, x: n.b(torch.relu(F.leaky_relu(n.a(x)))), a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 8, 1))
+    assert kinds(folded_from(module, noise(4, 3, 12, 12), resemble_trained)) == ["conv", "leaky_relu", "relu", "conv"]
