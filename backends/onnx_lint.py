@@ -10,6 +10,7 @@ import onnx
 
 from backends import onnx_lint_checks as checks
 from backends import onnx_lint_fusion as fusion
+from backends import onnx_lint_openvino as openvino
 from backends.onnx_view import OnnxView
 from backends.profile import Profile
 from calibration.errors import UserError
@@ -254,6 +255,42 @@ RULES: tuple[LintRule, ...] = (
         check=fusion.products_before_activations,
         source="the search for the kernel's rounding goes on behind a Relu or Clip and finds none, and the product runs"
         " in float (measured on ONNX Runtime 1.32.0)",
+    ),
+    LintRule(
+        number=32,
+        title="every layer has a bias",
+        targets=_OPENVINO,
+        check=openvino.biased_layers,
+        source=f"without one, a sum of a layer's output and of what else is made of it is wrong, and linear layers over"
+        f" tokens do not load ({_OV})",
+    ),
+    LintRule(
+        number=33,
+        title="strides are left out in front of 1x1 convolutions",
+        targets=_OPENVINO,
+        check=openvino.strided_pointwise,
+        source=f"a pooling is put between rounding and convolution, and both run in float ({_OV})",
+    ),
+    LintRule(
+        number=34,
+        title="averages take no border into signed maps",
+        targets=_OPENVINO,
+        check=openvino.borders_of_averages,
+        source=f"the border's integers are 0 whatever the zero point is ({_OV})",
+    ),
+    LintRule(
+        number=35,
+        title="a Max stands behind a largest or smallest value",
+        targets=_OPENVINO,
+        check=openvino.lone_reductions,
+        source=f"a rounding that becomes part of ReduceMax or ReduceMin gives wrong outputs ({_OV})",
+    ),
+    LintRule(
+        number=36,
+        title="transposed convolutions read values that are not negative",
+        targets=_OPENVINO,
+        check=openvino.unsigned_transposed,
+        source=f"behind a zero point other than 0 they run in float ({_OV})",
     ),
 )
 

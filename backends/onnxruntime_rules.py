@@ -100,7 +100,7 @@ X64 = Profile(
     # Measured, one thread, ms as it is and as a convolution behind which channels move (float in brackets), 64 to 32
     # channels at 56x56: 2x2 stride 2 1.15 and 0.97 (1.22), 4x4 stride 2 3.71 and 1.42 (3.59), 3x3 stride 2 2.23 and
     # 1.41 (2.15); a U-Net at 128x128 4.56 and 4.24 (16.3).
-    transposed_as_convolutions=True,
+    transposed_as_convolutions="all",
     # Measured, 96x56x56, ns a value as QLinearAveragePool and as a convolution of ones (float in brackets): 2x2, stride
     # 2, 2.17 and 0.32 (0.75), 3x3 9.30 and 0.78 (1.03).
     averages_as_convolutions=True,

@@ -132,5 +132,5 @@ PROFILE = Profile(
     parts_as_layers=True,
     # Rule 32. TensorRT-RTX 1.7.1 has no int8 transposed convolution (measured): as a convolution whose channels move to
     # their places it multiplies integers. NVIDIA's guidance rounds the inputs of those that cannot be written so.
-    transposed_as_convolutions=True,
+    transposed_as_convolutions="all",
 )

@@ -17,22 +17,36 @@ from torch.fx import GraphModule, Node
 from calibration.affine import owns_weight
 from calibration.constants import new_constants
 from calibration.decompositions import before
-from calibration.operators import argument, constant, kind, make_graph_module, pair, static_shape
+from calibration.operators import (
+    argument,
+    constant,
+    is_non_negative,
+    kind,
+    make_graph_module,
+    pair,
+    static_shape,
+    tensor_inputs,
+)
 from calibration.sharing import sharing_copy
 
 aten = torch.ops.aten
 
 
-def without_transposed_convolutions(graph_module: GraphModule) -> GraphModule:
+def without_transposed_convolutions(graph_module: GraphModule, *, signed_alone: bool = False) -> GraphModule:
     """A copy of a folded graph without those that can be written so; the graph itself where there are none.
 
-    That is all but those with dilation, with strides that differ, and with weights that others read.
+    That is all but those with dilation, with strides that differ, and with weights that others read; `signed_alone`:
+    of these, those whose input may be negative.
     """
-    if not any(kind(node) == "conv_transpose" for node in graph_module.graph.nodes):
+
+    def concerned(node: Node) -> bool:
+        return kind(node) == "conv_transpose" and not (signed_alone and is_non_negative(tensor_inputs(node)[0]))
+
+    if not any(concerned(node) for node in graph_module.graph.nodes):
         return graph_module
     changed = sharing_copy(graph_module)
     for node in list(changed.graph.nodes):
-        if kind(node) == "conv_transpose":
+        if concerned(node):
             _rewrite(changed, node)
     made = make_graph_module(changed, changed.graph)
     made.meta["outputs"] = graph_module.meta["outputs"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch.fx import Node
 
-from backends.onnx_operators.common import Translator, fuses_roundings, input_of, per_channel
+from backends.onnx_operators.common import Translator, for_openvino, fuses_roundings, input_of, per_channel
 from backends.onnx_shapes import shape_of
 from calibration.operators import argument, static_shape
 
@@ -49,10 +49,18 @@ def _reduce(e: Emitter, node: Node, operator: str, axes: object, keep: object) -
     if not isinstance(axes, (list, tuple)) or not axes:
         raise e.unsupported(f"{operator} over all axes has no translation to ONNX")
     numbers, kept = [int(axis) for axis in axes], int(bool(keep))
+    if for_openvino(e) and operator in ("ReduceMax", "ReduceMin"):
+        # Nothing is lower: it only keeps what lies behind out of the reduction's kernel (rule 35).
+        (found,) = _reduced(e, node, operator, numbers, kept, suffix="_reduced")
+        return e.add("Max", [found, e.scalar(float(np.finfo(np.float32).min))])
+    return _reduced(e, node, operator, numbers, kept)
+
+
+def _reduced(e: Emitter, node: Node, operator: str, numbers: list[int], kept: int, *, suffix: str = "") -> list[str]:
     # ReduceSum took its axes as an input five versions before the others.
     if e.opset >= (13 if operator == "ReduceSum" else 18):
-        return e.add(operator, [e.read(input_of(node)), e.int64s(numbers)], keepdims=kept)
-    return e.add(operator, [e.read(input_of(node))], axes=numbers, keepdims=kept)
+        return e.add(operator, [e.read(input_of(node)), e.int64s(numbers)], suffix=suffix, keepdims=kept)
+    return e.add(operator, [e.read(input_of(node))], suffix=suffix, axes=numbers, keepdims=kept)
 
 
 def softmax(operator: str) -> Translator:

@@ -13,6 +13,8 @@ from calibration.operators import static_shape
 if TYPE_CHECKING:
     from backends.onnx_graph import Emitter
 
+#: A number that changes no sum but one of exactly 0, and that no pass of a compiler takes for 0.
+NEXT_TO_NOTHING = 1e-30
 Translator = Callable[["Emitter", Node], list[str]]
 
 
@@ -56,6 +58,11 @@ def simple(operator: str, **attributes: Any) -> Translator:
 def fuses_roundings(e: Emitter) -> bool:
     """Whether the file is for ONNX Runtime, which makes one kernel of an operator and the roundings around it."""
     return e.frozen is not None and e.frozen.plan.fused_rounding and not e.move_reals
+
+
+def for_openvino(e: Emitter) -> bool:
+    """Whether the file is for OpenVINO, whose passes take rules of their own."""
+    return e.frozen is not None and e.frozen.plan.backend == "openvino"
 
 
 def per_channel(e: Emitter, parameter: Node, rank: int) -> str:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch.fx import Node
 
-from backends.onnx_operators.common import input_of, pair, spatial
-from calibration.operators import argument, static_shape
+from backends.onnx_operators.common import NEXT_TO_NOTHING, for_openvino, input_of, pair, spatial
+from calibration.operators import argument, constant, kind, static_shape
 
 if TYPE_CHECKING:
     from backends.onnx_graph import Emitter
+
+
+def _inputs(e: Emitter, node: Node) -> list[str]:
+    """What a layer reads: its input, weight and bias; for OpenVINO no layer on integers is without a bias (rule 32)."""
+    inputs, bias = [e.read(input_of(node)), e.weight(input_of(node, 1))], argument(node, 2, "bias")
+    values = constant(e.module, bias)
+    if for_openvino(e) and e.runs_on_integers(node) and (values is None or not values.any()):
+        channels = static_shape(node)[-1 if kind(node) == "linear" else 1]
+        return [*inputs, e.constant(np.full(channels, NEXT_TO_NOTHING, np.float32), f"no_bias_x{channels}")]
+    return [*inputs, e.bias(bias)] if isinstance(bias, Node) else inputs
 
 
 def conv(e: Emitter, node: Node) -> list[str]:
@@ -24,18 +35,16 @@ def conv(e: Emitter, node: Node) -> list[str]:
         pads = [total[0] // 2, total[1] // 2, total[0] - total[0] // 2, total[1] - total[1] // 2]
     else:
         pads = pair(padding) * 2
-    bias = argument(node, 2, "bias")
-    inputs = [e.read(input_of(node)), e.weight(input_of(node, 1))] + ([e.bias(bias)] if isinstance(bias, Node) else [])
-    return e.add("Conv", inputs, strides=stride, pads=pads, dilations=dilation, group=groups, kernel_shape=list(kernel))
+    return e.add(
+        "Conv", _inputs(e, node), strides=stride, pads=pads, dilations=dilation, group=groups, kernel_shape=list(kernel)
+    )
 
 
 def conv_transpose(e: Emitter, node: Node) -> list[str]:
     """ConvTranspose."""
-    bias = argument(node, 2, "bias")
-    inputs = [e.read(input_of(node)), e.weight(input_of(node, 1))] + ([e.bias(bias)] if isinstance(bias, Node) else [])
     return e.add(
         "ConvTranspose",
-        inputs,
+        _inputs(e, node),
         strides=pair(argument(node, 3, "stride", 1)),
         pads=pair(argument(node, 4, "padding", 0)) * 2,
         output_padding=pair(argument(node, 5, "output_padding", 0)),
@@ -47,12 +56,9 @@ def conv_transpose(e: Emitter, node: Node) -> list[str]:
 
 def linear(e: Emitter, node: Node) -> list[str]:
     """Gemm over one row per image."""
-    bias = argument(node, 2, "bias")
-    source = input_of(node)
-    if len(static_shape(source)) != 2:
+    if len(static_shape(input_of(node))) != 2:
         raise e.unsupported("a linear layer over more than one free dimension has no translation to ONNX")
-    inputs = [e.read(source), e.weight(input_of(node, 1))] + ([e.bias(bias)] if isinstance(bias, Node) else [])
-    return e.add("Gemm", inputs, transB=1)
+    return e.add("Gemm", _inputs(e, node), transB=1)
 
 
 def matmul(e: Emitter, node: Node) -> list[str]:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from backends.onnx_operators.common import input_of
+from backends.onnx_operators.common import NEXT_TO_NOTHING, for_openvino, input_of
 from backends.onnx_shapes import shape_of, stored
-from calibration.operators import argument, axis_order, constant, static_shape
+from calibration.operators import argument, axis_order, constant, is_non_negative, kind, static_shape
 
 if TYPE_CHECKING:
     from backends.onnx_graph import Emitter
@@ -113,8 +113,15 @@ def pad(e: Emitter, node: Node) -> list[str]:
     for index in range(len(amounts) // 2):  # torch lists the last axis first
         begins[rank - 1 - index], ends[rank - 1 - index] = amounts[2 * index], amounts[2 * index + 1]
     border = e.border(input_of(node)) if value == 0.0 else e.scalar(float(value))
+    if for_openvino(e) and value == 0.0 and not e.moves_integers(node) and _is_averaged(node):
+        border = e.scalar(NEXT_TO_NOTHING)  # a pooling that takes the border in has integer zeros there (rule 34)
     inputs = [e.read(input_of(node)), e.int64s(begins + ends)] + ([border] if mode == "constant" else [])
     return e.add("Pad", inputs, mode={"replicate": "edge"}.get(mode, mode))
+
+
+def _is_averaged(pad: Node) -> bool:
+    """Whether an average pooling reads a border around values that may be negative."""
+    return not is_non_negative(pad) and any(kind(user) == "average_pool" for user in pad.users)
 
 
 def concat(e: Emitter, node: Node) -> list[str]:

@@ -267,6 +267,41 @@ CLOSE: dict[str, Callable[[], nn.Module]] = {
         b=C(16, 16, 3),
     ),
     "constants": lambda: Net(lambda n, x: n.b(relu(n.a(x * 2.0 + 0.5)) - 0.1), a=C(3, 16, 3), b=C(16, 16, 3)),
+    "bordered_average": lambda: Net(lambda n, x: n.b(F.avg_pool2d(n.a(x), 3, 1, 1)), a=C(3, 16, 3), b=C(16, 16, 1)),
+    "bordered_average_of_a_part": lambda: Net(
+        lambda n, x: n.b(F.avg_pool2d(n.a(x).chunk(2, 1)[1], 3, 1, 1)), a=C(3, 32, 3), b=C(16, 16, 1)
+    ),
+    "bordered_average_of_a_sum": lambda: Net(
+        lambda n, x: n.b(F.avg_pool2d(F.avg_pool2d(n.a(x), 2) + 1.0, 3, 1, 1)), a=C(3, 16, 3), b=C(16, 16, 1)
+    ),
+    "strided_pointwise": lambda: Net(
+        lambda n, x: n.fc(relu(n.c(relu(n.b(y := relu(n.a(x))))) + n.d(y)).mean((2, 3))),
+        a=C(3, 16, 3),
+        b=C(16, 16, 1, stride=2),
+        c=C(16, 16, 3, padding=1),
+        d=C(16, 16, 1, stride=2),
+        fc=nn.Linear(16, 10),
+    ),
+    "signed_transposed": lambda: Net(
+        lambda n, x: n.b(relu(n.t(n.a(x)))), a=C(3, 16, 3), t=nn.ConvTranspose2d(16, 16, 2, stride=2), b=C(16, 16, 3)
+    ),
+    "largest": lambda: Net(lambda n, x: n.fc(n.a(x).amax((2, 3))), a=C(3, 16, 3), fc=nn.Linear(16, 10)),
+    "largest_and_shifted": lambda: Net(
+        lambda n, x: n.fc(n.a(x).amax((2, 3)) + 1.0), a=C(3, 16, 3), fc=nn.Linear(16, 10)
+    ),
+    "smallest_of_tokens": lambda: Net(
+        lambda n, x: n.o(n.l(n.a(x).flatten(2).transpose(1, 2)).amin(1)),
+        a=C(3, 16, 4, stride=4),
+        l=nn.Linear(16, 16),
+        o=nn.Linear(16, 10),
+    ),
+    "sum_without_bias": lambda: Net(lambda n, x: torch.tanh(y := n.a(x)) + y, a=C(3, 16, 3, bias=False)),
+    "tokens_without_bias": lambda: Net(
+        lambda n, x: n.o(n.l(F.softplus(n.a(x).flatten(2).transpose(1, 2))).mean(1)),
+        a=C(3, 16, 3),
+        l=nn.Linear(16, 16, bias=False),
+        o=nn.Linear(16, 10),
+    ),
     "float_concat": lambda: Net(
         lambda n, x: F.layer_norm(torch.cat([n.b(y := F.gelu(n.a(x)).flip(-1)), y], 1), (10,)),
         a=C(3, 16, 3),

@@ -21,7 +21,7 @@ from tests.one_line_net import Net
 
 Build = Callable[..., Any]
 TOKENS, WIDTH, HEADS = 64, 64, 4
-AS_IT_IS = replace(PROFILE, parts_as_layers=False, transposed_as_convolutions=False)
+AS_IT_IS = replace(PROFILE, parts_as_layers=False, transposed_as_convolutions="none")
 
 
 def attention(parts: Any) -> Tensor:
