@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,17 @@ _BYTE = 8  # bits of the integers that activations are stored in
 
 def _equal(stored: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> bool:
     return stored.dtype == values.dtype and np.array_equal(stored, values, equal_nan=stored.dtype.kind == "f")
+
+
+def _up_to_borders(module: GraphModule, movement: Mapping[str, str]) -> frozenset[str]:
+    """The paddings among nodes that only move integers, and what moves the same integers before them."""
+    found, stack = set[str](), [node for node in module.graph.nodes if kind(node) == "pad"]
+    while stack:
+        node = stack.pop()
+        if node.name in movement and node.name not in found:
+            found.add(node.name)
+            stack.extend(node.all_input_nodes)
+    return frozenset(found)
 
 
 def _flat(node: Node) -> str:
@@ -89,6 +100,9 @@ class Emitter:
         self.maximum_for_prelu = maximum_for_prelu
         plan = self.frozen.plan if self.frozen else None
         self.passthrough = dict(plan.passthrough) if plan else {}
+        #: Movement up to a border. Runtimes find integers again behind moved reals, but not behind a border of zeros on
+        #: an asymmetric grid.
+        self.bordered = _up_to_borders(self.module, self.passthrough)
         self.placements = {placement.tensor: placement for placement in plan.activations} if plan else {}
         self.nodes: list[onnx.NodeProto] = []
         self.initialisers: dict[str, TensorProto] = {}
@@ -169,11 +183,8 @@ class Emitter:
         raise self.unsupported(f"its input {node.name} has no value in the file")
 
     def moves_integers(self, node: Node) -> bool:
-        """Whether a node is written on integers: what only moves them, or of that only a border of zero points."""
-        if node.name not in self.passthrough:
-            return False
-        # Runtimes find integers again behind moved reals, but not behind a border of zeros on an asymmetric grid.
-        return not self.move_reals or (kind(node) == "pad" and node.all_input_nodes[0] in self.integers)
+        """Whether a node is written on integers: what only moves them, or of that only what leads to a border."""
+        return node.name in self.passthrough and (not self.move_reals or node.name in self.bordered)
 
     def _dequantise(self, source: Integers) -> str:
         """One DequantizeLinear per tensor of integers and scale, written when first read (rule 21)."""

@@ -274,6 +274,9 @@ CLOSE: dict[str, Callable[[], nn.Module]] = {
     "bordered_average_of_a_sum": lambda: Net(
         lambda n, x: n.b(F.avg_pool2d(F.avg_pool2d(n.a(x), 2) + 1.0, 3, 1, 1)), a=C(3, 16, 3), b=C(16, 16, 1)
     ),
+    "bordered_part": lambda: Net(
+        lambda n, x: n.b(F.pad(n.a(x).chunk(2, 1)[1][:, :, 1:], (0, 1, 0, 1))), a=C(3, 32, 3), b=C(16, 16, 3)
+    ),
     "strided_pointwise": lambda: Net(
         lambda n, x: n.fc(relu(n.c(relu(n.b(y := relu(n.a(x))))) + n.d(y)).mean((2, 3))),
         a=C(3, 16, 3),
