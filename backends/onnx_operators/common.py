@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.fx import Node
 
-from calibration.operators import static_shape
+from calibration.operators import attribute, static_shape
 
 if TYPE_CHECKING:
     from backends.onnx_graph import Emitter
@@ -67,6 +67,6 @@ def for_openvino(e: Emitter) -> bool:
 
 def per_channel(e: Emitter, parameter: Node, rank: int) -> str:
     """A parameter [C] in the form that broadcasts along axis 1 of a tensor of that rank."""
-    values = e.module.get_parameter(str(parameter.target)).detach().cpu().float().numpy()
+    values = attribute(e.module, str(parameter.target)).detach().cpu().float().numpy()
     name = f"{str(parameter.target).replace('.', '_')}_per_channel"
     return e.constant(values.reshape(-1, *[1] * (rank - 2)), name)

@@ -19,6 +19,7 @@ from backends.reference import IntegerOracle
 from calibration.capture import capture
 from calibration.errors import UserError
 from calibration.fold import fold
+from tests.one_line_net import Net
 
 Build = Callable[..., Any]
 
@@ -216,3 +217,9 @@ def test_a_pooling_to_the_size_it_has_does_nothing(images: Tensor, build: Build)
     mine, _ = IntegerOracle(built.model()).run(images)
     np.testing.assert_array_equal(mine[0].numpy(), run(built.model(), images)[0])
     np.testing.assert_array_equal(mine[0].numpy(), built.simulate()[0].numpy())
+
+
+def test_slopes_of_a_prelu_need_not_be_trained(images: Tensor) -> None:
+    network = Net(lambda n, x: F.prelu(n.a(x), n.slopes), a=nn.Conv2d(3, 8, 3))
+    network.register_buffer("slopes", torch.linspace(0.1, 0.8, 8))
+    assert_float_file_equals(network.eval(), images)
