@@ -33,14 +33,14 @@ def _equal(stored: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> bool:
     return stored.dtype == values.dtype and np.array_equal(stored, values, equal_nan=stored.dtype.kind == "f")
 
 
-def _up_to_borders(module: GraphModule, movement: Mapping[str, str]) -> frozenset[str]:
-    """The paddings among nodes that only move integers, and what moves the same integers before them."""
+def _around_borders(module: GraphModule, movement: Mapping[str, str]) -> frozenset[str]:
+    """The paddings among nodes that only move integers, and what moves the same integers before and behind them."""
     found, stack = set[str](), [node for node in module.graph.nodes if kind(node) == "pad"]
     while stack:
         node = stack.pop()
         if node.name in movement and node.name not in found:
             found.add(node.name)
-            stack.extend(node.all_input_nodes)
+            stack.extend([*node.all_input_nodes, *node.users])
     return frozenset(found)
 
 
@@ -100,9 +100,9 @@ class Emitter:
         self.maximum_for_prelu = maximum_for_prelu
         plan = self.frozen.plan if self.frozen else None
         self.passthrough = dict(plan.passthrough) if plan else {}
-        #: Movement up to a border. Runtimes find integers again behind moved reals, but not behind a border of zeros on
-        #: an asymmetric grid.
-        self.bordered = _up_to_borders(self.module, self.passthrough)
+        #: Movement around borders. Runtimes find integers again behind moved reals, but not behind a border of zeros on
+        #: an asymmetric grid, and not always on the long ways of shifted windows, which have one.
+        self.bordered = _around_borders(self.module, self.passthrough)
         self.placements = {placement.tensor: placement for placement in plan.activations} if plan else {}
         self.nodes: list[onnx.NodeProto] = []
         self.initialisers: dict[str, TensorProto] = {}
@@ -183,7 +183,7 @@ class Emitter:
         raise self.unsupported(f"its input {node.name} has no value in the file")
 
     def moves_integers(self, node: Node) -> bool:
-        """Whether a node is written on integers: what only moves them, or of that only what leads to a border."""
+        """Whether a node is written on integers: what only moves them, or of that only what has a border."""
         return node.name in self.passthrough and (not self.move_reals or node.name in self.bordered)
 
     def _dequantise(self, source: Integers) -> str:
