@@ -218,9 +218,13 @@ class Emitter:
         integers = self.integers[node]
         return replace(integers, scale=self.constant(scale, f"{integers.scale}_{word}"))
 
-    def integer_constant(self, integer: int, scale: float) -> str:
-        """A number as an integer, stored like activations, behind a DequantizeLinear."""
-        name = self.constant(np.array(integer, np.uint8), f"uint8_{integer}")
+    def integer_constant(self, integer: int, scale: float, *, rank: int) -> str:
+        """A number as an integer, stored like activations, behind a DequantizeLinear.
+
+        `rank`: of the tensor that it is added to. To a single number without axes QLinearAdd adds in another order
+        where the other's last axis has one position (see `_larger_first`).
+        """
+        name = self.constant(np.full((1,) * rank, integer, np.uint8), f"uint8_{integer}_rank_{rank}")
         zero = self.constant(np.array(0, np.uint8), "uint8_0")
         return self._dequantise(Integers(name=name, scale=self.scalar(scale), zero_point=zero))
 

@@ -257,6 +257,20 @@ def _scaled_operand(graph: Graph, node: Node) -> Node:
     return node
 
 
+def _larger_first(graph: Graph, node: Node) -> Node:
+    """Write a sum with a smaller tensor, which is repeated over a larger one, behind that.
+
+    ONNX Runtime's QLinearAdd multiplies and adds in another order where its first input is a single value for a row of
+    its second, and which axis is a row depends on the layout that its optimiser chose (MLAS qladd, measured).
+    """
+    first, second = node.args[:2]
+    if isinstance(first, Node) and isinstance(second, Node):
+        first_is_whole, second_is_whole = (static_shape(operand) == static_shape(node) for operand in (first, second))
+        if second_is_whole and not first_is_whole:
+            node.args = (second, first)
+    return node
+
+
 def _reversed_subtraction(graph: Graph, node: Node) -> Node:
     """Write b - alpha * a as (-alpha * a) + b."""
     first, second = node.args[:2]
@@ -300,7 +314,7 @@ _RULES: dict[Any, tuple[Rule, ...]] = {
     aten.pad.default: (_pad,),
     aten.clamp.default: (_clamp,),
     aten.clamp_min.default: (_clamp,),
-    aten.add.Tensor: (_scaled_operand, _neutral(0), decompositions.without_expansion),
+    aten.add.Tensor: (_scaled_operand, _neutral(0), decompositions.without_expansion, _larger_first),
     aten.sub.Tensor: (_scaled_operand, _neutral(0), decompositions.without_expansion),
     aten.mul.Tensor: (_neutral(1), hard_sigmoid, decompositions.without_expansion),
     aten.div.Tensor: (_neutral(1), _division, hard_sigmoid, decompositions.without_expansion),

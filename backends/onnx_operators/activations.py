@@ -54,7 +54,7 @@ def hard_sigmoid(e: Emitter, node: Node) -> list[str]:
     # torch: clip(x / 6 + 1/2, 0, 1); the rounding behind an integer addition clips by itself.
     if not e.runs_on_integers(node):
         return e.add("HardSigmoid", [e.read(input_of(node))], alpha=1 / 6, beta=0.5)
-    return e.add("Add", [e.read_divided(input_of(node), 6), e.integer_constant(1, 0.5)])
+    return e.add("Add", [e.read_divided(input_of(node), 6), e.integer_constant(1, 0.5, rank=len(static_shape(node)))])
 
 
 def leaky_relu(e: Emitter, node: Node) -> list[str]:

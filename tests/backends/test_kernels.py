@@ -83,6 +83,55 @@ def test_every_pair_of_integers(operator: str) -> None:
         np.testing.assert_array_equal(mine.numpy(), theirs, err_msg=f"{first} {second} {out}")
 
 
+def sums_near_ties(larger: tuple[int, ...], smaller: tuple[int, ...], *, smaller_first: bool = False) -> int:
+    """How many of many sums of two tensors the oracle has otherwise than the runtime; scales are such that sums tie."""
+    generator, differing = np.random.default_rng(2), 0
+    for _ in range(DRAWS):
+        out = float(np.float32(10 ** generator.uniform(-3, 0))), int(generator.choice([0, 100, 128]))
+        first = out[0] * generator.integers(1, 60) / generator.integers(1, 40), int(generator.choice([0, 77, 124]))
+        second = out[0] * (generator.integers(0, 150) + 0.5) / generator.integers(1, 9), int(generator.choice([0, 33]))
+        grids = [(float(np.float32(scale)), zero) for scale, zero in (first, second)]
+        values = [generator.integers(0, 256, shape).astype(np.uint8) for shape in (larger, smaller)]
+        if smaller_first:
+            values, grids = values[::-1], grids[::-1]
+        theirs = runtime("Add", values, [*grids, out])
+        mine = KERNELS["Add"]([quantised(v, *g) for v, g in zip(values, grids, strict=True)], {}, target(*out))
+        differing += int((mine.numpy() != theirs).sum())
+    return differing
+
+
+@pytest.mark.parametrize(
+    ("larger", "smaller"),
+    [
+        ((2, 64, 6, 6), (2, 64, 6, 6)),
+        ((2, 64, 1, 1), (2, 64, 1, 1)),
+        ((2, 64, 1, 1), (1, 1, 1, 1)),
+        ((2, 1, 1, 64), (1, 1, 1, 1)),
+        ((2, 16, 6, 6), (1, 1, 1, 1)),
+        ((2, 16, 6, 6), (2, 16, 1, 1)),
+        ((2, 6, 6, 16), (2, 1, 1, 16)),
+        ((2, 16, 6, 1), (2, 16, 1, 1)),
+        ((4, 9, 16), (1, 1, 1)),
+        ((4, 9, 16), (1, 9, 16)),
+        ((8, 16), (1, 1)),
+    ],
+)
+def test_sums_with_what_is_repeated_over_the_first(larger: tuple[int, ...], smaller: tuple[int, ...]) -> None:
+    assert sums_near_ties(larger, smaller) == 0
+
+
+def test_other_sums_are_added_in_another_order() -> None:
+    """Why files hold the larger tensor first, and numbers with as many axes as what they are added to."""
+    assert sums_near_ties((2, 64, 6, 6), (2, 64, 1, 1), smaller_first=True) > 0
+    values, grids = np.tile(np.array([137, 150], np.uint8), 32).reshape(1, 64, 1, 1), [(0.009351424, 124), (0.5, 0)]
+    out = (0.0039215675, 0)
+    mine = KERNELS["Add"]([quantised(values, *grids[0]), quantised(np.uint8(1), *grids[1])], {}, target(*out))
+    assert mine.flatten()[:2].tolist() == [158, 189]
+    for shape, theirs in (((1, 1, 1, 1), [158, 189]), ((), [159, 190])):
+        found = runtime("Add", [values, np.ones(shape, np.uint8)], [*grids, out])
+        assert found.flatten()[:2].tolist() == theirs
+
+
 @pytest.mark.parametrize(
     ("operator", "attributes", "scale"), [("Sigmoid", {}, 1 / 200), ("LeakyRelu", {"alpha": 0.1}, None)]
 )

@@ -69,6 +69,21 @@ def _shape_of(graph_module: torch.fx.GraphModule, name: str, images: Tensor) -> 
     return found[name].shape
 
 
+@pytest.mark.parametrize("smaller_first", [False, True])
+def test_of_two_tensors_the_larger_one_is_first_in_a_sum(smaller_first: bool, net: MakeNet, noise: Noise) -> None:
+    def compute(n: Any, x: Tensor) -> Tensor:
+        large = n.a(x)
+        small = F.adaptive_avg_pool2d(large, 1)
+        result: Tensor = small + large if smaller_first else large + small
+        return result
+
+    module, images = net(compute, a=nn.Conv2d(3, 4, 3)).eval(), noise(2, 3, 8, 8)
+    graph_module = capture(module, images, source="test")
+    (addition,) = [node for node in graph_module.graph.nodes if kind(node) == "add"]
+    assert [source.name for source in tensor_inputs(addition)] == ["a", "adaptive_avg_pool2d"]
+    torch.testing.assert_close(graph_module(images)[0], module(images))
+
+
 def test_a_tensor_that_is_read_twice_is_two_inputs(net: MakeNet, noise: Noise) -> None:
     graph_module = capture(net(lambda n, x: x + x), noise(2, 3, 8, 8), source="test")
     (addition,) = [node for node in graph_module.graph.nodes if kind(node) == "add"]
