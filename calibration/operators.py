@@ -257,6 +257,18 @@ def is_non_negative(node: Node) -> bool:
     return False
 
 
+def fixed_layers(graph_module: GraphModule) -> list[str]:
+    """Names of the weighted layers whose stored weight is no parameter, so that no training changes it."""
+    weights = {
+        node.name: constant(graph_module, argument(node, 1, "weight"))
+        for node in graph_module.graph.nodes
+        if kind(node) in WEIGHTED
+    }
+    return [
+        name for name, weight in weights.items() if weight is not None and not isinstance(weight, torch.nn.Parameter)
+    ]
+
+
 def has_weighted(layer: Node, *, forward: bool) -> bool:
     """Whether any other weighted layer lies before (or, forward, behind) this one."""
     stack, seen = [layer], {layer}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from calibration.grid import SMALLEST_SCALE, broadcast_scale
-from calibration.operators import argument, kind
+from calibration.operators import argument, constant, kind
 from calibration.plan import WeightPlacement
 from calibration.prepared import OPERATIONS, PreparedNetwork
 from calibration.quantisers import RequantiseProduct, RescaleProduct
@@ -92,7 +92,7 @@ class Normalisation:
     """The normalisations of one network's convolutions: put in, begun, and folded away again.
 
     `network`: prepared, on its device; changed in place. `folded`: the graph that it was made from. Convolutions that
-    share a weight, have no bias or one scale for all channels stay as they are.
+    share a weight, have no bias or one scale for all channels stay as they are, and so do those that are not trained.
     """
 
     def __init__(self, network: PreparedNetwork, folded: GraphModule) -> None:
@@ -107,7 +107,8 @@ class Normalisation:
             weight, bias = constants[placement.layer]
             if not isinstance(weight, Node) or not isinstance(bias, Node) or placement.grid.channel_axis != 0:
                 continue
-            if kind(nodes[placement.layer]) == "conv" and stored.count(str(weight.target)) == 1:
+            trained = all(isinstance(constant(folded, value), nn.Parameter) for value in (weight, bias))
+            if trained and kind(nodes[placement.layer]) == "conv" and stored.count(str(weight.target)) == 1:
                 paths = str(weight.target), str(bias.target)
                 self._layers[paths] = self._put_in(placement, network.graph.get_parameter(paths[1]))
 

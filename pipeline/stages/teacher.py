@@ -14,7 +14,7 @@ from calibration.capture import capture
 from calibration.errors import UserError
 from calibration.fold import fold, largest_difference, rounding_difference
 from calibration.free_size import free_size
-from calibration.operators import static_shape
+from calibration.operators import fixed_layers, static_shape
 from pipeline.artifacts import Network
 from pipeline.models import load_model
 from pipeline.outputs import describe_outputs, guessed, parse_kinds
@@ -62,7 +62,7 @@ def load_network(
         folded.meta["free_size"] = free_size(folded, other)
     kinds = {**loaded.output_kinds, **parse_kinds(output_kinds)}
     outputs = describe_outputs(folded, kinds, source=source, features=loaded.features)
-    remark = None if loaded.features else guessed(outputs, kinds)
+    remarks = [None if loaded.features else guessed(outputs, kinds), _of_fixed_layers(folded, source)]
     return Network(
         source=source,
         captured=captured,
@@ -70,8 +70,20 @@ def load_network(
         preprocessing=p,
         outputs=outputs,
         fold_difference=difference,
-        notes=(*loaded.notes, *((remark,) if remark else ())),
+        notes=(*loaded.notes, *(remark for remark in remarks if remark)),
         other=other,
+    )
+
+
+def _of_fixed_layers(folded: GraphModule, source: str) -> str | None:
+    """What to tell of layers that training cannot reach."""
+    fixed = fixed_layers(folded)
+    if not fixed:
+        return None
+    shown = ", ".join(fixed[:3]) + (f" and {len(fixed) - 3} more" if len(fixed) > 3 else "")
+    return (
+        f"{source}: the weights of {shown} are no parameters of the network: rounded, not trained; layers in a plain"
+        " list belong into nn.ModuleList"
     )
 
 

@@ -122,3 +122,24 @@ def test_the_folded_bias_trains_in_the_offset(made: SimpleNamespace) -> None:
         assert network.graph.get_parameter(bias).grad is None
         for parameter in (network.graph.get_parameter(weight), layer.gain, layer.offset):
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0
+
+
+def test_layers_that_are_not_trained_stay_as_they_are() -> None:
+    class Fixed(Net):
+        """The second convolution's weight is a constant of the network."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = self.second.weight.detach().clone()
+            del self.second
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x).relu()
+            x = nn.functional.conv2d(x, self.kernel, torch.zeros(32), padding=1).relu()
+            logits: Tensor = self.head(self.third(x).relu().mean((2, 3)))
+            return logits
+
+    folded = fold(capture(Fixed(), images(0, 2), source="net"))
+    plan = place(folded, X64, Widths(weights=2))
+    network = insert(folded, plan, choose_ranges(observe(folded, plan, [images(1)]), plan, "auto"))
+    assert [layer.name for layer in Normalisation(network, folded)._layers.values()] == ["first", "third"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from calibration.fold import fold
+from calibration.operators import fixed_layers
 from pipeline.stages import teacher
 from pipeline.stages.teacher import LARGEST_FOLD_DIFFERENCE, load_network
 
@@ -31,8 +32,25 @@ class Chaotic(nn.Module):
         return torch.sin(2e4 * self.norm(self.conv(x)).mean((2, 3)))
 
 
+class Listed(nn.Module):
+    '''Layers in a plain list, which torch does not know of.'''
+
+    def __init__(self):
+        super().__init__()
+        self.blocks, self.head = [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)], nn.Linear(8, 4)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x).relu()
+        return self.head(x.mean((2, 3)))
+
+
 def build():
     return Chaotic(), {"height": 16}
+
+
+def listed():
+    return Listed(), {"height": 16}
 """
 
 
@@ -48,6 +66,14 @@ def at_the_desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 def test_a_network_that_multiplies_rounding_is_loaded() -> None:
     assert load_network("python:chaotic_net:build").fold_difference > LARGEST_FOLD_DIFFERENCE
+
+
+def test_layers_that_training_cannot_reach_are_told() -> None:
+    loaded = load_network("python:chaotic_net:listed")
+    assert fixed_layers(loaded.folded) == ["conv2d", "conv2d_1"]
+    (note,) = [note for note in loaded.notes if "not trained" in note]
+    assert note.startswith("python:chaotic_net:listed: the weights of conv2d, conv2d_1 are no parameters")
+    assert not any("not trained" in note for note in load_network("python:chaotic_net:build").notes)
 
 
 def test_a_fold_that_changes_the_network_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
