@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,12 +33,14 @@ def _equal(stored: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> bool:
     return stored.dtype == values.dtype and np.array_equal(stored, values, equal_nan=stored.dtype.kind == "f")
 
 
-def _around_borders(module: GraphModule, movement: Mapping[str, str]) -> frozenset[str]:
-    """The paddings among nodes that only move integers, and what moves the same integers before and behind them."""
-    found, stack = set[str](), [node for node in module.graph.nodes if kind(node) == "pad"]
+def _around_borders(frozen: FrozenNetwork) -> frozenset[str]:
+    """The paddings of integers whose zero point is not 0, and what moves the same integers before and behind them."""
+    movement = frozen.plan.passthrough
+    shifted = {name for name, tensor in movement.items() if frozen.activations[tensor].zero_point}
+    found, stack = set[str](), [node for node in frozen.graph_module.graph.nodes if kind(node) == "pad"]
     while stack:
         node = stack.pop()
-        if node.name in movement and node.name not in found:
+        if node.name in shifted and node.name not in found:
             found.add(node.name)
             stack.extend([*node.all_input_nodes, *node.users])
     return frozenset(found)
@@ -100,9 +102,9 @@ class Emitter:
         self.maximum_for_prelu = maximum_for_prelu
         plan = self.frozen.plan if self.frozen else None
         self.passthrough = dict(plan.passthrough) if plan else {}
-        #: Movement around borders. Runtimes find integers again behind moved reals, but not behind a border of zeros on
-        #: an asymmetric grid, and not always on the long ways of shifted windows, which have one.
-        self.bordered = _around_borders(self.module, self.passthrough)
+        #: Movement around borders on asymmetric grids. Runtimes find integers again behind moved reals, but not behind
+        #: such a border of zeros, and not always on the long ways of shifted windows, which have one.
+        self.bordered = _around_borders(self.frozen) if self.frozen else frozenset()
         self.placements = {placement.tensor: placement for placement in plan.activations} if plan else {}
         self.nodes: list[onnx.NodeProto] = []
         self.initialisers: dict[str, TensorProto] = {}
@@ -184,7 +186,10 @@ class Emitter:
 
     def moves_integers(self, node: Node) -> bool:
         """Whether a node is written on integers: what only moves them, or of that only what has a border."""
-        return node.name in self.passthrough and (not self.move_reals or node.name in self.bordered)
+        if node.name not in self.passthrough:
+            return False
+        borders = kind(node) == "pad" and node.all_input_nodes[0] in self.integers
+        return not self.move_reals or borders or node.name in self.bordered
 
     def _dequantise(self, source: Integers) -> str:
         """One DequantizeLinear per tensor of integers and scale, written when first read (rule 21)."""
