@@ -9,7 +9,7 @@ from calibration.errors import UserError
 #: Training steps by weight bits: at 8 bits what two minutes on two cores have room for (ResNet-20: the held-out loss
 #: tells no number of steps from another), at 4 enough for the held-out loss to level off (docs/benchmarks.md); below 4
 #: bits more would still help.
-STEPS = {8: 300, 4: 400, 3: 800, 2: 800, 1: 800}
+STEPS = {8: 300, 4: 400, 3: 800, 2: 1600, 1: 800}
 #: Training steps where activations have 2 bits: after 800 the held-out loss has a sixth to fall (docs/benchmarks.md).
 STEPS_OF_TWO_BIT_ACTIVATIONS = 2400
 #: Peak learning rate of Adam by weight bits: the best of 3e-5, 1e-4 and 3e-4 by the same loss (of ResNet-56 at 4 bits

@@ -8,7 +8,8 @@ from pipeline.defaults import resolve_float_steps, resolve_learning_rate, resolv
 
 
 @pytest.mark.parametrize(
-    ("weights", "activations", "steps"), [(8, 8, 300), (4, 8, 400), (4, 4, 400), (2, 8, 800), (4, 3, 800), (2, 2, 2400)]
+    ("weights", "activations", "steps"),
+    [(8, 8, 300), (4, 8, 400), (4, 4, 400), (2, 8, 1600), (4, 3, 800), (2, 2, 2400)],
 )
 def test_steps_grow_as_bits_shrink(weights: int, activations: int, steps: int) -> None:
     assert resolve_steps(None, weights, activations) == steps
