@@ -188,11 +188,14 @@ def _copy(graph: Graph, node: Node, copies: Mapping[Node, Node]) -> Node:
     copied = graph.create_node(node.op, target, arguments, keywords, name=name, type_expr=node.type)
     copied.meta = dict(node.meta)
     for rule in _RULES.get(target, ()):
-        copied = rule(graph, copied)
+        result = rule(graph, copied)
+        if result is not copied:
+            return result  # another operator's node, or the source's own: the rules that are left are not about it
     return copied
 
 
-# Rules: each turns the node just written into its normal form, with nodes of its own around it where it needs them.
+# Rules: each turns the node just written into its normal form, with nodes of its own around it where it needs them. One
+# that hands back another node than it was given ends the list: only the node just written is the operator's to rewrite.
 
 
 def _reshape(graph: Graph, node: Node) -> Node:
@@ -206,7 +209,9 @@ def _reshape(graph: Graph, node: Node) -> Node:
     if kind(source) != "reshape" and list(static_shape(source)) != sizes:
         return node
     graph.erase_node(node)
-    return reshaped(graph, source, sizes, node)
+    last = next(reversed(graph.nodes))
+    result = reshaped(graph, source, sizes, node)
+    return result if result is source or next(reversed(graph.nodes)) is last else channel_shuffle(graph, result)
 
 
 def _batch_norm(graph: Graph, node: Node) -> Node:
@@ -294,6 +299,8 @@ def _neutral(number: float) -> Rule:
         source, other = node.args[:2]
         if not isinstance(source, Node) or isinstance(other, Node) or other != number:
             return node
+        if source.meta["val"].dtype != node.meta["val"].dtype:
+            return node  # a mask times one is a number
         graph.erase_node(node)
         return source
 

@@ -57,6 +57,30 @@ def test_operators_are_rewritten_to_their_normal_form(name: str, net: MakeNet, n
             assert node.meta["val"].shape[1:] == _shape_of(graph_module, node.name, images)[1:]
 
 
+NEUTRAL: dict[str, Callable[[Any, Any], Any]] = {
+    "leaky ReLU over one": lambda n, x: F.leaky_relu(n.a(x), 0.2) / 1.0,
+    "normalisation over one": lambda n, x: n.a((x * 255 - 127.5) / 1.0),
+    "sum of a list of one quotient": lambda n, x: sum([n.a(x) / (x[:, :1] + 9)]),
+    "sum of ReLUs": lambda n, x: sum(torch.relu(n.a(x * i)) for i in (1, 2)),
+    "difference and zero": lambda n, x: n.a(x) - x[:, :1] + 0,
+    "sum over one": lambda n, x: (n.a(x) + 2.0) / 1.0,
+    "sum less zero": lambda n, x: (n.a(x) + x[:, :1]) - 0,
+    "ReLU times one": lambda n, x: torch.relu(n.a(x)) * 1.0,
+    "one over": lambda n, x: 1 / (torch.sigmoid(n.a(x)) * 9.99 + 0.01),
+    "the same tensor, read again": lambda n, x: (lambda y: (y / 1) + (y * 1) * y + y)(n.a(x) - 3),
+    "hard sigmoid over one": lambda n, x: (F.relu6(n.a(x) + 3) / 6) / 1,
+    "reshape of a reshape to what it was": lambda n, x: n.a(x).reshape(-1, 256).reshape(-1, 4, 8, 8) * 1,
+    "mask times one": lambda n, x: n.a(x) + n.a.bias.new_ones(4, 1, 1).to(torch.bool) * 1,
+}
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_what_changes_nothing_changes_nothing(name: str, net: MakeNet, noise: Noise) -> None:
+    module = net(NEUTRAL[name], a=nn.Conv2d(3, 4, 3, padding=1)).eval()
+    graph_module, images = capture(module, noise(2, 3, 8, 8), source="test"), noise(3, 3, 8, 8, seed=1)
+    torch.testing.assert_close(graph_module(images)[0], module(images))
+
+
 def _shape_of(graph_module: torch.fx.GraphModule, name: str, images: Tensor) -> torch.Size:
     found: dict[str, Tensor] = {}
 
