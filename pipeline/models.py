@@ -18,7 +18,7 @@ from pipeline.model_sources.timm_models import load_timm
 from pipeline.model_sources.torchvision_models import load_torchvision
 from pipeline.preprocessing import Preprocessing, preprocessing_from_fields, with_overrides
 from pipeline.source_text import close_matches, shortened, split_kind
-from pipeline.weights import fit_state, load_state
+from pipeline.weights import load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +100,10 @@ def _load_digits(rest: str, weights: Path | None) -> SourcedModel:
     if rest:
         raise UserError(f"digits:{rest}: the embedded network has no variants; write digits")
     loaded = load_digits_teacher()
+    notes = loaded.notes
     if weights is not None:
-        fit_state(loaded.module, load_state(weights), f"{weights} for digits")
-    return SourcedModel(module=loaded.module, preprocessing=loaded.preprocessing, notes=loaded.notes)
+        notes += load_weights(weights, loaded.module, f"{weights} for digits")
+    return SourcedModel(module=loaded.module, preprocessing=loaded.preprocessing, notes=notes)
 
 
 MODEL_SOURCES: dict[str, Callable[[str, Path | None], SourcedModel]] = {

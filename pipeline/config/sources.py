@@ -47,8 +47,8 @@ class TeacherConfig:
             converter=flags.each_word,
             negative=(),
             metavar="FILE",
-            help="Checkpoint of the teacher, .safetensors or .pth. Of several teachers: one each, in the same order, "
-            "'own' for a network that has them.",
+            help="Checkpoint of the teacher, .safetensors or .pth; FILE#part names one of several networks in it. Of "
+            "several teachers: one each, in the same order, 'own' for a network that has them.",
         ),
     ] = None
     image_size: Annotated[

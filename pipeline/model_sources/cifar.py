@@ -7,11 +7,11 @@ from pathlib import Path
 from torch import nn
 
 from calibration.errors import UserError
+from pipeline.checkpoint_files import read_checkpoint
 from pipeline.model_sources.sourced import SourcedModel, module_with_state, reproducible_weights
 from pipeline.networks.cifar_resnet import BLOCKS, CifarResNet
 from pipeline.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from pipeline.source_text import split_options, whole_number
-from pipeline.weights import load_state
 
 # ImageNet's statistics, which the public checkpoints of these networks were trained with.
 PREPROCESSING = Preprocessing(
@@ -43,7 +43,7 @@ def load_cifar(rest: str, weights: Path | None) -> SourcedModel:
             return CifarResNet(BLOCKS[name], count or 10)
 
     if weights is not None:
-        module, notes = module_with_state(build, load_state(weights), classes=classes, path=weights, source=source)
+        module, notes = module_with_state(build, read_checkpoint(weights), classes=classes, source=source)
         return SourcedModel(module=module, preprocessing=PREPROCESSING, notes=notes)
     if options.get("weights") != "none":
         raise UserError(f"{source} carries no weights: add --weights FILE.safetensors or .pth (?weights=none: random)")

@@ -11,7 +11,7 @@ from calibration.errors import UserError
 from pipeline.model_sources.sourced import SourcedModel, reproducible_weights
 from pipeline.preprocessing import Preprocessing, preprocessing_from_fields
 from pipeline.user_code import call_user_function
-from pipeline.weights import fit_state, load_state
+from pipeline.weights import load_weights
 
 
 def load_python(rest: str, weights: Path | None) -> SourcedModel:
@@ -24,9 +24,10 @@ def load_python(rest: str, weights: Path | None) -> SourcedModel:
     with reproducible_weights():
         returned = call_user_function(rest, source)
     module, preprocessing = _parts(returned, source)
+    notes: tuple[str, ...] = ()
     if weights is not None:
-        fit_state(module, load_state(weights), f"{weights} for {source}")
-    return SourcedModel(module=module, preprocessing=preprocessing)
+        notes = load_weights(weights, module, f"{weights} for {source}")
+    return SourcedModel(module=module, preprocessing=preprocessing, notes=notes)
 
 
 def _parts(returned: Any, source: str) -> tuple[nn.Module, Preprocessing | None]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from pipeline.checkpoint import Checkpoint
 from pipeline.preprocessing import Preprocessing
-from pipeline.weights import classes_in, fit_state
+from pipeline.weights import classes_in, fit_state, own_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,27 +35,28 @@ def reproducible_weights() -> Iterator[None]:
 
 def module_with_state(
     build: Callable[[int | None], nn.Module],
-    state: dict[str, Tensor],
+    checkpoint: Checkpoint,
     *,
     classes: int | None,
-    path: Path,
     source: str,
+    rename: Callable[[str], str] = str,
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Build the network and load a checkpoint into it; also return notes.
 
     `build` takes the number of classes, None for the architecture's own. Where that number is not given and
-    is all that differs between checkpoint and network, it is read from the checkpoint.
+    is all that differs between checkpoint and network, it is read from the checkpoint. `rename` puts the file's own
+    spellings of names right.
 
     Raises:
         UserError: the checkpoint does not fit.
     """
-    notes: tuple[str, ...] = ()
-    module = build(classes)
-    if classes is None and (found := classes_in(state, module)) is not None:
-        resized = build(found)
+    path, module = checkpoint.path, build(classes)
+    state, notes = checkpoint.fitted_to(own_tensors(module), rename=rename)
+    if classes is None and (stored := classes_in(state, module)) is not None:
+        resized = build(stored)
         own = resized.state_dict()
         # Where more than the classes differs, the message is about the network that was asked for.
         if all(own[key].shape == tensor.shape for key, tensor in state.items() if key in own):
-            module, notes = resized, (f"{found} classes, as in {path.name}",)
+            module, notes = resized, (*notes, f"{stored} classes, as in {path.name}")
     fit_state(module, state, f"{path} for {source}")
     return module, notes

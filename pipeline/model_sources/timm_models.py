@@ -12,10 +12,10 @@ from urllib.request import Request, urlopen
 from torch import nn
 
 from calibration.errors import MissingExtra, UserError
+from pipeline.checkpoint_files import read_checkpoint
 from pipeline.model_sources.sourced import SourcedModel, module_with_state, reproducible_weights
 from pipeline.preprocessing import Preprocessing
 from pipeline.source_text import close_matches, split_options, whole_number, yes_or_no
-from pipeline.weights import load_state
 
 # The names under which timm looks for weights (timm.models._hub), and how long the hub may take to answer at all.
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -59,7 +59,7 @@ def load_timm(rest: str, weights: Path | None) -> SourcedModel:
         raise UserError(f"{source} has no published weights: add --weights FILE (?pretrained=false: random)")
     try:
         if weights is not None:
-            module, notes = module_with_state(build, load_state(weights), classes=classes, path=weights, source=source)
+            module, notes = module_with_state(build, read_checkpoint(weights), classes=classes, source=source)
         else:
             if pretrained:
                 _require_hub(name)

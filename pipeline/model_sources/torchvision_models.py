@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from calibration.errors import UserError
+from pipeline.checkpoint_files import read_checkpoint
 from pipeline.model_sources.sourced import SourcedModel, module_with_state, reproducible_weights
 from pipeline.model_sources.torchvision_detection import WITHOUT_EPSILON, dense_part, is_detector, without_epsilon
 from pipeline.preprocessing import INTERPOLATIONS, Preprocessing
 from pipeline.source_text import close_matches, split_options, whole_number
-from pipeline.weights import load_state
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -79,10 +79,14 @@ def load_torchvision(rest: str, weights: Path | None) -> SourcedModel:
     if weights is None and chosen is None:
         raise UserError(f"{source} has no published weights: add --weights FILE (?weights=none: random)")
     file = weights if weights is not None else _published_file(chosen.url, source)
-    state = {_DENSENET_KEY.sub(r"\1\2", key): tensor for key, tensor in load_state(file).items()}
-    auxiliary = any(key.startswith("aux_classifier.") for key in state)
+    checkpoint = read_checkpoint(file)
+    auxiliary = any("aux_classifier." in key for key in checkpoint.contents.tensors)
     module, more = module_with_state(
-        partial(build, auxiliary=auxiliary), state, classes=classes, path=file, source=source
+        partial(build, auxiliary=auxiliary),
+        checkpoint,
+        classes=classes,
+        source=source,
+        rename=lambda key: _DENSENET_KEY.sub(r"\1\2", key),
     )
     if auxiliary and hasattr(module, "aux_classifier"):
         module.register_module("aux_classifier", None)  # a second output that only training looks at
