@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.outputs import Output
@@ -14,6 +16,8 @@ from pipeline.report.schema import OutputScore, Parity
 
 # A table of this many classes squared is counted per batch; more classes have no mean intersection over union.
 _MOST_CLASSES = 1024
+# Of float64 sums of squares, what cancellation leaves of a variance that is none.
+_NO_VARIANCE = 1e-12
 
 
 class OutputTally:
@@ -26,6 +30,7 @@ class OutputTally:
         self.agreeing = self.positions = 0
         self.equal = self.elements = 0
         self.largest = 0.0
+        self.per_image: dict[str, list[Tensor]] = {}
 
     def add(self, columns: Mapping[str, Tensor]) -> None:
         """Count one batch: column -> the output [B, ...]."""
@@ -42,6 +47,8 @@ class OutputTally:
             if one in seen and other in seen:
                 pair = self.pairs.setdefault((one, other), _Values() if self.metric == "r2" else self._decisions())
                 pair.add(seen[one], seen[other])
+                if one == "target":
+                    self.per_image.setdefault(other, []).append(pair.per_image(seen[one], seen[other]))
         if "oracle" in columns and "runtime" in columns:
             mine, theirs = columns["oracle"], columns["runtime"]
             self.elements += mine.numel()
@@ -51,6 +58,28 @@ class OutputTally:
     def fractions(self) -> dict[str, float]:
         """Each column's agreement with the target (R2 for values), 0 to 1."""
         return {other: pair.fraction() for (one, other), pair in self.pairs.items() if one == "target"}
+
+    def lost(self, column: str) -> NDArray[np.float64] | None:
+        """What each image has lost in a column against the teacher's own, float64 [images]; None without either.
+
+        Of decisions the share that is no longer the target's; of values the error's share of the variance, so that the
+        mean over images is the loss of R2.
+        """
+        if column not in self.per_image or "teacher" not in self.per_image:
+            return None
+        wrong = [torch.cat(self.per_image[name]).double() for name in (column, "teacher")]
+        difference = wrong[0] - wrong[1]
+        pair = self.pairs["target", column]
+        if isinstance(pair, _Values):
+            scale = pair.scale()
+            difference = difference * (len(difference) / scale if scale > 0 else 0.0)
+        lost: NDArray[np.float64] = difference.numpy()
+        return lost
+
+    @property
+    def joint_agreement(self) -> float | None:
+        """Share of decisions in which simulation, oracle and runtime are all alike; None where there are none."""
+        return self.agreeing / self.positions if self.positions else None
 
     def score(self) -> OutputScore:
         """The output's entry in the report."""
@@ -109,6 +138,11 @@ class _Decisions:
             pairs = torch.bincount((wanted * size + found).reshape(-1), minlength=size * size)
             self.confusion += pairs.reshape(size, size)
 
+    @staticmethod
+    def per_image(wanted: Tensor, found: Tensor) -> Tensor:
+        """Share of each image's decisions that differ, [B]."""
+        return (wanted != found).reshape(len(wanted), -1).double().mean(1)
+
     def fraction(self) -> float:
         return self.same / self.total
 
@@ -138,12 +172,21 @@ class _Values:
         self.squares += float(exact.square().sum())
         self.errors += float((exact - found.double()).square().sum())
 
+    @staticmethod
+    def per_image(wanted: Tensor, found: Tensor) -> Tensor:
+        """Squared error of each image, [B]."""
+        return (wanted.double() - found.double()).square().reshape(len(wanted), -1).sum(1)
+
+    def scale(self) -> float:
+        """What errors are measured by: the variance's sum; of numbers that are all the same, their own power."""
+        variance = self.squares - self.sum**2 / self.count
+        return variance if variance > _NO_VARIANCE * self.squares else self.squares
+
     def fraction(self) -> float:
         """R2, the share of the variance that is explained: 1 when equal, 0 for the mean or worse."""
-        variance = self.squares - self.sum**2 / self.count
         if self.errors == 0:
             return 1.0
-        return max(0.0, 1 - self.errors / variance) if variance > 0 else 0.0
+        return max(0.0, 1 - self.errors / self.scale()) if self.scale() > 0 else 0.0
 
     def rms_error(self) -> float:
         """Root of the mean squared difference, in the unit of the values."""

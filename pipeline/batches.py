@@ -23,18 +23,24 @@ _CUSTOMARY_PIXELS = 224 * 224
 
 
 def split_held_out(
-    count: int, seed: int, *, fraction: float = 0.1, most: int = 512
+    count: int, seed: int, *, fraction: float = 0.1, most: int = 512, count_held_out: int | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Choose images to keep out of training: return (training indices, held-out indices), each ascending.
 
-    Held out are `fraction` (0 to 1) of `count` images, at most `most`, at least one, drawn by the seed.
+    Held out are `count_held_out` images where that is given, else `fraction` (0 to 1) of `count`, at most `most`, at
+    least one, drawn by the seed.
 
     Raises:
-        UserError: fewer than two images.
+        UserError: fewer than two images, or none would be left to train on.
     """
     if count < 2:
         raise UserError(f"{count} image is too few: one to train on and one to hold out are the least")
-    held_out = min(max(1, min(most, round(count * fraction))), count - 1)
+    if count_held_out is not None and count_held_out >= count:
+        raise UserError(
+            f"--held-out-images {count_held_out}: of {count} images at most {count - 1} can be held out, or none is"
+            " left to train on"
+        )
+    held_out = count_held_out or min(max(1, min(most, round(count * fraction))), count - 1)
     order = torch.randperm(count, generator=generator_for(seed, "held out")).numpy()
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 

@@ -17,17 +17,21 @@ from numpy.typing import NDArray
 from backends.serialised import DATA_SUFFIX, Serialised, files_of, read_model
 from calibration.errors import UserError
 from calibration.plan import Plan
+from pipeline import records
 from pipeline.artifacts import MODEL
 from pipeline.atomic import directory, write_bytes, write_text
 from pipeline.outputs import Output
 from pipeline.preprocessing import Preprocessing, preprocessing_from_fields
 from pipeline.report.files import write_report
-from pipeline.report.schema import Report
+from pipeline.report.schema import Report, read_report
 
-FORMAT = 2
-"""1 had golden outputs of the first output only."""
-#: Files of a bundle beside the model's; the manifest vouches for all but itself.
-GOLDEN, MANIFEST = "golden.npz", "manifest.json"
+FORMAT = 3
+"""1 had golden outputs of the first output only, 2 no hash of the manifest itself."""
+READABLE = (2, FORMAT)
+#: Files of a bundle beside the model's; the manifest vouches for all of them and, by DIGEST, for itself.
+GOLDEN, MANIFEST, REPORT = "golden.npz", "manifest.json", "report.json"
+#: Key of the manifest's own hash, which leaves itself out.
+DIGEST = "sha256"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,30 @@ class Bundle:
         return preprocessing_from_fields(self.manifest["preprocessing"], where=str(self.folder / MANIFEST))
 
     @property
+    def report(self) -> Report | None:
+        """What the run that made the bundle measured, where the manifest vouches for it."""
+        return read_report(self.folder / REPORT) if REPORT in self.manifest["files"] else None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What to say of a bundle whose manifest does not vouch for itself."""
+        if self.manifest["format"] == FORMAT:
+            return ()
+        return (
+            f"the bundle is of format {self.manifest['format']}, made before manifests were hashed: an edited"
+            f" {MANIFEST} (preprocessing, plan) would not show; a new run makes one that does",
+        )
+
+    def check_counterpart(self, model: Serialised, name: str) -> None:
+        """Raise UserError where the float model beside a bundle is another than that of its run."""
+        expected = self.manifest.get("float_model")
+        if expected is not None and expected != digest_of(model, name):
+            raise UserError(
+                f"{self.folder.parent / name} is not the float network of this bundle's run (SHA-256 differs): lay"
+                " that one there, or remove it"
+            )
+
+    @property
     def fixed_batch(self) -> int | None:
         """The only batch size that the model takes; None where it is free."""
         size = self.manifest["inputs"][0]["shape"][0]
@@ -136,12 +164,15 @@ def write_bundle(
     report: Report,
     device_files: Mapping[str, bytes],
     session_options: Mapping[str, str],
+    least_parity: float,
+    float_digest: str,
     overwrite: bool,
 ) -> None:
     """Write a complete bundle, or nothing. Raises UserError when the place is taken, full or not writable.
 
     `device_files`: what the device needs beside model and golden inputs, by path below the bundle; `session_options`:
-    what it must set before it loads the model.
+    what it must set before it loads the model; `least_parity`: the share of answers, 0 to 1, that must be the golden
+    ones; `float_digest`: `digest_of` the float model that the run leaves beside the bundle.
     """
     files = {**files_of(model, MODEL), GOLDEN: golden.to_bytes(), **device_files}
     with directory(target, overwrite=overwrite) as folder:
@@ -149,11 +180,12 @@ def write_bundle(
             write_bytes(folder / name, content)
         write_report(report, folder)
         written = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        manifest = {
+        manifest: dict[str, Any] = {
             "format": FORMAT,
             "backend": report.backend,
             "target": report.target,
             "session_options": dict(session_options),
+            "least_parity": least_parity,
             "bits": {"weights": report.bits.weights, "activations": report.bits.activations},
             "teacher": report.teacher,
             "student": report.student,
@@ -163,8 +195,10 @@ def write_bundle(
             "preprocessing": preprocessing.to_json(),
             "versions": report.versions,
             "files": {name: sha256(folder / name) for name in written},
+            "float_model": float_digest,
             "plan": plan.to_json(),
         }
+        manifest[DIGEST] = manifest_digest(json.loads(json.dumps(manifest)))
         write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
@@ -210,8 +244,13 @@ def read_bundle(folder: Path) -> Bundle:
         files = dict(manifest["files"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): make the bundle anew") from error
-    if manifest.get("format") != FORMAT:
-        raise UserError(f"{path} has format {manifest.get('format')!r}: this version reads format {FORMAT}")
+    if manifest.get("format") not in READABLE:
+        raise UserError(
+            f"{path} has format {manifest.get('format')!r}: this version reads {records.either(READABLE)}; make the"
+            " bundle anew"
+        )
+    if manifest["format"] == FORMAT and manifest.get(DIGEST) != manifest_digest(manifest):
+        raise UserError(f"{path} was changed after the run (its own SHA-256 differs): make the bundle anew")
     for name, expected in files.items():
         file = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts or not file.is_file():
@@ -223,6 +262,20 @@ def read_bundle(folder: Path) -> Bundle:
     golden = Golden.read(folder / GOLDEN, [entry["name"] for entry in manifest["outputs"]])
     _check_inputs(golden.inputs, manifest["inputs"][0], folder / GOLDEN)
     return Bundle(folder=folder, model=read_model(folder / MODEL), golden=golden, manifest=manifest)
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """The hash of all that a manifest says, in hexadecimal, whatever its layout as text; its own hash is left out."""
+    said = {key: value for key, value in manifest.items() if key != DIGEST}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def digest_of(model: Serialised, name: str) -> str:
+    """The hash of a model's files, in hexadecimal; NAME is that of the first."""
+    total = hashlib.sha256()
+    for content in files_of(model, name).values():
+        total.update(content)
+    return total.hexdigest()
 
 
 def sha256(file: Path) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
 from backends.base import Backend, Census
+from calibration.errors import UserError
 from calibration.plan import Plan
+from pipeline.confidence import Loss, images_needed
 from pipeline.config import ValidationConfig
-from pipeline.report.schema import Gate, Latency
+from pipeline.report.schema import Gate, Judge, Latency, OutputScore, Report
 from pipeline.stages.validate import Scores
 
 # Float operations inside a network may round a last bit differently on two runtimes, so argmax ties can fall apart.
@@ -24,26 +29,18 @@ def gates_of(
     latency: Latency,
     plan: Plan,
     backend: Backend,
+    *,
+    earlier: Report | None = None,
 ) -> tuple[Gate, ...]:
-    """Every gate with its limit and what was found; None where the target itself has not been asked."""
-    accuracy, parity, gates = scores.accuracy, scores.parity, []
-    if accuracy.teacher is not None:
-        final = accuracy.runtime
-        drop = None if final is None else round(100 * (accuracy.teacher - final), 9)
-        passed = None if drop is None else drop <= config.max_drop
-        gates.append(Gate(name="max-drop", limit=config.max_drop, value=drop, passed=passed))
-    least = least_parity(plan, backend)
-    found, name = parity.argmax_agreement, "parity"
-    if all(output.holds == "values" for output in scores.outputs):
-        compared = [
-            value for output in scores.outputs for value in (output.oracle_vs_simulated, output.runtime_vs_oracle)
-        ]
-        name, found = "parity-values", min((value for value in compared if value is not None), default=None)
-        found = None if accuracy.runtime is None else found
-    gates.append(Gate(name=name, limit=least, value=found, passed=None if found is None else found >= least))
+    """Every gate with its limit and what was measured; None where the target itself has not been asked.
+
+    `earlier` is the report of the bundle's run where the images here are its golden ones, whose number decides no
+    accuracy: what that run lost is judged, unless these few images alone show that it is too much.
+    """
+    gates = [*_drops(config, scores, earlier), *_parities(scores, least_parity(plan, backend))]
     refused = None if census is None else float(len(census.floating))
     # Only the target itself can pass this gate: what a compiler elsewhere says is a signal.
-    said_here = census is not None and not census.elsewhere and accuracy.runtime is not None
+    said_here = census is not None and not census.elsewhere and scores.accuracy.runtime is not None
     passed = refused == 0 if said_here else None
     gates.append(Gate(name="kernels", limit=0.0, value=refused, passed=passed))
     if config.min_speedup is not None:
@@ -51,3 +48,110 @@ def gates_of(
         passed = None if speedup is None else speedup >= config.min_speedup
         gates.append(Gate(name="min-speedup", limit=config.min_speedup, value=speedup, passed=passed))
     return tuple(gates)
+
+
+def check_output_names(config: ValidationConfig, names: Sequence[str], *, source: str) -> None:
+    """Raise UserError where --output-max-drop names an output that a network does not have."""
+    for name in config.output_limits:
+        if name not in names:
+            raise UserError(f"--output-max-drop {name}: {source} has no output of that name; it has {', '.join(names)}")
+
+
+def with_limits_of(config: ValidationConfig, earlier: Report | None) -> ValidationConfig:
+    """The limits that the run of a bundle had, where other ones were not typed."""
+    if earlier is None:
+        return config
+    limits = {gate.name: gate.limit for gate in earlier.gates}
+    typed, kept = config.output_limits, list(config.output_max_drop)
+    if config.max_drop is None:
+        for name, limit in limits.items():
+            kind, _, output = name.partition(":")
+            if kind == "max-drop" and output and output not in typed and limit != limits.get("max-drop"):
+                kept.append(f"{output}={limit}")
+        config = replace(config, max_drop=limits.get("max-drop"))
+    return replace(config, output_max_drop=tuple(kept))
+
+
+def ungated(config: ValidationConfig) -> tuple[str, ...]:
+    """What to say of outputs whose accuracy nothing judges."""
+    free = [name for name, limit in config.output_limits.items() if limit is None]
+    return tuple(f"output {name} has no accuracy gate: --output-max-drop {name}=none" for name in free)
+
+
+def _drops(config: ValidationConfig, scores: Scores, earlier: Report | None) -> Iterator[Gate]:
+    """What every output may lose: the one that the network is scored by its accuracy, each other what it agrees by."""
+    judge: Judge = "oracle" if scores.accuracy.runtime is None else "runtime"
+    for index, output in enumerate(scores.outputs):
+        main = index == scores.main
+        limit = config.output_limits.get(output.name, config.drop_limit)
+        if limit is None:
+            continue
+        lost = scores.lost if main else scores.outputs_lost[index]
+        name = "max-drop" if main else f"max-drop:{output.name}"
+        gate = _drop(name, limit, lost, output.decisions, judge)
+        stored = None if earlier is None else _lost_in(earlier, output, main=main)
+        if stored is not None and gate.passed is not False:
+            gate = _drop(name, limit, stored, output.decisions, "run")
+        yield gate
+
+
+def _drop(name: str, limit: float, lost: Loss | None, decisions: int | None, judge: Judge) -> Gate:
+    """A limit on what is lost: failed where even the few images there are show it, undecided where they are too few."""
+    needed = images_needed(limit, decisions)
+    if lost is None:
+        return Gate(name=name, limit=limit, value=None, passed=None, undecided=True, images_needed=needed)
+    undecided = lost.images < needed and lost.at_least <= limit
+    return Gate(
+        name=name,
+        limit=limit,
+        value=lost.points,
+        passed=None if undecided else lost.points <= limit,
+        undecided=undecided,
+        images=lost.images,
+        images_needed=needed,
+        at_most=round(lost.at_most, 4),
+        judged_by=judge,
+    )
+
+
+def _lost_in(report: Report, output: OutputScore, *, main: bool) -> Loss | None:
+    """What an output had lost in the run that made a bundle, on its images; their bounds are those that it kept."""
+    accuracy, images = report.accuracy, report.accuracy.images
+    teacher, last = accuracy.teacher, accuracy.oracle if accuracy.runtime is None else accuracy.runtime
+    if not main:
+        found = next((entry for entry in report.outputs if entry.name == output.name), None)
+        if found is None:
+            return None
+        teacher, last = found.teacher, found.oracle if found.runtime is None else found.runtime
+    if teacher is None or last is None:
+        return None
+    points = round(100 * (teacher - last), 9)
+    name = "max-drop" if main else f"max-drop:{output.name}"
+    bounds = [gate.at_most for gate in report.gates if gate.name == name and gate.at_most is not None]
+    return Loss(points=points, at_least=-100.0, at_most=max([points, *bounds]), images=images)
+
+
+def _parities(scores: Scores, least: float) -> Iterator[Gate]:
+    """Whether simulation, oracle and runtime say the same, output by output; the worst is what counts.
+
+    Where the runtime is not here, simulation and oracle can fail this gate, and cannot pass it.
+    """
+    here = scores.accuracy.runtime is not None
+    decided = [value for value in scores.agreements if value is not None]
+    compared = [
+        value
+        for output in scores.outputs
+        if output.holds == "values"
+        for value in (output.oracle_vs_simulated, output.runtime_vs_oracle)
+        if value is not None
+    ]
+    values = any(output.holds == "values" for output in scores.outputs)
+    kinds = [("parity", decided)] if not values or any(o.holds != "values" for o in scores.outputs) else []
+    kinds += [("parity-values", compared)] if values else []
+    for name, shares in kinds:
+        value = min(shares, default=None)
+        passed = None if value is None else value >= least
+        if not here and passed is not False:
+            value = passed = None
+        judge: Judge | None = None if value is None else "runtime" if here else "oracle"
+        yield Gate(name=name, limit=least, value=value, passed=passed, judged_by=judge)

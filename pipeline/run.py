@@ -9,15 +9,16 @@ import torch
 
 from backends.placement import place
 from calibration.errors import UserError
-from pipeline.artifacts import Network, UnlabelledImages, load_tensors, save_tensors
+from pipeline.artifacts import FLOAT_MODEL, Network, UnlabelledImages, load_tensors, save_tensors
 from pipeline.batches import suggested_workers
-from pipeline.bundle import read_bundle, write_bundle, write_model
+from pipeline.bundle import digest_of, read_bundle, write_bundle, write_model
 from pipeline.chosen_backend import chosen_backends, emulated_backend, stored_backend
 from pipeline.comparison import compare_bundle
 from pipeline.config import NO_DATA, EngineConfig, RunConfig, ValidationConfig
 from pipeline.config.compare import CompareConfig
 from pipeline.data import open_images, open_labelled, split_held_out
 from pipeline.distillation.build import build_objective
+from pipeline.gates import check_output_names, least_parity
 from pipeline.learning import float_steps, objective_config, taught_in_float, widths
 from pipeline.memory import freed_memory_kept
 from pipeline.progress import Progress, timed_stage
@@ -54,6 +55,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
     with timed_stage("teacher", progress, seconds):
         teacher, student = _networks(config)
         co_teachers = _co_teachers(config, teacher)
+        check_output_names(config.validation, [output.name for output in teacher.outputs], source=teacher.source)
         for network in {id(network): network for network in (teacher, student)}.values():
             check_convertible(
                 network.folded,
@@ -134,6 +136,8 @@ def run(config: RunConfig, progress: Progress) -> Report:
         report=report,
         device_files=validated.device_files,
         session_options=quantised.backend.profile.session_options,
+        least_parity=least_parity(quantised.plan, quantised.backend),
+        float_digest=digest_of(quantised.compiled.float_model, FLOAT_MODEL),
         overwrite=config.output.overwrite or config.output.resume,
     )
     write_report(report, folder.root)
@@ -219,7 +223,7 @@ def _images(config: RunConfig, teacher: Network) -> UnlabelledImages:
     else:
         labelled = open_labelled(config.data.source, teacher.preprocessing)
         source, labels = labelled.images, labelled.labels
-    training, held_out = split_held_out(len(source), config.execution.seed, most=config.data.held_out_images)
+    training, held_out = split_held_out(len(source), config.execution.seed, count_held_out=config.data.held_out_images)
     workers = config.data.workers
     if workers is None:
         workers = suggested_workers(source, teacher.preprocessing)
@@ -250,7 +254,7 @@ def _imagined(config: RunConfig, folder: RunFolder, teacher: Network, progress: 
         save_tensors(folder.generated, {"images": torch.from_numpy(pixels)}, {"remarks": remarks})
     source = ArraySource(NO_DATA, pixels)
     source.notes = remarks
-    training, held_out = split_held_out(len(source), config.execution.seed, most=config.data.held_out_images)
+    training, held_out = split_held_out(len(source), config.execution.seed, count_held_out=config.data.held_out_images)
     return UnlabelledImages(
         source=source,
         training=training,

@@ -15,7 +15,9 @@ from pipeline.config import RunConfig
 
 _BEGUN_WITH = "begun-with"
 #: Settings that change where or how fast a run goes, not what it makes.
-_FREE = frozenset({"output", "overwrite", "resume", "workers", "threads", "batch", "max-drop", "min-speedup", "device"})
+_FREE = frozenset({"output", "overwrite", "resume", "workers", "threads", "batch", "device"}) | frozenset(
+    {"max-drop", "output-max-drop", "min-speedup"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)

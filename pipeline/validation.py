@@ -28,7 +28,7 @@ from pipeline.config import RunConfig, ValidationConfig
 from pipeline.data import EvaluationSet, open_evaluation, ordered_batches
 from pipeline.device_files import device_files
 from pipeline.evaluation import evaluation_of, scored_images, usable_labels
-from pipeline.gates import gates_of, least_parity
+from pipeline.gates import check_output_names, gates_of, least_parity, ungated, with_limits_of
 from pipeline.layer_report import kernels_of, layers_of
 from pipeline.learning import objective_config
 from pipeline.outputs import Output
@@ -124,7 +124,7 @@ def validate_network(
         )
     gates = (*gates_of(config.validation, scores, census, latency, plan, backend), *(gate for gate, _ in another))
     noise = _noise(quantised, torch.split(inputs, images_at_once(preprocessing, _SQNR_IMAGES)))
-    said = [*notes, *evaluation.images.notes, *remarks, *batch_remark]
+    said = [*notes, *ungated(config.validation), *evaluation.images.notes, *remarks, *batch_remark]
     said += [line for _, line in another if line]
     said += [line for line in (absent, remark) if line] + _notes(backend, plan)
     if config.quantisation.rest == "fp16":
@@ -166,12 +166,20 @@ def validate_network(
 
 
 def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, progress: Progress) -> Report:
-    """Validate a bundle here: golden inputs without --eval-data, else those images; against oracle and runtime."""
+    """Validate a bundle here: golden inputs without --eval-data, else those images; against oracle and runtime.
+
+    Golden inputs show that the runtime here is the oracle; what the network has lost is then what its run measured.
+    """
+    earlier = bundle.report
+    config = with_limits_of(config, earlier)
+    check_output_names(config, [output.name for output in bundle.outputs], source=str(bundle.folder))
     absent, here = backend.unavailable(), host_cpu()
     if absent is not None and here is not None and elsewhere(bundle.target):
         absent = bundle.made_for(here)
     float_file = bundle.folder.parent / FLOAT_MODEL
     float_model = read_model(float_file) if float_file.is_file() else None
+    if float_model is not None:
+        bundle.check_counterpart(float_model, FLOAT_MODEL)
     columns: dict[str, Outputs] = {"oracle": _oracle(bundle.model, backend)}
     batch, batch_remark = latency_batch(config.batch, bundle.fixed_batch)
     remarks: tuple[str, ...] = ()
@@ -188,8 +196,12 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
                 open_evaluation(config.eval_data, bundle.preprocessing), bundle.outputs, config.eval_data
             )
             remarks = (*evaluation.images.notes, *remarks)
-            if evaluation.labels is None:
-                columns["target"] = columns["teacher"] = _stored_teacher(float_model, float_file, config.eval_data)
+            teacher = _stored_teacher(float_model, float_file, config.eval_data, needed=evaluation.labels is None)
+            if teacher is None:
+                remarks += (f"no accuracy is judged: {float_file}, the float network that a run leaves, is absent",)
+            else:
+                columns["target"] = columns["teacher"] = teacher
+            earlier = None
             count, most = len(evaluation.images), images_at_once(bundle.preprocessing, _BATCH)
             batches = scored_images(evaluation, np.arange(count), bundle.preprocessing, most, 0)
         scores = score(columns, batches, bundle.outputs, step=lambda done: progress.step(done, count))
@@ -199,7 +211,8 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
     if absent is None and backend.has_times:
         inputs = filled_up(torch.from_numpy(bundle.golden.inputs), batch).numpy()
         latency = measure_latency(backend, bundle.model, float_model, inputs, threads=config.threads)
-    gates = (*gates_of(config, scores, census, latency, bundle.plan, backend), *(gate for gate, _ in another))
+    judged = gates_of(config, scores, census, latency, bundle.plan, backend, earlier=earlier)
+    gates = (*judged, *(gate for gate, _ in another))
     return Report(
         status=verdict(gates, on_target=scores.accuracy.runtime is not None),
         backend=backend.name,
@@ -219,6 +232,8 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
         gates=gates,
         preprocessing=bundle.preprocessing.to_json(),
         notes=(
+            *bundle.remarks,
+            *ungated(config),
             *remarks,
             *batch_remark,
             *(line for _, line in another if line),
@@ -293,14 +308,19 @@ def _module_outputs(module: torch.nn.Module) -> Outputs:
     return run
 
 
-def _stored_teacher(float_model: Serialised | None, file: Path, source: str) -> Outputs:
-    """The float counterpart that a run leaves beside its bundle, as the teacher to agree with."""
-    if float_model is None:
+def _stored_teacher(float_model: Serialised | None, file: Path, source: str, *, needed: bool) -> Outputs | None:
+    """The float counterpart that a run leaves beside its bundle, as the teacher; None where it is absent.
+
+    Raises UserError where it is `needed`: without labels there is nothing else to score by.
+    """
+    if float_model is not None:
+        return oracle_outputs(float_model, fused_rounding=False, arm_arithmetic=False)
+    if needed:
         raise UserError(
             f"--eval-data {source} has no labels to score by, and {file}, the teacher to agree with, is absent:"
             " give labelled images, or leave --eval-data out to score on the bundle's golden images"
         )
-    return oracle_outputs(float_model, fused_rounding=False, arm_arithmetic=False)
+    return None
 
 
 def _golden(images: Tensor, outputs: Sequence[Output], oracle: Outputs, teacher: Outputs) -> Golden:

@@ -167,13 +167,13 @@ class DataConfig:
         int, Parameter(metavar="COUNT", help="Images that the ranges of the activations are read from.")
     ] = 512
     held_out_images: Annotated[
-        int,
+        int | None,
         Parameter(
             metavar="COUNT",
-            help="Unlabelled images at most kept out of training, to choose the final weights.",
+            help="Unlabelled images kept out of training, to choose the final weights and, without --eval-data, to "
+            "score them. Default: a tenth, at most 512.",
         ),
-    ] = 512
-
+    ] = None
     generator_steps: Annotated[
         int, Parameter(metavar="COUNT", help="Steps in which the generator of --data none learns.")
     ] = 1000

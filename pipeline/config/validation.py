@@ -15,6 +15,9 @@ from pipeline.config.sources import check_source
 ENGINE_GROUP = Group.create_ordered("TensorRT engine")
 """Heading of the flags of `EngineConfig`, which two commands have."""
 
+DEFAULT_MAX_DROP = 1.0
+"""Percentage points that an output may lose unless a user or an earlier run says otherwise."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
@@ -31,9 +34,24 @@ class ValidationConfig:
     threads: Annotated[int, Parameter(metavar="COUNT", help="Threads of the runtime in the latency measurement.")] = 1
     batch: Annotated[int, Parameter(metavar="COUNT", help="Images per inference in the latency measurement.")] = 1
     max_drop: Annotated[
-        float,
-        Parameter(metavar="POINTS", help="Gate: accuracy lost against the teacher, percentage points at most."),
-    ] = 1.0
+        float | None,
+        Parameter(
+            metavar="POINTS",
+            help="Gate: what every output may lose against the teacher, percentage points. Default: 1; for a finished "
+            "bundle that of its run.",
+        ),
+    ] = None
+    output_max_drop: Annotated[
+        tuple[str, ...],
+        Parameter(
+            converter=flags.split_text,
+            consume_multiple=True,
+            negative=(),
+            metavar="NAME=POINTS,...",
+            help="Other limits for outputs of these names (agreement, or R2 of values), or none. "
+            "Default: that of --max-drop for every output.",
+        ),
+    ] = ()
     min_speedup: Annotated[
         float | None,
         Parameter(metavar="FACTOR", help="Gate: float over quantised median latency at least. Default: no gate."),
@@ -45,6 +63,30 @@ class ValidationConfig:
             check_source("eval-data", self.eval_data)
         flags.check_at_least(self, threads=1, batch=1, max_drop=0)
         flags.check_above_zero(self, "min_speedup")
+        for pair in self.output_max_drop:
+            _output_limit(pair)
+
+    @property
+    def drop_limit(self) -> float:
+        """Percentage points that an output may lose unless `output_limits` says otherwise."""
+        return DEFAULT_MAX_DROP if self.max_drop is None else self.max_drop
+
+    @property
+    def output_limits(self) -> dict[str, float | None]:
+        """Output -> percentage points that it may lose, None where it has no gate; the others have `drop_limit`."""
+        return dict(_output_limit(pair) for pair in self.output_max_drop)
+
+
+def _output_limit(pair: str) -> tuple[str, float | None]:
+    """Read NAME=POINTS or NAME=none."""
+    name, equals, words = pair.rpartition("=")
+    try:
+        limit = None if words == "none" else float(words)
+    except ValueError:
+        limit = -1.0
+    if not name or not equals or (limit is not None and not 0 <= limit <= 100):
+        raise UserError(f"--output-max-drop {pair}: must be NAME=POINTS, 0 to 100 percentage points, or NAME=none")
+    return name, limit
 
 
 @dataclass(frozen=True, kw_only=True)

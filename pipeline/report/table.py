@@ -15,7 +15,14 @@ LONGEST_LIST = 5
 LABEL_COLUMNS = 17
 """Width of the first column, which the parts share so that they read as one table, characters."""
 
-STYLES = {"validated": "bold green", "gate-failed": "bold red", "not-validated-on-target": "bold yellow"}
+_NO_GAIN = "no gain"
+
+STYLES = {
+    "validated": "bold green",
+    "gate-failed": "bold red",
+    "not-validated-on-target": "bold yellow",
+    "undecided": "bold yellow",
+}
 
 
 def render(report: Report) -> RenderableType:
@@ -67,7 +74,10 @@ def _facts(report: Report) -> Table:
     rows += [("", f"float: {layer.name} ({layer.reason})") for layer in float_layers[:LONGEST_LIST]]
     if len(float_layers) > LONGEST_LIST:
         rows.append(("", f"and {len(float_layers) - LONGEST_LIST} more, see the report"))
-    rows += [("latency", times), ("size", shrunk)]
+    rows += [("latency", times)]
+    if (slow := wording.speed_words(report)) is not None:
+        rows.append((_NO_GAIN, slow))
+    rows += [("size", shrunk)]
     if (training := wording.training_words(report)) is not None:
         rows.append(("distillation", training))
     if report.data is not None and report.data.unreadable:
@@ -79,7 +89,7 @@ def _facts(report: Report) -> Table:
     rows += [("note", note) for note in report.notes]
     for name, value in rows:
         # As Text: names of files and layers may hold what rich takes for markup.
-        table.add_row(name, Text(value))
+        table.add_row(name, Text(value, style=STYLES["undecided"] if name == _NO_GAIN else ""))
     return table
 
 
@@ -93,6 +103,8 @@ def _gates(report: Report) -> Table:
         words, value, outcome = wording.gate_words(gate)
         style = {True: "green", False: "bold red", None: "yellow"}[gate.passed]
         table.add_row("gates" if index == 0 else "", Text(words), value, Text(outcome, style=style))
+    if (why := wording.undecided_words(report)) is not None:
+        table.add_row("", Text(why), "", "")
     return table
 
 

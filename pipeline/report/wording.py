@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from pipeline.confidence import decidable_limit
 from pipeline.report.schema import Gate, OutputScore, Percentiles, Report, Status
 
 NOT_HERE = "not run here"
@@ -24,6 +25,7 @@ VERDICTS: Mapping[Status, str] = {
     "validated": "validated",
     "gate-failed": "a gate failed",
     "not-validated-on-target": "not validated on target",
+    "undecided": "undecided: too few images",
 }
 
 GATES = {
@@ -36,7 +38,12 @@ GATES = {
 }
 """Gate -> what is measured, which way its limit counts, the unit shown; % shows fractions as percentages."""
 
+_JUDGES: Mapping[str | None, str] = {"oracle": "by the oracle", "run": "in its run"}
+
 METRICS = {"top1": "top-1 accuracy", "agreement": "same as teacher", "r2": "R2 to teacher"}
+
+LEAST_GAIN = 1.05
+"""Speed-up below which a network counts as no faster: medians of two runs on one machine differ by so much."""
 
 NAMED_OUTPUTS = 5
 """Outputs described in the terminal's table at most; the page has all."""
@@ -77,13 +84,64 @@ def size_ratio(report: Report) -> float | None:
 
 def gate_words(gate: Gate) -> tuple[str, str, str]:
     """Return (what is measured with its limit, the value, the outcome) of a gate."""
-    what, direction, unit = GATES.get(gate.name, (gate.name, "limit", ""))
+    name, _, output = gate.name.partition(":")
+    what, direction, unit = GATES.get(name, (gate.name, "limit", ""))
+    if output:
+        what = f"lost by output {output}"
     limit = _gate_number(gate.limit, unit) if gate.limit is not None else "none"
-    outcome = {True: "pass", False: "FAIL", None: NOT_HERE}[gate.passed]
+    outcome = {True: "pass", False: "FAIL", None: "undecided" if gate.undecided else NOT_HERE}[gate.passed]
+    if gate.judged_by in _JUDGES and not gate.undecided:
+        outcome += f", {_JUDGES[gate.judged_by]}"
     return (
         f"{what}, {direction} {limit}",
         _gate_number(gate.value, unit) if gate.value is not None else "",
         outcome,
+    )
+
+
+def confidence_words(report: Report) -> str | None:
+    """Return in one line how sure the measured loss is, or None where nothing says it."""
+    gate = next((gate for gate in report.gates if gate.name == "max-drop"), None)
+    if gate is None or gate.value is None or gate.at_most is None:
+        return None
+    return f"{gate.value:.2f} points on {gate.images} images; with 95 % confidence {gate.at_most:.2f} at most"
+
+
+def undecided_words(report: Report) -> str | None:
+    """Return in one line why gates are undecided and the way out, or None where none is."""
+    gates = [gate for gate in report.gates if gate.undecided]
+    if not gates:
+        return None
+    gate = max(gates, key=lambda gate: gate.images_needed or 0)
+    if gate.images is None:
+        return (
+            "there is no float network to compare with: lay the run's float.onnx beside the bundle's folder, or leave"
+            " --eval-data out"
+        )
+    few = f"{gate.images} image{'' if gate.images == 1 else 's'}"
+    return (
+        f"{few} cannot decide a limit of {gate.limit:g} points, {gate.images_needed} can: give them to faqd validate"
+        f" BUNDLE --eval-data KIND:REST (labels are not needed), hold more out (--held-out-images"
+        f" {gate.images_needed}), or allow --max-drop {_least_limit(gate)}"
+    )
+
+
+def _least_limit(gate: Gate) -> str:
+    """Return the smallest limit that a gate's images can decide, as a user would type it."""
+    return f"{math.ceil(decidable_limit(gate.images or 1)):g}"
+
+
+def speed_words(report: Report) -> str | None:
+    """Return in one line that the quantised network is no faster than the float one, or None where it is faster."""
+    speedup = report.latency.speedup
+    if speedup is None or speedup >= LEAST_GAIN or report.backend == "reference":
+        return None
+    how = "SLOWER than" if speedup < 1 / LEAST_GAIN else "NO FASTER than"
+    smaller = size_ratio(report)
+    left = f"; what is gained is size alone ({factor(smaller)})" if smaller is not None and smaller < 1 else ""
+    return (
+        f"{how} float on this machine ({factor(speedup)}){left}. Ways out: layers listed as float above, another"
+        " --threads or --batch, a processor with integer instructions (faqd doctor); --min-speedup makes this a gate"
     )
 
 
@@ -255,6 +313,8 @@ def headline(report: Report) -> str:
     if (ratio := size_ratio(report)) is not None:
         extras.append(f"{factor(ratio)} its size")
     words = ", ".join([f"{grid(report)}: {score}", *extras]) + "."
+    if report.status == "undecided":
+        words += f" Undecided: {undecided_words(report)}."
     if report.status == "gate-failed":
         failed = ", ".join(gate_words(gate)[0] for gate in report.gates if gate.passed is False)
         words += f" Failed: {failed}."

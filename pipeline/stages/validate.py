@@ -16,6 +16,7 @@ from backends.serialised import Serialised, parsed
 from backends.timing import interleaved_latency
 from calibration.errors import MissingExtra, UserError
 from pipeline.agreement import OutputTally, parity_of
+from pipeline.confidence import Loss, loss_of
 from pipeline.outputs import Output, primary
 from pipeline.report.schema import Accuracy, Latency, OutputScore, Parity, Percentiles
 
@@ -42,6 +43,14 @@ class Scores:
     parity: Parity
     calibrated: float | None
     outputs: tuple[OutputScore, ...]
+    main: int = 0
+    """Index of the output that the accuracy is about."""
+    agreements: tuple[float | None, ...] = ()
+    """Of each output the share of decisions in which simulation, oracle and runtime are all alike."""
+    lost: Loss | None = None
+    """What the accuracy of the runtime, of the oracle where it is not here, has lost; None without a teacher."""
+    outputs_lost: tuple[Loss | None, ...] = ()
+    """The same of each output's agreement or R2."""
 
 
 def score(
@@ -60,14 +69,16 @@ def score(
     images, main = 0, primary(outputs)
     tallies = [OutputTally(output) for output in outputs]
     labelled: dict[str, int] = {}
+    wrong: dict[str, list[Tensor]] = {}
     for batch in batches:
         found = {name: run(batch.images) for name, run in columns.items()}
         images += len(batch.images)
         if batch.labels is not None:
             for name, values in found.items():
                 _check_labels(batch.labels, values[main].shape[1])
-                right = int((values[main].argmax(1) == torch.from_numpy(batch.labels)).sum())
-                labelled[name] = labelled.get(name, 0) + right
+                right = values[main].argmax(1) == torch.from_numpy(batch.labels)
+                labelled[name] = labelled.get(name, 0) + int(right.sum())
+                wrong.setdefault(name, []).append((~right).double())
         for index, tally in enumerate(tallies):
             tally.add({name: values[index] for name, values in found.items()})
         step(images)
@@ -83,12 +94,45 @@ def score(
         runtime=fractions.get("runtime"),
     )
     scores = tuple(tally.score() for tally in tallies)
+    last = "runtime" if "runtime" in columns else "oracle"
+    outputs_lost = tuple(_output_loss(tally, last) for tally in tallies)
+    lost = outputs_lost[main]
+    if labelled:
+        lost = _labelled_loss(wrong, fractions, last)
     return Scores(
         accuracy=accuracy,
         parity=parity_of(tallies),
         calibrated=fractions.get("calibrated"),
         outputs=scores,
+        main=main,
+        agreements=tuple(tally.joint_agreement for tally in tallies),
+        lost=lost,
+        outputs_lost=outputs_lost,
     )
+
+
+def _labelled_loss(wrong: Mapping[str, list[Tensor]], fractions: Mapping[str, float], column: str) -> Loss | None:
+    """What top-1 has lost in a column against the teacher's."""
+    if column not in wrong or "teacher" not in wrong:
+        return None
+    lost = torch.cat(wrong[column]) - torch.cat(wrong["teacher"])
+    points = _points(fractions["teacher"], fractions[column])
+    return loss_of(lost.numpy(), points=points, decisions=1, paired=fractions["teacher"] < 1)
+
+
+def _output_loss(tally: OutputTally, column: str) -> Loss | None:
+    """What an output's agreement or R2 has lost in a column against the teacher's."""
+    lost, fractions = tally.lost(column), tally.fractions()
+    if lost is None:
+        return None
+    points = _points(fractions["teacher"], fractions[column])
+    decisions = tally.output.decisions
+    return loss_of(lost, points=points, decisions=decisions, paired=fractions["teacher"] < 1)
+
+
+def _points(teacher: float, other: float) -> float:
+    """Percentage points lost; rounded, so that one of a hundred is 1 and not a little more."""
+    return round(100 * (teacher - other), 9)
 
 
 def _check_labels(labels: NDArray[np.int64], classes: int) -> None:

@@ -157,7 +157,7 @@ def make_ready(config: RunConfig) -> Ready:
     backend, given, bits = backend_named(config.quantisation.backend), config.teacher, config.quantisation
     teacher = load_network(given.source, weights=given.weights[0], image_size=given.image_size)
     source = open_images(config.data.source, teacher.preprocessing)
-    training, held_out = split_held_out(len(source), config.execution.seed, most=config.data.held_out_images)
+    training, held_out = split_held_out(len(source), config.execution.seed, count_held_out=config.data.held_out_images)
     images = UnlabelledImages(
         source=source,
         training=training,

@@ -240,5 +240,8 @@ def test_held_out_images_are_chosen_by_the_seed() -> None:
     assert len(split_held_out(100_000, 0)[1]) == 512
     assert len(split_held_out(100_000, 0, fraction=0.2, most=300)[1]) == 300
     assert [len(part) for part in split_held_out(2, 0)] == [1, 1]
+    assert [len(part) for part in split_held_out(93, 0, count_held_out=40)] == [53, 40]
+    with pytest.raises(UserError, match="--held-out-images 93: of 93 images at most 92 can be held out"):
+        split_held_out(93, 0, count_held_out=93)
     with pytest.raises(UserError, match="1 image is too few"):
         split_held_out(1, 0)

@@ -48,7 +48,9 @@ def save(
     np.savez(bundle / "golden.npz", inputs=inputs, **arrays)
     described = [{"name": "twice", "holds": "classes", "class_axis": 1}, {"name": "same", "holds": holds}]
     files = {name: hashlib.sha256((bundle / name).read_bytes()).hexdigest() for name in ("model.onnx", "golden.npz")}
-    manifest = {"backend": backend, "session_options": options or {}, "files": files, "outputs": described}
+    manifest: dict[str, Any] = {"format": 3, "backend": backend, "session_options": options or {}, "files": files}
+    manifest["outputs"] = described
+    manifest["sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 

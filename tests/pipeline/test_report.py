@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def test_a_report_survives_its_file(make_report: Callable[..., Report], elsewher
     ("change", "words"),
     [
         ({"schema": 2}, "has schema 2: this version reads schema 1"),
-        ({"status": "fine"}, "status is 'fine': must be validated, gate-failed or not-validated-on-target"),
+        ({"status": "fine"}, "status is 'fine': must be validated, gate-failed, not-validated-on-target or undecided"),
         ({"sead": 3}, "unknown key 'sead', did you mean seed?"),
         ({"bits": {"weights": 4}}, "report.json.bits lacks the key 'activations'"),
         ({"seed": 1.5}, "seed is 1.5: must be a whole number"),
@@ -116,6 +117,45 @@ def test_the_status_follows_from_the_gates() -> None:
     assert verdict([passed], on_target=False) == "not-validated-on-target"
     assert verdict([passed, unknown], on_target=True) == "not-validated-on-target"
     assert verdict([passed, failed, unknown], on_target=False) == "gate-failed"
+
+
+def test_an_undecided_report_says_how_many_images_decide(make_report: Callable[..., Report]) -> None:
+    gate = Gate(
+        name="max-drop", limit=1.0, value=0.0, passed=None, undecided=True, images=9, images_needed=299, at_most=28.3
+    )
+    report = make_report(gates=(gate,), status="undecided")
+    assert report.exit_status == 4
+    assert Report.from_json(json.loads(report.to_text())) == report
+    said = " ".join(printed(report).split())
+    assert "accuracy lost, at most 1.00 points 0.00 points undecided" in said
+    assert "9 images cannot decide a limit of 1 points, 299 can: give them to faqd validate BUNDLE --eval-data" in said
+    assert "(--held-out-images 299), or allow --max-drop 29" in said
+    assert "undecided: too few images (exit status 4)" in said
+    assert "299 can" in page(report) and "with 95 % confidence 28.30 at most" in page(report)
+    with pytest.raises(ValueError, match="its gates and accuracy say 'undecided'"):
+        make_report(gates=(gate,))
+
+
+@pytest.mark.parametrize(("speedup", "words"), [(1.0, "NO FASTER than float"), (0.5, "SLOWER than float"), (2.0, None)])
+def test_what_is_no_faster_is_said_aloud(
+    speedup: float, words: str | None, make_report: Callable[..., Report], elsewhere: Report
+) -> None:
+    """It is no failed gate: that is what --min-speedup is for."""
+    report = make_report(latency=replace(make_report().latency, speedup=speedup))
+    assert report.status == "validated"
+    for text in (" ".join(printed(report).split()), page(report)):
+        assert (words is not None and words in text) or (words is None and "float on this machine" not in text)
+    assert "float on this machine" not in printed(elsewhere)
+
+
+def test_gates_name_their_output_and_their_judge(make_report: Callable[..., Report]) -> None:
+    gates = (
+        Gate(name="max-drop", limit=1.0, value=0.2, passed=True, judged_by="oracle"),
+        Gate(name="max-drop:boxes", limit=1.0, value=17.0, passed=False, judged_by="run"),
+    )
+    said = " ".join(printed(make_report(gates=gates, status="gate-failed")).split())
+    assert "0.20 points pass, by the oracle" in said
+    assert "lost by output boxes, at most 1.00 points 17.00 points FAIL, in its run" in said
 
 
 def printed(report: Report) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from PIL import Image
 
 from backends.cpu import host_cpu
 from backends.onnxruntime_rules import host_profile
+from pipeline import embedded
 from pipeline.bundle import read_bundle
 from pipeline.cli import main
 from pipeline.report.schema import read_report
@@ -105,6 +108,86 @@ def test_a_changed_bundle_is_refused(finished: Path, tmp_path: Path, repository:
     assert "SHA-256" in refused(command(repository, "validate", str(copy)))
     (copy / "model.onnx").unlink()
     assert "missing" in refused(command(repository, "validate", str(copy)))
+
+
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a finished bundle with the float network beside it."""
+    shutil.copytree(finished / "bundle", tmp_path / "bundle")
+    shutil.copy(finished / "float.onnx", tmp_path / "float.onnx")
+    return tmp_path / "bundle"
+
+
+def test_an_edited_manifest_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = copied(finished, tmp_path)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["validate", str(bundle), "--quiet"]) == 0, "another layout of the text says the same"
+    manifest["preprocessing"]["mean"] = [0.0]
+    (bundle / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    capsys.readouterr()
+    assert main(["validate", str(bundle), "--quiet"]) == 2
+    assert "manifest.json was changed after the run (its own SHA-256 differs)" in capsys.readouterr().err
+    done = subprocess.run([sys.executable, str(bundle / "check.py")], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "manifest.json was changed after the run" in done.stderr
+
+
+def test_a_bundle_from_before_manifests_were_hashed_is_read_and_says_so(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = copied(finished, tmp_path)
+    manifest = json.loads((bundle / "manifest.json").read_text()) | {"format": 2}
+    for key in ("sha256", "float_model", "least_parity"):
+        del manifest[key]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["validate", str(bundle), "--quiet"]) == 0
+    assert "of format 2, made before manifests were hashed" in " ".join(capsys.readouterr().out.split())
+    done = subprocess.run([sys.executable, str(bundle / "check.py")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "of format 2, made before manifests were hashed" in done.stdout, done.stderr
+    (bundle / "manifest.json").write_text(json.dumps(manifest | {"format": 4}))
+    assert main(["validate", str(bundle), "--quiet"]) == 2
+    assert "has format 4: this version reads 2 or 3" in capsys.readouterr().err
+
+
+def test_few_images_are_undecided_and_more_decide_without_a_new_run(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, digits = copied(finished, tmp_path), np.load(Path(str(embedded.__file__)).parent / "digits.npz")
+    images = digits["images"][digits["held_out"]]
+    labels = digits["labels"][digits["held_out"]]
+    np.savez(tmp_path / "few.npz", images=images[:9], labels=labels[:9])
+    np.savez(tmp_path / "more.npz", images=images[:300], labels=labels[:300])
+    for keys in ("images", "images,labels"):
+        few, more = (f"npz:{tmp_path / name}.npz#{keys}" for name in ("few", "more"))
+        capsys.readouterr()
+        assert main(["validate", str(bundle), "--quiet", "--eval-data", few]) == 4
+        said = " ".join(capsys.readouterr().out.split())
+        assert "9 images cannot decide a limit of 1 points, 299 can" in said and "allow --max-drop 29" in said
+        assert main(["validate", str(bundle), "--quiet", "--eval-data", few, "--max-drop", "29"]) == 0
+        out = tmp_path / "out.json"
+        assert main(["validate", str(bundle), "--quiet", "--eval-data", more, "--report", str(out)]) == 0
+        gate = read_report(out).gates[0]
+        assert (gate.name, gate.passed, gate.images, gate.judged_by) == ("max-drop", True, 300, "runtime")
+
+
+def test_validate_judges_accuracy_against_the_float_file(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The float file is the run's own, and where it is absent nothing is called validated."""
+    bundle = copied(finished, tmp_path)
+    out = tmp_path / "out.json"
+    arguments = ["validate", str(bundle), "--quiet", "--eval-data", "digits", "--report", str(out)]
+    assert main(arguments) == 0
+    report, run = read_report(out), read_report(finished / "report.json")
+    assert report.accuracy == replace(run.accuracy, simulated=None)
+    assert [(gate.name, gate.value) for gate in report.gates] == [(gate.name, gate.value) for gate in run.gates]
+    (tmp_path / "float.onnx").write_bytes((bundle / "model.onnx").read_bytes())
+    assert main(arguments) == 2
+    assert "float.onnx is not the float network of this bundle's run" in capsys.readouterr().err
+    (tmp_path / "float.onnx").unlink()
+    assert main(arguments) == 4
+    said = " ".join(capsys.readouterr().out.split())
+    assert "float.onnx, the float network that a run leaves, is absent" in said
+    assert "there is no float network to compare with" in said
 
 
 def test_validate_repeats_the_verdict(finished: Path, repository: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from calibration.errors import UserError
+from pipeline.bundle import manifest_digest
 from pipeline.cli import main
 from pipeline.report.schema import read_report
 from pipeline.running import filled_up, latency_batch, runner_outputs
@@ -88,6 +89,7 @@ def test_golden_inputs_that_do_not_fit_the_model_are_refused(
         np.savez(bundle / "golden.npz", allow_pickle=False, **(dict(arrays) | {"inputs": golden}))
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["files"]["golden.npz"] = hashlib.sha256((bundle / "golden.npz").read_bytes()).hexdigest()
+    manifest["sha256"] = manifest_digest(manifest)
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     message = f"its golden inputs are {described}, the model takes float [6, 1, 8, 8]"
     assert message in refused(capsys, "validate", str(bundle))
