@@ -21,10 +21,11 @@ from torch.export.graph_signature import ConstantArgument, OutputKind, TensorArg
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from calibration.errors import UserError
+from calibration.errors import UserError, is_ours_to_report, message_of
 from calibration.mutation import mutates_a_view
 from calibration.normal_form import NO_OPERATION, normal_form
 from calibration.operators import make_graph_module
+from calibration.results import make_known
 from calibration.sharing import sharing_copy
 
 _REMEDY = (
@@ -58,15 +59,16 @@ def _export(module: nn.Module, example: Tensor, source: str) -> tuple[ExportedPr
     """The exported program of a copy of the module, and the names of its outputs."""
     try:
         with _hushed():
-            module = sharing_copy(module).eval()
+            module = sharing_copy(module)
+            module.eval()  # a network's own version need not return it
         # Before exporting, which runs on tensors without values: older versions of torch check less there.
         _check_takes(module, example, source)
         with _hushed():
             exported = export(module, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
-    except UserError:
-        raise
-    except Exception as error:
+    except BaseException as error:
         # The network's own code runs here, so any exception may come; it is reported, never swallowed.
+        if not is_ours_to_report(error):
+            raise
         raise UserError(
             f"{source}: the network cannot be captured as a graph: {_reason(error)}"
             f" (in {_where(module, error.__traceback__)}); {_REMEDY}"
@@ -77,7 +79,11 @@ def _export(module: nn.Module, example: Tensor, source: str) -> tuple[ExportedPr
 def _arguments(module: nn.Module) -> list[inspect.Parameter]:
     """What the network's forward takes by name, the image first."""
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [p for p in inspect.signature(module.forward).parameters.values() if p.kind not in variadic]
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except Exception:  # no signature, or the user's own code failed: the call will tell
+        return []
+    return [p for p in parameters if p.kind not in variadic]
 
 
 def _check_arguments(module: nn.Module, source: str) -> None:
@@ -95,14 +101,17 @@ def _check_takes(module: nn.Module, example: Tensor, source: str) -> None:
     """Refuse a network whose own code does not run on images; one that does is left to the caller."""
     try:
         with _hushed():
-            module(example)
-    except Exception as error:  # whatever the network's own code raises
+            results = module(example)
+    except BaseException as error:  # whatever the network's own code raises
+        if not is_ours_to_report(error):
+            raise
         name = next((p.name for p in _arguments(module)), "input")
         raise UserError(
             f"{source}: the network does not take images float32 {list(example.shape)} as its input {name}:"
             f" {_reason(error)} (in {_where(module, error.__traceback__)}); --image-size, --mean and --std set the size"
             " and number of channels of images, a builder an input that is no image (docs/networks.md)"
         ) from error
+    make_known(results, source)
 
 
 @contextlib.contextmanager
@@ -123,9 +132,11 @@ def _hushed() -> Iterator[None]:
         chatter.setLevel(level)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """The kind of exception and the first line of its message, shortened."""
-    lines = str(error).strip().splitlines() or ["no message"]
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r}), which ends the program"
+    lines = message_of(error).strip().splitlines() or ["no message"]
     if lines[0].startswith("Constraints violated"):  # torch's line speaks of L['x'].size()[0]
         return "it works for one batch size only, because its code turns the batch size into a constant"
     if type(error).__name__.startswith("GuardOnDataDependent"):  # torch's line speaks of symbols such as u0

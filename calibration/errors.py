@@ -17,6 +17,23 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+def message_of(error: BaseException) -> str:
+    """An exception's own words; empty where it has none, or where asking for them raises another."""
+    try:
+        return str(error)
+    except Exception as second:  # a user's __str__ may do anything
+        return f"(its message cannot be shown: {type(second).__name__})"
+
+
+def is_ours_to_report(error: BaseException | None) -> bool:
+    """Whether an exception that came out of code that is not ours is to become the user's line.
+
+    SystemExit and other exceptions that are no Exception are: a library that ends the program has not done what it was
+    asked for. An interruption by the user goes on upwards, and so does what is a line already.
+    """
+    return error is not None and not isinstance(error, (UserError, KeyboardInterrupt, GeneratorExit))
+
+
 class MissingExtra(UserError):
     """An optional dependency is not installed; the line holds the pip command that installs it."""
 

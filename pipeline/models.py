@@ -16,8 +16,10 @@ from pipeline.model_sources.python_builder import load_python
 from pipeline.model_sources.sourced import SourcedModel
 from pipeline.model_sources.timm_models import load_timm
 from pipeline.model_sources.torchvision_models import load_torchvision
+from pipeline.network_checks import check_numbers, check_parts, without_inference_mode
 from pipeline.preprocessing import Preprocessing, preprocessing_from_fields, with_overrides
-from pipeline.source_text import close_matches, shortened, split_kind
+from pipeline.source_text import close_matches, split_kind
+from pipeline.user_code import UserCode
 from pipeline.weights import load_weights
 
 
@@ -60,11 +62,16 @@ def load_model(
         notes += (f"{source}: its sub-module {submodule} alone is quantised; what follows it stays outside",)
     elif sourced.only_parts:
         raise UserError(sourced.only_parts)
-    dtypes = {str(tensor.dtype) for tensor in module.state_dict().values() if tensor.is_floating_point()}
+    check_parts(module, source)
+    module = without_inference_mode(module)
+    tensors = [*module.parameters(), *module.buffers()]
+    dtypes = {str(tensor.dtype) for tensor in tensors if tensor.is_floating_point()}
     if dtypes - {"torch.float32"}:
         notes += (f"converted to float32 from {', '.join(sorted(dtypes))}",)
-    module = module.to(device="cpu", dtype=torch.float32).eval()
-    _check_numbers(module, source)
+    with UserCode(source):  # a network may have its own versions of both, which need not return it
+        module.to(device="cpu", dtype=torch.float32)
+        module.eval()
+    check_numbers(module, source)
     overrides: dict[str, Any] = {
         name: value for name, value in (("image_size", image_size), ("mean", mean), ("std", std)) if value is not None
     }
@@ -134,12 +141,6 @@ def _part(module: nn.Module, path: str, source: str) -> nn.Module:
     if not path or path not in parts:
         raise UserError(f"--submodule {path!r}: {source} has no such part; {close_matches(path, [*parts][1:])}")
     return parts[path]
-
-
-def _check_numbers(module: nn.Module, source: str) -> None:
-    broken = [name for name, parameter in module.named_parameters() if not torch.isfinite(parameter).all()]
-    if broken:
-        raise UserError(f"{source} has NaN or infinity in {len(broken)} parameters ({shortened(broken)})")
 
 
 def _described(preprocessing: Preprocessing) -> str:

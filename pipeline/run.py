@@ -21,9 +21,9 @@ from pipeline.distillation.build import build_objective
 from pipeline.gates import check_output_names, least_parity
 from pipeline.learning import float_steps, objective_config, taught_in_float, widths
 from pipeline.memory import freed_memory_kept
+from pipeline.probe_images import probe_images
 from pipeline.progress import Progress, timed_stage
 from pipeline.quantisers import QUANTISERS, Job
-from pipeline.randomness import generator_for
 from pipeline.report.comparison import ComparisonReport
 from pipeline.report.files import write_report
 from pipeline.report.schema import Report, read_report
@@ -65,9 +65,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
             )
             if network.other is not None:
                 size = other_size(network.preprocessing)
-                example = torch.randn(
-                    2, size.channels, size.height, size.width, generator=generator_for(0, "free size")
-                )
+                example = probe_images(network.other, size, "free size", source=network.source)
                 check_other_size(network.folded, network.other, example)
         if quantiser.trains:
             # Both for their errors: what the network or a method lacks is said before anything takes time.

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, final
 
-from calibration.errors import UserError
+from calibration.errors import UserError, is_ours_to_report, message_of
 from pipeline.source_text import close_matches
 
 _PACKAGE = str(Path(__file__).parent)
@@ -36,8 +36,14 @@ class UserCode:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, Exception) and not isinstance(error, UserError):
-            text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        if error is not None and is_ours_to_report(error):
+            if isinstance(error, SystemExit):
+                raise UserError(
+                    f"{self.where} called sys.exit({error.code!r}), which ends the program ({_place(error)}): let it"
+                    " raise an exception, or return"
+                ) from error
+            message = message_of(error)
+            text = f"{type(error).__name__}: {message}" if message else type(error).__name__
             raise UserError(f"{self.where} raised {text} ({_place(error)})") from error
 
 
@@ -67,7 +73,9 @@ def call_user_function(rest: str, where: str) -> Any:
         raise
     function: Any = module
     for part in attribute.split("."):
-        if not hasattr(function, part):
+        with UserCode(where):
+            known = hasattr(function, part)
+        if not known:
             names = [name for name in dir(function) if not name.startswith("_")]
             raise UserError(f"{where}: {module_name} has no {attribute!r}; {close_matches(part, names)}")
         function = getattr(function, part)
@@ -89,7 +97,7 @@ def _needs_no_arguments(function: Callable[..., object]) -> bool:
     return True
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """The innermost line that the user wrote; a line of a library only where there is no other."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"

@@ -8,7 +8,9 @@ from typing import Any
 from torch import nn
 
 from calibration.errors import UserError
+from pipeline.model_sources.returned import refused, unwrapped
 from pipeline.model_sources.sourced import SourcedModel, reproducible_weights
+from pipeline.network_checks import check_parts
 from pipeline.preprocessing import Preprocessing, preprocessing_from_fields
 from pipeline.user_code import call_user_function
 from pipeline.weights import load_weights
@@ -24,23 +26,24 @@ def load_python(rest: str, weights: Path | None) -> SourcedModel:
     with reproducible_weights():
         returned = call_user_function(rest, source)
     module, preprocessing = _parts(returned, source)
-    notes: tuple[str, ...] = ()
+    check_parts(module, source)
+    module, notes = unwrapped(module, source)
     if weights is not None:
-        notes = load_weights(weights, module, f"{weights} for {source}")
+        notes += load_weights(weights, module, f"{weights} for {source}")
     return SourcedModel(module=module, preprocessing=preprocessing, notes=notes)
 
 
 def _parts(returned: Any, source: str) -> tuple[nn.Module, Preprocessing | None]:
-    expected = "an nn.Module, or (nn.Module, Preprocessing or a dict of its fields)"
     if isinstance(returned, nn.Module):
         return returned, None
     if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[0], nn.Module):
-        raise UserError(f"{source} returned a {type(returned).__name__}; it must return {expected}")
+        raise refused(returned, source)
     module, preprocessing = returned
     if isinstance(preprocessing, dict):
         preprocessing = preprocessing_from_fields(preprocessing, where=source)
     if not isinstance(preprocessing, Preprocessing):
         raise UserError(
-            f"{source} returned a {type(preprocessing).__name__} beside the module; it must return {expected}"
+            f"{source} returned a {type(preprocessing).__name__} beside the module; it must be Preprocessing or a dict"
+            " of its fields"
         )
     return module, preprocessing

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import nn
 from torch.fx import GraphModule
 
@@ -19,7 +18,7 @@ from pipeline.artifacts import Network
 from pipeline.models import load_model
 from pipeline.outputs import describe_outputs, guessed, parse_kinds
 from pipeline.preprocessing import Preprocessing
-from pipeline.randomness import generator_for
+from pipeline.probe_images import noise, probe_images
 
 # Folding is exact algebra; float32 rounding of a deep network's output stays below this, unless the network multiplies
 # what the last bit of its image does: then below so many times that (measured: up to 1.5, 50 layers of random weights).
@@ -48,9 +47,9 @@ def load_network(
     """
     loaded = load_model(source, weights=weights, image_size=image_size, mean=mean, std=std, submodule=submodule)
     p = loaded.preprocessing
-    example = torch.randn((2, p.channels, p.height, p.width), generator=generator_for(0, "fold check"))
     named = source if submodule is None else f"{source} (sub-module {submodule})"
-    captured = capture(loaded.module, example, source=named)
+    captured = capture(loaded.module, noise(p, "fold check"), source=named)
+    example = probe_images(captured, p, "fold check", source=named)
     folded = fold(captured)
     difference = largest_difference(captured, folded, example)
     if not difference <= LARGEST_FOLD_DIFFERENCE and not (
@@ -93,10 +92,8 @@ def other_size(preprocessing: Preprocessing) -> Preprocessing:
 
 
 def _at_another_size(module: nn.Module, preprocessing: Preprocessing, source: str) -> GraphModule:
-    p = other_size(preprocessing)
-    example = torch.randn((2, p.channels, p.height, p.width), generator=generator_for(0, "another size"))
     try:
-        return fold(capture(module, example, source=source))
+        return fold(capture(module, noise(other_size(preprocessing), "another size"), source=source))
     except UserError as error:
         raise UserError(f"--dynamic-size: at another size {error}") from error
 

@@ -324,7 +324,7 @@ def test_exceptions_in_a_users_builder_name_the_users_line(write_module: WriteMo
     assert "raised ValueError: in_channels must be divisible by groups" in library
     assert f"{name}.py, line 6)" in library
     assert "must be callable without arguments" in _message(f"python:{name}:needs")
-    assert "returned a NoneType; it must return an nn.Module" in _message(f"python:{name}:nothing")
+    assert "returned None: does the function end with return?" in _message(f"python:{name}:nothing")
     assert "returned a int beside the module" in _message(f"python:{name}:pair")
     assert "unknown preprocessing fields size" in _message(f"python:{name}:wrong")
     assert "NaN or infinity in 1 parameters (weight)" in _message(f"python:{name}:broken")

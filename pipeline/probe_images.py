@@ -1,0 +1,51 @@
+"""Random images on which graphs of one network are compared: such as the network has numbers for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from calibration.errors import UserError
+from calibration.finite import all_finite, first_not_finite
+from pipeline.preprocessing import Preprocessing, normalise
+from pipeline.randomness import generator_for
+
+_COUNT = 2
+
+
+def noise(preprocessing: Preprocessing, purpose: str) -> Tensor:
+    """Normal noise of the size of the network's images, float32 [2, C, H, W]."""
+    p = preprocessing
+    return torch.randn((_COUNT, p.channels, p.height, p.width), generator=generator_for(0, purpose))
+
+
+def probe_images(captured: GraphModule, preprocessing: Preprocessing, purpose: str, *, source: str) -> Tensor:
+    """Normal noise, or random pixels where the network has no numbers for that, float32 [2, C, H, W].
+
+    Roots, logarithms and powers of pixel values are NaN below 0, where no image is: there the images are of pixels
+    from 0 to 255, normalised as images are.
+
+    Raises:
+        UserError: outputs are NaN or infinite for such pixels too; `source` names the network.
+    """
+    images = noise(preprocessing, purpose)
+    if all_finite(captured, images):
+        return images
+    generator = generator_for(0, f"{purpose}, pixels")
+    pixels = torch.randint(0, 256, images.shape, generator=generator, dtype=torch.uint8)
+    images = normalise(pixels, preprocessing)
+    check_finite(captured, images, source=source, shown="random pixels from 0 to 255")
+    return images
+
+
+def check_finite(captured: GraphModule, images: Tensor, *, source: str, shown: str) -> None:
+    """Raise UserError where outputs for images [B, C, H, W], which `shown` names, are NaN or infinite."""
+    if all_finite(captured, images):
+        return
+    node = first_not_finite(captured, images)
+    first = f", first behind {node.name} ({node.target})" if node is not None else ""
+    raise UserError(
+        f"{source}: the network gives NaN or infinity for {shown}{first}: there is nothing to compare or to learn; are"
+        " --mean and --std those that it was trained with, and its weights sound?"
+    )
