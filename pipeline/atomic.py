@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,37 +15,45 @@ from calibration.errors import UserError
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG})
+FAILED = frozenset({errno.EIO, errno.ESTALE})
+"""What a medium says that is broken or gone."""
+
+_SUFFIX = ".part"
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}" + re.escape(_SUFFIX))
+"""Names of what is being written, as Python's tempfile chooses them."""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file at once, its parent folders included.
+def write_text(path: Path, text: str, *, flag: str = "--output") -> None:
+    """Write a UTF-8 text file at once, its parent folders included; bytes of file names that are no text as escapes.
 
     Raises:
         UserError: the disk is full or the place cannot be written; whatever was at `path` before is unharmed.
     """
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), flag=flag)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, flag: str = "--output") -> None:
     """Write a file at once, its parent folders included.
 
     Raises:
         UserError: the disk is full or the place cannot be written; whatever was at `path` before is unharmed.
     """
-    with whole_file(path) as temporary:
+    with whole_file(path, flag=flag) as temporary:
         temporary.write_bytes(content)
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, flag: str = "--output") -> Iterator[Path]:
     """Give the path of an empty file to write; it becomes `path` when the block ends without an error, or goes.
+
+    `flag` names the place in the lines of mistakes, here and below.
 
     Raises:
         UserError: the disk is full or the place cannot be written; whatever was at `path` before is unharmed.
     """
-    with writable(path):
+    with writable(path, flag=flag):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent)
         os.close(descriptor)
         temporary = Path(name)
         try:
@@ -70,7 +79,7 @@ def directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     _refuse_existing(target, overwrite=overwrite)
     with writable(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_SUFFIX, dir=target.parent))
         try:
             building.chmod(0o777 & ~_umask())
             yield building
@@ -86,9 +95,52 @@ def directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _sync(target.parent)
 
 
+def check_place(path: Path, *, flag: str) -> None:
+    """Check that a file can be made or replaced, its folders included, without making it.
+
+    Raises:
+        UserError: it is a folder, or no file may be made there.
+    """
+    if path.is_dir():
+        raise UserError(f"{flag} {path} is a folder: name a file")
+    present = next(parent for parent in path.absolute().parents if parent.exists())
+    if not present.is_dir():
+        raise UserError(f"{flag} {path}: {present} is no folder")
+    if not os.access(present, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise UserError(f"{flag} {path}: {present} cannot be written; name another place")
+
+
+def remove(path: Path) -> None:
+    """Remove a file that may be absent.
+
+    Raises:
+        UserError: its folder cannot be written.
+    """
+    with writable(path):
+        path.unlink(missing_ok=True)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove the temporary files and folders that killed processes have left, and put back what they had moved aside.
+
+    Only for a folder that no other process writes into meanwhile.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not _TEMPORARY.fullmatch(path.name):
+            continue
+        if ".old." in path.name and path.is_dir():
+            for old in path.iterdir():
+                if not (target := folder / old.name).exists():
+                    old.rename(target)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 @contextlib.contextmanager
-def writable(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write below `path` into the user's one line.
+def writable(path: Path, *, flag: str = "--output") -> Iterator[None]:
+    """Turn the operating system's refusals to write below `path`, which `flag` names, into the user's one line.
 
     Raises:
         UserError: the disk is full, or the place is read-only or not a folder.
@@ -98,13 +150,12 @@ def writable(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in NO_ROOM:
             raise UserError(
-                f"cannot write {path}: {os.strerror(error.errno)}: make room there, or choose another place "
-                "with --output"
+                f"cannot write {path}: {os.strerror(error.errno)}: make room there, or choose another place with {flag}"
             ) from error
-        refused = error.errno in NOT_ALLOWED or isinstance(error, FileExistsError)
+        refused = error.errno in NOT_ALLOWED | FAILED or isinstance(error, FileExistsError)
         if refused and _concerns(error, path):
             raise UserError(
-                f"cannot write {path}: {os.strerror(error.errno or errno.EEXIST)}: choose another place with --output"
+                f"cannot write {path}: {os.strerror(error.errno or errno.EEXIST)}: choose another place with {flag}"
             ) from error
         raise
 
@@ -127,7 +178,7 @@ def _rename_over(building: Path, target: Path) -> None:
         building.rename(target)
         return
     # A folder cannot replace a filled one in one step: the old one steps aside and comes back if that fails.
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", suffix=_SUFFIX, dir=target.parent))
     old = aside / target.name
     target.rename(old)
     try:

@@ -139,12 +139,14 @@ def validate(
 ) -> int:
     """Validate an existing bundle on this machine's runtime, or an emulated one. Exit status as of run."""
     progress = progress_on(_configure_talk(talk), quiet=talk.quiet)
-    from pipeline.atomic import write_text
+    from pipeline.atomic import check_place, write_text
     from pipeline.run import validate_bundle
 
+    if report_file is not None:
+        check_place(report_file, flag="--report")
     report = validate_bundle(bundle, config, engine, progress, emulate=emulate)
     if report_file is not None:
-        write_text(report_file, report.to_text())
+        write_text(report_file, report.to_text(), flag="--report")
     return _show(report)
 
 
@@ -178,13 +180,15 @@ def compare(
     Exit status: 0 every integer is equal (within --tolerance), 1 one differs, 2 a mistake in the input.
     """
     progress = progress_on(_configure_talk(talk), quiet=talk.quiet)
-    from pipeline.atomic import write_text
+    from pipeline.atomic import check_place, write_text
     from pipeline.report.comparison import render
     from pipeline.run import compare as compare_models
 
+    if report_file is not None:
+        check_place(report_file, flag="--report")
     found = compare_models(bundle, config, progress)
     if report_file is not None:
-        write_text(report_file, found.to_text())
+        write_text(report_file, found.to_text(), flag="--report")
     Console(width=TABLE_COLUMNS, highlight=False).print(render(found))
     return found.exit_status
 

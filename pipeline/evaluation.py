@@ -16,13 +16,15 @@ from pipeline.outputs import Output, primary
 from pipeline.preprocessing import Preprocessing, normalise
 from pipeline.stages.validate import ScoredImages
 
+#: What is scored on, the indices of which of it, and what to say about that.
+Scored = tuple[EvaluationSet, NDArray[np.int64], tuple[str, ...]]
 
-def evaluation_of(
-    config: RunConfig, images: UnlabelledImages, teacher: Network
-) -> tuple[EvaluationSet, NDArray[np.int64], tuple[str, ...]]:
-    """What is scored on, which of it, and what to say about that."""
+
+def evaluation_of(config: RunConfig, images: UnlabelledImages | None, teacher: Network) -> Scored:
+    """The images that a run is scored on; `images` are needed where it is scored on those held out of them."""
     source = config.evaluation_source
     if source is None:
+        assert images is not None
         return EvaluationSet(images=images.source, labels=None), images.held_out, ()
     evaluation, remarks = usable_labels(open_evaluation(source, teacher.preprocessing), teacher.outputs, source)
     if not len(evaluation.images):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from backends.base import Backend
 from backends.placement import place
 from calibration.errors import UserError
 from pipeline.artifacts import FLOAT_MODEL, Network, UnlabelledImages, load_tensors, save_tensors
@@ -18,12 +19,14 @@ from pipeline.config import NO_DATA, EngineConfig, RunConfig, ValidationConfig
 from pipeline.config.compare import CompareConfig
 from pipeline.data import open_images, open_labelled, split_held_out
 from pipeline.distillation.build import build_objective
+from pipeline.folder_lock import locked
 from pipeline.gates import check_output_names, least_parity
 from pipeline.learning import float_steps, objective_config, taught_in_float, widths
 from pipeline.memory import freed_memory_kept
+from pipeline.preflight import check_inputs, check_machine, identities
 from pipeline.probe_images import probe_images
 from pipeline.progress import Progress, timed_stage
-from pipeline.quantisers import QUANTISERS, Job
+from pipeline.quantisers import QUANTISERS, Job, Quantiser
 from pipeline.report.comparison import ComparisonReport
 from pipeline.report.files import write_report
 from pipeline.report.schema import Report, read_report
@@ -34,7 +37,7 @@ from pipeline.stages.observe import suited
 from pipeline.stages.other_size import check_other_size
 from pipeline.stages.targets import LEAST_AGREEMENT, can_mirror, flips_in_training, mirror_agreement
 from pipeline.stages.teacher import check_same_outputs, load_network, other_size
-from pipeline.state import RunFolder, open_folder
+from pipeline.state import RunFolder, begin, clear, open_folder
 from pipeline.validation import validate_network, validate_stored
 
 
@@ -46,10 +49,24 @@ def run(config: RunConfig, progress: Progress) -> Report:
     quantiser = QUANTISERS[config.quantisation.quantiser]
     quantiser.require()
     candidates = chosen_backends(config, progress)
-    folder = open_folder(config)
-    if config.output.resume and folder.bundle.exists():
+    if config.output.resume and (folder := RunFolder(root=config.folder)).is_finished():
+        open_folder(config)
         progress.say(f"{folder.bundle} is finished already")
-        return read_report(folder.root / "report.json")
+        return read_report(folder.bundle / "report.json")
+    check_machine(config)
+    with locked(config.folder, progress.say):
+        clear(RunFolder(root=config.folder))
+        return _run(config, quantiser, candidates, open_folder(config), progress)
+
+
+def _run(
+    config: RunConfig,
+    quantiser: Quantiser,
+    candidates: tuple[Backend, ...],
+    folder: RunFolder,
+    progress: Progress,
+) -> Report:
+    """The stages of a run in a folder that no other run works in."""
     seconds: dict[str, float] = {}
 
     with timed_stage("teacher", progress, seconds):
@@ -78,11 +95,13 @@ def run(config: RunConfig, progress: Progress) -> Report:
                 taps=config.distillation.taps,
                 seed=config.execution.seed,
             )
-        if config.data.source == NO_DATA:
+        images = None if config.data.source == NO_DATA else _images(config, teacher)
+        if images is None:
             check_imaginable(teacher)
-        else:
-            images = _images(config, teacher)
-    if config.data.source == NO_DATA:
+        scored = check_inputs(config, folder.root, teacher, student, images)
+        # Nothing that was there has been touched until here.
+        begin(folder, config, identities(config, [teacher, *co_teachers], student, images))
+    if images is None:
         with timed_stage("imagine", progress, seconds):
             images = _imagined(config, folder, teacher, progress)
     learns = quantiser.trains or float_steps(config) > 0
@@ -122,8 +141,11 @@ def run(config: RunConfig, progress: Progress) -> Report:
             mirror=mirror,
             notes=notes,
             co_teachers=co_teachers,
+            scored=scored,
         )
     report = replace(validated.report, seconds={name: round(value, 3) for name, value in seconds.items()})
+    # The bundle comes last: where it is, the run is finished.
+    write_report(report, folder.root)
     write_bundle(
         folder.bundle,
         model=quantised.compiled.model,
@@ -138,7 +160,6 @@ def run(config: RunConfig, progress: Progress) -> Report:
         float_digest=digest_of(quantised.compiled.float_model, FLOAT_MODEL),
         overwrite=config.output.overwrite or config.output.resume,
     )
-    write_report(report, folder.root)
     return report
 
 

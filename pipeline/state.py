@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from calibration.errors import UserError
 from pipeline.artifacts import FLOAT_MODEL
-from pipeline.atomic import writable, write_text
+from pipeline.atomic import clear_unfinished, writable, write_text
+from pipeline.bundle import MANIFEST, sha256
 from pipeline.circumstances import versions
 from pipeline.config import RunConfig
+from pipeline.resumption import FREE, changed_keys, check_changes, check_same_inputs
 
-_BEGUN_WITH = "begun-with"
-#: Settings that change where or how fast a run goes, not what it makes.
-_FREE = frozenset({"output", "overwrite", "resume", "workers", "threads", "batch", "device"}) | frozenset(
-    {"max-drop", "output-max-drop", "min-speedup"}
-)
+_BEGUN_WITH, _INPUTS, _REPLACES = "begun-with", "inputs", "replaces"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,23 @@ class RunFolder:
         return self.state / "generated.safetensors"
 
     def holds_work(self) -> bool:
-        """Whether an earlier run has left more than its settings, which a mistake found at start leaves alone."""
+        """Whether an earlier run has left more than its settings."""
         return self.settings.exists() and any(kept != self.settings for kept in self.state.iterdir())
+
+    def is_finished(self) -> bool:
+        """Whether the bundle is there, and not one that a run begun later with --overwrite is still to replace."""
+        replaced = _kept(self).get(_REPLACES) if self.settings.is_file() else None
+        return self.bundle.exists() and _manifest_hash(self) != replaced
+
+    def finished(self) -> tuple[str, ...]:
+        """What is kept of an earlier run, as `pipeline.resumption` names it; begun training is part of it."""
+        kept = {
+            "generated images": (self.generated,),
+            "float student": (self.float_student, self.float_checkpoint),
+            "calibration": (self.prepared,),
+            "training": (self.trained, self.checkpoint, self.generation(0)),
+        }
+        return tuple(name for name, files in kept.items() if any(file.exists() for file in files))
 
     @property
     def float_student(self) -> Path:
@@ -86,18 +101,16 @@ class RunFolder:
 
 
 def open_folder(config: RunConfig) -> RunFolder:
-    """Check and set up the output folder of a run.
+    """The output folder of a run, which is as it was: `begin` makes room when every input has been checked.
 
-    Raises UserError when it holds another run's results that may not be replaced, when there is nothing to resume
-    or the settings differ from those of the run to resume, when other versions of faqd or torch than began it are to
-    go on with it, and when it cannot be written.
+    Raises UserError when it holds another run's results that may not be replaced, when there is nothing to resume, a
+    setting differs that decides what is finished there, and when other versions of faqd or torch than began it are to
+    go on with it.
     """
     folder = RunFolder(root=config.folder)
-    settings = {key: value for key, value in config.to_json().items() if key not in _FREE}
     if config.output.resume:
-        _check_resumable(folder, settings)
-        return folder
-    if not config.output.overwrite:
+        _check_resumable(folder, _settings(config))
+    elif not config.output.overwrite:
         if folder.bundle.exists():
             raise UserError(
                 f"{folder.bundle} exists already: add --overwrite to replace it, or choose another --output"
@@ -106,16 +119,48 @@ def open_folder(config: RunConfig) -> RunFolder:
             raise UserError(
                 f"{folder.root} holds an interrupted run: add --resume to go on, or --overwrite to start anew"
             )
-    with writable(folder.root):
-        try:
-            folder.root.mkdir(parents=True, exist_ok=True)
-        except FileNotFoundError as error:  # what /proc and its like say: its parents were to be made as well
-            raise UserError(f"cannot make the folder {folder.root}: choose another place with --output") from error
-        if folder.state.exists():
-            shutil.rmtree(folder.state)
-        folder.state.mkdir()
-    write_text(folder.settings, json.dumps(settings | {_BEGUN_WITH: _versions()}, indent=1) + "\n")
     return folder
+
+
+def begin(folder: RunFolder, config: RunConfig, inputs: Mapping[str, str]) -> None:
+    """Make the folder ready for the stages, now that nothing is wrong with the inputs; `inputs`: what each flag names.
+
+    Without --resume the state of an earlier run goes. With it, the settings that it goes on with take the place of
+    those that it was begun with, once networks and images are known to be those that the finished parts were made from.
+
+    Raises:
+        UserError: they are others, or the folder cannot be written.
+    """
+    record = {_BEGUN_WITH: _versions(), _INPUTS: dict(inputs), _REPLACES: _manifest_hash(folder)}
+    settings = _settings(config)
+    if config.output.resume:
+        kept = _kept(folder)
+        record[_REPLACES] = kept.get(_REPLACES)
+        check_same_inputs(kept.get(_INPUTS, {}), inputs, settings, folder.finished(), folder=str(folder.root))
+    with writable(folder.root):
+        if not config.output.resume and folder.state.exists():
+            shutil.rmtree(folder.state)
+        folder.state.mkdir(exist_ok=True)
+    write_text(folder.settings, json.dumps(settings | record, indent=1) + "\n")
+
+
+def clear(folder: RunFolder) -> None:
+    """Take away what a killed run was just writing, and put back what it had just moved aside."""
+    for place in (folder.root, folder.state):
+        with writable(place):
+            clear_unfinished(place)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that a run may depend on, as a file holds them."""
+    settings: dict[str, Any] = json.loads(json.dumps(config.to_json()))
+    return {key: value for key, value in settings.items() if key not in FREE}
+
+
+def _manifest_hash(folder: RunFolder) -> str | None:
+    """Which bundle is in the folder, or None where there is none."""
+    manifest = folder.bundle / MANIFEST
+    return sha256(manifest) if manifest.is_file() else None
 
 
 def _versions() -> dict[str, str]:
@@ -124,22 +169,31 @@ def _versions() -> dict[str, str]:
     return {name: found[name] for name in ("faqd", "torch")}
 
 
-def _check_resumable(folder: RunFolder, settings: dict[str, object]) -> None:
-    if not folder.settings.is_file():
-        raise UserError(f"--resume: {folder.root} holds no run to go on with; leave --resume out to start one")
+def _kept(folder: RunFolder) -> dict[str, Any]:
     try:
-        kept = json.loads(folder.settings.read_text(encoding="utf-8"))
+        kept: dict[str, Any] = json.loads(folder.settings.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{folder.settings} is damaged ({error}): start anew with --overwrite") from error
-    begun, now = kept.pop(_BEGUN_WITH, {}), json.loads(json.dumps(settings))
-    changed = sorted(key for key in now.keys() | kept.keys() if now.get(key) != kept.get(key))
-    if changed:
-        key = changed[0]
-        raise UserError(
-            f"--resume: --{key} was {kept.get(key)!r} and is {now.get(key)!r} now: give the settings of the run that is"
-            " to go on, or start anew with --overwrite"
-        )
-    if begun != (running := _versions()) and not folder.bundle.exists():
+    return kept
+
+
+def _check_resumable(folder: RunFolder, settings: Mapping[str, Any]) -> None:
+    if not folder.settings.is_file():
+        raise UserError(f"--resume: {folder.root} holds no run to go on with; leave --resume out to start one")
+    kept = _kept(folder)
+    begun, _ = kept.pop(_BEGUN_WITH, {}), kept.pop(_INPUTS, {})
+    kept.pop(_REPLACES, None)
+    if folder.is_finished():
+        if changed := changed_keys(kept, settings):
+            key = changed[0]
+            raise UserError(
+                f"--resume: --{key} was {kept.get(key)!r} and is {settings.get(key)!r} now, and the run in"
+                f" {folder.root} is finished: score it otherwise with faqd validate {folder.bundle}, or start anew"
+                " with --overwrite"
+            )
+        return
+    check_changes(kept, settings, folder.finished(), folder=str(folder.root))
+    if begun != (running := _versions()):
         first, second = (" and ".join(f"{name} {found}" for name, found in used.items()) for used in (begun, running))
         raise UserError(
             f"--resume: the run in {folder.root} was begun with {first or 'an older faqd'}, this is {second}, which may"

@@ -27,7 +27,7 @@ from pipeline.circumstances import host, versions
 from pipeline.config import RunConfig, ValidationConfig
 from pipeline.data import EvaluationSet, open_evaluation, ordered_batches
 from pipeline.device_files import device_files
-from pipeline.evaluation import evaluation_of, scored_images, usable_labels
+from pipeline.evaluation import Scored, evaluation_of, scored_images, usable_labels
 from pipeline.gates import check_output_names, gates_of, least_parity, ungated, with_limits_of
 from pipeline.layer_report import kernels_of, layers_of
 from pipeline.learning import objective_config
@@ -86,8 +86,12 @@ def validate_network(
     mirror: bool,
     notes: Sequence[str],
     co_teachers: Sequence[Network] = (),
+    scored: Scored | None = None,
 ) -> Validated:
-    """Score teacher, simulation, oracle and runtime on the same images and measure the artifact on its runtime."""
+    """Score teacher, simulation, oracle and runtime on the same images and measure the artifact on its runtime.
+
+    `scored`: these images where they are open already.
+    """
     backend, compiled, plan = quantised.backend, quantised.compiled, quantised.plan
     preprocessing, absent = teacher.preprocessing, backend.unavailable()
     oracle = _oracle(compiled.model, backend)
@@ -105,7 +109,7 @@ def validate_network(
     if quantised.prepared is not None and quantised.trained is not None:
         columns["calibrated"] = _module_outputs(quantised.prepared.network().eval())
         columns["simulated"] = _module_outputs(quantised.trained.network)
-    evaluation, indices, remarks = evaluation_of(config, images, teacher)
+    evaluation, indices, remarks = scored or evaluation_of(config, images, teacher)
     sample = next(ordered_batches(evaluation.images, indices[:_SQNR_IMAGES], preprocessing, batch_size=_SQNR_IMAGES))
     inputs = normalise(sample.images, preprocessing)
     with _maybe_runner(backend, compiled.model, absent) as runner:

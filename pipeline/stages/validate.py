@@ -75,7 +75,7 @@ def score(
         images += len(batch.images)
         if batch.labels is not None:
             for name, values in found.items():
-                _check_labels(batch.labels, values[main].shape[1])
+                check_labels(batch.labels, values[main].shape[1])
                 right = values[main].argmax(1) == torch.from_numpy(batch.labels)
                 labelled[name] = labelled.get(name, 0) + int(right.sum())
                 wrong.setdefault(name, []).append((~right).double())
@@ -135,10 +135,11 @@ def _points(teacher: float, other: float) -> float:
     return round(100 * (teacher - other), 9)
 
 
-def _check_labels(labels: NDArray[np.int64], classes: int) -> None:
+def check_labels(labels: NDArray[np.int64], classes: int, *, flag: str = "--eval-data") -> None:
+    """Raise UserError unless labels [N], which `flag` names, are classes of a network that has so many."""
     if labels.size and not 0 <= labels.min() <= labels.max() < classes:
         raise UserError(
-            f"--eval-data has labels {labels.min()} to {labels.max()}, but the network has"
+            f"{flag} has labels {labels.min()} to {labels.max()}, but the network has"
             f" {classes} classes, 0 to {classes - 1}"
         )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from calibration.errors import UserError
-from pipeline.atomic import directory, writable, write_bytes, write_text
+from pipeline.atomic import check_place, directory, writable, write_bytes, write_text
 
 FULL_DEVICE = Path("/dev/full")
 
@@ -101,3 +101,13 @@ def test_a_file_that_may_not_be_read_is_not_called_unwritable(tmp_path: Path) ->
 def test_other_refusals_of_the_system_stay_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), writable(tmp_path):
         (tmp_path / "absent").read_bytes()
+
+
+def test_a_place_for_a_file_is_tried_without_making_it(tmp_path: Path) -> None:
+    check_place(tmp_path / "a" / "b" / "cache", flag="--timing-cache")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match=r"--report .* is a folder: name a file"):
+        check_place(tmp_path, flag="--report")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file is no folder"):
+        check_place(tmp_path / "file" / "cache", flag="--timing-cache")

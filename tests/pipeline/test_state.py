@@ -4,27 +4,46 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from calibration.errors import UserError
 from pipeline import __version__
-from pipeline.config import ExecutionConfig, OutputConfig, RunConfig, ValidationConfig
+from pipeline.config import (
+    DataConfig,
+    ExecutionConfig,
+    OutputConfig,
+    RunConfig,
+    StudentConfig,
+    TeacherConfig,
+    ValidationConfig,
+)
 from pipeline.config.distillation import DistillationConfig
-from pipeline.state import open_folder
+from pipeline.folder_lock import locked
+from pipeline.state import RunFolder, begin, clear, open_folder
+
+INPUTS = {"teacher": "a network", "data": "some images"}
 
 
-def config(folder: Path, *, overwrite: bool = False, resume: bool = False, steps: int = 5) -> RunConfig:
+def config(folder: Path, *, overwrite: bool = False, resume: bool = False, steps: int = 5, **groups: Any) -> RunConfig:
+    learning = groups.pop("distillation", DistillationConfig(steps=steps))
     return RunConfig(
-        output=OutputConfig(folder=folder, overwrite=overwrite, resume=resume),
-        distillation=DistillationConfig(steps=steps),
+        output=OutputConfig(folder=folder, overwrite=overwrite, resume=resume), distillation=learning, **groups
     )
 
 
-def test_a_new_folder_is_made(tmp_path: Path) -> None:
-    folder = open_folder(config(tmp_path / "deep" / "run"))
+def begun(wanted: RunConfig, inputs: dict[str, str] = INPUTS) -> RunFolder:
+    """The folder of a run whose inputs have been checked."""
+    with locked(wanted.folder, print):
+        folder = open_folder(wanted)
+        begin(folder, wanted, inputs)
+    return folder
 
-    assert folder.settings.is_file()
+
+def test_a_new_folder_is_made(tmp_path: Path) -> None:
+    assert begun(config(tmp_path / "deep" / "run")).settings.is_file()
+    assert [path.name for path in (tmp_path / "deep" / "run").iterdir()] == ["state"]
 
 
 def test_a_finished_run_is_not_replaced_by_accident(tmp_path: Path) -> None:
@@ -32,32 +51,50 @@ def test_a_finished_run_is_not_replaced_by_accident(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="bundle exists already: add --overwrite"):
         open_folder(config(tmp_path))
-    open_folder(config(tmp_path, overwrite=True))
+    begun(config(tmp_path, overwrite=True))
     assert (tmp_path / "bundle").is_dir(), "only a new bundle may take the old one's place"
 
 
-def test_a_mistake_found_at_start_leaves_nothing_that_asks_for_overwrite(tmp_path: Path) -> None:
-    open_folder(config(tmp_path))
-    assert not open_folder(config(tmp_path)).holds_work()
+def test_a_bundle_that_is_to_be_replaced_is_not_the_end_of_the_run_that_replaces_it(tmp_path: Path) -> None:
+    folder = begun(config(tmp_path))
+    folder.trained.write_bytes(b"")
+    folder.bundle.mkdir()
+    (folder.bundle / "manifest.json").write_text("the first")
+    assert folder.is_finished()
+
+    begun(config(tmp_path, overwrite=True))
+    assert not folder.is_finished()
+    begun(config(tmp_path, resume=True))
+    assert not folder.is_finished()
+    (folder.bundle / "manifest.json").write_text("the second")
+    assert folder.is_finished()
+
+
+def test_nothing_goes_before_the_inputs_are_known_to_be_right(tmp_path: Path) -> None:
+    folder = begun(config(tmp_path))
+    folder.trained.write_bytes(b"hours of work")
+
+    open_folder(config(tmp_path, overwrite=True, steps=6))
+    assert folder.trained.read_bytes() == b"hours of work"
+    begun(config(tmp_path, overwrite=True, steps=6))
+    assert not folder.trained.exists()
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no such file system here")
 def test_a_folder_that_cannot_be_made_is_one_line() -> None:
-    with pytest.raises(UserError, match="cannot make the folder /proc/nowhere: choose another place with --output"):
-        open_folder(config(Path("/proc/nowhere")))
+    line = "cannot make the folder /proc/nowhere: choose another place with --output"
+    with pytest.raises(UserError, match=line), locked(Path("/proc/nowhere"), print):
+        pass
 
 
 def test_an_interrupted_run_is_not_lost_by_accident(tmp_path: Path) -> None:
-    folder = open_folder(config(tmp_path))
+    folder = begun(config(tmp_path))
     folder.checkpoint.write_bytes(b"hours of work")
 
     with pytest.raises(UserError, match="interrupted run: add --resume"):
         open_folder(config(tmp_path))
+    begun(config(tmp_path, resume=True))
     assert folder.checkpoint.read_bytes() == b"hours of work"
-    open_folder(config(tmp_path, resume=True))
-    assert folder.checkpoint.exists()
-    open_folder(config(tmp_path, overwrite=True))
-    assert not folder.checkpoint.exists()
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
@@ -65,46 +102,110 @@ def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
         open_folder(config(tmp_path, resume=True))
 
 
-def test_other_settings_cannot_be_resumed(tmp_path: Path) -> None:
-    open_folder(config(tmp_path))
+def test_what_was_being_written_when_a_run_was_killed_goes_and_what_was_moved_aside_comes_back(tmp_path: Path) -> None:
+    folder = begun(config(tmp_path))
+    (folder.state / ".trained.safetensors.abcd_123.part").write_bytes(b"half")
+    (tmp_path / ".bundle.old.abcd_123.part" / "bundle").mkdir(parents=True)
+    (tmp_path / ".bundle.abcd_123.part" / "deep").mkdir(parents=True)
+    (tmp_path / ".notes.of.mine").touch()
 
-    with pytest.raises(UserError, match=r"--steps was 5 and is 6 now"):
-        open_folder(config(tmp_path, resume=True, steps=6))
+    assert folder.holds_work()
+    clear(folder)
+    assert not folder.holds_work()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".notes.of.mine", "bundle", "state"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "change", "flag"),
+    [
+        ("checkpoint", {"distillation": DistillationConfig(steps=6)}, "steps"),
+        ("prepared", {"distillation": DistillationConfig(steps=6)}, None),
+        ("prepared", {"distillation": DistillationConfig(steps=5, batch_size=7)}, None),
+        ("float_student", {"distillation": DistillationConfig(steps=5, batch_size=7)}, "batch-size"),
+        ("float_student", {"distillation": DistillationConfig(steps=5, generations=2)}, None),
+        ("generated", {"data": DataConfig(calibration_images=7)}, None),
+        ("prepared", {"data": DataConfig(calibration_images=7)}, "calibration-images"),
+        ("generated", {"data": DataConfig(generated_images=7)}, "generated-images"),
+        ("trained", {"data": DataConfig(workers=0), "execution": ExecutionConfig(device="cpu")}, None),
+        ("trained", {"validation": ValidationConfig(eval_data="images:b", threads=2, max_drop=3.0)}, None),
+        ("trained", {"execution": ExecutionConfig(seed=1)}, "seed"),
+    ],
+)
+def test_a_setting_may_change_until_what_it_decides_is_there(
+    kept: str, change: dict[str, Any], flag: str | None, tmp_path: Path
+) -> None:
+    folder = begun(config(tmp_path))
+    getattr(folder, kept).write_bytes(b"")
+    changed = config(tmp_path, resume=True, **change)
+
+    if flag is None:
+        begun(changed)
+        begun(changed)  # what it goes on with is what it has been begun with now
+    else:
+        with pytest.raises(UserError, match=rf"--resume: --{flag} was .* and is .* now, and the \w+"):
+            open_folder(changed)
+
+
+def test_every_setting_is_in_the_tables() -> None:
+    from pipeline.flags import flags
+    from pipeline.resumption import DECIDED_BY, FREE, LATE
+
+    named = FREE.union(LATE, *DECIDED_BY.values())
+    assert named == set(flags(RunConfig))
+
+
+def test_a_finished_run_takes_no_other_setting(tmp_path: Path) -> None:
+    folder = begun(config(tmp_path))
+    folder.bundle.mkdir()
+    (folder.bundle / "manifest.json").touch()
+
+    open_folder(config(tmp_path, resume=True, data=DataConfig(workers=3)))
+    with pytest.raises(UserError, match=r"--eval-data was None .* is finished: score it otherwise with faqd validate"):
+        open_folder(config(tmp_path, resume=True, validation=ValidationConfig(eval_data="images:b")))
+
+
+def test_the_same_inputs_may_come_from_elsewhere_and_others_may_not(tmp_path: Path) -> None:
+    def named(data: str, teacher: str = "python:a:b", *, resume: bool = True) -> RunConfig:
+        sources: dict[str, Any] = {"teacher": TeacherConfig(sources=(teacher,)), "data": DataConfig(source=data)}
+        return config(tmp_path, resume=resume, **sources)
+
+    folder = begun(named("images:here", resume=False))
+    folder.prepared.write_bytes(b"")
+
+    begun(named("images:there", "python:c:d"))
+    with pytest.raises(UserError, match=r"--data images:there is not the images that the calibration .* was made from"):
+        begun(named("images:there"), {"teacher": "a network", "data": "others"})
+    with pytest.raises(UserError, match="--teacher python:a:b is not the network"):
+        begun(named("images:here"), {"teacher": "another", "data": "some images"})
+    with pytest.raises(UserError, match="--student python:e:f is not the network"):
+        student: dict[str, Any] = {"student": StudentConfig(source="python:e:f"), "data": DataConfig(source="images:a")}
+        begun(config(tmp_path, resume=True, **student), INPUTS | {"student": "another"})
+    folder.prepared.unlink()
+    begun(named("images:there"), {"teacher": "a network", "data": "others"})
 
 
 def test_another_version_does_not_end_what_this_one_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_folder(config(tmp_path))
+    begun(config(tmp_path))
     used = {"faqd": __version__, "torch": "9.9.9"}
     monkeypatch.setattr("pipeline.state.versions", lambda: used)
 
     with pytest.raises(UserError, match=rf"was begun with faqd {__version__} and torch \d.*, this is .* torch 9\.9\.9"):
         open_folder(config(tmp_path, resume=True))
     (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "manifest.json").touch()
     open_folder(config(tmp_path, resume=True))  # nothing is left to do
-
-
-def test_settings_that_change_no_result_may_change(tmp_path: Path) -> None:
-    open_folder(config(tmp_path))
-    changed = RunConfig(
-        output=OutputConfig(folder=tmp_path, resume=True),
-        distillation=DistillationConfig(steps=5),
-        validation=ValidationConfig(threads=2, max_drop=3.0),
-        execution=ExecutionConfig(device="cpu"),
-    )
-
-    open_folder(changed)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_place_is_said(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
 
-    with pytest.raises(UserError, match="cannot write"):
-        open_folder(config(tmp_path / "run"))
+    with pytest.raises(UserError, match="cannot write"), locked(tmp_path / "run", print):
+        pass
 
 
 def test_a_file_in_the_way_is_said(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
 
-    with pytest.raises(UserError, match="cannot write"):
-        open_folder(config(tmp_path / "run"))
+    with pytest.raises(UserError, match="cannot write"), locked(tmp_path / "run", print):
+        pass

@@ -1,0 +1,107 @@
+"""What can be known to go wrong is found before anything takes time: a dry pass over inputs, machine and disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from calibration.errors import UserError
+from pipeline.artifacts import Network, UnlabelledImages
+from pipeline.atomic import check_place
+from pipeline.config import RunConfig
+from pipeline.data import ImageSource
+from pipeline.defaults import resolve_device
+from pipeline.evaluation import Scored, evaluation_of
+from pipeline.identity import images_identity, network_identity, sample
+from pipeline.loading import Reader, none_readable
+from pipeline.outputs import primary
+from pipeline.preprocessing import Preprocessing
+from pipeline.stages.validate import check_labels
+
+
+def check_machine(config: RunConfig) -> None:
+    """Check what needs no input: the device that trains, and where the kernel timings of engines go.
+
+    Raises:
+        UserError: there is no such device, or a place that cannot be written.
+    """
+    resolve_device(config.execution.device)
+    if config.engine.timing_cache is not None:
+        check_place(config.engine.timing_cache, flag="--timing-cache")
+
+
+def check_inputs(
+    config: RunConfig, root: Path, teacher: Network, student: Network, images: UnlabelledImages | None
+) -> Scored | None:
+    """Check images, labels and disk before the first stage; the images to score on, where they are known already.
+
+    `images`: None where they are still to be generated.
+
+    Raises:
+        UserError: a source cannot be opened, no image of it can be read, labels are no classes of the network, or the
+            disk has no room for what a run is sure to write.
+    """
+    classes = _classes(teacher)
+    if images is not None:
+        check_readable(images.source, teacher.preprocessing)
+        if images.labels is not None and classes is not None:
+            check_labels(images.labels, classes, flag="--data")
+    scored = None
+    if images is not None or config.evaluation_source is not None:
+        scored = evaluation_of(config, images, teacher)
+        evaluation, _, _ = scored
+        if images is None or evaluation.images is not images.source:
+            check_readable(evaluation.images, teacher.preprocessing)
+        if evaluation.labels is not None and classes is not None:
+            check_labels(evaluation.labels, classes)
+    _check_room(config, root, teacher, student)
+    return scored
+
+
+def identities(
+    config: RunConfig, teachers: Sequence[Network], student: Network, images: UnlabelledImages | None
+) -> dict[str, str]:
+    """What each flag of an input names: networks and images by what is in them."""
+    found = {"teacher": network_identity(teachers)}
+    if config.student.source is not None:
+        found["student"] = network_identity([student])
+    found["data"] = "generated" if images is None else images_identity(images)
+    return found
+
+
+def check_readable(source: ImageSource, preprocessing: Preprocessing) -> None:
+    """Decode and prepare some images from all over a source, and more of them until one can be read.
+
+    Raises:
+        UserError: none can, or one is none that the network takes.
+    """
+    reader = Reader(source, preprocessing)
+    if reader.array is not None:
+        return  # stored as the network takes them
+    read = [reader.plain(index) is not None for index in sample(source)]
+    if not any(read) and all(reader.plain(index) is None for index in range(len(source))):
+        raise UserError(none_readable(source.name, len(source), reader.bad[min(reader.bad)][1]))
+
+
+def _classes(teacher: Network) -> int | None:
+    """How many classes an image may have; None where the output holds no one class for each image."""
+    main = teacher.outputs[primary(teacher.outputs)]
+    return main.shape[main.axis - 1] if main.holds == "classes" and main.decisions == 1 else None
+
+
+def _check_room(config: RunConfig, root: Path, teacher: Network, student: Network) -> None:
+    """What is written at the least: trained and float weights, and the integers; checkpoints take more meanwhile."""
+    size = _bytes(student)
+    trained = size if config.quantisation.quantiser == "faqd" else 0
+    needed = trained + _bytes(teacher) + size * max(4, config.quantisation.bits) // 32
+    free = shutil.disk_usage(root).free
+    if free < needed:
+        raise UserError(
+            f"{root} has {free / 1e6:.4g} MB free and a run of this network writes {needed / 1e6:.4g} MB at the least:"
+            " make room there, or choose another place with --output"
+        )
+
+
+def _bytes(network: Network) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in network.folded.state_dict().values())
