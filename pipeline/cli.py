@@ -25,6 +25,7 @@ from pipeline import __version__
 from pipeline.config import ENGINE_GROUP, EngineConfig, RunConfig, ValidationConfig
 from pipeline.config.compare import CompareConfig
 from pipeline.config.file import read_settings
+from pipeline.printing import console, plain, take_any_text
 from pipeline.progress import progress_on
 from pipeline.recipes import recipe_named
 from pipeline.recipes import recipes as all_recipes
@@ -82,6 +83,7 @@ app = App(
     version_flags=["--version"],
     config=_settings_from_file,
     help_format="plaintext",
+    console=console(),
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
@@ -111,7 +113,7 @@ def run(
     report = run_pipeline(config, progress)
     status = _show(report)
     bundle = config.folder / "bundle"
-    out = Console(soft_wrap=True, highlight=False, markup=False)
+    out = console(wrapped=False)
     out.print(f"bundle: {bundle}")
     out.print(f"report: {config.folder / 'report.html'}")
     if report.status == "not-validated-on-target":
@@ -160,7 +162,7 @@ def recipes() -> int:
         table.add_row(recipe.name, f"{recipe.title}.{f' needs {needs};' if needs else ''}")
         table.add_row("", f"source: {recipe.source}; ours: {recipe.ours}")
         table.add_row("", settings, end_section=True)
-    Console(width=TABLE_COLUMNS, highlight=False, markup=False).print(table)
+    console(width=TABLE_COLUMNS).print(table)
     return 0
 
 
@@ -189,7 +191,7 @@ def compare(
     found = compare_models(bundle, config, progress)
     if report_file is not None:
         write_text(report_file, found.to_text(), flag="--report")
-    Console(width=TABLE_COLUMNS, highlight=False).print(render(found))
+    console(width=TABLE_COLUMNS).print(render(found))
     return found.exit_status
 
 
@@ -205,7 +207,7 @@ def doctor() -> int:
         fix = f"-> {finding.fix}" if finding.fix else ""
         table.add_row(finding.topic if finding.topic != topic else "", finding.name, finding.value, fix)
         topic = finding.topic
-    Console(width=TABLE_COLUMNS, highlight=False, markup=False).print(table)
+    console(width=TABLE_COLUMNS).print(table)
     return USER_MISTAKE if any(finding.needed and finding.fix for finding in findings) else 0
 
 
@@ -216,7 +218,7 @@ def emulation(
     """Make what validate --emulate needs, from Debian's and Python's packages; nothing of this machine changes."""
     from backends.emulation_setup import make_environment
 
-    out = Console(soft_wrap=True, highlight=False, markup=False)
+    out = console(wrapped=False)
     folder = make_environment(cpu, lambda line: out.print(line))
     out.print(f"ready: {folder or 'this Python and the emulator are all that it needs'}")
     return 0
@@ -230,14 +232,15 @@ def main(arguments: Sequence[str]) -> int:
     # Before torch is imported: threads of OpenMP that wait by spinning make a training step five times slower as
     # soon as anything else runs on the machine; sleeping ones cost 10 to 15 % where nothing does (measured, 2 cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    take_any_text()
+    errors = console(stderr=True, wrapped=False)
     try:
         status = app(list(arguments), exit_on_error=False, print_error=False)
     except UserError as error:
-        errors.print(f"error: {error}")
+        errors.print(plain(f"error: {error}"))
         return USER_MISTAKE
     except CycloptsError as error:
-        errors.print(f"error: {_one_line(error)}")
+        errors.print(plain(f"error: {_one_line(error)}"))
         return USER_MISTAKE
     except KeyboardInterrupt:
         errors.print(_interrupted_line(arguments))
@@ -266,14 +269,14 @@ def _configure_talk(talk: Talk) -> Console:
     """Send log records and library warnings to standard error and return its console."""
     if talk.verbose and talk.quiet:
         raise UserError("--verbose and --quiet contradict each other: give one of them")
-    console = Console(stderr=True)
+    errors = console(stderr=True)
     level = logging.ERROR if talk.quiet else logging.INFO if talk.verbose else logging.WARNING
-    handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
+    handler = RichHandler(console=errors, show_path=False, show_time=False, markup=False)
     logging.basicConfig(level=level, handlers=[handler], format="%(message)s", force=True)
     logging.captureWarnings(True)
     # Libraries warn their own developers; a user who wants to see it asks with -v.
     logging.getLogger("py.warnings").setLevel(logging.WARNING if talk.verbose else logging.ERROR)
-    return console
+    return errors
 
 
 def _command_on_target(report: Report, bundle: Path) -> str:
@@ -286,5 +289,5 @@ def _command_on_target(report: Report, bundle: Path) -> str:
 def _show(report: Report) -> int:
     from pipeline.report.table import render
 
-    Console(width=TABLE_COLUMNS, highlight=False).print(render(report))
+    console(width=TABLE_COLUMNS).print(render(report))
     return report.exit_status

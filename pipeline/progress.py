@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichBar
 
+from pipeline.printing import plain
+
 LINE_SECONDS = 10.0
 """Least time between two lines about the steps of one stage where there is no terminal, seconds."""
 
@@ -79,7 +81,7 @@ class LineProgress:
 
     def say(self, line: str) -> None:
         """Write a line."""
-        self._write(line)
+        self._write(plain(line))
 
 
 class TerminalProgress:
@@ -120,7 +122,7 @@ class TerminalProgress:
 
     def say(self, line: str) -> None:
         """Write a line above the bar."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(plain(line), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def progress_on(console: Console, *, quiet: bool = False) -> Progress:
@@ -129,7 +131,7 @@ def progress_on(console: Console, *, quiet: bool = False) -> Progress:
         return SilentProgress()
     if console.is_terminal:
         return TerminalProgress(console)
-    return LineProgress(lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
+    return LineProgress(lambda line: console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True))
 
 
 def finished_line(name: str, seconds: float, figures: str) -> str:

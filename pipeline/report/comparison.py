@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import records
+from pipeline.printing import plain
 from pipeline.report.table import LABEL_COLUMNS
 
 MOST_TENSORS = 12
@@ -93,7 +94,7 @@ EQUAL: Final = "equal"
 
 def render(report: ComparisonReport) -> RenderableType:
     """Return what rich prints for a comparison."""
-    title = Text(f"{report.here} against {report.there}, {report.images} images", style="bold")
+    title = Text(plain(f"{report.here} against {report.there}, {report.images} images"), style="bold")
     facts = Table(box=None, pad_edge=False, show_header=False)
     facts.add_column(style="dim", min_width=LABEL_COLUMNS, no_wrap=True)
     facts.add_column(overflow="fold")
@@ -116,7 +117,7 @@ def render(report: ComparisonReport) -> RenderableType:
         ]
     rows += [("note", note) for note in report.notes]
     for name, value in rows:
-        facts.add_row(name, Text(value))
+        facts.add_row(name, Text(plain(value)))
     words, style = ("differs", "bold red") if report.exit_status else (EQUAL, "bold green")
     if not report.exit_status and differing:
         words = f"equal within {_steps(report.tolerance)}"
@@ -138,7 +139,8 @@ def _tensors(differing: list[ComparedTensor]) -> Table:
     shown = sorted(differing, key=lambda tensor: not tensor.own)[:MOST_TENSORS]
     for tensor in (tensor for tensor in differing if tensor in shown):
         share = f"{100 * tensor.differing / tensor.elements:.2g} %"
-        table.add_row(tensor.name, share, _steps(tensor.largest), str(tensor.own), Text(tensor.why))
+        name, why = Text(plain(tensor.name)), Text(plain(tensor.why))
+        table.add_row(name, share, _steps(tensor.largest), str(tensor.own), why)
     if len(differing) > len(shown):
         table.add_row(f"and {len(differing) - len(shown)} more", "", "", "", "")
     return table

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
+from pipeline.printing import plain
 from pipeline.report import wording
 from pipeline.report.charts import line_chart
 from pipeline.report.schema import Report
@@ -30,6 +32,7 @@ def page(report: Report) -> str:
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -42,6 +45,11 @@ def page(report: Report) -> str:
         chart=line_chart(report.distillation.curve if report.distillation is not None else ()),
         device_steps=_device_steps(report),
     )
+
+
+def _shown(value: object) -> object:
+    """A value of the page; names of files and layers may hold what turns the direction of text around."""
+    return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _accuracy_bars(report: Report) -> list[Bar]:

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.printing import plain
 from pipeline.report import wording
 from pipeline.report.schema import Report
 
@@ -28,9 +29,10 @@ STYLES = {
 def render(report: Report) -> RenderableType:
     """Return what rich prints for a report: title, accuracies, facts, gates, status."""
     title = Text(
-        f"{report.student} -> {wording.runtime_name(report)} {wording.grid(report)}"
-        + wording.way(report)
-        + f", seed {report.seed}",
+        plain(
+            f"{report.student} -> {wording.runtime_name(report)} {wording.grid(report)}"
+            f"{wording.way(report)}, seed {report.seed}"
+        ),
         style="bold",
     )
     return Group(Text(), title, _accuracies(report), Text(), _facts(report), _gates(report), _status(report))
@@ -89,7 +91,7 @@ def _facts(report: Report) -> Table:
     rows += [("note", note) for note in report.notes]
     for name, value in rows:
         # As Text: names of files and layers may hold what rich takes for markup.
-        table.add_row(name, Text(value, style=STYLES["undecided"] if name == _NO_GAIN else ""))
+        table.add_row(name, Text(plain(value), style=STYLES["undecided"] if name == _NO_GAIN else ""))
     return table
 
 
