@@ -25,6 +25,7 @@ from pipeline import __version__
 from pipeline.config import ENGINE_GROUP, EngineConfig, RunConfig, ValidationConfig
 from pipeline.config.compare import CompareConfig
 from pipeline.config.file import read_settings
+from pipeline.flags import check_whole_numbers
 from pipeline.printing import console, plain, take_any_text
 from pipeline.progress import progress_on
 from pipeline.recipes import recipe_named
@@ -74,6 +75,7 @@ def _settings_from_file(app: App, commands: tuple[str, ...], arguments: Argument
         found.append((dict(recipe.settings), f"recipe {recipe.name}"))
     for settings, source in found:
         cyclopts.config.Dict(settings, source=source, use_commands_as_keys=False)(app, commands, arguments)
+    check_whole_numbers(arguments)
 
 
 app = App(

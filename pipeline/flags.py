@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from cyclopts import Parameter, Token
+from cyclopts import ArgumentCollection, Parameter, Token
 
 from calibration.errors import UserError
 from pipeline import records
@@ -131,6 +132,20 @@ def shown(value: object) -> str:
     if isinstance(value, tuple | list):
         return ",".join(map(shown, value))
     return str(value) if isinstance(value, str | int | float | Path) else repr(value)
+
+
+def check_whole_numbers(arguments: ArgumentCollection) -> None:
+    """Check that what was typed for whole numbers is whole: the command line's own reading rounds 1.9 to 2.
+
+    Raises:
+        UserError: one is not; the line names the flag.
+    """
+    for argument in arguments:
+        if int not in (argument.hint, *get_args(argument.hint)):
+            continue
+        for token in argument.tokens:
+            if re.fullmatch(r"[+-]?\d+\.\d*", token.value):
+                raise UserError(f"{argument.name} {token.value}: must be a whole number")
 
 
 def each_word(kind: Any, tokens: Sequence[Token]) -> tuple[str, ...]:

@@ -4,31 +4,110 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from calibration.errors import UserError
-from pipeline import flags
+from pipeline import flags, records
 from pipeline.config import RunConfig
+
+LARGEST_FILE = 1 << 20
+"""Bytes; every flag with its longest sensible value fits a hundred times."""
+
+_COMMAND_LINE = ("config", "recipe", "verbose", "quiet", "help")
+_ON_ONE_LEVEL = "all keys stand on one level, without tables"
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read the settings of a run from a TOML file and refuse keys that are no flag.
+    """Read the settings of a run from a TOML file and refuse keys that are no flag and values that are none of theirs.
+
+    Text is read as if it had been typed: `bits = "4"` is `--bits 4`.
 
     Raises:
-        UserError: the file cannot be read, is not TOML, or holds an unknown key.
+        UserError: the file cannot be read, is not TOML, or holds an unknown key or a value of another type.
     """
+    where = f"--config {path}"
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror or error}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"--config {path} is not TOML: {error}") from error
-    flags.check_keys(RunConfig, settings, where=f"--config {path}")
+        raise UserError(f"{where}: {error.strerror or error}") from error
+    if len(content) > LARGEST_FILE:
+        raise UserError(f"{where} has more than {LARGEST_FILE} bytes: is it a file of settings?")
+    try:
+        settings = tomllib.loads(content.decode("utf-8-sig"))  # editors on Windows begin files with a mark
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is no UTF-8 text (byte {error.start}): save it as UTF-8") from error
+    except ValueError as error:  # TOMLDecodeError among them, and numbers of thousands of digits
+        raise UserError(f"{where} is not TOML: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{where} is nested too deeply: {_ON_ONE_LEVEL}") from error
+    table = flags.flags(RunConfig)
     for key, value in settings.items():
-        if isinstance(value, dict):
-            raise UserError(f"--config {path}: {key} is a table: write {key} = VALUE, all keys on one level")
+        _check_no_table(key, value, table, where)
+        _check_key(key, table, where)
+        _check_type(key, value, table[key].hint, where)
     return settings
+
+
+def _check_no_table(key: str, value: object, table: Mapping[str, flags.Flag], where: str) -> None:
+    inner = value if isinstance(value, dict) else next((v for v in _items(value) if isinstance(v, dict)), None)
+    if inner is None:
+        return
+    known = next((pair for pair in _pairs(inner) if pair[0] in table), None)
+    if known is None and key in table:
+        raise UserError(f"{where}: {key} is a table: write {key} = VALUE, {_ON_ONE_LEVEL}")
+    example = "bits = 4" if known is None else f"{known[0]} = {_shown(known[1])}"
+    raise UserError(f"{where}: [{key}] is a table: {_ON_ONE_LEVEL}: write {example} without [{key}] above it")
+
+
+def _check_key(key: str, table: Mapping[str, flags.Flag], where: str) -> None:
+    if key in table:
+        return
+    if (typed := key.strip("-")) in _COMMAND_LINE:
+        raise UserError(f"{where}: {key} belongs on the command line: --{typed}")
+    positive = typed.removeprefix("no-")
+    if positive != typed and positive in table and table[positive].hint is bool:
+        raise UserError(f"{where}: unknown key {key!r}: write {positive} = false")
+    plain = typed.replace("_", "-").lower()
+    hint = f", did you mean {plain}?" if plain in table else records.nearest(key, table)
+    raise UserError(
+        f"{where}: unknown key {key!r}{hint or '; the keys are the flags of `faqd run --help` without their dashes'}"
+    )
+
+
+def _check_type(key: str, value: object, hint: Any, where: str) -> None:
+    """Refuse a value that the flag's type does not allow; text that could be typed for it is left to the flag."""
+    options = [option for option in (get_args(hint) or (hint,)) if get_origin(option) is tuple] or (
+        [hint] if get_origin(hint) is tuple else []
+    )
+    if options and isinstance(value, list):
+        (item, *_) = get_args(options[0])
+        fitting = all(records.fits(each, item) or (isinstance(each, str) and item is str) for each in value)
+    elif options:
+        fitting = isinstance(value, str) or records.fits(value, get_args(options[0])[0])
+    else:
+        fitting = isinstance(value, str) or records.fits(value, hint)
+    if not fitting:
+        raise UserError(f"{where}: {key} is {_shown(value)}: must be {records.describe(hint)}")
+
+
+def _items(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _pairs(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys and values of a table and of those in it."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _pairs(value)
+        else:
+            yield key, value
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def to_toml(config: RunConfig) -> str:

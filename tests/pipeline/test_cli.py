@@ -76,6 +76,8 @@ def test_a_file_that_hides_a_package_of_ours_is_named(name: str, repository: Pat
         (["run", "--mean", "a,b"], "--mean a,b: must be numbers"),
         (["run", "--weights"], "--weights requires an argument"),
         (["run", "resnet18"], 'unexpected argument "resnet18"'),
+        (["run", "--steps", "10.5"], "--steps 10.5: must be a whole number"),
+        (["validate", "b", "--threads", "1.9"], "--threads 1.9: must be a whole number"),
         (["run", "--learning-rate", "0"], "--learning-rate 0.0: must be greater than 0"),
         (["run", "--quiet", "-v"], "--verbose and --quiet contradict each other"),
         (["run", "--config", "absent.toml"], "--config absent.toml: No such file or directory"),
@@ -151,7 +153,11 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("bitz = 4", "unknown key 'bitz', did you mean bits?"), ("bits = 5", 'invalid value "5" for')],
+    [
+        ("bitz = 4", "unknown key 'bitz', did you mean bits?"),
+        ("bits = 5", "bits is 5: must be 8, 4, 3, 2 or 1"),
+        ('bits = "5"', 'invalid value "5" for'),
+    ],
 )
 def test_mistakes_in_the_file_name_it(
     content: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
