@@ -22,6 +22,7 @@ from pipeline.defaults import (
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.distillation.task import Schedule, Task
 from pipeline.memory import freed_memory_kept
+from pipeline.model_sources.loose_names import full_source
 from pipeline.progress import Progress
 from pipeline.records import from_json, to_json
 from pipeline.report.schema import Distillation
@@ -33,7 +34,8 @@ from pipeline.state import RunFolder
 def float_steps(config: RunConfig) -> int:
     """Steps in which the student learns in float before it is quantised; 0: none."""
     student = config.student
-    has_weights = student.weights is not None or (student.source or "").partition(":")[0] in ("torchvision", "timm")
+    kind = "" if student.source is None else full_source(student.source)[0].partition(":")[0]
+    has_weights = student.weights is not None or kind in ("torchvision", "timm")
     return resolve_float_steps(
         config.distillation.float_steps, named=student.source is not None, has_weights=has_weights
     )

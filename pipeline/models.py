@@ -12,6 +12,7 @@ from torch import nn
 
 from calibration.errors import UserError
 from pipeline.model_sources.cifar import load_cifar
+from pipeline.model_sources.loose_names import full_source
 from pipeline.model_sources.python_builder import load_python
 from pipeline.model_sources.sourced import SourcedModel
 from pipeline.model_sources.timm_models import load_timm
@@ -29,7 +30,7 @@ class LoadedModel:
 
     module: nn.Module  # in eval mode, float32, on the CPU
     preprocessing: Preprocessing
-    source: str  # kind:rest, as given
+    source: str  # kind:rest, also where it was named otherwise
     notes: tuple[str, ...]  # what the user should be told, such as an assumed preprocessing
     output_kinds: Mapping[str, str] = field(default_factory=dict)  # output -> a key of OUTPUT_KINDS, where known
     features: bool = False  # whether it is a part of a network, whose outputs are no answers but features
@@ -54,9 +55,10 @@ def load_model(
     Raises:
         UserError: whatever is wrong with the source, the file or the numbers, in one line.
     """
+    source, taken = full_source(source)
     kind, rest = split_kind(source, MODEL_SOURCES, "network")
     sourced = MODEL_SOURCES[kind](rest, weights)
-    module, notes, output_kinds = sourced.module, sourced.notes, sourced.output_kinds
+    module, notes, output_kinds = sourced.module, taken + sourced.notes, sourced.output_kinds
     if submodule is not None:
         module, output_kinds = _part(module, submodule, source), {}
         notes += (f"{source}: its sub-module {submodule} alone is quantised; what follows it stays outside",)

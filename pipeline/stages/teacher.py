@@ -46,7 +46,7 @@ def load_network(
     Raises UserError for whatever is wrong with the source, and RuntimeError when folding changed the network.
     """
     loaded = load_model(source, weights=weights, image_size=image_size, mean=mean, std=std, submodule=submodule)
-    p = loaded.preprocessing
+    p, source = loaded.preprocessing, loaded.source
     named = source if submodule is None else f"{source} (sub-module {submodule})"
     captured = capture(loaded.module, noise(p, "fold check"), source=named)
     example = probe_images(captured, p, "fold check", source=named)

@@ -343,5 +343,5 @@ def test_modules_that_cannot_be_imported(write_module: WriteModule) -> None:
     message = _message(f"python:{inner}:build")
     assert "ModuleNotFoundError: No module named 'absent_dependency'" in message
     assert f"{inner}.py, line 1)" in message
-    assert "a dotted module name, not a file" in _message("python:folder/file.py:build")
+    assert "no such file; write python:package.module:function" in _message("python:folder/file.py:build")
     assert "must be python:package.module:function" in _message("python:module")
