@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from calibration.errors import UserError
-from pipeline.preprocessing import INTERPOLATIONS, Preprocessing, tensor_from_image, to_channels
+from pipeline.device_preprocess import INTERPOLATIONS, letterboxed
+from pipeline.preprocessing import Preprocessing, tensor_from_image, to_channels
 from pipeline.sources.arrays import ArraySource
 from pipeline.sources.image_source import ImageSource
 
@@ -61,9 +62,16 @@ def choose_augmentation(name: str, source: ImageSource, preprocessing: Preproces
     small = min(preprocessing.height, preprocessing.width) <= _SMALL
     crop: Literal["shifted", "resized"] = "shifted" if small or isinstance(source, ArraySource) else "resized"
     colour = preprocessing.channels == 3
+    # A shift and a flip of a prepared image move its frame as well, which on the device lies right and below.
+    mirrors = crop == "resized" or preprocessing.mirrors
+    if name == "crop-flip" and not mirrors:
+        raise UserError(
+            "--augmentation crop-flip: the mirror image of one at the top left of its frame is none that the device"
+            " sees; take --placement centre, or --augmentation crop"
+        )
     return Augmentation(
         crop=crop,
-        flip=name == "crop-flip" or (name == "auto" and colour),
+        flip=name == "crop-flip" or (name == "auto" and colour and mirrors),
         fill="reflection" if colour else "background",
     )
 
@@ -109,18 +117,24 @@ def _background(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def resized_crop(image: Image.Image, preprocessing: Preprocessing, uniforms: list[float], *, flip: bool) -> Tensor:
     """Cut a random part out of an image and resize it to uint8 [C, height, width].
 
-    `uniforms` are `UNIFORMS` numbers in [0, 1), which decide everything.
+    The part comes to the network as a whole image does on the device: stretched by as much, or in a frame as large on
+    average. It is mirrored before it is framed. `uniforms` are `UNIFORMS` numbers in [0, 1), which decide everything.
 
     Source: Szegedy et al., Going deeper with convolutions, 2015, section 6; the procedure of torchvision's
     RandomResizedCrop.
     """
     image = to_channels(image, preprocessing)
     left, top, width, height = _crop_box(image.width, image.height, preprocessing, uniforms)
-    size = (preprocessing.width, preprocessing.height)
-    part = image.resize(size, INTERPOLATIONS[preprocessing.interpolation], box=(left, top, left + width, top + height))
-    if flip and uniforms[-1] < 0.5:
-        part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return tensor_from_image(part, preprocessing)
+    box = (left, top, left + width, top + height)
+    mirrored = flip and uniforms[-1] < 0.5
+    if preprocessing.fit == "letterbox":
+        part = image.crop(box)
+        part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else part
+        return tensor_from_image(letterboxed(part, preprocessing.settings), preprocessing)
+    part = image.resize(
+        (preprocessing.width, preprocessing.height), INTERPOLATIONS[preprocessing.interpolation], box=box
+    )
+    return tensor_from_image(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else part, preprocessing)
 
 
 def smallest_side_to_decode(preprocessing: Preprocessing) -> int:
@@ -133,7 +147,7 @@ def _crop_box(
     width: int, height: int, preprocessing: Preprocessing, uniforms: list[float]
 ) -> tuple[int, int, int, int]:
     """Return left, top, width and height, pixels, of a random part of a width x height image."""
-    shape = preprocessing.width / preprocessing.height
+    shape = _shape_of_part(width, height, preprocessing)
     smallest, largest = (math.log(ratio * shape) for ratio in ASPECT_RATIOS)
     for attempt in range(_ATTEMPTS):
         area = width * height * (SMALLEST_AREA + (1 - SMALLEST_AREA) * uniforms[2 * attempt])
@@ -148,3 +162,14 @@ def _crop_box(
     part_width, part_height = min(width, round(height * ratio)), min(height, round(width / ratio))
     part_width, part_height = max(part_width, 1), max(part_height, 1)
     return (width - part_width) // 2, (height - part_height) // 2, part_width, part_height
+
+
+def _shape_of_part(width: int, height: int, preprocessing: Preprocessing) -> float:
+    """Return width / height of the part of an image that comes to the network distorted as the whole is."""
+    seen = preprocessing.width / preprocessing.height
+    if preprocessing.fit == "crop" and not isinstance(preprocessing.resize, tuple):
+        return seen
+    whole = width / height
+    if isinstance(preprocessing.resize, tuple):  # stretched, then cropped
+        return whole * seen * preprocessing.resize[1] / preprocessing.resize[0]
+    return whole

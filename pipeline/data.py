@@ -6,6 +6,7 @@ from typing import Protocol
 
 from calibration.errors import UserError
 from pipeline.batches import Batch, ordered_batches, split_held_out, suggested_workers, training_batches
+from pipeline.data_names import with_kind
 from pipeline.preprocessing import Preprocessing
 from pipeline.source_text import split_kind
 from pipeline.sources.arrays import ArraySource, checked_labels, open_npz
@@ -38,10 +39,12 @@ class Opener(Protocol):
 def open_images(source: str, preprocessing: Preprocessing) -> ImageSource:
     """Open unlabelled images for a network with this preprocessing; labels beside them are ignored.
 
+    A folder or an .npz file may be named without its kind.
+
     Raises:
         UserError: the source is unknown, empty or wrong, in one line.
     """
-    kind, rest = split_kind(source, DATA_SOURCES, "data")
+    kind, rest = split_kind(with_kind(source, DATA_SOURCES), DATA_SOURCES, "data")
     return _noted(DATA_SOURCES[kind](rest, labelled=False).images, preprocessing)
 
 
@@ -51,7 +54,7 @@ def open_evaluation(source: str, preprocessing: Preprocessing) -> EvaluationSet:
     Raises:
         UserError: the source is unknown, empty or wrong, in one line.
     """
-    kind, rest = split_kind(source, DATA_SOURCES, "data")
+    kind, rest = split_kind(with_kind(source, DATA_SOURCES), DATA_SOURCES, "data")
     evaluation = DATA_SOURCES[kind](rest, labelled=True)
     _noted(evaluation.images, preprocessing)
     return evaluation
@@ -63,7 +66,7 @@ def open_labelled(source: str, preprocessing: Preprocessing) -> EvaluationSet:
     Raises:
         UserError: as of `open_images`, or the source holds no labels for them.
     """
-    kind, _ = split_kind(source, DATA_SOURCES, "data")
+    kind, _ = split_kind(with_kind(source, DATA_SOURCES), DATA_SOURCES, "data")
     found = None if kind == "digits" else open_evaluation(source, preprocessing)  # its labels are for scoring alone
     if found is None or found.labels is None:
         raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import nn
@@ -18,7 +18,8 @@ from pipeline.model_sources.sourced import SourcedModel
 from pipeline.model_sources.timm_models import load_timm
 from pipeline.model_sources.torchvision_models import load_torchvision
 from pipeline.network_checks import check_numbers, check_parts, without_inference_mode
-from pipeline.preprocessing import Preprocessing, preprocessing_from_fields, with_overrides
+from pipeline.preprocessing import Preprocessing
+from pipeline.preprocessing_overrides import FLAGS, Overrides, assumed_preprocessing, with_overrides
 from pipeline.source_text import close_matches, split_kind
 from pipeline.user_code import UserCode
 from pipeline.weights import load_weights
@@ -40,17 +41,16 @@ def load_model(
     source: str,
     *,
     weights: Path | None = None,
-    image_size: int | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
     submodule: str | None = None,
+    otherwise: Preprocessing | None = None,
+    **overrides: Unpack[Overrides],
 ) -> LoadedModel:
     """Load the network that `kind:rest` names, with the weights of a file where one is given.
 
     `submodule` is the dotted path of the part to hand over instead of the whole.
 
-    image_size (pixels), mean and std (of values in [0, 1]) complete a source that carries no preprocessing,
-    224 px and ImageNet's statistics by default, and replace the parts of one that does; the notes say either.
+    Overrides complete a source that carries no preprocessing, 224 px and ImageNet's statistics by default, and replace
+    the parts of one that does; the notes say either. `otherwise` is taken in place of these defaults.
 
     Raises:
         UserError: whatever is wrong with the source, the file or the numbers, in one line.
@@ -74,12 +74,11 @@ def load_model(
         module.to(device="cpu", dtype=torch.float32)
         module.eval()
     check_numbers(module, source)
-    overrides: dict[str, Any] = {
-        name: value for name, value in (("image_size", image_size), ("mean", mean), ("std", std)) if value is not None
-    }
-    if sourced.preprocessing is None:
-        preprocessing = _assumed_preprocessing(module, overrides, source)
-        assumed = [flag for name, flag in _FLAGS.items() if name not in overrides]
+    if sourced.preprocessing is None and otherwise is not None:
+        preprocessing = with_overrides(otherwise, **overrides)
+    elif sourced.preprocessing is None:
+        preprocessing = assumed_preprocessing(_image_channels(module), source, **overrides)
+        assumed = [FLAGS[name] for name in ("image_size", "mean", "std") if overrides.get(name) is None]
         if assumed:
             notes += (
                 f"{source} carries no preprocessing: {_described(preprocessing)} assumed; "
@@ -124,17 +123,11 @@ MODEL_SOURCES: dict[str, Callable[[str, Path | None], SourcedModel]] = {
 }
 """Kind of source -> function from (rest, file of weights or None) to the network."""
 
-_FLAGS = {"image_size": "--image-size", "mean": "--mean", "std": "--std"}
 
-
-def _assumed_preprocessing(module: nn.Module, overrides: dict[str, Any], source: str) -> Preprocessing:
-    given: dict[str, Any] = {name: tuple(overrides[name]) for name in ("mean", "std") if name in overrides}
-    if "image_size" in overrides:
-        given["height"] = overrides["image_size"]
+def _image_channels(module: nn.Module) -> int | None:
+    """Channels of the first convolution, where they are those of images."""
     first = next((layer for layer in module.modules() if isinstance(layer, nn.Conv2d)), None)
-    if first is not None and first.in_channels in (1, 3):
-        given["channels"] = first.in_channels
-    return preprocessing_from_fields(given, where=source)
+    return first.in_channels if first is not None and first.in_channels in (1, 3) else None
 
 
 def _part(module: nn.Module, path: str, source: str) -> nn.Module:
@@ -146,10 +139,18 @@ def _part(module: nn.Module, path: str, source: str) -> nn.Module:
 
 
 def _described(preprocessing: Preprocessing) -> str:
-    first = f"shorter side to {preprocessing.resize} px and a crop of " if preprocessing.resize else ""
+    p = preprocessing
+    size = f"{p.width}x{p.height} px"
+    if p.fit == "letterbox":
+        size = f"letterboxed to {size} ({p.placement}, {_numbers(p.fill or ())} around)"
+    elif isinstance(p.resize, tuple):
+        size = f"stretched to {p.resize[0]}x{p.resize[1]} px and a crop of {size}"
+    elif p.resize:
+        size = f"shorter side to {p.resize} px and a crop of {size}"
+    division = "" if p.divisor == 255 else f"divided by {p.divisor:.4g}, "
+    deep = "" if p.stored_bits == 16 else f", {p.stored_bits} bits of deep grey"
     return (
-        f"{first}{preprocessing.width}x{preprocessing.height} px, {preprocessing.channel_order}, "
-        f"mean {_numbers(preprocessing.mean)}, std {_numbers(preprocessing.std)}"
+        f"{size}, {p.interpolation}, {p.channel_order}, {division}mean {_numbers(p.mean)}, std {_numbers(p.std)}{deep}"
     )
 
 

@@ -7,14 +7,16 @@ from typing import Any, Final
 
 from calibration.errors import UserError
 from pipeline import flags
-from pipeline.config import DistillationConfig, EngineConfig
+from pipeline.config import DistillationConfig, EngineConfig, PreprocessingConfig
 
 NETWORKS: Final = ("teacher", "weights", "student", "student-weights")
 DATA: Final = "data"
 #: Settings that decide nothing that is made, only where and how fast.
 FREE: Final = frozenset({"output", "overwrite", "resume", "workers", "device"})
 
-_TEACHER = frozenset({"teacher", "weights", "image-size", "mean", "std", "output-kinds", "submodule", "seed"})
+_TEACHER = frozenset({"teacher", "weights", "output-kinds", "submodule", "seed"}) | frozenset(
+    flags.flags(PreprocessingConfig)
+)
 _GENERATOR = frozenset({"generator-steps", "generated-images"})
 _IMAGES = frozenset({DATA, "held-out-images"}) | _GENERATOR
 _STUDENT = frozenset({"student", "student-weights"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -21,9 +22,12 @@ from pipeline.data import open_images, open_labelled, split_held_out
 from pipeline.distillation.build import build_objective
 from pipeline.folder_lock import locked
 from pipeline.gates import check_output_names, least_parity
+from pipeline.image_facts import check_single, look, readable_split
 from pipeline.learning import float_steps, objective_config, taught_in_float, widths
 from pipeline.memory import freed_memory_kept
 from pipeline.preflight import check_inputs, check_machine, identities
+from pipeline.preprocessing import Preprocessing
+from pipeline.preprocessing_overrides import Overrides
 from pipeline.probe_images import probe_images
 from pipeline.progress import Progress, timed_stage
 from pipeline.quantisers import QUANTISERS, Job, Quantiser
@@ -192,43 +196,47 @@ def _networks(config: RunConfig) -> tuple[Network, Network]:
     teacher = load_network(
         given.source,
         weights=given.weights[0],
-        image_size=given.image_size,
-        mean=given.mean,
-        std=given.std,
         output_kinds=given.output_kinds,
         submodule=given.submodule,
         dynamic_size=config.quantisation.dynamic_size,
+        **_overrides(config),
     )
     if config.student.source is None:
         return teacher, teacher
-    p = teacher.preprocessing
     source = config.student.source
     if source.startswith("cifar:") and config.student.weights is None and "weights=" not in source:
         source += "&weights=none" if "?" in source else "?weights=none"  # it learns from random numbers on
     student = load_network(
         source,
         weights=config.student.weights,
-        image_size=p.height,
-        mean=p.mean,
-        std=p.std,
         output_kinds=given.output_kinds,
+        otherwise=teacher.preprocessing,
+        **_overrides(config, like=teacher.preprocessing),
     )
     check_same_outputs(student, teacher)
     return teacher, student
 
 
+def _overrides(config: RunConfig, like: Preprocessing | None = None) -> Overrides:
+    """What the user says of the network's images; `like`: of those of a network beside one that has this."""
+    said = cast(Overrides, config.preprocessing.overrides())
+    if like is not None:
+        said |= {"image_size": (like.width, like.height), "mean": like.mean, "std": like.std}
+        said |= {"channel_order": like.channel_order, "divisor": like.divisor, "stored_bits": like.stored_bits}
+    return said
+
+
 def _co_teachers(config: RunConfig, teacher: Network) -> tuple[Network, ...]:
     """The further teachers, for the first one's images and outputs."""
-    given, p = config.teacher, teacher.preprocessing
+    given = config.teacher
     found = []
     for source, weights in zip(given.sources[1:], given.weights[1:], strict=True):
         network = load_network(
             source,
             weights=weights,
-            image_size=p.height,
-            mean=p.mean,
-            std=p.std,
             output_kinds=given.output_kinds,
+            otherwise=teacher.preprocessing,
+            **_overrides(config, like=teacher.preprocessing),
         )
         check_same_outputs(network, teacher, flag="teacher")
         found.append(network)
@@ -242,7 +250,10 @@ def _images(config: RunConfig, teacher: Network) -> UnlabelledImages:
     else:
         labelled = open_labelled(config.data.source, teacher.preprocessing)
         source, labels = labelled.images, labelled.labels
+    check_single(source)
     training, held_out = split_held_out(len(source), config.execution.seed, count_held_out=config.data.held_out_images)
+    training, held_out = readable_split(source, training, held_out)
+    source.notes += look(source, teacher.preprocessing)
     workers = config.data.workers
     if workers is None:
         workers = suggested_workers(source, teacher.preprocessing)
@@ -289,6 +300,12 @@ def _mirrored_targets(config: RunConfig, teacher: Network, images: UnlabelledIma
     wanted, possible = config.distillation.targets, can_mirror(teacher.folded)
     if wanted == "mirror" and not possible:
         raise UserError("--targets mirror needs a classifier: the outputs of this network are maps")
+    possible = possible and teacher.preprocessing.mirrors
+    if wanted == "mirror" and not possible:
+        raise UserError(
+            "--targets mirror: the mirror image of one at the top left of its frame is none that the device sees; take"
+            " --placement centre"
+        )
     if wanted != "auto":
         return wanted == "mirror", ()
     if not possible or not flips_in_training(images, teacher.preprocessing):

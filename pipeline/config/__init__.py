@@ -6,6 +6,7 @@ Every flag without its dashes is also a key of the file given with `--config`.
 
 from pipeline.config.distillation import DistillationConfig
 from pipeline.config.execution import LARGEST_SEED, ExecutionConfig, OutputConfig
+from pipeline.config.preprocessing import PreprocessingConfig
 from pipeline.config.quantisation import Bits, QuantisationConfig
 from pipeline.config.run import RunConfig
 from pipeline.config.sources import EMBEDDED, NO_DATA, DataConfig, StudentConfig, TeacherConfig, check_source
@@ -22,6 +23,7 @@ __all__ = [
     "EngineConfig",
     "ExecutionConfig",
     "OutputConfig",
+    "PreprocessingConfig",
     "QuantisationConfig",
     "RunConfig",
     "StudentConfig",

@@ -14,6 +14,7 @@ from pipeline import flags
 from pipeline.config.distillation import DistillationConfig
 from pipeline.config.execution import ExecutionConfig, OutputConfig
 from pipeline.config.post_training import check_post_training
+from pipeline.config.preprocessing import PreprocessingConfig
 from pipeline.config.quantisation import QuantisationConfig
 from pipeline.config.sources import EMBEDDED, NO_DATA, DataConfig, StudentConfig, TeacherConfig
 from pipeline.config.validation import ENGINE_GROUP, EngineConfig, ValidationConfig, check_engine
@@ -28,6 +29,7 @@ class RunConfig:
     """All that decides a run."""
 
     teacher: Annotated[TeacherConfig, _group("Teacher")] = field(default_factory=TeacherConfig)
+    preprocessing: Annotated[PreprocessingConfig, _group("Preprocessing")] = field(default_factory=PreprocessingConfig)
     student: Annotated[StudentConfig, _group("Student")] = field(default_factory=StudentConfig)
     data: Annotated[DataConfig, _group("Data")] = field(default_factory=DataConfig)
     quantisation: Annotated[QuantisationConfig, _group("Quantisation")] = field(default_factory=QuantisationConfig)

@@ -21,13 +21,9 @@ OWN_WEIGHTS = "own"
 """What stands for the checkpoint of a network that comes with weights, where several are named."""
 
 
-def _numbers(help: str) -> Parameter:
-    return Parameter(converter=flags.split_numbers, consume_multiple=True, negative=(), metavar="R,G,B", help=help)
-
-
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """The float network to be quantised, the preprocessing that belongs to it, and who else teaches."""
+    """The float network to be quantised, and who else teaches."""
 
     sources: Annotated[
         tuple[str, ...],
@@ -50,18 +46,6 @@ class TeacherConfig:
             help="Checkpoint of the teacher, .safetensors or .pth; FILE#part names one of several networks in it. Of "
             "several teachers: one each, in the same order, 'own' for a network that has them.",
         ),
-    ] = None
-    image_size: Annotated[
-        int | None,
-        Parameter(metavar="PIXELS", help="Input side, pixels. Default: the source's own, else 224."),
-    ] = None
-    mean: Annotated[
-        tuple[float, ...] | None,
-        _numbers("Mean per channel of values in [0, 1]. Default: the source's own, else ImageNet's."),
-    ] = None
-    std: Annotated[
-        tuple[float, ...] | None,
-        _numbers("Standard deviation per channel of values in [0, 1]. Default: as for --mean."),
     ] = None
     submodule: Annotated[
         str | None,
@@ -90,17 +74,6 @@ class TeacherConfig:
                 f"--weights is given {len(self.files)} times and --teacher {len(self.sources)} times: give as many of "
                 "each, 'own' where a network has them"
             )
-        flags.check_at_least(self, image_size=1)
-        if (self.mean is None) != (self.std is None):
-            given, other = ("mean", "std") if self.std is None else ("std", "mean")
-            raise UserError(f"--{given} {flags.shown(getattr(self, given))} needs --{other} with as many numbers")
-        for flag, values in (("mean", self.mean), ("std", self.std)):
-            if values is not None and len(values) not in (1, 3):
-                raise UserError(f"--{flag} {flags.shown(values)}: must be 1 or 3 numbers, one per channel")
-        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
-            raise UserError(f"--mean has {len(self.mean)} numbers and --std {len(self.std)}: give as many of each")
-        if self.std is not None and min(self.std) <= 0:
-            raise UserError(f"--std {flags.shown(self.std)}: every number must be greater than 0")
 
     @property
     def source(self) -> str:

@@ -15,9 +15,10 @@ from torch import nn
 
 from calibration.errors import UserError
 from pipeline.checkpoint_files import read_checkpoint
+from pipeline.device_preprocess import INTERPOLATIONS
 from pipeline.model_sources.sourced import SourcedModel, module_with_state, reproducible_weights
 from pipeline.model_sources.torchvision_detection import WITHOUT_EPSILON, dense_part, is_detector, without_epsilon
-from pipeline.preprocessing import INTERPOLATIONS, Preprocessing
+from pipeline.preprocessing import Preprocessing
 from pipeline.source_text import close_matches, split_options, whole_number
 
 _LOGGER = logging.getLogger(__name__)

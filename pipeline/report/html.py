@@ -102,14 +102,26 @@ def _device_steps(report: Report) -> list[str]:
     height, width, resize = rule.get("height"), rule.get("width"), rule.get("resize")
     steps = ["Decode the image as " + ("greyscale." if grey else f"{order}, three channels in that order.")]
     how = rule.get("interpolation", "bilinear")
-    if resize is not None:
+    fill = rule.get("fill")
+    if rule.get("stored_bits", 16) != 16:
+        steps.append(f"Of grey images with more than 8 bits keep the upper 8 of {rule['stored_bits']}.")
+    if fill is not None:
+        shown = ", ".join(map(str, fill))
+        steps.append(f"Scale the whole image ({how}) to fit into {height} x {width} px, keeping the proportions.")
+        steps.append(f"Fill the rest with {shown}, the image at the {rule.get('placement', 'centre')}.")
+    elif isinstance(resize, list):
+        steps.append(f"Resize to {resize[1]} x {resize[0]} px ({how}), whatever the proportions.")
+        steps.append(f"Cut out the central {height} x {width} px.")
+    elif resize is not None:
         steps.append(f"Resize the shorter side to {resize} px ({how}), keeping the proportions.")
         steps.append(f"Cut out the central {height} x {width} px.")
     else:
         steps.append(f"Resize to {height} x {width} px ({how}) where the size differs.")
-    steps.append("Divide the 8-bit values by 255.")
+    if (divisor := rule.get("divisor", 255)) != 1:
+        steps.append(f"Divide the 8-bit values by {divisor:g}.")
     mean, std = (", ".join(f"{value:g}" for value in rule.get(key, ())) for key in ("mean", "std"))
     steps.append(f"Subtract {mean} and divide by {std}" + ("." if grey else ", per channel."))
     channels = rule.get("channels", 1 if grey else 3)
     steps.append(f"Give the network float32 of shape [batch, {channels}, {height}, {width}].")
+    steps.append("preprocess.py in the bundle does all of this: python preprocess.py IMAGE... --output inputs.npz.")
     return steps

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from calibration.errors import UserError
+from pipeline.device_preprocess import pixels_from_array
 from pipeline.preprocessing import Preprocessing
 from pipeline.sources.image_source import EvaluationSet, Unreadable
 
@@ -56,18 +57,11 @@ class ArraySource:
 
     def prepared(self, indices: NDArray[np.int64], preprocessing: Preprocessing) -> Tensor:
         """Return prepared images as uint8 [B, C, H, W] in the network's channels, all at once."""
-        pixels = self.pixels[indices]
-        if pixels.shape[1] == 3 and preprocessing.channels == 1:
-            pixels = _luma(pixels)
-        elif pixels.shape[1] == 1 and preprocessing.channels == 3:
-            pixels = np.repeat(pixels, 3, axis=1)
-        if preprocessing.channel_order == "BGR":
-            pixels = pixels[:, ::-1]
-        return torch.from_numpy(np.ascontiguousarray(pixels))
+        return torch.from_numpy(pixels_from_array(self.pixels[indices], preprocessing.settings))
 
 
 def open_npz(rest: str, *, labelled: bool) -> EvaluationSet:
-    """Open `FILE#images` or `FILE#images,labels`; without a key the file's only array.
+    """Open `FILE#images` or `FILE#images,labels`; without keys the file's only array of images, and of labels.
 
     Images are uint8 [N, 1 or 3, H, W], [N, H, W, 1 or 3] or greyscale [N, H, W]; labels are integers [N].
     Unlabelled, the labels are not read.
@@ -78,19 +72,50 @@ def open_npz(rest: str, *, labelled: bool) -> EvaluationSet:
     where = f"npz:{rest}"
     file, _, keys = (rest, "", "") if Path(rest).is_file() else rest.rpartition("#") if "#" in rest else (rest, "", "")
     path = Path(file).expanduser()
+    if path.is_dir():
+        raise UserError(f"{where}: {path} is a folder; type images:{path}")
     if not path.is_file():
         raise UserError(f"{where}: there is no file {path}")
     image_key, _, label_key = keys.partition(",")
     with _archive(path, where) as archive:
         if not image_key:
-            if len(archive.files) != 1:
-                raise UserError(f"{where}: name the array as npz:{path}#KEY; keys: {', '.join(archive.files)}")
-            image_key = archive.files[0]
+            image_key, label_key = _only_keys(archive, path, where, labelled=labelled)
         pixels = channels_first(_array(archive, image_key, where), f"{where}: array {image_key!r}")
         labels = None
         if labelled and label_key:
             labels = checked_labels(_array(archive, label_key, where), len(pixels), f"{where}: array {label_key!r}")
-    return EvaluationSet(images=ArraySource(f"npz:{path}#{image_key}", pixels), labels=labels)
+    source = ArraySource(f"npz:{path}#{image_key}", pixels)
+    if not keys and labels is not None:
+        source.notes += (f"{where}: the array {image_key!r} is taken for the images, {label_key!r} for their labels",)
+    return EvaluationSet(images=source, labels=labels)
+
+
+def _only_keys(archive: Any, path: Path, where: str, *, labelled: bool) -> tuple[str, str]:
+    """The key of the only array that can be images, and of the only one that can be their labels; "" where none is."""
+    keys: list[str] = archive.files
+    if len(keys) == 1:
+        return keys[0], ""
+    headers = {key: _header(archive, key) for key in keys}
+    images = [key for key, (shape, dtype) in headers.items() if dtype == np.uint8 and len(shape) in (3, 4)]
+    if len(images) != 1:
+        raise UserError(f"{where}: name the array as npz:{path}#KEY; keys: {', '.join(keys)}")
+    count = headers[images[0]][0][0]
+    labels = [key for key, (shape, dtype) in headers.items() if dtype.kind in "iu" and shape == (count,)]
+    if labelled and len(labels) > 1:
+        raise UserError(f"{where}: name the arrays as npz:{path}#{images[0]},LABELS; keys: {', '.join(keys)}")
+    return images[0], labels[0] if labels else ""
+
+
+def _header(archive: Any, key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array that is not read; of what is none, ((), object)."""
+    try:
+        with archive.zip.open(f"{key}.npy") as stream:
+            version = np.lib.format.read_magic(stream)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+            shape, _, dtype = read(stream)
+            return shape, dtype
+    except _NPZ_ERRORS:
+        return (), np.dtype(object)
 
 
 def channels_first(array: NDArray[Any], where: str) -> NDArray[np.uint8]:
@@ -172,10 +197,3 @@ def _array(archive: Any, key: str, where: str) -> NDArray[Any]:
         # An object array lands here too: numpy names it, and refuses to unpickle it.
         raise UserError(f"{where}: array {key!r} cannot be read: {error}") from None
     return array
-
-
-def _luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """RGB [B, 3, H, W] to grey [B, 1, H, W] with Pillow's integer weights (ITU-R 601-2, scaled by 65536)."""
-    red, green, blue = (pixels[:, channel].astype(np.uint32) for channel in range(3))
-    grey = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
-    return grey.astype(np.uint8)[:, None]

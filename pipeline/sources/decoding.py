@@ -1,73 +1,41 @@
-"""Decode image files."""
+"""Decode image files: the device's own way, with an error that a run can go on from."""
 
 from __future__ import annotations
 
-import struct
 import warnings
-import zlib
 from pathlib import Path
 
 from PIL import Image
 
-from pipeline.image_modes import plain_image
+from pipeline import device_preprocess
+from pipeline.device_preprocess import READ_ERRORS, decodable_formats
 from pipeline.sources.image_source import UnreadableImage
 
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")
-"""Pillow's decoders that are tried, whatever the file's name says; JPEG takes cameras' MPO files too."""
+__all__ = ["READ_ERRORS", "decode_image", "frame_count"]
 
-# What Pillow raised over 40,000 corrupted files, and what its format readers document.
-READ_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT: dict[int, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF orientation -> what turns the stored pixels upright (EXIF 2.32, tag Orientation)."""
+_SEVERAL_FRAMES = ("GIF", "TIFF", "WEBP", "PNG", "AVIF")
 
 
 def decode_image(path: Path, name: str, *, at_least: int | None = None) -> Image.Image:
-    """Decode a file to an upright image in mode L or RGB; of an animation the first frame.
-
-    With `at_least` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, its shorter side not below that many
-    pixels: several times faster for photographs of many megapixels.
+    """Decode a file to an upright image in mode L, RGB or I;16, as `pipeline.device_preprocess.decode` does.
 
     Raises:
         UnreadableImage: the file is missing, truncated, damaged or no image.
     """
     try:
-        # Pillow warns about damaged EXIF data and large photographs, neither of which the user need act on.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
-                if at_least is not None:
-                    image.draft(None, (at_least, at_least))
-                orientation = _orientation(image)
-                image.load()
-                plain = plain_image(image)
-            return plain.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else plain
+        return device_preprocess.decode(path, at_least=at_least)
     except READ_ERRORS as error:
         # The system's words end with the whole path, which the name says already.
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise UnreadableImage(name, reason.replace(f" {str(path)!r}", "")) from None
 
 
-def _orientation(image: Image.Image) -> object:
+def frame_count(path: Path) -> int:
+    """Return how many frames or pages a file has; 1 where it cannot be read or its kind has no frames of equal rank."""
     try:
-        return image.getexif().get(_ORIENTATION_TAG)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=decodable_formats()) as image:
+                return int(getattr(image, "n_frames", 1)) if image.format in _SEVERAL_FRAMES else 1
     except READ_ERRORS:
-        return None  # damaged EXIF data around a sound image
+        return 1

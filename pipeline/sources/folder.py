@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import os
-import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL import __version__ as PIL_VERSION
 
 from calibration.errors import UserError
+from pipeline.data_names import answer_to_file
+from pipeline.device_preprocess import image_files, image_suffixes
 from pipeline.source_text import shortened, split_options
-from pipeline.sources.decoding import decode_image
+from pipeline.sources.decoding import decode_image, frame_count
 from pipeline.sources.image_source import EvaluationSet, Unreadable
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-"""File names taken for images, in any case of letters."""
+_COMPANIONS = (
+    ".txt",
+    ".json",
+    ".csv",
+    ".tsv",
+    ".xml",
+    ".yaml",
+    ".yml",
+    ".md",
+    ".rst",
+    ".names",
+    ".html",
+    ".db",
+    ".ini",
+)
+"""Endings of class lists, annotations and notes that customarily lie beside images; the last two are Windows's own."""
+_COMPANION_NAMES = ("readme", "license", "licence", "copying", "makefile")
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
@@ -41,6 +60,10 @@ class FolderSource:
         file = self.files[index]
         return decode_image(self.root / file, file, at_least=at_least)
 
+    def frames(self, index: int) -> int:
+        """Return how many frames or pages a file has; 1 where it cannot be read."""
+        return frame_count(self.root / self.files[index])
+
 
 def open_folder(rest: str, *, labelled: bool) -> EvaluationSet:
     """Open `FOLDER[?classes=FILE]`.
@@ -58,42 +81,40 @@ def open_folder(rest: str, *, labelled: bool) -> EvaluationSet:
     name, options = (rest, {}) if os.path.isdir(rest) else split_options(rest, ("classes",), where)
     root = Path(name).expanduser()
     if not root.is_dir():
-        found = "is a file" if root.exists() else "does not exist"
-        raise UserError(f"{where}: {root} {found}; give a folder of images")
-    files = tuple(sorted(_image_files(root, where), key=_natural_key))
+        answer = answer_to_file(root) if root.exists() else "does not exist; give a folder of images"
+        raise UserError(f"{where}: {root} {answer}")
+    files, others = _listed(root, where)
     if not files:
-        raise UserError(f"{where}: no images in {root}; looked at any depth for {', '.join(SUFFIXES)}")
+        seen = f"; there are {_counted(others)}" if others else ""
+        raise UserError(f"{where}: no images in {root}; looked at any depth for {', '.join(image_suffixes())}{seen}")
     labels = _labels(root, files, options.get("classes"), where) if labelled else None
-    return EvaluationSet(images=FolderSource(root, files), labels=labels)
+    source = FolderSource(root, files)
+    if strangers := [name for name in others if not _is_companion(name)]:
+        source.notes += (
+            f"{source.name}: {_counted(strangers)} left aside, which Pillow {PIL_VERSION} does not decode as pictures",
+        )
+    return EvaluationSet(images=source, labels=labels)
 
 
-def _image_files(root: Path, where: str) -> list[str]:
-    def stop(error: OSError) -> None:
+def _listed(root: Path, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    try:
+        return image_files(root)
+    except OSError as error:
         raise UserError(f"{where}: cannot list {error.filename}: {error.strerror}") from None
 
-    files: list[str] = []
-    seen: set[tuple[int, int]] = set()
-    # Links are followed, because data sets are often assembled from them; a loop of links ends at `seen`.
-    for folder, subfolders, names in os.walk(root, onerror=stop, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        relative = os.path.relpath(folder, root)
-        files += [
-            os.path.normpath(os.path.join(relative, name))
-            for name in names
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        ]
-    return files
+
+def _is_companion(name: str) -> bool:
+    base = os.path.basename(name).lower()
+    return base.endswith(_COMPANIONS) or base.split(".")[0] in _COMPANION_NAMES
 
 
-def _natural_key(file: str) -> tuple[list[list[str | int]], str]:
-    # Splitting at digits puts text at even and numbers at odd places, so that like compares with like.
-    parts = [re.split(r"([0-9]+)", part.casefold()) for part in file.split(os.sep)]
-    return [[int(text) if place % 2 else text for place, text in enumerate(part)] for part in parts], file
+def _counted(names: Sequence[str]) -> str:
+    """Say how many files there are, of which endings, and name some."""
+    endings = Counter(os.path.splitext(name)[1].lower() or "no ending" for name in names)
+    kinds = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(5))
+    more = f" and {len(endings) - 5} more endings" if len(endings) > 5 else ""
+    plural = "files" if len(names) > 1 else "file"
+    return f"{len(names)} other {plural} ({kinds}{more}: {shortened(names)})"
 
 
 def _labels(root: Path, files: tuple[str, ...], classes: str | None, where: str) -> NDArray[np.int64] | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from calibration.errors import UserError
-from pipeline.image_modes import plain_image
+from pipeline.device_preprocess import DEEP_MODES, plain_image
 from pipeline.sources.arrays import checked_labels
 from pipeline.sources.decoding import READ_ERRORS
 from pipeline.sources.image_source import Unreadable, UnreadableImage
@@ -76,7 +76,8 @@ def image_from_item(item: Any, where: str) -> Image.Image:
     """
     if isinstance(item, Image.Image):
         try:
-            return plain_image(item)
+            plain = plain_image(item)
+            return item if item.mode in DEEP_MODES else plain  # how many bits count is the network's affair
         except ValueError as error:
             raise UserError(f"{where}: {error}") from None
     if isinstance(item, torch.Tensor):

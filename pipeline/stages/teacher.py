@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 from torch import nn
 from torch.fx import GraphModule
@@ -18,6 +19,7 @@ from pipeline.artifacts import Network
 from pipeline.models import load_model
 from pipeline.outputs import describe_outputs, guessed, parse_kinds
 from pipeline.preprocessing import Preprocessing
+from pipeline.preprocessing_overrides import Overrides
 from pipeline.probe_images import noise, probe_images
 
 # Folding is exact algebra; float32 rounding of a deep network's output stays below this, unless the network multiplies
@@ -30,22 +32,21 @@ def load_network(
     source: str,
     *,
     weights: Path | None = None,
-    image_size: int | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
     output_kinds: Sequence[str] = (),
     submodule: str | None = None,
     dynamic_size: bool = False,
+    otherwise: Preprocessing | None = None,
+    **overrides: Unpack[Overrides],
 ) -> Network:
     """Load `kind:rest`, capture it over a free batch size and fold it; the fold is checked on random images.
 
     `output_kinds`: NAME=KIND of outputs whose kind the source does not say and the shape does not show. `submodule`:
     the part of the network to take instead of the whole. `dynamic_size`: the height and width of images are free in
-    what is written, and the network must allow it.
+    what is written, and the network must allow it. `otherwise` and overrides: as of `load_model`.
 
     Raises UserError for whatever is wrong with the source, and RuntimeError when folding changed the network.
     """
-    loaded = load_model(source, weights=weights, image_size=image_size, mean=mean, std=std, submodule=submodule)
+    loaded = load_model(source, weights=weights, submodule=submodule, otherwise=otherwise, **overrides)
     p, source = loaded.preprocessing, loaded.source
     named = source if submodule is None else f"{source} (sub-module {submodule})"
     captured = capture(loaded.module, noise(p, "fold check"), source=named)
@@ -88,7 +89,8 @@ def _of_fixed_layers(folded: GraphModule, source: str) -> str | None:
 
 def other_size(preprocessing: Preprocessing) -> Preprocessing:
     """The second size that a network of free size is captured and checked at; the sides differ, and grow by 32s."""
-    return replace(preprocessing, height=preprocessing.height + 32, width=preprocessing.width + 64, resize=None)
+    height, width = preprocessing.height + 32, preprocessing.width + 64
+    return replace(preprocessing, height=height, width=width, resize=None, fill=None, placement="centre")
 
 
 def _at_another_size(module: nn.Module, preprocessing: Preprocessing, source: str) -> GraphModule:
@@ -106,7 +108,8 @@ def check_same_outputs(student: Network, teacher: Network, *, flag: str = "stude
     if student.preprocessing != teacher.preprocessing:
         raise UserError(
             f"--{flag} {student.source} takes other images than --teacher {teacher.source}:"
-            " give both networks the same --image-size, --mean and --std"
+            f" {_difference(student.preprocessing, teacher.preprocessing)}; say for both how they are prepared, with"
+            " --image-size, --fit, --resize, --interpolation, --channel-order, --mean and --std"
         )
     shapes = []
     for network in (student, teacher):
@@ -117,3 +120,9 @@ def check_same_outputs(student: Network, teacher: Network, *, flag: str = "stude
             f"--{flag} {student.source} has outputs {shapes[0]} and --teacher {teacher.source} {shapes[1]}:"
             " they must be the same, but for the batch"
         )
+
+
+def _difference(own: Preprocessing, other: Preprocessing) -> str:
+    """The fields in which two preprocessings differ, with both values."""
+    mine, theirs = own.to_json(), other.to_json()
+    return ", ".join(f"{key} {value}, not {theirs[key]}" for key, value in mine.items() if value != theirs[key])

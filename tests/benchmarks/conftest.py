@@ -155,7 +155,7 @@ class Ready:
 def make_ready(config: RunConfig) -> Ready:
     """Teacher, images and calibrated student of a configuration, in process."""
     backend, given, bits = backend_named(config.quantisation.backend), config.teacher, config.quantisation
-    teacher = load_network(given.source, weights=given.weights[0], image_size=given.image_size)
+    teacher = load_network(given.source, weights=given.weights[0], **config.preprocessing.overrides())
     source = open_images(config.data.source, teacher.preprocessing)
     training, held_out = split_held_out(len(source), config.execution.seed, count_held_out=config.data.held_out_images)
     images = UnlabelledImages(

@@ -26,7 +26,7 @@ import pytest
 from backends.base import Array, Backend, Runner
 from backends.serialised import in_one_piece
 from backends.timing import interleaved_latency
-from pipeline.config import DataConfig, QuantisationConfig, RunConfig, TeacherConfig
+from pipeline.config import DataConfig, PreprocessingConfig, QuantisationConfig, RunConfig, TeacherConfig
 from pipeline.data import ordered_batches
 from pipeline.preprocessing import normalise
 from pipeline.stages.convert import compile_model
@@ -155,7 +155,8 @@ def _config(network: str, cifar: Cifar) -> RunConfig:
         config = cifar.config(network, bits=8)
     else:
         config = RunConfig(
-            teacher=TeacherConfig(sources=(f"torchvision:{network}?weights=none",), image_size=PIXELS),
+            teacher=TeacherConfig(sources=(f"torchvision:{network}?weights=none",)),
+            preprocessing=PreprocessingConfig(image_size=PIXELS),
             data=DataConfig(source=f"images:{cifar.folder / 'data' / 'photos'}"),
         )
     count = os.environ.get("FAQD_BENCHMARK_IMAGES")

@@ -72,7 +72,7 @@ def test_a_file_that_hides_a_package_of_ours_is_named(name: str, repository: Pat
     [
         (["run", "--bitz", "4"], "unknown option: --bitz. Did you mean --bits?"),
         (["run", "--backend", "tensorrtt"], 'Choose from: "onnxruntime", "tensorrt", "openvino", "reference".'),
-        (["run", "--image-size", "big"], '--image-size: unable to convert "big" into int'),
+        (["run", "--image-size", "big"], "--image-size 'big': must be pixels, such as 224, or WIDTHxHEIGHT"),
         (["run", "--mean", "a,b"], "--mean a,b: must be numbers"),
         (["run", "--weights"], "--weights requires an argument"),
         (["run", "resnet18"], 'unexpected argument "resnet18"'),
@@ -119,7 +119,7 @@ def test_flags_reach_their_fields() -> None:
         *("--student", "cifar:resnet32", "--student-weights", "s.pth", "--output", "out", "--seed", "3"),
     )
     assert config.teacher.weights == (Path("w.pth"),)
-    assert config.teacher.mean == (0.5, 0.4, 0.3)
+    assert config.preprocessing.mean == (0.5, 0.4, 0.3)
     assert config.quantisation.bits == 4
     assert config.quantisation.range_method == "percentile"
     assert config.distillation.taps == ("layer1", "layer2")
@@ -147,7 +147,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     config = parsed("run", "--config", str(file), "--seed", "1", "--no-resume")
     assert config.quantisation.bits == 4
     assert config.execution.seed == 1
-    assert config.teacher.mean == (0.5,)
+    assert config.preprocessing.mean == (0.5,)
     assert not config.output.resume
 
 

@@ -19,8 +19,8 @@ from pipeline.preprocessing import (
     image_to_tensor,
     normalise,
     preprocessing_from_fields,
-    with_overrides,
 )
+from pipeline.preprocessing_overrides import with_overrides
 
 IMAGENET = preprocessing_from_fields({}, where="test")
 

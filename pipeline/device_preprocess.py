@@ -1,0 +1,399 @@
+"""From image files to the network's input, exactly as the run did it; needs numpy and Pillow only.
+
+Every bundle holds a copy of this file as preprocess.py, beside the manifest whose "preprocessing" it follows:
+
+    from preprocess import load
+    inputs = load(["a.jpg", "b.png"])  # float32 [2, channels, height, width]
+
+or python preprocess.py IMAGE... --output inputs.npz. The run prepares its own images by the same lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import struct
+import sys
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+SUFFIXES_OF_FORMATS: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "BMP": (".bmp", ".dib"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    "AVIF": (".avif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "TGA": (".tga",),
+    "PCX": (".pcx",),
+    "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
+    "QOI": (".qoi",),
+    "PSD": (".psd",),
+}
+"""Pillow's decoders of pictures, and the file names they are known by; cameras' MPO files are JPEG's.
+
+Not among them: what runs another program (EPS) or decodes on one system alone (WMF).
+"""
+
+# What Pillow raised over corrupted files of every format, and what its format readers document.
+_COMMON_ERRORS = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, OverflowError)
+READ_ERRORS = (*_COMMON_ERRORS, RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError)
+
+INTERPOLATIONS: dict[str, Image.Resampling] = {
+    name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+}
+"""Name -> Pillow's filter; all but nearest are antialiased when they shrink."""
+
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+"""Pillow's modes of grey with more than 8 bits."""
+
+# Of a resized image before its crop; 256 MB in Pillow. At 256 px, an image may be 1024 times as long as wide.
+_MOST_PIXELS = 2**26
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT: dict[int, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what turns the stored pixels upright (EXIF 2.32, tag Orientation)."""
+
+
+def load(images: Any, bundle: Path | str | None = None) -> NDArray[np.float32]:
+    """Return the network's input float32 [N, channels, height, width] for one image or a sequence of them.
+
+    An image is a file's path, a Pillow image, or a uint8 array [H, W], [H, W, C] or [C, H, W] in RGB; one uint8 array
+    [N, C, H, W] or [N, H, W, C] is N images. `bundle` is the folder of the manifest; by default that of this file.
+
+    Raises:
+        OSError, ValueError: an image cannot be decoded or is none; the text names it.
+    """
+    settings = read_settings(Path(bundle) if bundle is not None else Path(__file__).resolve().parent)
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        return normalised(pixels_from_array(images, settings), settings)
+    several = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else list(images)
+    if not several:
+        raise ValueError("no images to prepare")
+    return normalised(np.stack([_pixels(image, settings) for image in several]), settings)
+
+
+def read_settings(bundle: Path) -> Mapping[str, Any]:
+    """Return what a bundle's manifest says of preprocessing."""
+    return dict(json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["preprocessing"])
+
+
+def decode(path: Path, *, at_least: int | None = None) -> Image.Image:
+    """Decode a file to an upright image in mode L, RGB or I;16; of several frames the first.
+
+    With `at_least` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, its shorter side not below that many pixels.
+
+    Raises:
+        READ_ERRORS: the file is missing, truncated, damaged or no image.
+    """
+    # Pillow warns about damaged EXIF data and large photographs, neither of which the user need act on.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path, formats=decodable_formats()) as image:
+            if at_least is not None:
+                image.draft(None, (at_least, at_least))
+            orientation = _orientation(image)
+            image.load()
+            shown = _deep(image) if image.mode in DEEP_MODES else plain_image(image)
+        return shown.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else shown
+
+
+@lru_cache(maxsize=1)
+def decodable_formats() -> tuple[str, ...]:
+    """Return the formats that this machine's Pillow can decode, whatever a file's name says."""
+    Image.init()
+    return tuple(name for name in SUFFIXES_OF_FORMATS if name in Image.OPEN)
+
+
+def image_suffixes() -> tuple[str, ...]:
+    """Return the endings of file names that are taken for images here, in small letters."""
+    return tuple(suffix for name in decodable_formats() for suffix in SUFFIXES_OF_FORMATS[name])
+
+
+def _orientation(image: Image.Image) -> object:
+    try:
+        return image.getexif().get(_ORIENTATION_TAG)
+    except READ_ERRORS:
+        return None  # damaged EXIF data around a sound image
+
+
+def plain_image(image: Image.Image, stored_bits: int = 16) -> Image.Image:
+    """Return the image in mode L or RGB with 8 bits per channel.
+
+    Alpha is dropped, not blended, because the loaders that networks are trained and evaluated with do the same
+    (torchvision's and timm's `convert("RGB")`). Grey of more than 8 bits keeps the upper 8 of its `stored_bits`, as
+    Pillow does for 16-bit colour; what lies above is white. CMYK, YCbCr, HSV and palettes become RGB by Pillow's
+    conversion.
+
+    Raises:
+        ValueError: the mode has no defined conversion (floating point, 32-bit integers, LAB).
+    """
+    mode = image.mode
+    if mode in ("L", "RGB"):
+        return image
+    if mode in ("1", "LA"):
+        return image.convert("L")
+    if mode == "La":
+        return image.convert("LA").convert("L")
+    if mode in DEEP_MODES:
+        pixels = np.asarray(_deep(image)) >> (stored_bits - 8)
+        return Image.fromarray(np.minimum(pixels, 255).astype(np.uint8))
+    if mode in ("P", "PA", "RGBa"):
+        # Straight to RGB Pillow warns about transparency in palettes, and refuses premultiplied alpha.
+        return image.convert("RGBA").convert("RGB")
+    if mode in ("RGBA", "RGBX", "CMYK", "YCbCr", "HSV"):
+        return image.convert("RGB")
+    raise ValueError(f"images of mode {mode} have no defined conversion to 8 bits; store them as 8-bit RGB or L")
+
+
+def _deep(image: Image.Image) -> Image.Image:
+    """Return grey of more than 8 bits in mode I;16."""
+    if image.mode == "I;16":
+        return image
+    pixels = np.asarray(image).astype(np.int64)
+    if pixels.size and (pixels.min() < 0 or pixels.max() > 0xFFFF):
+        raise ValueError("32-bit integer pixels have no defined conversion to 8 bits; store them as 8-bit L")
+    return Image.fromarray(pixels.astype(np.uint16))
+
+
+def pixels_from_image(image: Image.Image, settings: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Prepare one image of any size and mode: uint8 [C, height, width] in the network's channel order.
+
+    Resized and cropped, these are the bytes of torchvision's Resize (antialiased) and CenterCrop of the Pillow image,
+    including the black frame where a crop is larger than the resized image.
+
+    Raises:
+        ValueError: the image's mode cannot be brought to 8 bits.
+    """
+    image = to_channels(image, settings)
+    if settings.get("fill") is not None:
+        return channels_first(letterboxed(image, settings), settings)
+    size = resized_size(image.width, image.height, settings)
+    if size != image.size:
+        image = _resized(image, size, settings)
+    return channels_first(_centre_crop(image, settings["height"], settings["width"]), settings)
+
+
+def to_channels(image: Image.Image, settings: Mapping[str, Any]) -> Image.Image:
+    """Return the image in mode RGB for three channels, in mode L for one."""
+    mode = "RGB" if settings["channels"] == 3 else "L"
+    image = plain_image(image, settings.get("stored_bits", 16))
+    return image if image.mode == mode else image.convert(mode)
+
+
+def resized_size(width: int, height: int, settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Return (width, height), pixels, that an image of width x height is resized to before the crop."""
+    resize = settings["resize"] or (settings["width"], settings["height"])
+    if not isinstance(resize, int):
+        return resize[0], resize[1]
+    shorter, longer = sorted((width, height))
+    # Truncated, not rounded, as torchvision does.
+    other = int(resize * longer / shorter)
+    return (resize, other) if width <= height else (other, resize)
+
+
+def letterboxed(image: Image.Image, settings: Mapping[str, Any]) -> Image.Image:
+    """Scale a whole image into width x height, keeping its shape, and fill the rest; mode RGB or L.
+
+    Source: the sizes and the placement of Ultralytics' LetterBox (an odd pixel goes to the right and the bottom); its
+    scaling is OpenCV's, this one Pillow's.
+    """
+    width, height = settings["width"], settings["height"]
+    ratio = min(height / image.height, width / image.width)
+    inner = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
+    if inner != image.size:
+        image = image.resize(inner, INTERPOLATIONS[settings["interpolation"]])
+    if inner == (width, height):
+        return image
+    left, top = ((width - inner[0]) // 2, (height - inner[1]) // 2) if settings["placement"] == "centre" else (0, 0)
+    fill = tuple(settings["fill"])
+    if settings["channel_order"] == "BGR":
+        fill = fill[::-1]
+    canvas = Image.new(image.mode, (width, height), fill if len(fill) > 1 else fill[0])
+    canvas.paste(image, (left, top))
+    return canvas
+
+
+def channels_first(image: Image.Image, settings: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Return an image in mode RGB or L as uint8 [C, H, W] in the network's channel order."""
+    pixels = np.array(image)
+    if pixels.ndim == 2:
+        return pixels[None]
+    if settings["channel_order"] == "BGR":
+        pixels = pixels[:, :, ::-1]
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _resized(image: Image.Image, size: tuple[int, int], settings: Mapping[str, Any]) -> Image.Image:
+    interpolation = INTERPOLATIONS[settings["interpolation"]]
+    width, height = size
+    if width * height <= _MOST_PIXELS:
+        return image.resize(size, interpolation)
+    # A strip thousands of times longer than wide: only the middle, which the crop looks at, is made.
+    keep = (min(width, 4 * settings["width"]), min(height, 4 * settings["height"]))
+    part = (image.width * keep[0] / width, image.height * keep[1] / height)
+    left, top = (image.width - part[0]) / 2, (image.height - part[1]) / 2
+    return image.resize(keep, interpolation, box=(left, top, left + part[0], top + part[1]))
+
+
+def _centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    if image.size == (width, height):
+        return image
+    # A crop larger than the image is centred on black, the odd pixel at the right and at the bottom; otherwise Python's
+    # rounding of ties to even decides, as in torchvision.
+    left = round((image.width - width) / 2) if image.width >= width else -((width - image.width) // 2)
+    top = round((image.height - height) / 2) if image.height >= height else -((height - image.height) // 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def image_from_array(array: NDArray[Any]) -> Image.Image:
+    """Return uint8 [C, H, W], [H, W, C] or [H, W] in RGB as a Pillow image; ValueError where it is something else."""
+    expected = "an image is a uint8 array [C, H, W], [H, W, C] or [H, W]"
+    if array.dtype != np.uint8:
+        raise ValueError(f"{array.dtype} {list(array.shape)}: {expected}")
+    if array.ndim == 2 and array.size:
+        return Image.fromarray(np.ascontiguousarray(array))
+    shape = array.shape
+    if array.ndim != 3 or not array.size or (shape[0] in (1, 3)) == (shape[2] in (1, 3)):
+        raise ValueError(f"{list(shape)} has no axis or two axes of 1 or 3 channels; {expected}")
+    if shape[0] in (1, 3):
+        array = array.transpose(1, 2, 0)
+    return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.shape[2] == 1 else array))
+
+
+def pixels_from_array(images: NDArray[Any], settings: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Prepare uint8 [N, C, H, W] or [N, H, W, C] in RGB: uint8 [N, C, height, width] in the network's channel order.
+
+    Images of the network's own size are taken as prepared by their owner: only their channels are put right.
+    """
+    if images.ndim == 4 and images.shape[1] not in (1, 3):
+        images = images.transpose(0, 3, 1, 2)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"{images.dtype} {list(images.shape)}: images are uint8 [N, 1 or 3, H, W] or [N, H, W, 1 or 3]"
+        )
+    if images.shape[2:] != (settings["height"], settings["width"]):
+        return np.stack([pixels_from_image(image_from_array(image), settings) for image in images])
+    if images.shape[1] == 3 and settings["channels"] == 1:
+        images = _luma(images)
+    elif images.shape[1] == 1 and settings["channels"] == 3:
+        images = np.repeat(images, 3, axis=1)
+    if settings["channel_order"] == "BGR":
+        images = images[:, ::-1]
+    return np.ascontiguousarray(images)
+
+
+def _luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """RGB [B, 3, H, W] to grey [B, 1, H, W] with Pillow's integer weights (ITU-R 601-2, scaled by 65536)."""
+    red, green, blue = (pixels[:, channel].astype(np.uint32) for channel in range(3))
+    grey = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
+    return grey.astype(np.uint8)[:, None]
+
+
+def normalised(pixels: NDArray[np.uint8], settings: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Return (pixels / divisor - mean) / std of uint8 [N, C, H, W], computed in float32."""
+    mean, std = (np.array(settings[key], np.float32).reshape(1, -1, 1, 1) for key in ("mean", "std"))
+    scaled = pixels.astype(np.float32) / np.float32(settings.get("divisor", 255))
+    return np.asarray((scaled - mean) / std, np.float32)
+
+
+def image_files(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of images below a folder, at any depth, in natural order (img2 before img10), and other files'.
+
+    Links are followed; names that begin with a dot are skipped. Raises OSError where a folder cannot be listed.
+    """
+    suffixes, files = image_suffixes(), sorted(_files(folder), key=_natural_key)
+    images = tuple(name for name in files if name.lower().endswith(suffixes))
+    return images, tuple(name for name in files if not name.lower().endswith(suffixes))
+
+
+def _files(root: Path) -> Iterator[str]:
+    def stop(error: OSError) -> None:
+        raise error
+
+    seen: set[tuple[int, int]] = set()
+    # Links are followed, because data sets are often assembled from them; a loop of links ends at `seen`.
+    for folder, subfolders, names in os.walk(root, onerror=stop, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        relative = os.path.relpath(folder, root)
+        yield from (os.path.normpath(os.path.join(relative, name)) for name in names if not name.startswith("."))
+
+
+def _natural_key(file: str) -> tuple[list[list[str | int]], str]:
+    # Splitting at digits puts text at even and numbers at odd places, so that like compares with like.
+    parts = [re.split(r"([0-9]+)", part.casefold()) for part in file.split(os.sep)]
+    return [[int(text) if place % 2 else text for place, text in enumerate(part)] for part in parts], file
+
+
+def _pixels(image: Any, settings: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Prepare one image of any kind that `load` takes."""
+    if isinstance(image, np.ndarray):
+        image = image_from_array(image)
+    if isinstance(image, Image.Image):
+        return pixels_from_image(image, settings)
+    try:
+        return pixels_from_image(decode(Path(image)), settings)
+    except READ_ERRORS as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        raise ValueError(f"{image} cannot be read as an image: {reason}") from error
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prepare the images that a command line names and write them to an npz file; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="preprocess.py",
+        description="Prepare images for this bundle's network, exactly as the run did.",
+        epilog="Exit status: 0 written, 2 a mistake in the input.",
+    )
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="image file, or folder of them (at any depth)")
+    add("--output", required=True, type=Path, metavar="FILE.npz", help="inputs float32 [N, C, H, W] and names [N]")
+    add("--bundle", type=Path, default=None, metavar="DIR", help="folder of manifest.json; default: where this lies")
+    given = parser.parse_args(list(arguments))
+    temporary = given.output.with_name(f".{given.output.name}.part")
+    try:
+        names = [
+            name
+            for image in map(Path, given.images)
+            for name in ([image / file for file in image_files(image)[0]] if image.is_dir() else [image])
+        ]
+        inputs = load(names, given.bundle)
+        with temporary.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, inputs=inputs, names=np.array([str(name) for name in names]))
+        os.replace(temporary, given.output)
+    except (OSError, ValueError, KeyError) as error:
+        temporary.unlink(missing_ok=True)
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{given.output}: inputs float32 {list(inputs.shape)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
