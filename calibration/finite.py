@@ -15,15 +15,13 @@ def all_finite(graph_module: GraphModule, images: Tensor) -> bool:
         return all(bool(torch.isfinite(output).all()) for output in graph_module(images))
 
 
-def first_not_finite(graph_module: GraphModule, images: Tensor) -> Node | None:
-    """The first operator whose result for `images` [B, C, H, W] holds NaN; where none does, the first with infinity.
-
-    Infinity alone need be no fault: masks of attention are made of it.
-    """
+def first_not_finite(graph_module: GraphModule, images: Tensor) -> str:
+    """Words for the first operators whose results for `images` [B, C, H, W] hold infinity and NaN; empty: none does."""
     watch = _Watch(graph_module)
     with torch.no_grad():
         watch.run(images)
-    return watch.nan or watch.infinite
+    firsts = ((watch.infinite, "infinity"), (watch.nan, "NaN"))
+    return ", ".join(f"{what} first behind {node.name} ({node.target})" for node, what in firsts if node is not None)
 
 
 class _Watch(Interpreter):

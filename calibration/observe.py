@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from calibration.errors import UserError
+from calibration.finite import first_not_finite
 from calibration.grid import affine_parameters
 from calibration.observers import RangeMethod, RangeObserver, choose_range
 from calibration.plan import Plan
@@ -27,7 +28,7 @@ class Range:
 def observe(graph_module: GraphModule, plan: Plan, batches: Iterable[Tensor]) -> dict[str, RangeObserver]:
     """Run normalised batches, float32 [B, C, H, W], through a folded graph; one observer per group of the plan.
 
-    Raises UserError when a tensor holds values that are not finite, naming the first one.
+    Raises UserError when a tensor or an output holds values that are not finite, naming the first one.
     """
     groups = {placement.group: RangeObserver() for placement in plan.activations}
     by_tensor = {placement.tensor: groups[placement.group] for placement in plan.activations}
@@ -41,7 +42,13 @@ def observe(graph_module: GraphModule, plan: Plan, batches: Iterable[Tensor]) ->
     watching = Watching(graph_module, by_tensor, look)
     for batch in batches:
         with torch.no_grad():
-            watching.run(batch)
+            outputs = watching.run(batch)
+        if not not_finite and not all(bool(torch.isfinite(output).all()) for output in outputs):
+            raise UserError(
+                f"the network's outputs are NaN or infinite for images that calibrate"
+                f" ({first_not_finite(graph_module, batch)}): check what it does with black, white and one-coloured"
+                " images, and that they are normalised as it expects"
+            )
         if not_finite:
             raise UserError(
                 f"{not_finite[0]}: the network computes values there that are not finite; check its weights"

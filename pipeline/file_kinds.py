@@ -12,6 +12,8 @@ from pipeline.source_text import shortened
 # First bytes -> what the file is and what to do.
 _FIRST_BYTES: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "are a pointer of Git LFS, not the file itself: fetch it with git lfs pull"),
+    (b"/annex/objects/", "are a pointer of git-annex, not the file itself: fetch it with git annex get"),
+    (b"outs:\n", "are a pointer of DVC, not the file itself: fetch it with dvc pull"),
     (b"\x1f\x8b", "are compressed by gzip: unpack them first"),
     (b"BZh", "are compressed by bzip2: unpack them first"),
     (b"\xfd7zXZ", "are compressed by xz: unpack them first"),

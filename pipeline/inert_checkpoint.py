@@ -65,7 +65,7 @@ class InertCheckpoint:
 
     contents: Any  # StoredTensor for tensors, Foreign for objects of other classes
     called: frozenset[Symbol]  # what unpickling would have called, but for what rebuilds tensors
-    numbers: Callable[[str, int], bytes]  # the first bytes of a storage
+    numbers: Callable[[str, int, int], bytes]  # the bytes of a storage from one place to another
 
     def tensor(self, stored: StoredTensor) -> Tensor:
         """The tensor, on the CPU, in memory of its own.
@@ -83,11 +83,10 @@ class InertCheckpoint:
             )
         if empty:
             return torch.empty(stored.size, dtype=storage.dtype)
-        end = storage.start + stored.offset + last + 1
-        flat = torch.frombuffer(
-            bytearray(self.numbers(storage.key, end * storage.dtype.itemsize)), dtype=storage.dtype, count=end
-        )
-        return flat.as_strided(stored.size, stored.stride, storage.start + stored.offset).clone()
+        start, width = storage.start + stored.offset, storage.dtype.itemsize
+        read = self.numbers(storage.key, start * width, (start + last + 1) * width)
+        flat = torch.frombuffer(bytearray(read), dtype=storage.dtype, count=last + 1)
+        return flat.as_strided(stored.size, stored.stride).clone()
 
 
 def read_inert_checkpoint(path: Path) -> InertCheckpoint:
@@ -114,15 +113,18 @@ def _of_archive(path: Path) -> InertCheckpoint:
             raise InertCheckpointError("its numbers are big-endian")
         contents, called = read_inert(io.BytesIO(archive.read(pickles[0])), rebuild=_rebuilt, outside=_storage)
 
-    def numbers(key: str, length: int) -> bytes:
+    opened: list[zipfile.ZipFile] = []  # kept, as its directory is read with every opening
+
+    def numbers(key: str, start: int, stop: int) -> bytes:
         try:
-            with zipfile.ZipFile(path) as archive, archive.open(f"{root}data/{key}") as stored:
-                read = stored.read(length)
+            if not opened:
+                opened.append(zipfile.ZipFile(path))
+            with opened[0].open(f"{root}data/{key}") as stored:
+                stored.seek(start)
+                read = stored.read(stop - start)
         except _BROKEN_ARCHIVES as error:
             raise InertCheckpointError(str(error)) from None
-        if len(read) < length:
-            raise InertCheckpointError(f"storage {key} holds {len(read)} bytes instead of {length}")
-        return read
+        return _complete(read, key, start, stop)
 
     return InertCheckpoint(contents=contents, called=called, numbers=numbers)
 
@@ -151,16 +153,19 @@ def _of_legacy(path: Path) -> InertCheckpoint:
             places[key] = (file.tell(), length)
             file.seek(length, io.SEEK_CUR)
 
-    def numbers(key: str, length: int) -> bytes:
-        place, stored = places.get(key, (0, 0))
+    def numbers(key: str, start: int, stop: int) -> bytes:
+        place, length = places.get(key, (0, 0))
         with path.open("rb") as file:
-            file.seek(place)
-            read = file.read(min(length, stored))
-        if len(read) < length:
-            raise InertCheckpointError(f"storage {key} holds {len(read)} bytes instead of {length}")
-        return read
+            file.seek(place + start)
+            return _complete(file.read(max(0, min(stop, length) - start)), key, start, stop)
 
     return InertCheckpoint(contents=contents, called=called, numbers=numbers)
+
+
+def _complete(read: bytes, key: str, start: int, stop: int) -> bytes:
+    if len(read) < stop - start:
+        raise InertCheckpointError(f"storage {key} ends at byte {start + len(read)} instead of {stop}")
+    return read
 
 
 def _storage(identity: object) -> object:

@@ -24,7 +24,7 @@ def probe_images(captured: GraphModule, preprocessing: Preprocessing, purpose: s
     """Normal noise, or random pixels where the network has no numbers for that, float32 [2, C, H, W].
 
     Roots, logarithms and powers of pixel values are NaN below 0, where no image is: there the images are of pixels
-    from 0 to 255, normalised as images are.
+    from 1 to 254, normalised as images are. What becomes of 0 and 255 the run's own images show.
 
     Raises:
         UserError: outputs are NaN or infinite for such pixels too; `source` names the network.
@@ -33,9 +33,9 @@ def probe_images(captured: GraphModule, preprocessing: Preprocessing, purpose: s
     if all_finite(captured, images):
         return images
     generator = generator_for(0, f"{purpose}, pixels")
-    pixels = torch.randint(0, 256, images.shape, generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(1, 255, images.shape, generator=generator, dtype=torch.uint8)
     images = normalise(pixels, preprocessing)
-    check_finite(captured, images, source=source, shown="random pixels from 0 to 255")
+    check_finite(captured, images, source=source, shown="random pixels from 1 to 254")
     return images
 
 
@@ -43,9 +43,7 @@ def check_finite(captured: GraphModule, images: Tensor, *, source: str, shown: s
     """Raise UserError where outputs for images [B, C, H, W], which `shown` names, are NaN or infinite."""
     if all_finite(captured, images):
         return
-    node = first_not_finite(captured, images)
-    first = f", first behind {node.name} ({node.target})" if node is not None else ""
     raise UserError(
-        f"{source}: the network gives NaN or infinity for {shown}{first}: there is nothing to compare or to learn; are"
-        " --mean and --std those that it was trained with, and its weights sound?"
+        f"{source}: the network gives NaN or infinity for {shown} ({first_not_finite(captured, images)}): there is"
+        " nothing to compare or to learn; are --mean and --std those that it was trained with, and its weights sound?"
     )

@@ -27,10 +27,20 @@ class SourcedModel:
 
 @contextmanager
 def reproducible_weights() -> Iterator[None]:
-    """Inside, random weights are the same every time, and the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        yield
+    """Inside, random weights are the same every time; what code may change for the whole of torch is put back after.
+
+    That is the global generator, the default type and device of tensors, and whether gradients are recorded.
+    """
+    dtype, device, gradients = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device.type == "cpu" else device)
+        torch.set_grad_enabled(gradients)
 
 
 def module_with_state(

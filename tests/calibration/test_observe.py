@@ -93,3 +93,15 @@ def test_images_that_are_not_finite_are_named(network: tuple[GraphModule, Plan],
     folded, plan = network
     with pytest.raises(UserError, match=r"^x: the network computes values there that are not finite"):
         observe(folded, plan, [noise(2, 3, 8, 8), noise(2, 3, 8, 8) / 0.0])
+
+
+def test_outputs_that_are_no_numbers_for_some_image_are_named(net: MakeNet, noise: Noise) -> None:
+    # No tensor that a plan rounds lies behind the division: only the output shows that a black image has no answer.
+    module = net(lambda n, x: n.a(x).mean((2, 3)) / x.abs().mean((1, 2, 3))[:, None], a=nn.Conv2d(3, 4, 3))
+    folded = fold(capture(module, noise(2, 3, 8, 8), source="test"))
+    plan = place(folded, X64, Widths())
+    images = noise(4, 3, 8, 8)
+    observe(folded, plan, [images])
+    images[2] = 0
+    with pytest.raises(UserError, match=r"NaN or infinite for images that calibrate \(.*first behind div"):
+        observe(folded, plan, [images])

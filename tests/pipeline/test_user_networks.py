@@ -111,6 +111,14 @@ def in_inference_mode():
         return body()
 
 
+def changes_torch():
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_grad_enabled(False)
+    with torch.device("cpu"):
+        return body()
+
+
 def eval_returns_nothing():
     class Own(nn.Sequential):
         def train(self, mode=True):
@@ -320,7 +328,7 @@ def at_the_desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
         ("imitating_integers", "its part 0 is quantised already, or prepared for it (torch.ao.nn.qat."),
         ("of_integers", "its part 5 is quantised already, or prepared for it (torch.ao.nn.quantized.dynamic."),
         ("broken_statistics", "has NaN or infinity in 1 buffers (1.running_mean)"),
-        ("without_numbers", "gives NaN or infinity for random pixels from 0 to 255, first behind log (aten.log"),
+        ("without_numbers", "gives NaN or infinity for random pixels from 1 to 254 (NaN first behind log (aten.log"),
         ("complex_parameter", "its tensor extra is complex"),
         ("sparse_parameter", "its tensor extra is sparse (sparse_coo)"),
         ("on_meta", "its tensor 0.weight lies on the meta device, without values"),
@@ -355,6 +363,7 @@ def test_what_cannot_be_captured_is_one_line(builder: str, words: str) -> None:
         ("wrapped_inside", ("output",)),
         ("in_inference_mode", ("output",)),
         ("eval_returns_nothing", ("output",)),
+        ("changes_torch", ("output",)),
         ("root_of_pixels", ("output",)),
     ],
 )
@@ -363,6 +372,7 @@ def test_outputs_in_objects_and_odd_networks_are_taken(builder: str, names: tupl
     assert tuple(network.captured.meta["outputs"]) == names
     assert network.fold_difference < 1e-5
     parameters = [parameter for parameter in network.folded.parameters() if parameter.is_floating_point()]
+    assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled() and torch.ones(1).device.type == "cpu"
     assert parameters and not any(parameter.is_inference() for parameter in parameters)
 
 
