@@ -9,8 +9,8 @@ from dataclasses import dataclass
 WIDTH, HEIGHT = 720, 240
 """Size of a line chart in SVG units, which the page scales."""
 
-LEFT, RIGHT, TOP, BOTTOM = 64, 12, 12, 36
-"""Margins in SVG units: room for the axes' labels."""
+LEFT, RIGHT, TOP, BOTTOM = 92, 12, 12, 36
+"""Margins in SVG units: room for the axes' labels, whose letters are 19 units high on a telephone."""
 
 LOG_SPAN = 20
 """A loss that falls by more than this factor is drawn on a logarithmic axis, where its end is visible."""

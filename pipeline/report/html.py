@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pipeline.printing import plain
 from pipeline.report import wording
@@ -44,12 +45,18 @@ def page(report: Report) -> str:
         size_bars=_size_bars(report),
         chart=line_chart(report.distillation.curve if report.distillation is not None else ()),
         device_steps=_device_steps(report),
+        breakable=_breakable,
     )
 
 
 def _shown(value: object) -> object:
     """A value of the page; names of files and layers may hold what turns the direction of text around."""
     return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _breakable(name: str) -> Markup:
+    """Return a name, escaped, that may be broken behind its dots, slashes and underscores."""
+    return Markup(re.sub(r"(?<=[._/])(?=[^._/])", "<wbr>", str(escape(name))))
 
 
 def _accuracy_bars(report: Report) -> list[Bar]:

@@ -172,3 +172,59 @@ def test_the_smallest_decoded_side_still_fills_the_smallest_crop() -> None:
     side = smallest_side_to_decode(_prepared(224))
     assert side * (SMALLEST_AREA * ASPECT_RATIOS[0]) ** 0.5 >= 224
     assert side < 2.1 * 224  # and a common photograph of 500 px is decoded whole, one of 1000 px by half
+
+
+def _framed(placement: str) -> Preprocessing:
+    fields = {"height": 40, "width": 60, "fit": "letterbox", "placement": placement, "fill": 9}
+    return preprocessing_from_fields(fields, where="test")
+
+
+@pytest.mark.parametrize("placement", ["centre", "top-left"])
+def test_parts_are_framed_as_whole_images_are(placement: str) -> None:
+    image = Image.new("RGB", (300, 100), (200, 200, 200))
+    numbers = torch.rand(50, UNIFORMS, generator=_generator(), dtype=torch.float64).tolist()
+    rule = _framed(placement)
+    filled = []
+    for uniforms in numbers:
+        crop = resized_crop(image, rule, uniforms, flip=True)
+        assert set(crop.flatten().tolist()) == {9, 200}
+        rows = (crop[0, :, 0] == 200).nonzero().flatten().tolist()  # the frame is above and below, never at a side
+        assert (crop[0, rows] == 200).all()
+        assert rows[0] == (0 if placement == "top-left" else (40 - len(rows)) // 2)
+        filled.append(len(rows))
+    whole = image_to_tensor(image, rule)
+    assert np.mean(filled) == pytest.approx(int((whole[0, :, 0] == 200).sum()), abs=2)
+
+
+def test_a_part_is_mirrored_before_it_is_framed() -> None:
+    image = Image.fromarray(
+        np.tile(np.arange(20, 120, dtype=np.uint8)[:, None, None], (1, 30, 3)).transpose(1, 0, 2)[:, :20]
+    )
+    rule = preprocessing_from_fields(
+        {"height": 40, "width": 60, "fit": "letterbox", "placement": "top-left", "fill": 9}, where="test"
+    )
+    uniforms = [0.5] * (UNIFORMS - 1)
+    plain = resized_crop(image, rule, [*uniforms, 0.9], flip=True)
+    mirrored = resized_crop(image, rule, [*uniforms, 0.1], flip=True)
+    width = int((plain[0, 0] != 9).sum())
+    assert 0 < width < 60 and (mirrored[:, :, width:] == 9).all()
+    assert (plain[:, :, :width].int() - mirrored[:, :, :width].flip(2).int()).abs().max() <= 1
+
+
+def test_stretched_networks_train_on_parts_stretched_by_as_much() -> None:
+    rule = preprocessing_from_fields({"height": 100, "fit": "stretch"}, where="test")
+    numbers = torch.rand(200, UNIFORMS, generator=_generator(), dtype=torch.float64).tolist()
+    ratios = [width / height for _, _, width, height in (_crop_box(400, 200, rule, uniforms) for uniforms in numbers)]
+    assert ASPECT_RATIOS[0] * 2 * 0.97 < min(ratios) and max(ratios) < ASPECT_RATIOS[1] * 2 * 1.03
+    before = preprocessing_from_fields({"height": 100, "width": 50, "resize": [60, 120]}, where="test")
+    ratios = [width / height for _, _, width, height in (_crop_box(400, 200, before, uniforms) for uniforms in numbers)]
+    # A crop of 50x100 from a whole stretched to 60x120 shows a part of the whole's shape.
+    assert ASPECT_RATIOS[0] * 2 * 0.97 < min(ratios) and max(ratios) < ASPECT_RATIOS[1] * 2 * 1.03
+
+
+def test_what_lies_at_the_top_left_of_its_frame_is_not_mirrored_with_it() -> None:
+    source = ArraySource("x", np.zeros((2, 3, 40, 60), np.uint8))
+    assert choose_augmentation("auto", source, _framed("centre")).flip
+    assert not choose_augmentation("auto", source, _framed("top-left")).flip
+    with pytest.raises(UserError, match="--augmentation crop-flip: the mirror image of one at the top left"):
+        choose_augmentation("crop-flip", source, _framed("top-left"))
