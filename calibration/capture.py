@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ def _export(module: nn.Module, example: Tensor, source: str) -> tuple[ExportedPr
         # Before exporting, which runs on tensors without values: older versions of torch check less there.
         _check_takes(module, example, source)
         with _hushed():
-            exported = export(module, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
+            exported = export(module, (example,), dynamic_shapes=_free_batch(module), strict=False)
     except BaseException as error:
         # The network's own code runs here, so any exception may come; it is reported, never swallowed.
         if not is_ours_to_report(error):
@@ -84,6 +85,12 @@ def _arguments(module: nn.Module) -> list[inspect.Parameter]:
     except Exception:  # no signature, or the user's own code failed: the call will tell
         return []
     return [p for p in parameters if p.kind not in variadic]
+
+
+def _free_batch(module: nn.Module) -> tuple[Any, ...]:
+    """What says to torch that the first axis of the image is free; an image that `*args` takes is one of several."""
+    free = {0: Dim.DYNAMIC}
+    return (free,) if _arguments(module) else ((free,),)
 
 
 def _check_arguments(module: nn.Module, source: str) -> None:

@@ -39,6 +39,11 @@ def _look_into(value: Any, source: str, path: str) -> bool:
                 " learned: return what it is computed from, such as the logits before argmax or a threshold, or leave"
                 " it out"
             )
+        if not value.numel():
+            raise UserError(
+                f"{source}: the network's {path} is empty, of shape {list(value.shape)}: leave it out, in a builder"
+                " given as --teacher python:package.module:function"
+            )
         return True
     if value is None or isinstance(value, (bool, int, float, complex, str)):
         return False  # named where the names of outputs are made, as far as the graph does not leave it out

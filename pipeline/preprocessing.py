@@ -140,10 +140,14 @@ class Preprocessing:
         unknown = sorted(set(own) - set(names))
         if missing or unknown:
             raise UserError(f"preprocessing: missing fields {missing}, unknown fields {unknown}")
-        built = cls(**{name: _tuple_if_list(value) for name, value in own.items()})
+        built = cls(**{name: _plain(value) for name, value in own.items()})
         if values.get("fit", built.fit) != built.fit:
             raise UserError(f"preprocessing: fit is {values['fit']!r}, its resize and fill are those of {built.fit}")
         return built
+
+
+# Far beyond any image: what is larger is a slip of the keyboard, or of a unit.
+_LARGEST_SIDE = 2**20
 
 
 def preprocessing_from_fields(given: Mapping[str, Any], *, where: str) -> Preprocessing:
@@ -159,7 +163,8 @@ def preprocessing_from_fields(given: Mapping[str, Any], *, where: str) -> Prepro
     unknown = sorted(str(name) for name in set(given) - set(names))
     if unknown:
         raise UserError(f"{where}: unknown preprocessing fields {', '.join(unknown)}; known: {', '.join(names)}")
-    values = {name: _tuple_if_list(value) for name, value in given.items()}
+    values = {name: _plain(value) for name, value in given.items()}
+    _check_kinds(values, where)
     values.setdefault("height", values.get("width", 224))
     values.setdefault("width", values["height"])
     if "channel_order" not in values:
@@ -278,8 +283,22 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _tuple_if_list(value: object) -> Any:
+def _plain(value: Any) -> Any:
+    """A field as Python's own numbers and tuples, also where it is NumPy's or torch's."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     return tuple(value) if isinstance(value, list) else value
+
+
+def _check_kinds(values: Mapping[str, Any], where: str) -> None:
+    """Refuse fields that are no whole number or no word, before anything is computed with them."""
+    for name in ("channels", "height", "width"):
+        value = values.get(name, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST_SIDE:
+            raise UserError(f"{where}: preprocessing: {name} is {value!r}; it must be a whole number of at least 1")
+    for name in ("interpolation", "channel_order", "placement", "fit"):
+        if name in values and not (isinstance(values[name], str) or (name == "fit" and values[name] is None)):
+            raise UserError(f"{where}: preprocessing: {name} is {values[name]!r}; it must be a word")
 
 
 def _length(value: object) -> int:

@@ -111,6 +111,30 @@ def in_inference_mode():
         return body()
 
 
+def decorated():
+    def without_a_signature(forward):
+        return lambda *args, **kwargs: forward(*args, **kwargs)
+
+    class Own(nn.Sequential):
+        forward = without_a_signature(nn.Sequential.forward)
+
+    return Own(*body())
+
+
+def empty_output():
+    return Net(lambda n, x: (n.net(x), x.new_zeros(len(x), 0)))
+
+
+def of_numpy():
+    import numpy
+
+    return body(), {"height": numpy.int64(16), "mean": numpy.array([0.5, 0.4, 0.3]), "std": torch.tensor([0.5] * 3)}
+
+
+def of_text():
+    return body(), {"height": "16"}
+
+
 def changes_torch():
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")
@@ -314,6 +338,8 @@ def at_the_desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
         ("object_output", "the network's output is a Object, into which nothing can look"),
         ("nothing_output", "the network returns a tuple without a tensor; return tensors"),
         ("yes_or_no", "the network's output sure holds bool, which cannot be learned: return what it is computed from"),
+        ("empty_output", "the network's output 1 is empty, of shape [2, 0]"),
+        ("of_text", "preprocessing: height is '16'; it must be a whole number"),
         ("indices", "the network's output holds int64, which cannot be learned"),
         ("a_class", "returned the class Identity, not a network: return Identity(...)"),
         ("a_state", "returned a state dict: build the network in the function"),
@@ -364,6 +390,8 @@ def test_what_cannot_be_captured_is_one_line(builder: str, words: str) -> None:
         ("in_inference_mode", ("output",)),
         ("eval_returns_nothing", ("output",)),
         ("changes_torch", ("output",)),
+        ("decorated", ("output",)),
+        ("of_numpy", ("output",)),
         ("root_of_pixels", ("output",)),
     ],
 )
