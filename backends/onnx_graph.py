@@ -24,8 +24,6 @@ from calibration.free_size import FreeSize
 from calibration.freeze import FrozenConstant, FrozenNetwork
 from calibration.operators import argument, attribute, kind, multiplier, static_shape
 
-# ONNX's IR version that came with opset 20; newer readers take it, older runtimes need nothing newer.
-_IR_VERSION = 10
 _BYTE = 8  # bits of the integers that activations are stored in
 
 
@@ -296,7 +294,9 @@ class Emitter:
             if node.name in self.placements:
                 self._quantise(node)
         opset = helper.make_opsetid("", self.opset)
-        model = onnx.ModelProto(ir_version=_IR_VERSION, producer_name="faqd", opset_import=[opset])
+        # The format that came with the opset (int4 came with 21): a newer one locks out runtimes that read all else.
+        ir_version = helper.find_min_ir_version_for([opset])
+        model = onnx.ModelProto(ir_version=ir_version, producer_name="faqd", opset_import=[opset])
         # Filled in place: a graph of its own would be copied, which protobuf refuses beyond 2 GB.
         model.graph.name = name
         model.graph.node.extend(self.nodes)

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from backends.runtime_versions import least_runtime
 from backends.serialised import DATA_SUFFIX, Serialised, files_of, read_model
 from calibration.errors import UserError
 from calibration.plan import Plan
@@ -186,6 +187,7 @@ def write_bundle(
             "target": report.target,
             "session_options": dict(session_options),
             "least_parity": least_parity,
+            **_runtime(model, report.backend),
             "bits": {"weights": report.bits.weights, "activations": report.bits.activations},
             "teacher": report.teacher,
             "student": report.student,
@@ -227,6 +229,13 @@ def _tensors(model: Serialised, outputs: Sequence[Output]) -> dict[str, list[dic
     for entry, output in zip(described["outputs"], outputs, strict=True):
         entry.update(output.to_json())
     return described
+
+
+def _runtime(model: Serialised, backend: str) -> dict[str, Any]:
+    """The oldest runtime that the model needs, where it is known."""
+    graph = onnx.load_model_from_string(model if isinstance(model, bytes) else model.graph)
+    least = least_runtime(graph, backend)
+    return {} if least is None else {"runtime": least}
 
 
 def read_bundle(folder: Path) -> Bundle:

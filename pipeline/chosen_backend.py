@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from backends import backend_of, backends_for
 from backends.base import Backend
+from backends.bundle_check.errors import DeviceError
+from backends.bundle_check.runtimes import refuse_old
 from backends.profile import Profile
 from backends.tensorrt_device.build import EngineOptions
 from calibration.errors import UserError
@@ -38,9 +42,17 @@ def prepared_for(backends: Sequence[Backend], plan: Plan) -> Backend:
 def stored_backend(bundle: Bundle, engine: EngineConfig, *, batch: int, progress: Progress) -> Backend:
     """The backend of a finished bundle.
 
-    Raises UserError when flags of an engine come with one that builds none, and for an SDK too old to build any.
+    Raises UserError when flags of an engine come with one that builds none, for an SDK too old to build any, and for a
+    runtime too old for the model.
     """
     check_engine(engine, backend=bundle.backend, batch=batch)
+    if bundle.backend == "onnxruntime" and importlib.util.find_spec("onnxruntime") is not None:
+        try:
+            refuse_old("onnxruntime", importlib.metadata.version("onnxruntime"), bundle.manifest.get("runtime", {}))
+        except DeviceError as error:
+            raise UserError(str(error)) from None
+        except importlib.metadata.PackageNotFoundError:
+            pass  # a build under another name (onnxruntime-gpu): what it cannot load is said when it loads
     if bundle.backend == "tensorrt":
         from backends.tensorrt import refuse_old_sdk
 

@@ -119,7 +119,7 @@ def run(
     out.print(f"bundle: {bundle}")
     out.print(f"report: {config.folder / 'report.html'}")
     if report.status == "not-validated-on-target":
-        out.print(f"on the target, run: {_command_on_target(report, bundle)}")
+        out.print(f"on the target, run: {_command_on_target(bundle)}")
         if report.backend == "onnxruntime" and report.target in ("x86-avx2", "arm64"):
             out.print(f"or here, emulated: faqd validate {shlex.quote(str(bundle))} --emulate {report.target}")
     return status
@@ -281,11 +281,9 @@ def _configure_talk(talk: Talk) -> Console:
     return errors
 
 
-def _command_on_target(report: Report, bundle: Path) -> str:
-    """What proves the bundle on its device; TensorRT's devices seldom have torch: the bundle brings its check."""
-    if report.backend == "tensorrt":
-        return f"python3 {shlex.quote(str(bundle / 'check.py'))}"
-    return f"faqd validate {shlex.quote(str(bundle))}"
+def _command_on_target(bundle: Path) -> str:
+    """What proves the bundle on its device; devices seldom have torch: the bundle brings its check."""
+    return f"python3 {shlex.quote(str(bundle / 'check.py'))}"
 
 
 def _show(report: Report) -> int:

@@ -1,14 +1,17 @@
-"""Check a TensorRT bundle on the device where it will run; needs numpy and TensorRT's Python package only.
+"""Check a TensorRT bundle on the device where it will run; needs Python 3.10, numpy and TensorRT's Python package only.
 
 Every TensorRT bundle holds a copy of this file. Usage: python3 check.py [--help]. Exit status: 0 all is as it should
 be, 1 a comparison failed, 2 a mistake in the input or on this device, which one line names.
 """
 
-from __future__ import annotations
-
+import os
 import runpy
 import sys
 
-# The package lies beside this file, which is where Python looks first.
+if sys.version_info < (3, 10):  # noqa: UP036  # devices are older than the machines that bundles are made on
+    sys.stderr.write("error: check.py needs Python 3.10 or newer; this is " + sys.version.split()[0] + "\n")
+    sys.exit(2)
+# The package lies beside this file.
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 sys.dont_write_bytecode = True
-runpy.run_module("tensorrt_device", run_name="__main__", alter_sys=True)
+runpy.run_module("faqd_device.tensorrt_device", run_name="__main__", alter_sys=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from backends import bundle_check
 from backends.base import Backend
 from backends.serialised import Serialised, parsed
 from calibration.plan import Plan
@@ -14,6 +15,8 @@ from calibration.plan import Plan
 CHECK = "check.py"
 #: From image files to the model's input, as the run did it; a module and a command.
 PREPROCESS = "preprocess.py"
+#: The folder of all that it runs.
+PACKAGE = "faqd_device"
 LAYERS = "layers.npz"
 #: Images whose layers are compared on the device.
 _LAYER_IMAGES = 4
@@ -23,14 +26,22 @@ _HERE = Path(__file__).parent
 
 def device_files(backend: Backend, model: Serialised, plan: Plan, images: Tensor) -> dict[str, bytes]:
     """The device's files by path below the bundle; `images` are the golden inputs float32 [B, C, H, W]."""
-    files = {PREPROCESS: (_HERE / "device_preprocess.py").read_bytes()}
-    if backend.name != "tensorrt":
-        return {**files, CHECK: (_HERE / "device_check.py").read_bytes()}
-    from backends import tensorrt_device
-    from backends.tensorrt_layers import oracle_layers
+    files = {PREPROCESS: (_HERE / "device_preprocess.py").read_bytes(), **check_files(backend.name)}
+    if backend.name == "tensorrt":
+        from backends.tensorrt_layers import oracle_layers
 
-    package = Path(str(tensorrt_device.__file__)).parent
-    files |= {f"{package.name}/{path.name}": path.read_bytes() for path in sorted(package.glob("*.py"))}
-    files[CHECK] = (_HERE / "device_check_tensorrt.py").read_bytes()
-    files[LAYERS] = oracle_layers(parsed(model), plan, images[:_LAYER_IMAGES])
+        files[LAYERS] = oracle_layers(parsed(model), plan, images[:_LAYER_IMAGES])
+    return files
+
+
+def check_files(backend: str) -> dict[str, bytes]:
+    """The check that a bundle of a backend brings along, by path: one program, and the packages that it runs."""
+    packages = [Path(str(bundle_check.__file__)).parent]
+    program = "device_check.py"
+    if backend == "tensorrt":
+        packages.append(packages[0].with_name("tensorrt_device"))
+        program = "device_check_tensorrt.py"
+    files = {f"{PACKAGE}/__init__.py": b'"""What check.py runs."""\n', CHECK: (_HERE / program).read_bytes()}
+    for package in packages:
+        files |= {f"{PACKAGE}/{package.name}/{path.name}": path.read_bytes() for path in sorted(package.glob("*.py"))}
     return files

@@ -1,4 +1,4 @@
-"""`python3 -m tensorrt_device` in a bundle, which check.py there starts."""
+"""What check.py starts in a bundle, where this lies two folders deep."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from pathlib import Path
 
 from .check import main
 
-raise SystemExit(main(sys.argv[1:], Path(__file__).resolve().parent.parent))
+raise SystemExit(main(sys.argv[1:], Path(__file__).resolve().parents[2]))

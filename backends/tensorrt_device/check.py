@@ -20,15 +20,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle_check.compare import compared, golden_line
+from ..bundle_check.errors import DeviceError
+from ..bundle_check.images import open_images, scored
+from ..bundle_check.manifest import LEAST_SAME, read_manifest, remark
 from .build import HARDWARE, BuiltEngine, EngineOptions, build_engine, engine_facts, write_atomically
-from .compare import agrees, normalised, same_answers, sampled, sqnr_db
+from .compare import sampled, sqnr_db
 from .cuda import Cuda
-from .engine import LoadedEngine, loaded_engine
-from .errors import DeviceError
+from .engine import loaded_engine
 from .kernels import EngineCensus, census, parse_inspection
 from .sdk import load_sdk, product
 
-_SCORED_AT_ONCE = 256
 #: Least time between two lines of progress, seconds.
 _PATIENCE = 5.0
 
@@ -67,8 +69,9 @@ def _parser(folder: Path) -> argparse.ArgumentParser:
     add("--engine", type=Path, help="engine file: loaded if it is there (its record FILE.json beside it), else written")
     add(
         "--images",
-        metavar="FILE.npz#IMAGES,LABELS",
-        help="score images: uint8 [N, C, H, W] of the input's size",
+        metavar="FOLDER or FILE.npz#IMAGES[,LABELS]",
+        help="run images: a folder (needs Pillow), or uint8 [N, C, H, W] of the input's size; scored where there are"
+        " labels [N] (of maps [N, H, W]) or folders with the classes' names",
     )
     add("--batch", type=int, default=1, help="images per inference in the latency measurement; default 1")
     add("--batches", metavar="MIN,OPT,MAX", help="batches the engine takes; default: that of --batch alone")
@@ -113,7 +116,9 @@ def check(
     bundle: Path, options: EngineOptions, given: argparse.Namespace, *, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """All figures of one bundle on this device; raises DeviceError for what the user can mend."""
-    manifest = read_manifest(bundle)
+    manifest = read_manifest(bundle, ("tensorrt",))
+    if (line := remark(manifest)) is not None:
+        say(f"note               {line}")
     sdk, cuda = load_sdk(), Cuda()
     model = (bundle / "model.onnx").read_bytes()
     facts = engine_facts(sdk, cuda.device_name(), cuda.compute_capability())
@@ -133,12 +138,19 @@ def check(
         found = census(parse_inspection(engine.inspection()), layers, planned_products(manifest["plan"]))
         say(kernel_line(found))
         report["kernels"] = asdict(found)
-        report["golden"] = {name: _compared(outputs[name], expected[name], entry) for name, entry in described.items()}
+        least = manifest.get("least_parity", LEAST_SAME)
+        report["golden"] = {
+            name: compared(outputs[name], expected[name], entry, least)
+            | {"sqnr_db": sqnr_db(expected[name], outputs[name])}
+            for name, entry in described.items()
+        }
         for name, golden in report["golden"].items():
-            say(_golden_line(name, golden))
+            noise = "" if golden["sqnr_db"] is None else f", {golden['sqnr_db']:.1f} dB"
+            say(golden_line("engine vs oracle", name, golden) + noise)
         if given.images is not None:
-            report["accuracy"] = _accuracy(engine, given.images, manifest["preprocessing"], described)
-            say(f"accuracy           {100 * report['accuracy']['top1']:.2f} % of {report['accuracy']['images']} images")
+            images = open_images(given.images, bundle, manifest)
+            report["accuracy"] = scored(images, engine.run, manifest, say)
+            del report["accuracy"]["outputs"]
         batch = min(max(given.batch, engine.smallest), engine.largest)  # a file may fix its batch size
         latency = engine.latency(np.resize(inputs, (batch, *inputs.shape[1:])))
         report["latency"] = asdict(latency)
@@ -149,31 +161,9 @@ def check(
         )
     if not given.no_layers and (bundle / "layers.npz").is_file():
         report["layers"] = _layers(sdk, cuda, bundle, model, options, inputs, say)
-    same = all(agrees(golden["same"], golden["answers"]) for golden in report["golden"].values())
+    same = all(golden["passed"] for golden in report["golden"].values())
     report["passed"] = same and not found.floating
     return report
-
-
-def read_manifest(bundle: Path) -> dict[str, Any]:
-    """The manifest of a bundle whose files are what it says. Raises DeviceError when they are not."""
-    path = bundle / "manifest.json"
-    if not path.is_file():
-        raise DeviceError(f"{bundle} is no bundle: it has no manifest.json")
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        files = dict(manifest["files"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DeviceError(f"{path} is damaged ({error}): copy the bundle anew") from error
-    damaged = [name for name, expected in files.items() if _digest(bundle / name) != expected]
-    if damaged:
-        raise DeviceError(f"{bundle} is damaged: {', '.join(damaged)}; copy the bundle anew")
-    if manifest.get("backend") != "tensorrt":
-        raise DeviceError(f"{bundle} is a bundle for {manifest.get('backend')}: make one with --backend tensorrt")
-    return manifest
-
-
-def _digest(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _make_folder(file: Path | None) -> None:
@@ -237,18 +227,6 @@ class _Patient:
             self._say(f"building           {phase}: {done} of {total}")
 
 
-def _compared(outputs: NDArray[Any], expected: NDArray[Any], entry: dict[str, Any]) -> dict[str, Any]:
-    same, answers = same_answers(outputs, expected, entry["holds"], entry.get("class_axis", 1))
-    return {
-        "holds": entry["holds"],
-        "same": same,
-        "answers": answers,
-        "equal": float((outputs == expected).mean()),
-        "largest_difference": float(np.abs(outputs.astype(np.float64) - expected).max()),
-        "sqnr_db": sqnr_db(expected, outputs),
-    }
-
-
 def planned_products(plan: dict[str, Any]) -> list[str]:
     """Products of two activations that a bundle's plan has on integers."""
     return [name for name, kind in plan["kinds"].items() if kind == "matmul" and name not in plan["float_nodes"]]
@@ -267,48 +245,6 @@ def kernel_line(found: EngineCensus) -> str:
         text += f"; products of two activations: {len(found.integer_products)} of {products} int8"
     not_int8 = (*found.floating, *found.float_products)
     return text if not not_int8 else f"{text}; not int8: {', '.join(not_int8)}"
-
-
-def _golden_line(name: str, golden: dict[str, Any]) -> str:
-    noise = "" if golden["sqnr_db"] is None else f", {golden['sqnr_db']:.1f} dB"
-    word = {"classes": "same argmax", "labels": "same yes or no"}.get(golden["holds"], "values alike")
-    return (
-        f"engine vs oracle   {name}: {word} {golden['same']} of {golden['answers']}, equal to the bit"
-        f" {100 * golden['equal']:.2f} %, largest difference {golden['largest_difference']:.3g}{noise}"
-    )
-
-
-def _accuracy(
-    engine: LoadedEngine, source: str, preprocessing: dict[str, Any], described: dict[str, Any]
-) -> dict[str, Any]:
-    """Top-1 of labelled images by the first output of classes."""
-    scored = next((name for name, entry in described.items() if entry["holds"] == "classes"), None)
-    if scored is None:
-        raise DeviceError("--images: no output of this network holds classes, so nothing can be compared with labels")
-    axis = int(described[scored].get("class_axis", 1))
-    path, _, keys = source.partition("#")
-    names = keys.split(",")
-    if len(names) != 2:
-        raise DeviceError(f"--images {source}: must be FILE.npz#IMAGES,LABELS")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, labels = arrays[names[0]], arrays[names[1]]
-    except (OSError, KeyError, ValueError) as error:
-        raise DeviceError(f"--images {source}: cannot be read ({error})") from error
-    wanted = (preprocessing["channels"], preprocessing["height"], preprocessing["width"])
-    if images.dtype != np.uint8 or images.shape[1:] != wanted or len(images) != len(labels):
-        raise DeviceError(
-            f"--images {source}: images {images.dtype} {images.shape} with {len(labels)} labels; wanted are uint8"
-            f" [N, {', '.join(map(str, wanted))}] in the order {preprocessing['channel_order']} and N labels"
-        )
-    right = 0
-    for start in range(0, len(images), _SCORED_AT_ONCE):
-        part = normalised(images[start : start + _SCORED_AT_ONCE], preprocessing["mean"], preprocessing["std"])
-        answers = engine.run(part)[scored].argmax(axis)
-        if answers.ndim != 1:
-            raise DeviceError("--images scores one class per image; this network has one per position")
-        right += int((answers == labels[start : start + len(part)]).sum())
-    return {"images": len(images), "top1": right / max(len(images), 1)}
 
 
 def _layers(

@@ -1,13 +1,10 @@
-"""The one failure that the device's user can mend."""
+"""The failures that the device's user can mend."""
 
 from __future__ import annotations
 
+from ..bundle_check.errors import DeviceError
 
-class DeviceError(Exception):
-    """A mistake or a lack that the user can mend: one line saying what, where and how; exit status 2."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+__all__ = ["DeviceError", "TooOldError"]
 
 
 class TooOldError(DeviceError):

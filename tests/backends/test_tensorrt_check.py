@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backends.bundle_check.manifest import digest
 from backends.reference import IntegerOracle
 from backends.tensorrt import TensorRT
 from backends.tensorrt_device import check as device_check
@@ -48,7 +49,7 @@ def bundle(build: Build, tmp_path: Path) -> Path:
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     np.savez(folder / "golden.npz", inputs=built.images.numpy(), **{"outputs.output": outputs.numpy()})  # type: ignore[arg-type]
     (folder / "layers.npz").write_bytes(oracle_layers(model, built.plan, built.images[:2]))
-    digests = {path.name: device_check._digest(path) for path in sorted(folder.iterdir())}
+    digests = {path.name: digest(path) for path in sorted(folder.iterdir())}
     preprocessing = {"channels": 3, "height": 12, "width": 12, "channel_order": "RGB"}
     preprocessing |= {"mean": [0.0] * 3, "std": [1.0] * 3}
     manifest = {"backend": "tensorrt", "files": digests, "plan": built.plan.to_json(), "preprocessing": preprocessing}
@@ -166,7 +167,7 @@ def test_other_outputs_fail(bundle: Path, on_device: Any, capsys: pytest.Capture
         arrays = dict(golden)
     np.savez(bundle / "golden.npz", **arrays | {"outputs.output": -arrays["outputs.output"]})
     manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["files"]["golden.npz"] = device_check._digest(bundle / "golden.npz")
+    manifest["files"]["golden.npz"] = digest(bundle / "golden.npz")
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     assert on_device(bundle, "--no-layers") == 1
     assert "status             FAILED" in capsys.readouterr().out
@@ -180,7 +181,7 @@ def test_other_outputs_fail(bundle: Path, on_device: Any, capsys: pytest.Capture
         (("--batch", "4", "--batches", "1,2,2"), "--batch 4 lies outside of --batches 1,2,2"),
         (("--batch", "0"), "--batch 0: must be 1 or more"),
         (("--images", "nothing.npz#x,y"), "--images nothing.npz#x,y: cannot be read"),
-        (("--images", "nothing.npz"), "must be FILE.npz#IMAGES,LABELS"),
+        (("--images", "nothing.npz"), "must be FILE.npz#IMAGES or FILE.npz#IMAGES,LABELS"),
         (("--optimisation-level", "9"), "optimisation level 9"),
     ],
 )
@@ -205,10 +206,11 @@ def test_a_damaged_bundle_is_not_run(bundle: Path, on_device: Any, capsys: pytes
 
 def test_the_devices_code_needs_nothing_of_ours(bundle: Path, repository: Path, tmp_path: Path) -> None:
     # As in a bundle: the folder alone, where torch, onnx and the project cannot be imported.
-    import shutil
+    from pipeline.device_files import check_files
 
-    shutil.copytree(repository / "backends" / "tensorrt_device", bundle / "tensorrt_device")
-    shutil.copy(repository / "pipeline" / "device_check_tensorrt.py", bundle / "check.py")
+    for name, content in check_files("tensorrt").items():
+        (bundle / name).parent.mkdir(parents=True, exist_ok=True)
+        (bundle / name).write_bytes(content)
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nfor name in ('torch', 'onnx', 'backends', 'calibration', 'pipeline', 'tensorrt'):\n"
         "    sys.modules[name] = None\n"
@@ -224,7 +226,7 @@ def test_the_devices_code_needs_nothing_of_ours(bundle: Path, repository: Path, 
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: the Python package tensorrt cannot be imported here")
     assert done.stderr.count("\n") == 1
-    assert not (bundle / "tensorrt_device" / "__pycache__").exists(), "a bundle stays as its manifest says"
+    assert not list(bundle.rglob("__pycache__")), "a bundle stays as its manifest says"
 
 
 def test_faqd_itself_runs_engines_where_they_run(

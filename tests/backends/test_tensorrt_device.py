@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+from backends.bundle_check.compare import compared, same_share
+from backends.bundle_check.images import normalised
+from backends.bundle_check.manifest import LEAST_SAME
 from backends.onnx_lint import RULES
 from backends.reference import IntegerOracle
 from backends.tensorrt import TensorRT
 from backends.tensorrt_device.build import EngineOptions, build_engine
-from backends.tensorrt_device.compare import LEAST_SAME, agrees, normalised, same_answers, sampled, sqnr_db
+from backends.tensorrt_device.compare import sampled, sqnr_db
 from backends.tensorrt_device.cuda import Cuda
 from backends.tensorrt_device.engine import load_refusal, loaded_engine
 from backends.tensorrt_device.errors import DeviceError
@@ -306,19 +309,26 @@ def test_samples_come_from_the_same_places() -> None:
 
 def test_answers_are_counted_by_what_an_output_holds() -> None:
     first = np.array([[[1.0, 5.0], [2.0, 0.0]]])
-    assert same_answers(first, first, "classes", 1) == (2, 2)
-    assert same_answers(first, first[:, ::-1], "classes", 1) == (0, 2)
-    assert same_answers(first, first - 1.5, "labels", 1) == (3, 4)
-    assert same_answers(first + 0.1, first, "values", 1) == (1, 1)
-    assert same_answers(-first, first, "values", 1) == (0, 1)
+    classes, labels, values = ({"holds": holds, "class_axis": 1} for holds in ("classes", "labels", "values"))
+    assert same_share(first, first, classes) == 1 and same_share(first, first[:, ::-1], classes) == 0
+    assert same_share(first, first - 1.5, labels) == 0.75
+    assert same_share(first, first - 0.3, labels | {"threshold": 1.8}) == 0.75
+    # By hand: squared errors 4 * 0.01 over a variance of 1 + 9 + 0 + 4 around the mean 2.
+    assert same_share(first + 0.1, first, values) == pytest.approx(1 - 0.04 / 14)
+    assert same_share(-first, first, values) == 0 and same_share(first * np.nan, first, values) == 0
+    assert same_share(np.full(4, 3.3), np.full(4, 3.0), values) == pytest.approx(1 - 0.01)
 
 
 def test_ties_may_flip_a_pixel_of_a_map_and_no_class_of_few_images() -> None:
     assert LEAST_SAME == PARITY_WITH_FLOAT, "the device's own check and faqd's gate ask for the same"
     cases = {(16, 16): True, (15, 16): False, (99, 100): True, (98, 100): False, (0, 1): False}
-    assert {case: agrees(*case) for case in cases} == cases
+    for (same, count), passed in cases.items():
+        expected = np.tile(np.array([1, 0], np.float32), (count, 1))
+        output = np.concatenate([expected[:same], expected[same:, ::-1]])
+        found = compared(output, expected, {"holds": "classes", "class_axis": 1}, LEAST_SAME)
+        assert (found["same"], found["answers"], found["passed"]) == (same, count, passed)
 
 
 def test_images_are_normalised_per_channel() -> None:
     images = np.array([0, 255], np.uint8).reshape(1, 2, 1, 1)
-    assert normalised(images, [0.5, 0.25], [0.5, 0.25]).reshape(-1).tolist() == [-1.0, 3.0]
+    assert normalised(images, {"mean": [0.5, 0.25], "std": [0.5, 0.25]}).reshape(-1).tolist() == [-1.0, 3.0]

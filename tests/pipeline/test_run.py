@@ -131,6 +131,17 @@ def test_an_edited_manifest_is_refused(finished: Path, tmp_path: Path, capsys: p
     assert done.returncode == 2 and "manifest.json was changed after the run" in done.stderr
 
 
+def test_a_runtime_that_is_too_old_is_one_line(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = copied(finished, tmp_path)
+    needed = json.loads((bundle / "manifest.json").read_text())["runtime"]
+    assert (needed["name"], needed["least"]) == ("onnxruntime", "1.17")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.16.3")
+    assert main(["validate", str(bundle), "--quiet"]) == 2
+    assert "onnxruntime 1.16.3 is too old for this bundle's model, which needs 1.17" in capsys.readouterr().err
+
+
 def test_a_bundle_from_before_manifests_were_hashed_is_read_and_says_so(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,110 @@
+"""The check of a bundle for ONNX Runtime or OpenVINO on its device: hashes, golden outputs, latency, a user's images.
+
+Exit status: 0 every output is as it should be, 1 one is not, 2 a mistake that one line names, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .compare import compared, golden_line
+from .errors import DeviceError
+from .images import open_images, scored
+from .manifest import LEAST_SAME, read_manifest, remark, write_whole
+from .runtimes import latency, load, run_all
+
+BACKENDS = ("onnxruntime", "openvino", "reference")
+
+
+def main(arguments: Sequence[str], folder: Path) -> int:
+    """Check the bundle in `folder`; prints what came out, returns the exit status."""
+    chosen = _parser(folder).parse_args(list(arguments))
+    try:
+        report = check(chosen, say=lambda line: print(line, flush=True))
+        if chosen.report is not None:
+            write_whole(chosen.report, (json.dumps(report, indent=1) + "\n").encode())
+    except DeviceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print(f"status             {'as it should be' if report['passed'] else 'FAILED'}")
+    return 0 if report["passed"] else 1
+
+
+def _parser(folder: Path) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="check.py",
+        description="Run the bundle's golden inputs on this device's runtime and compare every output.",
+        epilog="Exit status: 0 every output is as it should be, 1 one is not, 2 a mistake in the input or on this"
+        " device, 130 interrupted.",
+    )
+    add = parser.add_argument
+    add("bundle", nargs="?", type=Path, default=folder, help="folder of the bundle; default: where this file lies")
+    add(
+        "--images",
+        metavar="FOLDER or FILE.npz#IMAGES[,LABELS]",
+        help="run images: a folder (needs Pillow), or uint8 [N, C, H, W] of the input's size; scored where there are"
+        " labels [N] (of maps [N, H, W]) or folders with the classes' names",
+    )
+    add("--outputs", type=Path, metavar="FILE.npz", help="write every output for --images there")
+    add("--batch", type=int, default=1, help="images per call in the latency measurement; default 1")
+    add("--threads", type=int, default=1, help="threads of the runtime; default 1")
+    add("--report", type=Path, metavar="FILE.json", help="write all figures there")
+    return parser
+
+
+def check(chosen: argparse.Namespace, *, say: Callable[[str], None]) -> dict[str, Any]:
+    """All figures of one bundle on this device; raises DeviceError for what the user can mend."""
+    for flag in ("batch", "threads"):
+        if getattr(chosen, flag) < 1:
+            raise DeviceError(f"--{flag} {getattr(chosen, flag)}: must be 1 or more")
+    if chosen.outputs is not None and chosen.images is None:
+        raise DeviceError(f"--outputs {chosen.outputs} needs --images, whose outputs are written")
+    bundle: Path = chosen.bundle
+    manifest = read_manifest(bundle, BACKENDS)
+    if (line := remark(manifest)) is not None:
+        say(f"note               {line}")
+    session, runtime = load(bundle / "model.onnx", manifest, chosen.threads)
+    say(f"device             {platform.machine()}, {runtime}")
+    if manifest.get("target"):
+        say(f"made for           {manifest['target']}")
+    least = manifest.get("least_parity", LEAST_SAME)
+    with np.load(bundle / "golden.npz", allow_pickle=False) as golden:
+        inputs = golden["inputs"]
+        expected = {entry["name"]: golden[f"outputs.{entry['name']}"] for entry in manifest["outputs"]}
+    outputs = run_all(session, inputs)
+    report: dict[str, Any] = {"format": 1, "device": {"machine": platform.machine(), "runtime": runtime}, "golden": {}}
+    for entry in manifest["outputs"]:
+        name = entry["name"]
+        report["golden"][name] = compared(outputs[name], expected[name], entry, least)
+        say(golden_line("runtime vs oracle", name, report["golden"][name]))
+    report["latency"] = {**latency(session, inputs, chosen.batch), "threads": chosen.threads}
+    say(
+        f"latency            {report['latency']['median_ms']:.4g} ms (p90 {report['latency']['p90_ms']:.4g}), batch"
+        f" {report['latency']['batch']}, threads {chosen.threads}"
+    )
+    if chosen.images is not None:
+        images = open_images(chosen.images, bundle, manifest)
+        report["accuracy"] = scored(images, lambda batch: run_all(session, batch), manifest, say)
+        values = report["accuracy"].pop("outputs")
+        if chosen.outputs is not None:
+            content = io.BytesIO()
+            np.savez(content, names=np.array(images.names), **values)
+            write_whole(chosen.outputs, content.getvalue())
+    report["passed"] = all(entry["passed"] for entry in report["golden"].values())
+    return report
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:], Path(__file__).resolve().parents[2]))

@@ -1,0 +1,191 @@
+"""A user's images on the device: read, prepared as the manifest says, and scored by labels where there are any."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .compare import answers_of
+from .errors import DeviceError
+
+AT_ONCE = 64
+"""Images prepared and run at a time."""
+MOST_SHOWN = 10
+"""Images whose answers are printed at most."""
+
+Run = Callable[[NDArray[np.float32]], dict[str, NDArray[Any]]]
+"""A runtime: normalised images float32 [B, C, H, W] to every output by name."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """What --images named: names [N], labels int64 [N] or maps [N, H, W] or none, and the images, a few at a time."""
+
+    names: list[str]
+    labels: NDArray[np.int64] | None
+    batches: Iterator[NDArray[np.float32]]
+
+
+def open_images(source: str, bundle: Path, manifest: dict[str, Any]) -> Images:
+    """Open FILE.npz#IMAGES[,LABELS] or a folder. Raises DeviceError for what cannot be read or does not fit."""
+    path, hash_sign, keys = source.partition("#")
+    if hash_sign or Path(path).suffix == ".npz":
+        return _of_arrays(source, path, keys.split(","), manifest["preprocessing"])
+    if not Path(path).is_dir():
+        raise DeviceError(f"--images {source}: is no folder of images and no FILE.npz#IMAGES or FILE.npz#IMAGES,LABELS")
+    return _of_folder(Path(path), bundle, manifest)
+
+
+def normalised(images: NDArray[Any], preprocessing: dict[str, Any]) -> NDArray[np.float32]:
+    """uint8 images [B, C, H, W] as a network's input: x / 255, minus the mean, over the deviation, per channel."""
+    keys = ("mean", "std")
+    centre, spread = (np.array(preprocessing[key], np.float32).reshape(-1, 1, 1) for key in keys)
+    divisor = np.float32(preprocessing.get("divisor", 255))
+    return np.asarray((images.astype(np.float32) / divisor - centre) / spread, np.float32)
+
+
+def _of_arrays(source: str, path: str, names: list[str], preprocessing: dict[str, Any]) -> Images:
+    if not names[0] or len(names) > 2:
+        raise DeviceError(f"--images {source}: must be FILE.npz#IMAGES or FILE.npz#IMAGES,LABELS")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = arrays[names[0]], arrays[names[1]] if len(names) == 2 else None
+    except (OSError, KeyError, ValueError) as error:
+        raise DeviceError(f"--images {source}: cannot be read ({error})") from error
+    sizes = (preprocessing["channels"], preprocessing["height"], preprocessing["width"])
+    if images.ndim == 4 and images.shape[1:] != sizes and images.shape[1:] == (*sizes[1:], sizes[0]):
+        images = images.transpose(0, 3, 1, 2)
+    if images.dtype != np.uint8 or images.shape[1:] != sizes or not len(images):
+        raise DeviceError(
+            f"--images {source}: images {images.dtype} {images.shape}; the network takes uint8"
+            f" [N, {', '.join(map(str, sizes))}] in the order {preprocessing['channel_order']}; a folder of images of"
+            " any size is possible too"
+        )
+    if labels is not None and (len(labels) != len(images) or labels.dtype.kind not in "iu"):
+        raise DeviceError(f"--images {source}: {len(images)} images with {len(labels)} labels {labels.dtype}")
+    batches = (normalised(images[i : i + AT_ONCE], preprocessing) for i in range(0, len(images), AT_ONCE))
+    return Images(
+        names=[str(index) for index in range(len(images))],
+        labels=None if labels is None else labels.astype(np.int64),
+        batches=batches,
+    )
+
+
+def _of_folder(folder: Path, bundle: Path, manifest: dict[str, Any]) -> Images:
+    """Images at any depth, prepared by the bundle's own preprocess.py; labels where folders are named as classes."""
+    preprocess = _preprocess(bundle)
+    try:
+        names = list(preprocess.image_files(folder)[0])
+    except OSError as error:
+        raise DeviceError(f"--images {folder}: {error.strerror or error}") from error
+    if not names:
+        raise DeviceError(f"--images {folder}: holds no images")
+    classes: list[str] = next((entry["class_names"] for entry in manifest["outputs"] if entry.get("class_names")), [])
+    folders = [Path(name).parts[0] for name in names]
+    known = bool(classes) and all(name in classes for name in folders)
+
+    def batches() -> Iterator[NDArray[np.float32]]:
+        for start in range(0, len(names), AT_ONCE):
+            files = [folder / name for name in names[start : start + AT_ONCE]]
+            try:
+                yield preprocess.load(files, bundle)
+            except (OSError, ValueError) as error:
+                raise DeviceError(f"--images {folder}: {error}") from error
+
+    labels = np.array([classes.index(name) for name in folders], np.int64) if known else None
+    return Images(names=names, labels=labels, batches=batches())
+
+
+def _preprocess(bundle: Path) -> Any:
+    """The bundle's preprocess.py as a module."""
+    path = bundle / "preprocess.py"
+    if not path.is_file():
+        raise DeviceError(
+            f"{bundle} has no preprocess.py to prepare images by: give FILE.npz#IMAGES, or a newer bundle"
+        )
+    if importlib.util.find_spec("PIL") is None:
+        raise DeviceError("--images with a folder needs Pillow to decode images: pip install pillow")
+    spec = importlib.util.spec_from_file_location("preprocess", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["preprocess"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def scored(images: Images, run: Run, manifest: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    """Run the images, say what came out, and return it for the report; with "outputs", every output of every image."""
+    parts = [run(batch) for batch in images.batches]
+    outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    found: dict[str, Any] = {"images": len(images.names)}
+    if images.labels is not None:
+        found |= _accuracy(outputs, images.labels, manifest["outputs"])
+        unit = "images" if images.labels.ndim == 1 else "decisions"
+        more = f", mean IoU {100 * found['mean_iou']:.2f} %" if "mean_iou" in found else ""
+        say(f"accuracy           {100 * found['top1']:.2f} % of {found['scored']} {unit}{more}")
+    else:
+        for entry in manifest["outputs"]:
+            for line in _lines(outputs[entry["name"]], entry, images.names):
+                say(line)
+    return found | {"outputs": outputs}
+
+
+def _accuracy(
+    outputs: dict[str, NDArray[Any]], labels: NDArray[np.int64], entries: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Top-1 by the first output of classes; of maps per position, labels that are no class (255) left out."""
+    entry = next((entry for entry in entries if entry["holds"] == "classes"), None)
+    if entry is None:
+        raise DeviceError("--images: no output of this network holds classes: leave the labels out to see what it says")
+    values = outputs[entry["name"]]
+    answers, classes = answers_of(values, entry), values.shape[entry.get("class_axis", 1)]
+    if answers.shape != labels.shape:
+        raise DeviceError(
+            f"--images: labels {list(labels.shape)} for the decisions {list(answers.shape)} of output {entry['name']}:"
+            " give as many, or leave them out to see what the network says"
+        )
+    known = (labels >= 0) & (labels < classes)
+    if not known.any() or (labels.ndim == 1 and not known.all()):
+        raise DeviceError(f"--images: labels {labels.min()} to {labels.max()}, but there are {classes} classes")
+    mine, right = answers[known], labels[known]
+    found: dict[str, Any] = {"output": entry["name"], "scored": int(known.sum()), "top1": float((mine == right).mean())}
+    if labels.ndim > 1:
+        pairs = np.bincount(right * classes + mine, minlength=classes * classes).reshape(classes, classes)
+        both, either = pairs.diagonal(), pairs.sum(0) + pairs.sum(1) - pairs.diagonal()
+        found["mean_iou"] = float((both[either > 0] / either[either > 0]).mean())
+    return found
+
+
+def _lines(values: NDArray[Any], entry: dict[str, Any], names: list[str]) -> Iterator[str]:
+    """What an output says of the first images: classes by their names, of maps the commonest, of values the range."""
+    for index, name in enumerate(names[:MOST_SHOWN]):
+        yield f"{entry['name']:<18} {name}: {_answer(values[index : index + 1], entry)}"
+    if len(names) > MOST_SHOWN:
+        yield f"{'':<18} and {len(names) - MOST_SHOWN} more images"
+
+
+def _answer(values: NDArray[Any], entry: dict[str, Any]) -> str:
+    classes = entry.get("class_names") or []
+    if entry["holds"] == "values":
+        return f"values {values.min():.4g} to {values.max():.4g}"
+    answers = answers_of(values, entry)
+    if entry["holds"] == "labels":
+        yes = sorted({int(place) for place in np.nonzero(answers)[1]}) if answers.ndim == 2 else []
+        shown = ", ".join(_class(classes, place) for place in yes[:5])
+        return f"{int(answers.sum())} of {answers.size} yes" + (f": {shown}" if shown else "")
+    if answers.size == 1:
+        return _class(classes, int(answers.reshape(-1)[0]))
+    numbers, counts = np.unique(answers, return_counts=True)
+    order = np.argsort(-counts)[:5]
+    return ", ".join(f"{_class(classes, int(numbers[k]))} {100 * counts[k] / answers.size:.1f} %" for k in order)
+
+
+def _class(names: list[str], index: int) -> str:
+    return names[index] if index < len(names) else f"class {index}"
