@@ -122,6 +122,8 @@ def run(
         out.print(f"on the target, run: {_command_on_target(bundle)}")
         if report.backend == "onnxruntime" and report.target in ("x86-avx2", "arm64"):
             out.print(f"or here, emulated: faqd validate {shlex.quote(str(bundle))} --emulate {report.target}")
+    if report.status == "undecided":
+        out.print(f"to decide, run: faqd validate {shlex.quote(str(bundle))} --eval-data KIND:REST")
     return status
 
 

@@ -197,10 +197,13 @@ def test_the_exit_status_is_the_reports(
     chain: Any, make_report: Callable[..., Report], elsewhere: Report, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failed = make_report(status="gate-failed", gates=(Gate(name="max-drop", limit=1.0, value=2.0, passed=False),))
+    gate = Gate(name="max-drop", limit=1.0, value=0.0, passed=None, undecided=True, images=9, images_needed=299)
+    few = make_report(status="undecided", gates=(gate,))
     for report, status, words in (
         (make_report(), 0, "validated (exit status 0)"),
         (failed, 1, "FAIL"),
         (elsewhere, 3, "python3 artifacts/digits-onnxruntime-w8a8/bundle/check.py"),
+        (few, 4, "faqd validate artifacts/digits-onnxruntime-w8a8/bundle --eval-data KIND:REST"),
     ):
 
         def finished(config: RunConfig, progress: Progress, report: Report = report) -> Report:

@@ -393,6 +393,9 @@ def test_another_processor_ends_unvalidated_with_what_was_chosen_for_it(reposito
     assert report.target == bundle.target == bundle.manifest["target"] == target
     assert report.host["target"] == host_cpu()
     assert report.accuracy.runtime is None and report.kernels.integer == 10
+    (gate,) = [gate for gate in report.gates if gate.name == "max-drop"]
+    assert (gate.passed, gate.judged_by) == (True, "oracle") and "by the oracle" in done.stdout
+    assert f"python3 {tmp_path / 't' / 'bundle' / 'check.py'}" in done.stdout
     said = "\n".join(report.notes)
     assert f"the artifact is for {target}" in said
     if target == "x86-avx2":
@@ -477,6 +480,10 @@ def test_own_builder_and_photographs(own: Path, repository: Path) -> None:
     report = read_report(own / "out" / "report.json")
 
     assert done.returncode == 0, done.stderr
+    again = command(repository, "run", *arguments[:-2], *QUICK, "--batch-size", "4", "--output", "few", cwd=own)
+    assert again.returncode == 4 and "1 image cannot decide a limit of 1 points, 299 can" in " ".join(
+        again.stdout.split()
+    )
     assert report.accuracy.metric == "agreement" and report.accuracy.teacher is not None
     assert report.data is not None and report.data.unreadable == 1
     assert "broken.jpg" in report.data.unreadable_names[0]
