@@ -105,10 +105,12 @@ def _preprocessing(config: dict[str, Any], source: str) -> tuple[Preprocessing, 
     """
     channels, height, width = config["input_size"]
     scaled = math.floor(min(height, width) / config["crop_pct"])
-    resize: int | None = scaled
+    resize: int | tuple[int, int] | None = scaled
     notes: tuple[str, ...] = ()
     mode = config["crop_mode"]
-    if (mode == "squash" and config["crop_pct"] == 1) or height != width:
+    if mode == "squash" and config["crop_pct"] != 1:
+        resize = (math.floor(width / config["crop_pct"]), math.floor(height / config["crop_pct"]))
+    elif mode == "squash" or height != width:
         resize = None
     elif mode != "center":
         notes = (f"timm's crop mode {mode!r} at {config['crop_pct']} is approximated by a centre crop",)

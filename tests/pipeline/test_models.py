@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import nn
 
 from calibration.errors import UserError
 from pipeline.models import MODEL_SOURCES, LoadedModel, load_model
 from pipeline.networks.cifar_resnet import CifarResNet
-from pipeline.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalise
+from pipeline.preprocessing import IMAGENET_MEAN, IMAGENET_STD, image_to_tensor, normalise
 
 WriteModule = Callable[[str], str]
 
@@ -223,6 +224,31 @@ def test_timm_crops_that_cannot_be_expressed_are_said_aloud() -> None:
     assert "128x256 px" in notes[0]
     with pytest.raises(UserError, match="takes 4 channels"):
         _preprocessing(config | {"input_size": (4, 224, 224)}, "x")
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "ratio"),
+    [((3, 96, 96), "squash", 0.9), ((3, 64, 96), "squash", 0.95), ((3, 96, 96), "center", 0.9)],
+)
+def test_images_for_timm_are_prepared_as_timm_does(
+    size: tuple[int, int, int], mode: str, ratio: float, shared_folder: Path
+) -> None:
+    transforms_factory = pytest.importorskip("timm.data.transforms_factory")
+    from pipeline.model_sources.timm_models import _preprocessing
+
+    config = {
+        "input_size": size, "interpolation": "bicubic", "mean": IMAGENET_MEAN, "std": IMAGENET_STD,
+        "crop_pct": ratio, "crop_mode": mode,
+    }  # fmt: skip
+    preprocessing, notes = _preprocessing(config, "x")
+    assert notes == ()
+    theirs = transforms_factory.transforms_imagenet_eval(
+        img_size=size[1:], crop_pct=ratio, crop_mode=mode, interpolation="bicubic", use_prefetcher=True
+    )
+    for path in sorted((shared_folder / "data" / "photos").iterdir())[::12]:
+        with Image.open(path) as image:
+            expected = torch.as_tensor(theirs(image.convert("RGB")))
+            assert torch.equal(image_to_tensor(image, preprocessing), expected), path.name
 
 
 def test_timm_mistakes(tmp_path: Path) -> None:
