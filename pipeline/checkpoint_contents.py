@@ -29,6 +29,8 @@ class Contents:
 def contents_of(value: Any) -> Contents:
     """Collect the tensors of what torch.load or `read_inert_checkpoint` returned."""
     contents = Contents()
+    if isinstance(value, (list, tuple)):  # such as (epoch, state)
+        value = {str(index): item for index, item in enumerate(value)}
     _collect(value, "", contents, ())
     return contents
 

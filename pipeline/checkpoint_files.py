@@ -61,6 +61,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     contents = contents_of(held)
     if not contents.tensors:
         what = "no tensors" if isinstance(held, Mapping) else f"a {described(held)}, not a state dict of tensors"
+        if inert is not None and any(symbol.module.startswith("numpy") for symbol in inert.called):
+            what = "NumPy's arrays or numbers and no tensors"
         raise UserError(f"weights {path} hold {what}: save model.state_dict() with torch.save")
     return Checkpoint(path=path, part=part, contents=contents, inert=inert)
 

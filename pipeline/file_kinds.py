@@ -56,7 +56,7 @@ def foreign_kind(path: Path) -> str | None:
         return "are an ONNX file, not a checkpoint: save model.state_dict() of the PyTorch network"
     if path.suffix.lower() == ".json":
         return _json_kind(path)
-    if zipfile.is_zipfile(path):
+    if _is_zip(path):
         return _zip_kind(path)
     if first[257:262] == b"ustar" and tarfile.is_tarfile(path):
         with tarfile.open(path) as archive:
@@ -69,6 +69,13 @@ def foreign_kind(path: Path) -> str | None:
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".th", ".ckpt")
 """Common endings of checkpoints; others are read as well."""
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of several disks, says its damaged end
+        return False
 
 
 def _zip_kind(path: Path) -> str | None:

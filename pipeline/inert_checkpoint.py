@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,16 @@ from pipeline.inert_pickle import Foreign, InertPickleError, Symbol, read_inert
 # torch.serialization's MAGIC_NUMBER, the first pickle of the format before the zip archive of torch 1.6.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 # What zipfile raises over damaged, encrypted and otherwise packed archives.
-_BROKEN_ARCHIVES = (zipfile.BadZipFile, zipfile.LargeZipFile, KeyError, ValueError, NotImplementedError, RuntimeError)
+_BROKEN_ARCHIVES = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    EOFError,
+    KeyError,
+    ValueError,
+    NotImplementedError,
+    RuntimeError,
+)
 _DTYPES: dict[str, torch.dtype] = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,

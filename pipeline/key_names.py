@@ -129,7 +129,7 @@ def likely_cause(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
         )
     if missing or unexpected:
         if not unexpected:
-            return f"it holds a part of the network alone, without {_parts(missing)}"
+            return f"it holds a smaller network, or a part of this one, without {_parts(missing)}"
         if not missing:
             return f"its network has more, {_parts(unexpected)}: it is another variant or has another task"
         if 2 * len(missing) > len(own):

@@ -166,6 +166,9 @@ def test_objects_beside_the_weights_are_not_looked_at(tmp_path: Path, legacy: bo
         "hyper_parameters": _Settings(),
         "kind": {_Settings, np.float32, torch.float16},
     }
+    pair = _loaded((3, state()), tmp_path / "pair.pt", legacy=legacy)
+    assert pair == ("pair.pt: its weights 1 are taken",)
+    assert "hold NumPy's arrays or numbers and no tensors" in _refused({"a": np.ones(3)}, tmp_path / "numpy.pt")
     notes = _loaded(contents, tmp_path / "w.ckpt", legacy=legacy)
     assert notes[0] == "w.ckpt: the prefix model. of its names is taken off"
 
@@ -268,7 +271,7 @@ def _without_bias() -> nn.Module:
         (
             {f"x.{key}": tensor for key, tensor in state().items() if "head" not in key},
             None,
-            "6 of 8 fit; it holds a part of the network alone, without head",
+            "6 of 8 fit; it holds a smaller network, or a part of this one, without head",
         ),
         ({key.replace("norm", "bn"): tensor for key, tensor in state().items()}, None, "as bn.weight for norm.weight"),
         (state() | {"more.weight": torch.ones(1)}, None, "8 of 8 fit; its network has more, more: it is another"),
