@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from backends.base import Array, Backend, Census, Runner
 from backends.emulated_worker import receive, send
 from backends.onnxruntime import OnnxRuntime, census_of
 from backends.profile import Profile
+from backends.scratch import scratch_folder
 from backends.serialised import Serialised, in_one_piece
 from calibration.errors import UserError
 from calibration.freeze import FrozenNetwork
@@ -142,7 +142,8 @@ class EmulatedOnnxRuntime(Backend):
         command, environment = emulated_command(self.cpu)
         worker = Path(__file__).with_name("emulated_worker.py")
         with (
-            tempfile.TemporaryFile() as errors,
+            scratch_folder("emulated", needed=len(whole)) as folder,
+            (folder / "errors").open("w+b") as errors,
             subprocess.Popen(
                 [*command, "-P", str(worker)],  # beside the script lie modules that are named like the runtimes
                 stdin=subprocess.PIPE,

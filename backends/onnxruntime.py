@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,8 @@ from backends.cpu import elsewhere
 from backends.onnxruntime_failures import session_failures
 from backends.onnxruntime_rules import CPU_PROFILES, host_profile
 from backends.profile import Profile
-from backends.serialised import Serialised, SplitModel, on_disk
+from backends.scratch import scratch_folder
+from backends.serialised import Serialised, SplitModel, on_disk, size_of
 from calibration.errors import UserError
 from calibration.freeze import FrozenNetwork
 
@@ -138,8 +138,8 @@ def _session(model: Serialised, *, threads: int, settings: Mapping[str, str], op
 
 def _optimised(model: Serialised, settings: Mapping[str, str]) -> onnx.ModelProto:
     """The graph that the runtime executes."""
-    with tempfile.TemporaryDirectory(prefix="faqd-census-") as folder:
-        path = Path(folder) / "optimised.onnx"
+    with scratch_folder("census", needed=size_of(model)) as folder:
+        path = folder / "optimised.onnx"
         _session(model, threads=1, settings=settings, optimised=path)
         return onnx.load(str(path), load_external_data=False)
 

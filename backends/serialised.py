@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import math
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from backends.limits import LARGEST_MODEL
+from backends.scratch import scratch_folder
 from calibration.errors import UserError
 
 #: What the second file's name ends with.
@@ -115,18 +114,10 @@ def read_model(path: Path) -> Serialised:
 @contextmanager
 def on_disk(model: SplitModel) -> Iterator[Path]:
     """The path of a split model's graph in a temporary folder. Raises UserError where there is no room for it."""
-    with tempfile.TemporaryDirectory(prefix="faqd-model-") as folder:
-        try:
-            (Path(folder) / model.location).write_bytes(model.data)
-            path = Path(folder) / model.location.removesuffix(DATA_SUFFIX)
-            path.write_bytes(model.graph)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise UserError(
-                f"cannot write {size_of(model) / 1e9:.3g} GB to {folder}, from where the runtime loads the model:"
-                " no space left; set TMPDIR to a folder with more"
-            ) from error
+    with scratch_folder("model", needed=size_of(model)) as folder:
+        (folder / model.location).write_bytes(model.data)
+        path = folder / model.location.removesuffix(DATA_SUFFIX)
+        path.write_bytes(model.graph)
         yield path
 
 

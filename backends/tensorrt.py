@@ -126,8 +126,6 @@ class TensorRT(Backend):
     def _loaded(self, model: bytes) -> Iterator[LoadedEngine]:
         sdk, options = load_sdk(), self.options
         if model not in self._built:
-            if options.timing_cache is not None:
-                options.timing_cache.parent.mkdir(parents=True, exist_ok=True)
             self._built[model] = build_engine(sdk, model, options, step=self.step)
         plan = self._built[model].plan
         with loaded_engine(sdk, plan, Cuda(), version_compatible=options.version_compatible) as engine:

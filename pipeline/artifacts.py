@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,7 +150,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str,
         kept[name] = plain.clone() if place in places else plain
         places.add(place)
     with whole_file(path) as temporary:
-        save_file(kept, temporary, {"record": json.dumps(record)})
+        try:
+            save_file(kept, temporary, {"record": json.dumps(record)})
+        except SafetensorError as error:
+            # The library tells the system's refusals in words alone.
+            if (code := re.search(r"\(os error (\d+)\)", str(error))) is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

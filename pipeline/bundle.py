@@ -20,7 +20,7 @@ from calibration.errors import UserError
 from calibration.plan import Plan
 from pipeline import records
 from pipeline.artifacts import MODEL
-from pipeline.atomic import directory, write_bytes, write_text
+from pipeline.atomic import directory, remove, write_bytes, write_text
 from pipeline.outputs import Output
 from pipeline.preprocessing import Preprocessing, preprocessing_from_fields
 from pipeline.report.files import write_report
@@ -208,7 +208,7 @@ def write_model(path: Path, model: Serialised) -> None:
     """Write a model's file, and the one beside it where its weights lie there; one of an earlier model goes."""
     files = files_of(model, path.name)
     for name in {path.name, path.name + DATA_SUFFIX} - files.keys():
-        path.with_name(name).unlink(missing_ok=True)
+        remove(path.with_name(name))
     for name, content in files.items():
         write_bytes(path.with_name(name), content)
 

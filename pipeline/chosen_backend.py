@@ -16,6 +16,7 @@ from backends.profile import Profile
 from backends.tensorrt_device.build import EngineOptions
 from calibration.errors import UserError
 from calibration.plan import Plan
+from pipeline.atomic import check_place
 from pipeline.bundle import Bundle
 from pipeline.config import EngineConfig, RunConfig, check_engine
 from pipeline.progress import Progress
@@ -94,7 +95,7 @@ def _tensorrt(
         level=engine.optimisation_level,
         hardware=engine.hardware_compatibility,
         version_compatible=engine.version_compatible,
-        timing_cache=engine.timing_cache or _timing_cache(),
+        timing_cache=engine.timing_cache or _timing_cache(progress),
     )
     return TensorRT(
         rest="fp16" if rest == "fp16" else "fp32",
@@ -105,6 +106,12 @@ def _tensorrt(
     )
 
 
-def _timing_cache() -> Path:
-    """Where kernel timings are kept, the same file that a bundle's own check uses."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "faqd" / "tensorrt-timing.cache"
+def _timing_cache(progress: Progress) -> Path | None:
+    """Where kernel timings are kept, the same file that a bundle's own check uses; None where it cannot be written."""
+    file = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "faqd" / "tensorrt-timing.cache"
+    try:
+        check_place(file, flag="--timing-cache")
+    except UserError as error:
+        progress.say(f"kernel timings are not kept between builds: {error}")
+        return None
+    return file

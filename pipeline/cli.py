@@ -22,6 +22,7 @@ from rich.table import Table
 
 from calibration.errors import UserError
 from pipeline import __version__
+from pipeline.atomic import NO_ROOM
 from pipeline.config import ENGINE_GROUP, EngineConfig, RunConfig, ValidationConfig
 from pipeline.config.compare import CompareConfig
 from pipeline.config.file import read_settings
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 USER_MISTAKE = 2
 INTERRUPTED = 130
 """128 + SIGINT, as shells count it."""
+
+OUTPUT_CLOSED = 141
+"""128 + SIGPIPE, as shells count it."""
 
 TABLE_COLUMNS = 100
 """Width that every table fits, characters."""
@@ -249,6 +253,15 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         errors.print(_interrupted_line(arguments))
         return INTERRUPTED
+    except BrokenPipeError:
+        # Who read the output wants no more of it. Python would fail once more where it flushes what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OUTPUT_CLOSED
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        errors.print(plain(f"error: cannot write {error.filename or 'the output'}: {error.strerror}: make room there"))
+        return USER_MISTAKE
     return status if isinstance(status, int) else 0
 
 

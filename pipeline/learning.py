@@ -11,6 +11,7 @@ from pipeline.artifacts import (
     load_tensors,
     save_tensors,
 )
+from pipeline.atomic import remove
 from pipeline.config import RunConfig
 from pipeline.defaults import (
     resolve_device,
@@ -78,7 +79,7 @@ def taught_in_float(
                 step=lambda done, total, figures: progress.step(done, total, **figures),
             )
         save_tensors(folder.float_student, weights, {"agreement": agreement})
-        folder.float_checkpoint.unlink(missing_ok=True)
+        remove(folder.float_checkpoint)
     remark = (
         f"{student.source} learned in float for {steps} steps: it gives {100 * agreement:.1f} % of held-out images the "
         "class that it was asked for"
@@ -152,7 +153,7 @@ def distilled(
             progress.say(f"student {generation + 1} of {generations}")
         trained = _one_generation(config, folder, prepared, teacher, co_teachers, trained, images, progress, mirror)
         save_tensors(kept, trained.network.state_dict(), to_json(trained.distillation))
-        folder.checkpoint.unlink(missing_ok=True)
+        remove(folder.checkpoint)
     assert trained is not None
     return trained
 

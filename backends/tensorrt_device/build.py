@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -170,13 +171,15 @@ def _keep_timings(sdk: Any, config: Any, options: EngineOptions) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises DeviceError when the place cannot be written."""
+    """Write a file whole or not at all, its folders included. Raises DeviceError when the place cannot be written."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(content)
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise DeviceError(f"cannot write {path}: {error.strerror or error}") from error
 
 
