@@ -15,7 +15,9 @@ Record = TypeVar("Record")
 
 def hints(record_type: type) -> Mapping[str, Any]:
     """Return the resolved type hints of a dataclass, `Annotated` extras included."""
-    return types.MappingProxyType(get_type_hints(record_type, include_extras=True))
+    # By the module that the class was made in, whichever module of that name `sys.modules` holds now.
+    made_in = record_type.__init__.__globals__  # type: ignore[misc]  # a dataclass by contract
+    return types.MappingProxyType(get_type_hints(record_type, globalns=made_in, include_extras=True))
 
 
 def plain_hint(hint: Any) -> Any:

@@ -25,6 +25,6 @@ def shadowed_sibling() -> str | None:
             stranger = spec.origin or ", ".join(map(str, found)) or "a built-in module"
             return (
                 f"{stranger} hides faqd's own package {name} ({expected}): rename that file or folder, "
-                "or run from another folder"
+                "run from another folder, or use the command faqd, which finds its own"
             )
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import builtins
 import inspect
 import os
 import sys
@@ -16,7 +16,8 @@ from typing import Any, final
 from calibration.errors import UserError, is_ours_to_report, message_of
 from pipeline.source_text import close_matches
 
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGES = (str(Path(__file__).parent), str(Path(__file__).parent.with_name("faqd")))
+_OWN_NAMES = ("pipeline", "backends", "calibration")
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
@@ -63,12 +64,17 @@ def call_user_function(rest: str, where: str) -> Any:
         sys.path.insert(0, working_directory)
     try:
         with UserCode(where):
-            module = importlib.import_module(module_name)
+            # As a statement of the user's own file would: beside our packages there may be others of their names, and
+            # `faqd` decides by who asks (faqd/own_packages.py). With names to take from it, the innermost is returned.
+            module = builtins.__import__(module_name, {"__name__": "__main__"}, None, ["__name__"])
     except UserError as error:
         cause = error.__cause__
         if isinstance(cause, ModuleNotFoundError) and f"{module_name}.".startswith(f"{cause.name}."):
+            top = module_name.partition(".")[0]
+            own = f"; {top} is a package of faqd's own, and the command faqd finds yours beside it"
             raise UserError(
                 f"{where}: no module {cause.name!r} in {working_directory} or among the installed packages"
+                f"{own if top in _OWN_NAMES else ''}"
             ) from None
         raise
     function: Any = module
@@ -102,6 +108,6 @@ def _place(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
-    mine = [frame for frame in frames if not frame.filename.startswith((_PACKAGE, "<", *_LIBRARIES))]
+    mine = [frame for frame in frames if not frame.filename.startswith((*_PACKAGES, "<", *_LIBRARIES))]
     frame = (mine or list(frames))[-1]
     return f"{frame.filename}, line {frame.lineno}"

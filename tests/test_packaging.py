@@ -21,7 +21,7 @@ from pipeline.config import RunConfig
 from pipeline.config.compare import CompareConfig
 from pipeline.flags import flags
 
-PACKAGES = ("pipeline", "backends", "calibration")
+PACKAGES = ("faqd", "pipeline", "backends", "calibration")
 DATA_SUFFIXES = (".toml", ".py", ".npz", ".safetensors", ".md", ".css", ".j2", ".typed")
 COMMANDS = ("recipes", "run", "validate", "doctor")
 
@@ -103,7 +103,7 @@ def test_every_file_of_the_packages_is_of_a_kind_that_ships(repository: Path) ->
 def test_the_wheel_names_its_command_licence_and_version(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     information = f"faqd-{__version__}.dist-info"
-    assert "faqd = pipeline.__main__:main" in archive.read(f"{information}/entry_points.txt").decode()
+    assert "faqd = faqd.command:main" in archive.read(f"{information}/entry_points.txt").decode()
     metadata = archive.read(f"{information}/METADATA").decode()
     assert "License-Expression: Apache-2.0" in metadata
     assert "Apache License" in archive.read(f"{information}/licenses/LICENSE").decode()
@@ -176,7 +176,7 @@ def test_hooks_and_ci_run_the_same_checks(repository: Path) -> None:
     for check in (
         "ruff check",
         "ruff format --check",
-        "mypy --strict pipeline backends calibration tests",
+        "mypy --strict faqd pipeline backends calibration tests",
         "lint-imports",
     ):
         assert check in hooks

@@ -1,0 +1,75 @@
+"""The commands as functions; what they need is imported when they are called."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from faqd.own_packages import own
+
+if TYPE_CHECKING:
+    from pipeline.config import EngineConfig, RunConfig, ValidationConfig
+    from pipeline.config.compare import CompareConfig
+    from pipeline.progress import Progress
+    from pipeline.report.comparison import ComparisonReport
+    from pipeline.report.schema import Report
+
+
+def run(config: RunConfig | None = None, *, progress: Progress | None = None) -> Report:
+    """Quantise, distil, convert and validate a network; the report, whose files and bundle are in `config.folder` then.
+
+    `config` None: the embedded digits. `progress` None: nothing is said on the way.
+
+    Raises:
+        UserError: a mistake in the input, as one line.
+    """
+    with own():
+        from pipeline.config import RunConfig
+        from pipeline.progress import SilentProgress
+        from pipeline.run import run as run_pipeline
+
+        return run_pipeline(RunConfig() if config is None else config, progress or SilentProgress())
+
+
+def validate(
+    bundle: str | PathLike[str],
+    config: ValidationConfig | None = None,
+    *,
+    engine: EngineConfig | None = None,
+    emulate: str | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Validate the bundle of a run on this machine's runtime, or on an emulated processor (x86-avx2 or arm64).
+
+    Raises:
+        UserError: a mistake in the input, as one line.
+    """
+    with own():
+        from pipeline.config import EngineConfig, ValidationConfig
+        from pipeline.progress import SilentProgress
+        from pipeline.run import validate_bundle
+
+        return validate_bundle(
+            Path(bundle),
+            ValidationConfig() if config is None else config,
+            EngineConfig() if engine is None else engine,
+            progress or SilentProgress(),
+            emulate=emulate,
+        )
+
+
+def compare(
+    bundle: str | PathLike[str], config: CompareConfig | None = None, *, progress: Progress | None = None
+) -> ComparisonReport:
+    """Compare a bundle's integers with its runtime's, or with another model's, tensor by tensor.
+
+    Raises:
+        UserError: a mistake in the input, as one line.
+    """
+    with own():
+        from pipeline.config.compare import CompareConfig
+        from pipeline.progress import SilentProgress
+        from pipeline.run import compare as compare_models
+
+        return compare_models(Path(bundle), CompareConfig() if config is None else config, progress or SilentProgress())
