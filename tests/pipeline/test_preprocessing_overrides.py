@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,3 +137,11 @@ def test_manifests_come_back_as_they_were_and_older_ones_are_read() -> None:
     assert preprocessing_from_fields(older, where="test") == IMAGENET
     with pytest.raises(UserError, match="fit is 'crop', its resize and fill are those of letterbox"):
         Preprocessing.from_json(LETTERBOX.to_json() | {"fit": "crop"})
+
+
+def test_one_table_has_every_flag_and_every_key_of_the_manifest(repository: Path) -> None:
+    text = (repository / "docs" / "preprocessing.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `--") or line.startswith("| `-")]
+    table = "\n".join(rows)
+    assert all(f"`{flag}" in table for flag in FLAGS.values())
+    assert all(f"`{key}`" in table for key in IMAGENET.to_json())
