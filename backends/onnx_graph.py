@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from backends.group_merging import groups_in_one, merged_weight
 from backends.onnx_int4 import int4_tensor
-from backends.onnx_operators import TRANSLATORS
+from backends.onnx_operators import TRANSLATORS, UNREAD
 from backends.onnx_operators.common import Integers
 from backends.onnx_shapes import declared_shape
 from backends.onnx_view import INT4_OPSET, OPSETS
@@ -22,7 +22,7 @@ from backends.serialised import check_model
 from calibration.errors import UserError
 from calibration.free_size import FreeSize
 from calibration.freeze import FrozenConstant, FrozenNetwork
-from calibration.operators import argument, attribute, kind, multiplier, static_shape
+from calibration.operators import argument, attribute, kind, multiplier, static_shape, unread_arguments
 
 _BYTE = 8  # bits of the integers that activations are stored in
 
@@ -318,6 +318,8 @@ class Emitter:
         translate = TRANSLATORS.get(node.target)
         if translate is None:
             raise self.unsupported("this operator has no translation to ONNX")
+        for name, value in unread_arguments(node, UNREAD.get(node.target, ())).items():
+            raise self.unsupported(f"its argument {name}={value} has no translation to ONNX")
         produced = translate(self, node)
         if len(produced) > 1 or isinstance(node.meta["val"], (list, tuple)):
             self.lists[node] = produced

@@ -14,6 +14,7 @@ from torch import Tensor
 from calibration.logistic import logistic
 
 Attributes = dict[str, Any]
+aten = torch.ops.aten
 Operator = Callable[[Sequence[Tensor | None], Attributes], list[Tensor]]
 
 
@@ -210,11 +211,17 @@ def _resize(inputs: Sequence[Tensor | None], attributes: Attributes) -> list[Ten
     else:
         # Down where the factor does not divide; a factor that float32 holds a little too small does.
         size = [math.floor(x.shape[axis] * float(scales[axis]) + 1e-3) for axis in (2, 3)]
+    # Positions follow a factor that does not divide as it stands, as torch's interpolation by factors has them.
+    factors = [] if scales is None else [float(scales[axis]) for axis in (2, 3)]
+    exact = all(
+        abs(x.shape[axis] * factor - round(x.shape[axis] * factor)) <= 1e-3 for axis, factor in enumerate(factors, 2)
+    )
+    own = (None, None) if exact else tuple(factors)
     if attributes["mode"] == "nearest":
-        return [functional.interpolate(x.float(), size, mode="nearest").to(x.dtype)]
+        return [aten.upsample_nearest2d.default(x.float(), size, *own).to(x.dtype)]
     corners = attributes.get("coordinate_transformation_mode") == "align_corners"
-    mode = "bicubic" if attributes["mode"] == "cubic" else "bilinear"
-    return [functional.interpolate(x, size, mode=mode, align_corners=corners)]
+    resize = aten.upsample_bicubic2d if attributes["mode"] == "cubic" else aten.upsample_bilinear2d
+    return [resize.default(x, size, corners, *own)]
 
 
 def _softmax_by(function: Callable[..., Tensor]) -> Operator:

@@ -22,6 +22,7 @@ from torch.export.graph_signature import ConstantArgument, OutputKind, TensorArg
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from calibration.eager import own_copy
 from calibration.errors import UserError, is_ours_to_report, message_of
 from calibration.mutation import mutates_a_view
 from calibration.normal_form import NO_OPERATION, normal_form
@@ -42,18 +43,24 @@ def capture(module: nn.Module, example: Tensor, *, source: str) -> GraphModule:
     tensors, whose names are in `meta["outputs"]`; its nodes are named after the modules they come from, its parameters
     lie in the module's memory. Raises UserError naming module and line when the network cannot be captured.
     """
+    captured, names = exported_graph(module, example, source=source)
+    plain = make_graph_module(captured, normal_form(captured, source=source))
+    _check_chance(plain, source)
+    for parameter in plain.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    plain.meta["outputs"] = names
+    return plain
+
+
+def exported_graph(module: nn.Module, example: Tensor, *, source: str) -> tuple[GraphModule, tuple[str, ...]]:
+    """The graph as torch.export gives it, before the normal form, and the names of its outputs; see `capture`."""
     _check_arguments(module, source)
     exported, names = _export(module, example, source)
     with _hushed():
         if mutates_a_view(exported.graph, harmless=NO_OPERATION):
             # A write through a view changes a tensor that other nodes read: only full functionalisation is right.
             exported = exported.run_decompositions({})
-        captured = exported.module()
-    plain = make_graph_module(captured, normal_form(captured, source=source))
-    for parameter in plain.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    plain.meta["outputs"] = names
-    return plain
+        return exported.module(), names
 
 
 def _export(module: nn.Module, example: Tensor, source: str) -> tuple[ExportedProgram, tuple[str, ...]]:
@@ -63,7 +70,7 @@ def _export(module: nn.Module, example: Tensor, source: str) -> tuple[ExportedPr
             module = sharing_copy(module)
             module.eval()  # a network's own version need not return it
         # Before exporting, which runs on tensors without values: older versions of torch check less there.
-        _check_takes(module, example, source)
+        _check_takes(own_copy(module), example, source)
         with _hushed():
             exported = export(module, (example,), dynamic_shapes=_free_batch(module), strict=False)
     except BaseException as error:
@@ -75,6 +82,17 @@ def _export(module: nn.Module, example: Tensor, source: str) -> tuple[ExportedPr
             f" (in {_where(module, error.__traceback__)}); {_REMEDY}"
         ) from error
     return exported, _output_names(exported, source)
+
+
+def _check_chance(graph_module: GraphModule, source: str) -> None:
+    """Refuse a graph that draws random numbers; attention, which drops nothing here, may be tagged as if it did."""
+    for node in graph_module.graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.nondeterministic_seeded in tags and "attention" not in str(node.target):
+            raise UserError(
+                f"{source}: {node.name} ({node.target}) draws random numbers in evaluation mode, so that no two answers"
+                f" are the same; {_REMEDY}"
+            )
 
 
 def _arguments(module: nn.Module) -> list[inspect.Parameter]:
@@ -119,6 +137,21 @@ def _check_takes(module: nn.Module, example: Tensor, source: str) -> None:
             " and number of channels of images, a builder an input that is no image (docs/networks.md)"
         ) from error
     make_known(results, source)
+
+
+@contextlib.contextmanager
+def reported(module: nn.Module, source: str, shown: str) -> Iterator[None]:
+    """Inside, exceptions are the network's own: one becomes a `UserError` that says with which images and where."""
+    try:
+        with _hushed():
+            yield
+    except BaseException as error:  # whatever the network's own code raises
+        if not is_ours_to_report(error):
+            raise
+        raise UserError(
+            f"{source}: the network does not run on {shown}, one by one and several at once: {_reason(error)}"
+            f" (in {_where(module, error.__traceback__)}); {_REMEDY}"
+        ) from error
 
 
 @contextlib.contextmanager

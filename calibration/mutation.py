@@ -19,9 +19,19 @@ def is_in_place(node: Node) -> bool:
 
 
 def functional(node: Node) -> Any:
-    """The operator without the trailing underscore that computes what the in-place one writes."""
-    packet, overload = str(node.target).removeprefix("aten.").split(".")
-    return getattr(getattr(aten, packet.removesuffix("_")), overload)
+    """The operator without the trailing underscore that computes what the in-place one writes.
+
+    Its overload may have another name (pow_.Scalar is pow.Tensor_Scalar): it is the one that takes the same arguments.
+    """
+    name, overload = str(node.target).removeprefix("aten.").split(".")
+    packet = getattr(aten, name.removesuffix("_"))
+    taken = _taken(_schema(node))
+    same = [each for each in packet.overloads() if _taken(getattr(packet, each)._schema) == taken]
+    return getattr(packet, overload if overload in same or not same else same[0])
+
+
+def _taken(schema: Any) -> list[tuple[str, str]]:
+    return [(argument.name, str(argument.type)) for argument in schema.arguments]
 
 
 def mutates_a_view(graph: Graph, *, harmless: Collection[Any] = ()) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import operator
 import sys
 from collections.abc import Callable, Mapping
@@ -13,13 +12,13 @@ from torch.fx import Graph, GraphModule, Node
 
 from calibration import decompositions
 from calibration.decompositions import before, reshaped
+from calibration.errors import UserError
 from calibration.mutation import functional, is_in_place
 from calibration.operators import argument, attribute, axis_order, clip_bounds, kind, static_shape
 from calibration.spellings import SPELLINGS, WITH_INDICES, channel_shuffle, hard_sigmoid
 
 aten = torch.ops.aten
 Rule = Callable[[Graph, Node], Node]
-_log = logging.getLogger(__name__)
 
 #: Operators that do nothing in a network that only infers.
 NO_OPERATION = frozenset(
@@ -71,24 +70,27 @@ _REGIONS = frozenset({torch.ops.higher_order.wrap_with_autocast, torch.ops.highe
 _CONTAINERS = ("Sequential", "ModuleList", "ModuleDict")
 
 
-def normal_form(captured: GraphModule, *, source: str) -> Graph:
+def normal_form(captured: GraphModule, *, source: str, copies: dict[Node, Node] | None = None) -> Graph:
     """Rewrite an exported graph: functional operators, no checks, no work without effect, a flat tuple of tensors.
 
-    Parameters that several names share are read under the first one. `source` names the network in warnings.
+    Parameters that several names share are read under the first one. `source` names the network in warnings; `copies`
+    is given the node of the result that has the value of each exported node.
     """
-    graph, copies, constants = Graph(), dict[Node, Node](), dict[int, str]()
+    graph, constants = Graph(), dict[int, str]()
+    copies = {} if copies is None else copies
     for node in sorted(_without_regions(captured).graph.nodes, key=lambda node: node.op != "placeholder"):
         if node.op == "call_module" or node.target in _CHECKS:
             continue  # the guards of export: the batch size is free and the image size checked by the caller
         same = _same_tensor(node)
         if same is not None:
-            _warn_of_dropout(node, source)
+            _check_dropout(node, source)
             copies[node] = copies[same]
         elif node.op == "output":
             (results,) = node.args
             assert isinstance(results, (list, tuple))
             graph.output(tuple(copies[result] for result in results if isinstance(result, Node)))
         else:
+            _check_places(node, source)
             copies[node] = _copy(graph, node, copies)
             if node.op == "get_attr":
                 tensor = attribute(captured, str(node.target))
@@ -174,9 +176,24 @@ def _is_whole_slice(node: Node, *, shift: int = 0) -> bool:
     return _bounds(node, shift=shift)[1:] == (0, sys.maxsize, 1)
 
 
-def _warn_of_dropout(node: Node, source: str) -> None:
-    if "dropout" in str(node.target) and argument(node, 2, "train"):
-        _log.warning("%s: %s drops values in evaluation mode too; it is left out", source, _name(node))
+def _check_places(node: Node, source: str) -> None:
+    """Refuse the places of maxima, which come behind their values: these alone are written."""
+    if node.target in WITH_INDICES and any(user.args[1] != 0 and user.users for user in node.users):
+        raise UserError(
+            f"{source}: {_name(node)} ({node.target}) is read for the places of its values, which have no translation"
+            " to ONNX: leave them to what follows the network, or write that part otherwise in a builder given as"
+            " --teacher python:package.module:function"
+        )
+
+
+def _check_dropout(node: Node, source: str) -> None:
+    """Refuse a dropout that evaluation does not switch off."""
+    if "dropout" in str(node.target) and argument(node, 2, "train") and argument(node, 1, "p"):
+        raise UserError(
+            f"{source}: {_name(node)} drops values in evaluation mode too, so that no two answers are the same: let it"
+            " read the network's mode, as in F.dropout(x, training=self.training) or nn.Dropout, or leave it out in a"
+            " builder given as --teacher python:package.module:function"
+        )
 
 
 def _copy(graph: Graph, node: Node, copies: Mapping[Node, Node]) -> Node:

@@ -18,6 +18,9 @@ from calibration.operators import argument, axis_order, clip_bounds, kind, stati
 
 aten = torch.ops.aten
 
+# Beyond it log(1 + exp(x)) is x in float32: torch's threshold of softplus.
+_STRAIGHT = 20.0
+
 Write = Callable[..., Node]
 Spelling = Callable[[Write, Node], Node | None]
 
@@ -83,10 +86,25 @@ def _log_sigmoid(w: Write, node: Node) -> Node:
 
 
 def _soft_plus(w: Write, node: Node) -> Node | None:
-    beta = float(argument(node, 1, "beta", 1))
+    """Where beta x is beyond its threshold it is x itself: from 20 on what float32 says as well, before that a step."""
+    beta, threshold = float(argument(node, 1, "beta", 1)), float(argument(node, 2, "threshold", 20))
+    if threshold < _STRAIGHT:
+        return None
     if beta == 1.0:
         return None
     return w(aten.mul.Tensor, w(aten.softplus.default, w(aten.mul.Tensor, _source(node), beta)), 1 / beta)
+
+
+def _scaled_elu(w: Write, node: Node) -> Node | None:
+    """The general form, as which functionalisation leaves SELU and CELU; one with both scales of its own stays."""
+    alpha, scale, of_input = (
+        float(argument(node, place, name, 1)) for place, name in enumerate(("alpha", "scale", "input_scale"), 1)
+    )
+    if of_input == 1.0 and scale != 1.0:
+        return w(aten.mul.Tensor, w(aten.elu.default, _source(node), alpha), scale)
+    if scale == 1.0 and of_input != 1.0 and math.isclose(of_input * alpha, 1.0, rel_tol=1e-6):
+        return w(aten.celu.default, _source(node), alpha)
+    return None
 
 
 def _stack(w: Write, node: Node) -> Node:
@@ -154,10 +172,13 @@ def _adaptive_max_pool(w: Write, node: Node) -> Node | None:
 def _index(w: Write, node: Node) -> Node | None:
     """Places along one axis."""
     given = [(axis, places) for axis, places in enumerate(argument(node, 1, "indices")) if places is not None]
-    if len(given) != 1 or len(static_shape(given[0][1])) != 1:
+    if len(given) != 1 or len(static_shape(given[0][1])) != 1 or given[0][1].meta["val"].dtype == torch.bool:
         return None
     ((axis, places),) = given
-    return w(aten.index_select.default, _source(node), axis, places)
+    size = static_shape(_source(node))[axis]
+    # Places from the end are negative; a selection takes none such. What is computed of constants becomes one.
+    from_start = places if size < 0 else w(aten.remainder.Scalar, places, size)
+    return w(aten.index_select.default, _source(node), axis, from_start)
 
 
 def _transposed(w: Write, node: Node) -> Node:
@@ -234,6 +255,7 @@ _SPELLINGS: Mapping[Any, Spelling] = {
     aten.mish.default: _mish,
     aten.log_sigmoid.default: _log_sigmoid,
     aten.softplus.default: _soft_plus,
+    aten.elu.default: _scaled_elu,
     aten.stack.default: _stack,
     aten.repeat.default: _repeat,
     aten.tile.default: _tile,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from backends.base import Backend
@@ -40,6 +40,8 @@ class Network:
     """A float network as a folded graph, with what its images must look like."""
 
     source: str
+    module: nn.Module
+    """As it was handed over: what the graphs must compute. They have its parameters in memory with it."""
     captured: GraphModule
     """As captured, its BatchNorms not yet folded."""
     folded: GraphModule

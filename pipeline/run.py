@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from torch import Tensor
 
 from backends.base import Backend
 from backends.placement import place
@@ -35,7 +36,8 @@ from pipeline.report.comparison import ComparisonReport
 from pipeline.report.files import write_report
 from pipeline.report.schema import Report, read_report
 from pipeline.sources.arrays import ArraySource
-from pipeline.stages.convert import check_convertible
+from pipeline.stages.convert import check_convertible, float_counterpart
+from pipeline.stages.first_link import check_float_file, check_on_images, some_images
 from pipeline.stages.imagine import check_imaginable, imagine, preview
 from pipeline.stages.observe import suited
 from pipeline.stages.other_size import check_other_size
@@ -103,11 +105,14 @@ def _run(
         if images is None:
             check_imaginable(teacher)
         scored = check_inputs(config, folder.root, teacher, student, images)
+        if images is not None:
+            shown = _checked_on_images(config, (teacher, student, *co_teachers), images)
         # Nothing that was there has been touched until here.
         begin(folder, config, identities(config, [teacher, *co_teachers], student, images))
     if images is None:
         with timed_stage("imagine", progress, seconds):
             images = _imagined(config, folder, teacher, progress)
+            shown = _checked_on_images(config, (teacher, student, *co_teachers), images)
     learns = quantiser.trains or float_steps(config) > 0
     mirror, reason = _mirrored_targets(config, teacher, images) if learns else (False, ())
     student_notes = student.notes if config.student.source is not None else ()
@@ -134,6 +139,7 @@ def _run(
     quantised = quantiser.quantise(job)
     if quantised.prepared is not None:
         notes = (*notes, *quantised.prepared.notes)
+    check_float_file(quantised.compiled.float_model, teacher, shown, batch=config.quantisation.static_batch)
     write_model(folder.float_model, quantised.compiled.float_model)
     with timed_stage("validate", progress, seconds):
         validated = validate_network(
@@ -265,6 +271,22 @@ def _images(config: RunConfig, teacher: Network) -> UnlabelledImages:
         augmentation=config.data.augmentation,
         labels=labels,
     )
+
+
+def _checked_on_images(config: RunConfig, networks: tuple[Network, ...], images: UnlabelledImages) -> Tensor:
+    """Some of the images, on which all graphs, and the teacher's float file, compute what their modules do."""
+    teacher, bits = networks[0], config.quantisation
+    shown = some_images(images, teacher.preprocessing, seed=config.execution.seed)
+    for network in {id(network): network for network in networks}.values():
+        check_on_images(network, shown)
+    # Before training as well as at the end: a mistake of the file must not cost the user an hour first.
+    check_float_file(
+        float_counterpart(teacher.folded, opset=bits.opset, batch=bits.static_batch, most=bits.external_data_above),
+        teacher,
+        shown,
+        batch=bits.static_batch,
+    )
+    return shown
 
 
 def _imagined(config: RunConfig, folder: RunFolder, teacher: Network, progress: Progress) -> UnlabelledImages:

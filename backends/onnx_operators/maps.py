@@ -95,9 +95,14 @@ def _target_size(e: Emitter, node: Node, mode: str) -> list[str]:
     """The factors of a resize; where the size of images is free, the size of the tensor that it follows."""
     channels, *sizes = static_shape(node)[1:]
     if e.free is None or node.args[1] is None:
-        factors = [size / before for size, before in zip(sizes, static_shape(input_of(node))[-2:], strict=True)]
-        if e.free is not None:
-            factors = [float(factor) for factor in argument(node, 2 if mode == "nearest" else 3, "scale_factors")]
+        before = static_shape(input_of(node))[-2:]
+        factors = [size / one for size, one in zip(sizes, before, strict=True)]
+        own = argument(node, 2 if mode == "nearest" else 3, "scale_factors")
+        if own is not None and node.args[1] is None:
+            # Where positions lie follows the factor itself, also where the size is less than it says.
+            exact = [size == one * factor for size, one, factor in zip(sizes, before, own, strict=True)]
+            if e.free is not None or not all(exact):
+                factors = [float(factor) for factor in own]
         return [e.constant(np.array([1, 1, *factors], np.float32), f"{node.name}_scales")]
     (batch,) = e.add("Shape", [e.first_input], suffix="_batch", start=0, end=1)
     if node.name in e.free.follows:

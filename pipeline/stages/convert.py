@@ -8,7 +8,7 @@ from backends.base import Backend
 from backends.limits import LARGEST_MODEL
 from backends.onnx_graph import emit
 from backends.onnx_view import INT4_OPSET
-from backends.serialised import serialise
+from backends.serialised import Serialised, serialise
 from calibration.errors import UserError
 from calibration.freeze import freeze
 from calibration.plan import Plan
@@ -69,7 +69,14 @@ def compile_model(
     """
     frozen = freeze(network, folded)
     model = backend.emit(frozen, opset=opset, batch=batch)
-    float_model = emit(teacher, opset=opset or _FLOAT_OPSET, batch=batch)
     return CompiledModel(
-        model=serialise(model, name=MODEL, most=most), float_model=serialise(float_model, name=FLOAT_MODEL, most=most)
+        model=serialise(model, name=MODEL, most=most),
+        float_model=float_counterpart(teacher, opset=opset, batch=batch, most=most),
     )
+
+
+def float_counterpart(
+    folded: GraphModule, *, opset: int | None, batch: int | None = None, most: int = LARGEST_MODEL
+) -> Serialised:
+    """The float file of a folded network, for comparisons."""
+    return serialise(emit(folded, opset=opset or _FLOAT_OPSET, batch=batch), name=FLOAT_MODEL, most=most)

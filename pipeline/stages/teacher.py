@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
+import torch
 from torch import nn
 from torch.fx import GraphModule
 
 from calibration.capture import capture
 from calibration.errors import UserError
+from calibration.first_link import check_first_link, wide_images
 from calibration.fold import fold, largest_difference, rounding_difference
 from calibration.free_size import free_size
 from calibration.operators import fixed_layers, static_shape
@@ -21,6 +23,7 @@ from pipeline.outputs import describe_outputs, guessed, parse_kinds
 from pipeline.preprocessing import Preprocessing
 from pipeline.preprocessing_overrides import Overrides
 from pipeline.probe_images import noise, probe_images
+from pipeline.randomness import generator_for
 
 # Folding is exact algebra; float32 rounding of a deep network's output stays below this, unless the network multiplies
 # what the last bit of its image does: then below so many times that (measured: up to 1.5, 50 layers of random weights).
@@ -57,6 +60,8 @@ def load_network(
         difference <= LARGEST_FOLD_FACTOR * rounding_difference(captured, example)
     ):
         raise RuntimeError(f"{source}: folding BatchNorm changed an output by {difference:.3g} of the largest one")
+    wide = wide_images((p.channels, p.height, p.width), generator_for(0, "first link"))
+    check_first_link(loaded.module, captured, torch.cat([example[:1], wide]), source=named, shown="random images")
     other = _at_another_size(loaded.module, p, named) if dynamic_size else None
     if other is not None:
         folded.meta["free_size"] = free_size(folded, other)
@@ -65,6 +70,7 @@ def load_network(
     remarks = [None if loaded.features else guessed(outputs, kinds), _of_fixed_layers(folded, source)]
     return Network(
         source=source,
+        module=loaded.module,
         captured=captured,
         folded=folded,
         preprocessing=p,
@@ -95,7 +101,10 @@ def other_size(preprocessing: Preprocessing) -> Preprocessing:
 
 def _at_another_size(module: nn.Module, preprocessing: Preprocessing, source: str) -> GraphModule:
     try:
-        return fold(capture(module, noise(other_size(preprocessing), "another size"), source=source))
+        example = noise(other_size(preprocessing), "another size")
+        captured = capture(module, example, source=source)
+        check_first_link(module, captured, example, source=source, shown="random images")
+        return fold(captured)
     except UserError as error:
         raise UserError(f"--dynamic-size: at another size {error}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 from collections import OrderedDict
@@ -156,13 +155,37 @@ def test_what_does_nothing_in_inference_is_gone(net: MakeNet, noise: Noise) -> N
     assert_equal(graph_module, module, noise(1, 3, 8, 8))
 
 
-def test_a_dropout_that_never_stops_is_left_out_aloud(
-    net: MakeNet, noise: Noise, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.WARNING, logger="calibration")  # a command run quietly before may have raised it
-    graph_module = capture(net(lambda n, x: F.dropout(n.a(x)), a=conv()), noise(2, 3, 8, 8), source="my network")
-    assert kinds(graph_module) == ["conv"]
-    assert "my network: dropout drops values in evaluation mode too" in caplog.text
+def test_a_dropout_that_never_stops_is_refused(net: MakeNet, noise: Noise) -> None:
+    with pytest.raises(UserError, match="my network: dropout drops values in evaluation mode too"):
+        capture(net(lambda n, x: F.dropout(n.a(x)), a=conv()), noise(2, 3, 8, 8), source="my network")
+
+
+def test_what_is_drawn_at_random_is_refused_by_name(net: MakeNet, noise: Noise) -> None:
+    module = net(lambda n, x: n.a(x) + torch.rand(1), a=conv())
+    with pytest.raises(UserError, match=r"my network: rand \(aten.rand.default\) draws random numbers"):
+        capture(module, noise(2, 3, 8, 8), source="my network")
+
+
+def test_the_places_of_maxima_are_refused_by_name(net: MakeNet, noise: Noise) -> None:
+    module = net(lambda n, x: n.a(x).max(1).indices.float(), a=conv())
+    with pytest.raises(UserError, match=r"my network: max \(aten.max.dim\) is read for the places"):
+        capture(module, noise(2, 3, 8, 8), source="my network")
+
+
+def test_a_trial_call_leaves_the_networks_buffers_as_they_are(noise: Noise) -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: Tensor
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x * 2
+
+    module = Counting()
+    capture(module, noise(2, 3, 8, 8), source="my network")
+    assert module.calls == 0
 
 
 class Pair(NamedTuple):

@@ -29,6 +29,7 @@ def student(example: SimpleNamespace) -> Network:
     captured = capture(module, torch.zeros(2, 1, 8, 8), source="small")
     return Network(
         source="small",
+        module=module,
         captured=captured,
         folded=fold(captured),
         preprocessing=example.teacher.preprocessing,

@@ -1,0 +1,196 @@
+"""A captured graph is held against the user's own module; what it cannot say is refused by name."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from calibration.capture import capture
+from calibration.errors import UserError
+from calibration.first_link import check_first_link, wide_images
+from calibration.operators import kind
+
+if TYPE_CHECKING:
+    from tests.calibration.conftest import MakeNet, Noise
+
+
+def conv() -> nn.Conv2d:
+    return nn.Conv2d(3, 4, 3, padding=1)
+
+
+def check(module: nn.Module, noise: Noise) -> None:
+    graph = capture(module, noise(2, 3, 8, 8), source="my network")
+    check_first_link(module, graph, wide(), source="my network", shown="random images")
+
+
+def wide() -> Tensor:
+    return wide_images((3, 8, 8), torch.Generator().manual_seed(0))
+
+
+def refusal(module: nn.Module, noise: Noise) -> str:
+    with pytest.raises(UserError) as raised:
+        check(module, noise)
+    message = str(raised.value)
+    assert message.startswith("my network: ") and "\n" not in message and "--teacher python:" in message
+    return message
+
+
+class Stateful(nn.Module):
+    """A convolution, and in each call a line over what earlier ones left behind."""
+
+    def __init__(self, line: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.line, self.inner = line, nn.Module()
+        self.a, self.calls, self.first, self.seen = conv(), 0, None, list[Tensor]()
+        self.inner.register_buffer("mean", torch.zeros(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.line(self, self.a(x))
+
+
+def _running_mean(n: Any, y: Tensor) -> Tensor:
+    n.inner.mean.mul_(0.9).add_(y.mean((0, 2, 3)).view(4, 1, 1) * 0.1)
+    result: Tensor = y - n.inner.mean
+    return result
+
+
+def _first_call(n: Any, y: Tensor) -> Tensor:
+    if n.first is None:
+        n.first = y.mean()
+    result: Tensor = y - n.first
+    return result
+
+
+def _growing_list(n: Any, y: Tensor) -> Tensor:
+    n.seen.append(y)
+    return y * len(n.seen)
+
+
+STATE: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
+    "a buffer": (_running_mean, "inner.mean"),
+    "an attribute that holds a tensor": (_first_call, "first"),
+    "a list": (_growing_list, "seen"),
+    "a counter": (lambda n, y: y * n.calls, "calls"),
+    "a counter that is looked at much later": (lambda n, y: y * 2 if n.calls > 1000 else y, "calls"),
+}
+
+
+@pytest.mark.parametrize("name", STATE)
+def test_what_is_kept_from_call_to_call_is_refused_by_name(name: str, noise: Noise) -> None:
+    line, kept = STATE[name]
+    message = refusal(Stateful(line), noise)
+    assert "another answer in a later call" in message or "in every call and reads it in the next" in message
+    assert kept in message and "a.weight" not in message
+
+
+def _remembered(n: Any, y: Tensor) -> Tensor:
+    n.first, n.seen = y, [y]
+    return y
+
+
+def _made_once(n: Any, y: Tensor) -> Tensor:
+    if n.first is None or n.first.shape[-1] != y.shape[-1]:
+        n.first = torch.arange(y.shape[-1]).float()
+    result: Tensor = y + n.first
+    return result
+
+
+@pytest.mark.parametrize("line", [lambda n, y: y, _remembered, _made_once], ids=["counter", "features", "table"])
+def test_what_nobody_reads_again_may_be_kept(line: Callable[[Any, Tensor], Tensor], noise: Noise) -> None:
+    check(Stateful(line), noise)
+
+
+def test_chance_outside_of_torch_is_refused(net: MakeNet, noise: Noise) -> None:
+    message = refusal(net(lambda n, x: n.a(x) * random.random(), a=conv()), noise)
+    assert "another answer in a later call" in message and "draws random numbers" in message
+
+
+MIXED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
+    "a mean over the batch": (lambda n, x: (lambda f: f - f.mean(0))(n.a(x)), "mixes the images of a batch"),
+    "softmax along axis 0": (lambda n, x: n.a(x).softmax(0), "mixes the images of a batch"),
+    "statistics of the batch": (lambda n, x: F.batch_norm(n.a(x), None, None, training=True), "first behind module b"),
+    "the largest of all": (lambda n, x: n.a(x) / n.a(x).abs().max(), "mixes the images of a batch"),
+    "a batch of one in the code": (lambda n, x: n.a(x).reshape(1, 4, -1).mean(-1), "has the shape [1, 4] for 3 images"),
+    "a table beside the answer": (lambda n, x: (n.a(x), torch.arange(3.0)), "output_1 has the shape [3] for 3"),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_images_that_mix_are_refused(name: str, net: MakeNet, noise: Noise) -> None:
+    compute, expected = MIXED[name]
+    if "module b" in expected:
+        module: nn.Module = nn.Sequential()
+        module.add_module("a", conv())
+        module.add_module("b", net(lambda n, x: F.batch_norm(x, None, None, training=True)))
+    else:
+        module = net(compute, a=conv())
+    assert expected in refusal(module, noise)
+
+
+def test_a_batch_axis_that_is_dropped_for_one_image_is_no_mixing(net: MakeNet, noise: Noise) -> None:
+    check(net(lambda n, x: F.adaptive_avg_pool2d(n.a(x), 1).squeeze(), a=conv()), noise)
+
+
+def test_the_first_node_that_differs_is_named(net: MakeNet, noise: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
+    from calibration import normal_form
+
+    def wrong(graph: Any, node: Any) -> Any:
+        node.args = (node.args[0], 0.5)
+        return node
+
+    monkeypatch.setitem(normal_form._RULES, torch.ops.aten.leaky_relu.default, (wrong,))
+    inner = net(lambda n, x: F.leaky_relu(n.a(x) * 3, 0.2) + 1, a=conv())
+    message = refusal(nn.Sequential(nn.Identity(), inner), noise)
+    assert "output output differs by" in message
+    assert "the first node that differs is _1_leaky_relu (aten.leaky_relu.default, in module 1)" in message
+
+
+def test_a_part_that_export_sees_otherwise_is_named(net: MakeNet, noise: Noise) -> None:
+    inner = net(lambda n, x: x * (2 if torch.compiler.is_exporting() else 3))
+    assert "the first part that differs is module 1" in refusal(nn.Sequential(conv(), inner, nn.ReLU()), noise)
+
+
+def test_what_is_not_finite_says_nothing(net: MakeNet, noise: Noise) -> None:
+    check(net(lambda n, x: (n.a(x) * 30).exp(), a=conv()), noise)
+    check(net(lambda n, x: n.a(x.sqrt()), a=conv()), noise)
+
+
+def test_a_network_that_amplifies_rounding_is_the_same_all_the_same(net: MakeNet, noise: Noise) -> None:
+    def compute(n: Any, x: Tensor) -> Tensor:
+        y = n.b(n.a(x))
+        for _ in range(14):
+            y = (y * 4).sin() * 3  # its last bit grows twelvefold each time
+        result: Tensor = y
+        return result
+
+    norm = nn.BatchNorm2d(4)
+    check(net(compute, a=conv(), b=norm), noise)
+
+
+def test_batch_norm_counts_nothing_in_evaluation_and_the_module_stays_as_it_is(net: MakeNet, noise: Noise) -> None:
+    module = net(lambda n, x: n.b(n.a(x)), a=conv(), b=nn.BatchNorm2d(4)).train()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    state = torch.get_rng_state()
+    check(module, noise)
+    assert torch.equal(torch.get_rng_state(), state) and module.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+
+
+def test_wide_images_reach_far_beyond_photographs() -> None:
+    images = wide()
+    assert images.shape == (3, 3, 8, 8) and images[0].abs().max() < 1 and images[2].abs().max() > 16
+
+
+@pytest.mark.parametrize("indices", [[0, -1], [-1, -2, -3], [3]])
+def test_places_from_the_end_are_written_from_the_start(indices: list[int], net: MakeNet, noise: Noise) -> None:
+    module = net(lambda n, x: n.a(x)[:, indices], a=conv()).eval()
+    graph = capture(module, noise(2, 3, 8, 8), source="test")
+    assert [kind(node) for node in graph.graph.nodes if node.op == "call_function"][-1] == "select"
+    check_first_link(module, graph, wide(), source="test", shown="random images")
