@@ -10,12 +10,12 @@ from calibration.errors import UserError
 from pipeline.artifacts import Network, UnlabelledImages
 from pipeline.atomic import check_place
 from pipeline.config import RunConfig
-from pipeline.data import ImageSource
+from pipeline.data import EvaluationSet, ImageSource
 from pipeline.defaults import resolve_device
 from pipeline.evaluation import Scored, evaluation_of
 from pipeline.identity import images_identity, network_identity, sample
 from pipeline.loading import Reader, none_readable
-from pipeline.outputs import primary
+from pipeline.outputs import Output, primary
 from pipeline.preprocessing import Preprocessing
 from pipeline.stages.validate import check_labels
 
@@ -42,7 +42,7 @@ def check_inputs(
         UserError: a source cannot be opened, no image of it can be read, labels are no classes of the network, or the
             disk has no room for what a run is sure to write.
     """
-    classes = _classes(teacher)
+    classes = _classes(teacher.outputs)
     if images is not None:
         check_readable(images.source, teacher.preprocessing)
         if images.labels is not None and classes is not None:
@@ -52,9 +52,7 @@ def check_inputs(
         scored = evaluation_of(config, images, teacher)
         evaluation, _, _ = scored
         if images is None or evaluation.images is not images.source:
-            check_readable(evaluation.images, teacher.preprocessing)
-        if evaluation.labels is not None and classes is not None:
-            check_labels(evaluation.labels, classes)
+            check_scored(evaluation, teacher.outputs, teacher.preprocessing)
     _check_room(config, root, teacher, student)
     return scored
 
@@ -84,9 +82,21 @@ def check_readable(source: ImageSource, preprocessing: Preprocessing) -> None:
         raise UserError(none_readable(source.name, len(source), reader.bad[min(reader.bad)][1]))
 
 
-def _classes(teacher: Network) -> int | None:
+def check_scored(evaluation: EvaluationSet, outputs: Sequence[Output], preprocessing: Preprocessing) -> None:
+    """Check that images to score on can be read, and that their labels, if any, are classes of the network.
+
+    Raises:
+        UserError: none of them can, or a label is none.
+    """
+    check_readable(evaluation.images, preprocessing)
+    classes = _classes(outputs)
+    if evaluation.labels is not None and classes is not None:
+        check_labels(evaluation.labels, classes)
+
+
+def _classes(outputs: Sequence[Output]) -> int | None:
     """How many classes an image may have; None where the output holds no one class for each image."""
-    main = teacher.outputs[primary(teacher.outputs)]
+    main = outputs[primary(outputs)]
     return main.shape[main.axis - 1] if main.holds == "classes" and main.decisions == 1 else None
 
 

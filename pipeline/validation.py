@@ -32,6 +32,7 @@ from pipeline.gates import check_output_names, gates_of, least_parity, ungated, 
 from pipeline.layer_report import kernels_of, layers_of
 from pipeline.learning import objective_config
 from pipeline.outputs import Output
+from pipeline.preflight import check_scored
 from pipeline.preprocessing import normalise
 from pipeline.progress import Progress
 from pipeline.report.schema import (
@@ -187,27 +188,29 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
     columns: dict[str, Outputs] = {"oracle": _oracle(bundle.model, backend)}
     batch, batch_remark = latency_batch(config.batch, bundle.fixed_batch)
     remarks: tuple[str, ...] = ()
+    # Images first: an engine takes minutes to build.
+    if config.eval_data is None:
+        golden = [torch.from_numpy(values) for values in bundle.golden.teacher.values()]
+        columns["target"] = columns["teacher"] = lambda images: golden
+        count = len(bundle.golden.inputs)
+        batches = iter([ScoredImages(images=torch.from_numpy(bundle.golden.inputs), labels=None)])
+    else:
+        evaluation, remarks = usable_labels(
+            open_evaluation(config.eval_data, bundle.preprocessing), bundle.outputs, config.eval_data
+        )
+        check_scored(evaluation, bundle.outputs, bundle.preprocessing)
+        remarks = (*evaluation.images.notes, *remarks)
+        teacher = _stored_teacher(float_model, float_file, config.eval_data, needed=evaluation.labels is None)
+        if teacher is None:
+            remarks += (f"no accuracy is judged: {float_file}, the float network that a run leaves, is absent",)
+        else:
+            columns["target"] = columns["teacher"] = teacher
+        earlier = None
+        count, most = len(evaluation.images), images_at_once(bundle.preprocessing, _BATCH)
+        batches = scored_images(evaluation, np.arange(count), bundle.preprocessing, most, 0)
     with _maybe_runner(backend, bundle.model, absent) as runner:
         if runner is not None:
             columns["runtime"] = runner_outputs(runner, bundle.fixed_batch)
-        if config.eval_data is None:
-            golden = [torch.from_numpy(values) for values in bundle.golden.teacher.values()]
-            columns["target"] = columns["teacher"] = lambda images: golden
-            count = len(bundle.golden.inputs)
-            batches = iter([ScoredImages(images=torch.from_numpy(bundle.golden.inputs), labels=None)])
-        else:
-            evaluation, remarks = usable_labels(
-                open_evaluation(config.eval_data, bundle.preprocessing), bundle.outputs, config.eval_data
-            )
-            remarks = (*evaluation.images.notes, *remarks)
-            teacher = _stored_teacher(float_model, float_file, config.eval_data, needed=evaluation.labels is None)
-            if teacher is None:
-                remarks += (f"no accuracy is judged: {float_file}, the float network that a run leaves, is absent",)
-            else:
-                columns["target"] = columns["teacher"] = teacher
-            earlier = None
-            count, most = len(evaluation.images), images_at_once(bundle.preprocessing, _BATCH)
-            batches = scored_images(evaluation, np.arange(count), bundle.preprocessing, most, 0)
         scores = score(columns, batches, bundle.outputs, step=lambda done: progress.step(done, count))
         another = _another_size_of(bundle, backend, runner)
     census, remark = count_kernels(backend, bundle.model, bundle.plan.integer_layers())
