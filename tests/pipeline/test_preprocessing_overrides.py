@@ -66,7 +66,7 @@ def test_the_order_of_channels_turns_what_belongs_to_them() -> None:
 def test_values_from_0_to_255() -> None:
     caffe = with_overrides(IMAGENET, divisor=1, mean=(103.53, 116.28, 123.675), std=(1.0,), channel_order="BGR")
     assert caffe.mean == (103.53, 116.28, 123.675)
-    with pytest.raises(UserError, match=r"mean \(255.5, .* is not of values in \[0, 255\]"):
+    with pytest.raises(UserError, match=r"255\.5"):
         with_overrides(IMAGENET, divisor=1, mean=(255.5,), std=(1.0,))
 
 
