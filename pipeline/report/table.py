@@ -55,11 +55,12 @@ def _facts(report: Report) -> Table:
     table.add_column(overflow="fold")
     latency, size = report.latency, report.size
     times = wording.NOT_HERE
-    if latency.float_ms is not None and latency.quantised_ms is not None:
+    if latency.quantised_ms is not None:
+        factor = "" if latency.speedup is None else f", {wording.factor(latency.speedup)}"
         times = (
             f"float {wording.milliseconds(latency.float_ms)}, "
-            f"quantised {wording.milliseconds(latency.quantised_ms)}, "
-            f"{wording.factor(latency.speedup)}; batch {latency.batch}, threads {latency.threads}"
+            f"quantised {wording.milliseconds(latency.quantised_ms)}{factor}; "
+            f"batch {latency.batch}, threads {latency.threads}"
         )
     shrunk = f"float {wording.kilobytes(size.float_bytes)}, quantised {wording.kilobytes(size.quantised_bytes)}"
     if (ratio := wording.size_ratio(report)) is not None:

@@ -146,6 +146,8 @@ def test_what_is_no_faster_is_said_aloud(
     for text in (" ".join(printed(report).split()), page(report)):
         assert (words is not None and words in text) or (words is None and "float on this machine" not in text)
     assert "float on this machine" not in printed(elsewhere)
+    alone = make_report(latency=replace(make_report().latency, float_ms=None, speedup=None))
+    assert "float not run here, quantised 0.57 ms (p90 0.61); batch 1, threads 1" in " ".join(printed(alone).split())
 
 
 def test_gates_name_their_output_and_their_judge(make_report: Callable[..., Report]) -> None:
