@@ -48,7 +48,7 @@ class RunConfig:
         if fixed is not None and self.validation.batch not in (1, fixed):
             raise UserError(f"--batch {self.validation.batch}: --static-batch makes a model of batch {fixed} alone")
         # The user's own builder may well be for digits; every other source is a network of something else.
-        if self.data.source == EMBEDDED and kind not in (EMBEDDED, "python"):
+        if self.data.source == EMBEDDED and kind not in (EMBEDDED, "python") and not kind.endswith(".py"):
             raise UserError(
                 f"--teacher {self.teacher.source} needs images of its own kind: add --data images:FOLDER or "
                 "npz:FILE#key (the embedded digits suit only the embedded teacher)"
