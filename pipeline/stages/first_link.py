@@ -21,6 +21,7 @@ from calibration.nearness import LARGEST_DIFFERENCE, apart, differing, sensitivi
 from pipeline.artifacts import FLOAT_MODEL, Network, UnlabelledImages
 from pipeline.batches import ordered_batches
 from pipeline.preprocessing import Preprocessing, normalise
+from pipeline.probe_images import check_finite
 from pipeline.randomness import generator_for
 
 #: How many images are enough for a fault of capture to show: it shows in every one of them.
@@ -39,7 +40,11 @@ def some_images(images: UnlabelledImages, preprocessing: Preprocessing, *, seed:
 
 
 def check_on_images(network: Network, images: Tensor) -> None:
-    """Raise UserError unless the captured graph computes what the module does with images float32 [B, C, H, W]."""
+    """Raise UserError unless the captured graph computes what the module does with images float32 [B, C, H, W].
+
+    And unless that are numbers: what is NaN there can be held against nothing.
+    """
+    check_finite(network.captured, images, source=network.source, shown="images of --data")
     check_first_link(network.module, network.captured, images, source=network.source, shown="images of --data")
 
 

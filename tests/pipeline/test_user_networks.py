@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from calibration.errors import UserError
+from pipeline.preprocessing import normalise
+from pipeline.stages.first_link import check_on_images
 from pipeline.stages.teacher import load_network
 
 BUILDERS = """
@@ -155,6 +157,10 @@ def root_of_pixels():
     scale = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     shift = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     return Net(lambda n, x: n.net(torch.sqrt(x * scale + shift)))
+
+
+def logarithm_of_pixels():
+    return Net(lambda n, x: n.net(torch.log(x))), {"height": 16, "mean": [0.0] * 3, "std": [1.0] * 3}
 
 
 def object_output():
@@ -402,6 +408,15 @@ def test_outputs_in_objects_and_odd_networks_are_taken(builder: str, names: tupl
     parameters = [parameter for parameter in network.folded.parameters() if parameter.is_floating_point()]
     assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled() and torch.ones(1).device.type == "cpu"
     assert parameters and not any(parameter.is_inference() for parameter in parameters)
+
+
+def test_images_for_which_a_network_has_no_numbers_are_told_with_the_first_operator() -> None:
+    network = load_network("python:users_nets:logarithm_of_pixels")
+    pixels = torch.randint(1, 256, (3, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    check_on_images(network, normalise(pixels, network.preprocessing))
+    pixels[1, :, 4, 4] = 0
+    with pytest.raises(UserError, match=r"infinity for images of --data \(infinity first behind log .*NaN first"):
+        check_on_images(network, normalise(pixels, network.preprocessing))
 
 
 def test_outputs_of_a_dataclass_hold_what_the_network_returns() -> None:
