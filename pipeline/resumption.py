@@ -97,9 +97,9 @@ def check_same_inputs(
             continue
         for kept in finished:
             if decides(key, kept):
-                what = "images" if key == DATA else "network, weights and all,"
+                what = "does not hold the images" if key == DATA else "is not the network, weights and all,"
                 raise UserError(
-                    f"--resume: --{key} {_shown(settings.get(key))} is not the {what} that the {kept} in {folder} was"
+                    f"--resume: --{key} {_shown(settings.get(key))} {what} that the {kept} in {folder} was"
                     " made from: give those again, or start anew with --overwrite"
                 )
 

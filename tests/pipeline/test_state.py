@@ -173,7 +173,9 @@ def test_the_same_inputs_may_come_from_elsewhere_and_others_may_not(tmp_path: Pa
     folder.prepared.write_bytes(b"")
 
     begun(named("images:there", "python:c:d"))
-    with pytest.raises(UserError, match=r"--data images:there is not the images that the calibration .* was made from"):
+    with pytest.raises(
+        UserError, match=r"--data images:there does not hold the images that the calibration .* was made from"
+    ):
         begun(named("images:there"), {"teacher": "a network", "data": "others"})
     with pytest.raises(UserError, match="--teacher python:a:b is not the network"):
         begun(named("images:here"), {"teacher": "another", "data": "some images"})
