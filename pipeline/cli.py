@@ -5,27 +5,30 @@ Importing it is quick: torch and the stages are imported by the commands that ne
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts.config
-from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter, UnusedCliTokensError
+from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Group, Parameter, UnusedCliTokensError
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
 from calibration.errors import UserError
-from pipeline import __version__
+from pipeline import __version__, records
 from pipeline.atomic import NO_ROOM
 from pipeline.config import ENGINE_GROUP, EngineConfig, RunConfig, ValidationConfig
 from pipeline.config.compare import CompareConfig
 from pipeline.config.file import read_settings
+from pipeline.config.meaning import NEEDS, check_meanings, meaningful
+from pipeline.config.run import default_settings
 from pipeline.flags import check_whole_numbers
 from pipeline.printing import console, plain, take_any_text
 from pipeline.progress import progress_on
@@ -65,21 +68,42 @@ _DEFAULT_COMPARISON = CompareConfig()
 
 
 def _settings_from_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Give every flag that was not typed the value of the file named by --config, else of the recipe."""
-    typed = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
+    """Give every flag that was not typed the value of the file named by --config, else of the recipe.
+
+    What of a recipe no longer means anything beside the typed flags is left out; what was typed so is refused.
+    """
+    typed = {argument.name.removeprefix("--"): argument for argument in arguments if argument.tokens}
     found: list[tuple[dict[str, Any], str]] = []
-    if "--config" in typed:
-        found.append((read_settings(Path(typed["--config"])), typed["--config"]))
-    if "--recipe" in typed:
-        recipe = recipe_named(typed["--recipe"])
-        given = {key: value for settings, _ in found for key, value in settings.items()}
-        given |= {argument.name.removeprefix("--"): argument.tokens for argument in arguments if argument.tokens}
+    own: dict[str, Any] = {}
+    if "config" in typed:
+        source = typed["config"].tokens[0].value
+        own |= read_settings(Path(source))
+        found.append((dict(own), source))
+    asked = _converted({key: argument for key, argument in typed.items() if key in NEEDS})
+    own |= asked
+    together = default_settings()
+    if "recipe" in typed:
+        recipe = recipe_named(typed["recipe"].tokens[0].value)
+        given = own | {key: argument.tokens for key, argument in typed.items()}
         if missing := recipe.missing(given):
             raise UserError(f"--recipe {recipe.name} ({recipe.title}) needs {missing}: see faqd run --help")
-        found.append((dict(recipe.settings), f"recipe {recipe.name}"))
+        settings = meaningful(recipe.settings, own, together)
+        found.append((settings, f"recipe {recipe.name}"))
+        together |= settings
+    if commands == ("run",):
+        check_meanings(together | own, asked)
     for settings, source in found:
         cyclopts.config.Dict(settings, source=source, use_commands_as_keys=False)(app, commands, arguments)
     check_whole_numbers(arguments)
+
+
+def _converted(typed: Mapping[str, Argument]) -> dict[str, Any]:
+    """The values of typed flags as JSON has them; those that are no values are left to the parser's own line."""
+    values: dict[str, Any] = {}
+    for key, argument in typed.items():
+        with contextlib.suppress(CycloptsError):
+            values[key] = records.to_json(argument.convert())
+    return values
 
 
 app = App(

@@ -17,7 +17,7 @@ from pipeline.batches import suggested_workers
 from pipeline.bundle import digest_of, read_bundle, write_bundle, write_model
 from pipeline.chosen_backend import chosen_backends, emulated_backend, stored_backend
 from pipeline.comparison import compare_bundle
-from pipeline.config import NO_DATA, EngineConfig, RunConfig, ValidationConfig
+from pipeline.config import NO_DATA, EngineConfig, RunConfig, ValidationConfig, check_engine
 from pipeline.config.compare import CompareConfig
 from pipeline.data import open_images, open_labelled, split_held_out
 from pipeline.distillation.build import build_objective
@@ -182,7 +182,12 @@ def validate_bundle(
     """
     with progress.stage("validate"):
         bundle = read_bundle(path)
+        check_engine(engine, backend=bundle.backend, batch=config.batch)
         if emulate is not None:
+            if config.min_speedup is not None:
+                raise UserError(
+                    f"--min-speedup {config.min_speedup:g}: times mean nothing under --emulate; leave it out"
+                )
             report = validate_stored(bundle, config, emulated_backend(bundle, emulate), progress)
             how = f"the runtime ran on an emulated {emulate}: its integers are the device's, its times are not"
             return replace(report, notes=(*report.notes, how))

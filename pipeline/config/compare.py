@@ -8,8 +8,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from calibration.errors import UserError
 from pipeline import flags
 from pipeline.config import check_source
+
+COUNT = 64
+"""Images of --data that are compared where nothing is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,7 @@ class CompareConfig:
         str | None,
         Parameter(metavar="KIND:REST", help="Images to compare on, as of run. Default: the bundle's golden images."),
     ] = None
-    count: Annotated[int, Parameter(metavar="COUNT", help="Images of --data at most.")] = 64
+    count: Annotated[int, Parameter(metavar="COUNT", help="Images of --data at most.")] = COUNT
     tolerance: Annotated[
         int, Parameter(metavar="STEPS", help="Steps of its grid by which an integer may differ and count as equal.")
     ] = 0
@@ -34,4 +38,6 @@ class CompareConfig:
         flags.check_fields(self)
         if self.data is not None:
             check_source("data", self.data)
+        elif self.count != COUNT:
+            raise UserError(f"--count {self.count} has no meaning without --data: all golden images are compared")
         flags.check_at_least(self, count=1, tolerance=0, threads=1)

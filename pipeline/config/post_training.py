@@ -1,4 +1,4 @@
-"""What may be asked of a quantiser that works after training, and what it would have to ignore."""
+"""What may be asked of a quantiser that works after training."""
 
 from __future__ import annotations
 
@@ -6,25 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from calibration.errors import UserError
-from pipeline import flags
-from pipeline.config.distillation import DistillationConfig
 
 _BITS = ("bits", "first-bits", "depthwise-bits", "last-bits", "activation-bits")
-_TRAINING = (
-    *flags.flags(DistillationConfig),
-    "range",
-    "learned-scales",
-    "weight-grids",
-    "activation-grids",
-    "augmentation",
-)
 
 
-def check_post_training(given: Mapping[str, Any], default: Mapping[str, Any]) -> None:
-    """Check the flat settings of a run against what its post-training quantiser can do; `default`: nothing typed.
+def check_post_training(given: Mapping[str, Any]) -> None:
+    """Check the flat settings of a run against what its post-training quantiser can do; `meaning` has what it ignores.
 
     Raises:
-        UserError: fewer than 8 bits, training or TensorRT are asked for; the line names the flag.
+        UserError: fewer than 8 bits, TensorRT or one batch size are asked for; the line names the flag.
     """
     quantiser = given["quantiser"]
     for key in _BITS:
@@ -34,8 +24,3 @@ def check_post_training(given: Mapping[str, Any], default: Mapping[str, Any]) ->
         raise UserError(f"--quantiser {quantiser} has no files for --backend tensorrt: use onnxruntime or openvino")
     if given["static-batch"] is not None:
         raise UserError(f"--static-batch {given['static-batch']}: NNCF's files have a free batch size; leave it out")
-    changed = [key for key in _TRAINING if given[key] != default[key]]
-    if changed:
-        raise UserError(
-            f"--{changed[0]} has no meaning with --quantiser {quantiser}, which does not train: leave it out"
-        )

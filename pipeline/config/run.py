@@ -10,9 +10,10 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter
 
 from calibration.errors import UserError
-from pipeline import flags
+from pipeline import flags, records
 from pipeline.config.distillation import DistillationConfig
 from pipeline.config.execution import ExecutionConfig, OutputConfig
+from pipeline.config.meaning import check_meanings
 from pipeline.config.post_training import check_post_training
 from pipeline.config.preprocessing import PreprocessingConfig
 from pipeline.config.quantisation import QuantisationConfig
@@ -55,13 +56,9 @@ class RunConfig:
             )
         check_engine(self.engine, backend=self.quantisation.backend, batch=self.validation.batch)
         if self.quantisation.quantiser != "faqd":
-            check_post_training(self.to_json(), RunConfig().to_json())
-
-        if self.student.source is None and self.distillation.float_steps:
-            raise UserError(
-                f"--float-steps {self.distillation.float_steps} needs --student: the teacher's own copy has nothing to"
-                " learn from it in float"
-            )
+            check_post_training(self.to_json())
+        settings, defaults = self.to_json(), default_settings()
+        check_meanings(settings, [key for key, value in settings.items() if value != defaults[key]])
 
     @property
     def evaluation_source(self) -> str | None:
@@ -91,3 +88,9 @@ class RunConfig:
             UserError: a key is unknown or a value is not allowed.
         """
         return flags.from_json(cls, settings, where=where)
+
+
+def default_settings() -> dict[str, Any]:
+    """The flat settings of a run for which nothing is asked."""
+    groups = (records.plain_hint(hint) for hint in records.hints(RunConfig).values())
+    return {key: value for group in groups for key, value in flags.to_json(group()).items()}

@@ -165,7 +165,7 @@ def _run(
     threads: int = 1,
 ) -> Report:
     """Run the command; its report."""
-    flags = {"--steps": str(steps), "--batch-size": str(BATCH)}
+    flags = {"--steps": str(steps)} | ({} if method == PTQ else {"--batch-size": str(BATCH)})
     command = [sys.executable, "-m", "pipeline", "run", "--seed", str(seed), "--output", str(folder / "run")]
     if NETWORK != "digits":
         cifar = request.getfixturevalue("cifar")

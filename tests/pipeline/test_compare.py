@@ -69,3 +69,8 @@ def test_wrong_questions_are_refused(bundle: Path, tmp_path: Path, capsys: pytes
     ):
         assert message in refused(capsys, "compare", str(bundle), *arguments)
     assert "is no bundle" in refused(capsys, "compare", str(tmp_path))
+
+
+def test_a_count_without_images_is_refused(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(bundle), "--count", "3"]) == 2
+    assert "--count 3 has no meaning without --data" in capsys.readouterr().err

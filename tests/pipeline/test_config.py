@@ -38,7 +38,7 @@ UNUSUAL = RunConfig(
     student=StudentConfig(source="cifar:resnet20", weights=Path("s.safetensors")),
     data=DataConfig(source="npz:é中\x7f.npz#images", workers=0, augmentation="crop", calibration_images=7),
     quantisation=QuantisationConfig(backend="reference", bits=4, first_bits=4, range_method="mse", opset=21),
-    distillation=DistillationConfig(steps=0, learning_rate=3e-5, affinity="ffa", affinity_order="1", taps=("a.b", "c")),
+    distillation=DistillationConfig(steps=9, learning_rate=3e-5, affinity="ffa", affinity_order="1", taps=("a.b", "c")),
     validation=ValidationConfig(eval_data="npz:x#a,b", min_speedup=1.5, max_drop=0),
     execution=ExecutionConfig(device="cuda:1", seed=2**63 - 1),
     output=OutputConfig(folder=Path("out"), overwrite=True),

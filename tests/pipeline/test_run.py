@@ -343,8 +343,8 @@ def test_nncf_ends_in_the_same_report_and_bundle(repository: Path, tmp_path: Pat
     [
         (("--bits", "4"), "--bits 4: NNCF has 8-bit convolutions only"),
         (("--last-bits", "4"), "--last-bits 4: NNCF has 8-bit convolutions only"),
-        (("--steps", "3"), "--steps has no meaning with --quantiser nncf"),
-        (("--range", "mse"), "--range has no meaning"),
+        (("--steps", "3"), "--steps 3 has no meaning with --quantiser nncf"),
+        (("--range", "mse"), "--range mse has no meaning"),
         (("--backend", "tensorrt"), "--quantiser nncf has no files for --backend tensorrt"),
     ],
 )
