@@ -142,12 +142,3 @@ def finished_line(name: str, seconds: float, figures: str) -> str:
 def figures_text(figures: dict[str, float]) -> str:
     """Return named figures in four significant digits, underscores as spaces."""
     return "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
-
-
-@contextlib.contextmanager
-def timed_stage(name: str, progress: Progress, seconds: dict[str, float]) -> Iterator[None]:
-    """Show a stage while it runs and note its seconds under its name."""
-    start = time.monotonic()
-    with progress.stage(name):
-        yield
-    seconds[name] = time.monotonic() - start

@@ -11,7 +11,7 @@ from pipeline.artifacts import Network, PreparedStudent, QuantisedStudent, Unlab
 from pipeline.chosen_backend import prepared_for
 from pipeline.config import RunConfig
 from pipeline.learning import distilled, widths
-from pipeline.progress import Progress, timed_stage
+from pipeline.progress import Progress
 from pipeline.stages.choose import choose_profile
 from pipeline.stages.convert import check_opset, compile_model
 from pipeline.stages.observe import corrected, prepare
@@ -33,7 +33,6 @@ class Job:
     images: UnlabelledImages
     mirror: bool
     progress: Progress
-    seconds: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,7 @@ class Quantiser:
 def _by_distillation(job: Job) -> QuantisedStudent:
     """Our own way: calibrated ranges, then the student learns from the float network what rounding took away."""
     config, folder, progress = job.config, job.folder, job.progress
-    with timed_stage("observe", progress, job.seconds):
+    with progress.stage("observe"):
         if config.output.resume and folder.prepared.exists():
             prepared = PreparedStudent.load(folder.prepared, job.student.folded)
         else:
@@ -79,11 +78,11 @@ def _by_distillation(job: Job) -> QuantisedStudent:
             prepared.save(folder.prepared)
         check_opset(prepared.plan, config.quantisation.opset)
         backend = prepared_for(job.candidates, prepared.plan)
-    with timed_stage("distil", progress, job.seconds):
+    with progress.stage("distil"):
         trained = distilled(
             config, folder, prepared, job.teacher, job.co_teachers, job.images, progress, mirror=job.mirror
         )
-    with timed_stage("convert", progress, job.seconds):
+    with progress.stage("convert"):
         compiled = compile_model(
             trained.network,
             job.student.folded,
@@ -98,7 +97,7 @@ def _by_distillation(job: Job) -> QuantisedStudent:
 
 def _by_nncf(job: Job) -> QuantisedStudent:
     """NNCF's post-training quantisation of the float file; short enough to be done again by a resumed run."""
-    with timed_stage("quantise", job.progress, job.seconds):
+    with job.progress.stage("quantise"):
         return quantise_after_training(
             job.student.folded,
             job.teacher.folded,

@@ -30,12 +30,13 @@ from pipeline.preflight import check_inputs, check_machine, identities
 from pipeline.preprocessing import Preprocessing
 from pipeline.preprocessing_overrides import Overrides
 from pipeline.probe_images import probe_images
-from pipeline.progress import Progress, timed_stage
+from pipeline.progress import Progress
 from pipeline.quantisers import QUANTISERS, Job, Quantiser
 from pipeline.report.comparison import ComparisonReport
 from pipeline.report.files import write_report
 from pipeline.report.schema import Report, read_report
 from pipeline.sources.arrays import ArraySource
+from pipeline.stage_seconds import StageSeconds
 from pipeline.stages.convert import check_convertible, float_counterpart
 from pipeline.stages.first_link import check_float_file, check_on_images, some_images
 from pipeline.stages.imagine import check_imaginable, imagine, preview
@@ -73,9 +74,9 @@ def _run(
     progress: Progress,
 ) -> Report:
     """The stages of a run in a folder that no other run works in."""
-    seconds: dict[str, float] = {}
+    progress = times = StageSeconds(progress)
 
-    with timed_stage("teacher", progress, seconds):
+    with progress.stage("teacher"):
         teacher, student = _networks(config)
         co_teachers = _co_teachers(config, teacher)
         check_output_names(config.validation, [output.name for output in teacher.outputs], source=teacher.source)
@@ -109,8 +110,9 @@ def _run(
             shown = _checked_on_images(config, (teacher, student, *co_teachers), images)
         # Nothing that was there has been touched until here.
         begin(folder, config, identities(config, [teacher, *co_teachers], student, images))
+        times.keep_in(folder.seconds, resumed=config.output.resume)
     if images is None:
-        with timed_stage("imagine", progress, seconds):
+        with progress.stage("imagine"):
             images = _imagined(config, folder, teacher, progress)
             shown = _checked_on_images(config, (teacher, student, *co_teachers), images)
     learns = quantiser.trains or float_steps(config) > 0
@@ -120,7 +122,7 @@ def _run(
     for note in notes:
         progress.say(note)
     if steps := float_steps(config):
-        with timed_stage("float", progress, seconds):
+        with progress.stage("float"):
             student, remark = taught_in_float(config, folder, student, teacher, images, progress, mirror, steps)
             notes = (*notes, remark)
     student = suited(student, candidates[0].profile, widths(config))
@@ -134,14 +136,13 @@ def _run(
         images=images,
         mirror=mirror,
         progress=progress,
-        seconds=seconds,
     )
     quantised = quantiser.quantise(job)
     if quantised.prepared is not None:
         notes = (*notes, *quantised.prepared.notes)
     check_float_file(quantised.compiled.float_model, teacher, shown, batch=config.quantisation.static_batch)
     write_model(folder.float_model, quantised.compiled.float_model)
-    with timed_stage("validate", progress, seconds):
+    with progress.stage("validate"):
         validated = validate_network(
             config,
             teacher,
@@ -153,7 +154,7 @@ def _run(
             co_teachers=co_teachers,
             scored=scored,
         )
-    report = replace(validated.report, seconds={name: round(value, 3) for name, value in seconds.items()})
+    report = replace(validated.report, seconds={name: round(value, 3) for name, value in times.seconds().items()})
     # The bundle comes last: where it is, the run is finished.
     write_report(report, folder.root)
     write_bundle(

@@ -42,6 +42,11 @@ class RunFolder:
         return self.state / "settings.json"
 
     @property
+    def seconds(self) -> Path:
+        """How long the stages have taken so far."""
+        return self.state / "seconds.json"
+
+    @property
     def prepared(self) -> Path:
         """Plan and calibrated ranges."""
         return self.state / "prepared.json"
@@ -62,8 +67,10 @@ class RunFolder:
         return self.state / "generated.safetensors"
 
     def holds_work(self) -> bool:
-        """Whether an earlier run has left more than its settings."""
-        return self.settings.exists() and any(kept != self.settings for kept in self.state.iterdir())
+        """Whether an earlier run has left more than its settings and its times."""
+        return self.settings.exists() and any(
+            kept not in (self.settings, self.seconds) for kept in self.state.iterdir()
+        )
 
     def is_finished(self) -> bool:
         """Whether the bundle is there, and not one that a run begun later with --overwrite is still to replace."""

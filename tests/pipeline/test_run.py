@@ -241,7 +241,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_with_the_same_bytes(
     while not (folder / "state" / "prepared.json").exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
-    time.sleep(1.5)
+    time.sleep(2.5)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
 
@@ -249,8 +249,13 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_with_the_same_bytes(
     assert "Traceback" not in errors and "--resume" in errors.splitlines()[-1]
     assert not (folder / "bundle").exists()
     assert (folder / "state" / "checkpoint.safetensors").exists()
+    before = json.loads((folder / "state" / "seconds.json").read_text())
+    assert list(before) == ["teacher", "observe", "distil"] and before["distil"] > 1
     assert "interrupted run" in refused(command(repository, *arguments))
     assert command(repository, *arguments, "--resume").returncode == 0
+    seconds = read_report(folder / "report.json").seconds
+    assert list(seconds) == ["teacher", "observe", "distil", "convert", "validate"]
+    assert all(seconds[stage] >= round(before[stage], 3) for stage in before) and seconds["distil"] > before["distil"]
     whole = tmp_path / "whole"
     assert command(repository, *arguments[:-1], str(whole)).returncode == 0
     assert (whole / "bundle" / "model.onnx").read_bytes() == (folder / "bundle" / "model.onnx").read_bytes()
