@@ -193,6 +193,7 @@ def _one_generation(
             weight_decay=settings.weight_decay,
             weight_grids=config.quantisation.weight_grids,
             activation_grids=config.quantisation.activation_grids,
+            tries_first_step=settings.learning_rate is None,
         ),
         taps=settings.taps,
         mirror=mirror,

@@ -12,6 +12,7 @@ from torch import Tensor
 from backends.base import Backend
 from backends.placement import place
 from calibration.errors import UserError
+from pipeline.advice import advice
 from pipeline.artifacts import FLOAT_MODEL, Network, UnlabelledImages, load_tensors, save_tensors
 from pipeline.batches import suggested_workers
 from pipeline.bundle import digest_of, read_bundle, write_bundle, write_model
@@ -140,6 +141,8 @@ def _run(
     quantised = quantiser.quantise(job)
     if quantised.prepared is not None:
         notes = (*notes, *quantised.prepared.notes)
+    if quantised.trained is not None:
+        notes = (*notes, *quantised.trained.distillation.remarks)
     check_float_file(quantised.compiled.float_model, teacher, shown, batch=config.quantisation.static_batch)
     write_model(folder.float_model, quantised.compiled.float_model)
     with progress.stage("validate"):
@@ -154,7 +157,11 @@ def _run(
             co_teachers=co_teachers,
             scored=scored,
         )
-    report = replace(validated.report, seconds={name: round(value, 3) for name, value in times.seconds().items()})
+    report = replace(
+        validated.report,
+        seconds={name: round(value, 3) for name, value in times.seconds().items()},
+        notes=(*validated.report.notes, *advice(config, validated.report)),
+    )
     # The bundle comes last: where it is, the run is finished.
     write_report(report, folder.root)
     write_bundle(

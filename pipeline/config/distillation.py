@@ -50,7 +50,7 @@ class DistillationConfig:
         Parameter(
             metavar="RATE",
             help="Peak learning rate of the weights; it backs off by itself on divergence. Default: chosen from --bits "
-            "and --optimiser.",
+            "and --optimiser, and lowered where the first step would do harm.",
         ),
     ] = None
     optimiser: Annotated[

@@ -20,7 +20,8 @@ from pipeline.distillation.affinity_points import (
 )
 from pipeline.distillation.cost import AffinityForm, choose_form
 from pipeline.distillation.logits import kl_loss, mse_loss
-from pipeline.distillation.outputs import output_loss, uninformed
+from pipeline.distillation.outputs import LogitLoss as LogitMetric
+from pipeline.distillation.outputs import image_losses, output_loss, uninformed
 from pipeline.distillation.schedules import Ramp, constant, read_ramp
 from pipeline.distillation.terms import (
     BranchTerm,
@@ -222,8 +223,19 @@ def outputs_loss(
     student: Sequence[Tensor], teacher: Sequence[Tensor], outputs: Sequence[Output], *, config: ObjectiveConfig
 ) -> Tensor:
     """Unweighted loss of all outputs together at the first step's temperature, a scalar; see `output_loss`."""
+    return output_loss(student, teacher, outputs, _first_logit_loss(config))
+
+
+def loss_per_image(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], outputs: Sequence[Output], *, config: ObjectiveConfig
+) -> Tensor:
+    """The same of each image, float64 [B]; see `image_losses`."""
+    return image_losses(student, teacher, outputs, _first_logit_loss(config))
+
+
+def _first_logit_loss(config: ObjectiveConfig) -> LogitMetric:
     metric, temperature = LOGIT_LOSSES[config.logit_loss], config.ramp("temperature").start
-    return output_loss(student, teacher, outputs, lambda mine, theirs: metric(mine, theirs, temperature))
+    return lambda mine, theirs: metric(mine, theirs, temperature)
 
 
 def uninformed_loss(teacher: Sequence[Tensor], outputs: Sequence[Output], *, config: ObjectiveConfig) -> Tensor:

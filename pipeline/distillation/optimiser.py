@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,19 @@ _MOMENTUM = 0.9
 _PREFIX = "optimiser."
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Peak learning rates, > 0: of the weights, of the logarithms of the scales, of what is trained beside both."""
+
+    weights: float
+    scales: float
+    transforms: float = TRANSFORM_RATE
+
+    def times(self, factor: float) -> Rates:
+        """All of them multiplied."""
+        return Rates(weights=factor * self.weights, scales=factor * self.scales, transforms=factor * self.transforms)
+
+
 class ScheduledOptimiser:
     """Updates of a student's weights, its learned scales and the transforms of the losses, on a cosine with warm-up.
 
@@ -32,44 +46,55 @@ class ScheduledOptimiser:
         transforms: Iterable[nn.Parameter],
         schedule: Schedule,
         *,
-        learning_rate: float,
+        rates: Rates,
         device: torch.device,
     ) -> None:
-        self.learning_rate, self.steps = learning_rate, schedule.steps
+        self.steps = schedule.steps
         scales = schedule.learned_scales
         learned = network.scale_parameters(activations=scales == "all", weights=scales != "none")
         ids = {id(parameter) for parameter in learned}
         for parameter in network.scale_parameters(activations=True, weights=True):
             parameter.requires_grad_(id(parameter) in ids)
-        weights = {"params": network.weight_parameters(), "share": 1.0}
+        weights = {"params": network.weight_parameters(), "of": "weights"}
         others = []
         if learned:
-            others.append({"params": learned, "share": schedule.scale_learning_rate / schedule.learning_rate})
+            others.append({"params": learned, "of": "scales"})
         if trained := [parameter for parameter in transforms if parameter.requires_grad]:
-            others.append({"params": trained, "share": TRANSFORM_RATE / schedule.learning_rate})
+            others.append({"params": trained, "of": "transforms"})
         fused, decay = device.type in {"cpu", "cuda"}, schedule.weight_decay
         if schedule.optimiser == "sgd":
             sgd = torch.optim.SGD(
-                [weights], lr=learning_rate, momentum=_MOMENTUM, nesterov=True, weight_decay=decay, fused=fused
+                [weights], lr=rates.weights, momentum=_MOMENTUM, nesterov=True, weight_decay=decay, fused=fused
             )
-            adams = [torch.optim.Adam(others, lr=learning_rate, fused=fused)] if others else []
+            adams = [torch.optim.Adam(others, lr=rates.weights, fused=fused)] if others else []
             self._optimisers: list[torch.optim.Optimizer] = [sgd, *adams]
         elif decay:
             groups = [weights | {"weight_decay": decay}, *(group | {"weight_decay": 0.0} for group in others)]
-            self._optimisers = [torch.optim.AdamW(groups, lr=learning_rate, fused=fused)]
+            self._optimisers = [torch.optim.AdamW(groups, lr=rates.weights, fused=fused)]
         else:
-            self._optimisers = [torch.optim.Adam([weights, *others], lr=learning_rate, fused=fused)]
+            self._optimisers = [torch.optim.Adam([weights, *others], lr=rates.weights, fused=fused)]
+        self.set_peaks(rates)
 
-    def update(self, loss: Tensor, step: int) -> None:
-        """One step against the gradients of a loss."""
+    def set_peaks(self, rates: Rates) -> None:
+        """Take other peak rates from now on."""
+        for optimiser in self._optimisers:
+            for group in optimiser.param_groups:
+                group["peak"] = getattr(rates, group["of"])
+
+    def find_gradients(self, loss: Tensor) -> None:
+        """Put the gradients of a loss in place of those that parameters had."""
         for optimiser in self._optimisers:
             optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+
+    def update(self, loss: Tensor, step: int) -> None:
+        """One step against the gradients of a loss."""
+        self.find_gradients(loss)
         warm_up = min(_MOST_WARM_UP, int(self.steps * _WARM_UP_SHARE))
         factor = learning_rate_factor(step, steps=self.steps, warmup_steps=warm_up, kind="cosine")
         for optimiser in self._optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = self.learning_rate * group["share"] * factor
+                group["lr"] = group["peak"] * factor
             optimiser.step()
 
     def tensors(self) -> dict[str, Tensor]:

@@ -12,6 +12,9 @@ from pipeline.outputs import Output
 
 LogitLoss = Callable[[Tensor, Tensor], Tensor]
 
+# It only keeps 0 / 0 apart: a teacher that says nothing but 0 teaches nothing else.
+_LEAST_SQUARE = 1e-12
+
 
 def output_loss(
     student: Sequence[Tensor], teacher: Sequence[Tensor], outputs: Sequence[Output], logit_loss: LogitLoss
@@ -28,6 +31,25 @@ def output_loss(
         else:
             losses.append(logit_loss(output.as_logits(mine), output.as_logits(theirs)))
     return torch.stack(losses).sum()
+
+
+def image_losses(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], outputs: Sequence[Output], logit_loss: LogitLoss
+) -> Tensor:
+    """`output_loss` of each image on its own, float64 [B]; their mean is the batch's."""
+    total = torch.zeros(len(teacher[0]), dtype=torch.float64)
+    for mine, theirs, output in zip(student, teacher, outputs, strict=True):
+        if output.holds == "values":
+            # Over the batch's mean square, not each image's own: one that says all but nothing weighs no more.
+            squares = (mine.float() - theirs.float()).square().flatten(1).mean(1)
+            total += (squares / theirs.float().square().mean().clamp_min(_LEAST_SQUARE)).double().cpu()
+        else:
+            each = [
+                output_loss([mine[index : index + 1]], [theirs[index : index + 1]], [output], logit_loss)
+                for index in range(len(theirs))
+            ]
+            total += torch.stack(each).double().cpu()
+    return total
 
 
 def mean_outputs(
@@ -51,8 +73,7 @@ def value_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     with torch.autocast(student.device.type, enabled=False):
         wanted = teacher.detach().float()
-        # The floor only keeps 0 / 0 apart: a teacher that says nothing but 0 teaches nothing else.
-        return (student.float() - wanted).square().mean() / wanted.square().mean().clamp_min(1e-12)
+        return (student.float() - wanted).square().mean() / wanted.square().mean().clamp_min(_LEAST_SQUARE)
 
 
 def uninformed(teacher: Sequence[Tensor], outputs: Sequence[Output]) -> list[Tensor]:

@@ -25,7 +25,8 @@ class Schedule:
     `weight_decay`: of the weights, per unit of the learning rate. `weight_grids` faqd: integers by the formulas of
     `calibration.closed_forms`; `activation_grids` pact: scales learn by `calibration.clipping`. `normalised`:
     convolutions learn with a normalisation over the batch, which is folded away at the end (see
-    `calibration.renormalise`).
+    `calibration.renormalise`). `tries_first_step`: the rates are an offer, lowered where the first step would do harm
+    (see `pipeline.distillation.first_step`).
     """
 
     steps: int
@@ -38,6 +39,7 @@ class Schedule:
     weight_decay: float = 0.0
     weight_grids: Literal["lsq", "faqd"] = "lsq"
     activation_grids: Literal["lsq", "pact"] = "lsq"
+    tries_first_step: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

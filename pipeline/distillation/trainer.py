@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from calibration.renormalise import Normalisation
 from pipeline.artifacts import TrainedStudent
 from pipeline.distillation.build import build_objective
 from pipeline.distillation.divergence import DivergenceWatch
+from pipeline.distillation.first_step import FirstStep, try_first_step
 from pipeline.distillation.mirror import with_mirror_images
-from pipeline.distillation.objective import outputs_loss, uninformed_loss
-from pipeline.distillation.optimiser import TRANSFORM_RATE, ScheduledOptimiser
+from pipeline.distillation.objective import loss_per_image, outputs_loss, uninformed_loss
+from pipeline.distillation.optimiser import TRANSFORM_RATE, Rates, ScheduledOptimiser
 from pipeline.distillation.outputs import mean_outputs
 from pipeline.distillation.speq import stochastic_precision
 from pipeline.distillation.taps import tap_prepared
@@ -27,6 +29,7 @@ from pipeline.distillation.task import Task, channels_last, graphs_of
 from pipeline.distillation.task_images import TaskImages
 from pipeline.distillation.teachers import Teachers
 from pipeline.distillation.terms import Seen, Signals
+from pipeline.distillation.verdict import Verdict, remarks_on, verdict_on
 from pipeline.randomness import generator_for
 from pipeline.report.schema import Distillation
 
@@ -49,8 +52,10 @@ class Trainer:
         self.teachers = Teachers(task, self.fresh)
         self.logit_part = 0.0
         self.backoffs, self.diverged = 0, False
-        self.learning_rate = task.schedule.learning_rate
-        self.loss_calibrated = self.reference = self.floor = 0.0
+        self.rates = Rates(weights=task.schedule.learning_rate, scales=task.schedule.scale_learning_rate)
+        self.first_steps: tuple[str, ...] = ()
+        self.losses_calibrated = torch.zeros(0, dtype=torch.float64)
+        self.reference = self.ignorant = 0.0
         self._begin()
 
     def _begin(self) -> None:
@@ -69,12 +74,15 @@ class Trainer:
             self.network,
             self.objective.parameters(),
             self.task.schedule,
-            learning_rate=self.learning_rate,
+            rates=self.rates,
             device=self.task.device,
         )
         self.step = 0
         self.curve: list[tuple[int, float]] = []
-        self.watch = DivergenceWatch(reference=self.reference, floor=self.floor)
+        self._watch()
+
+    def _watch(self) -> None:
+        self.watch = DivergenceWatch(reference=self.reference, floor=_HARMLESS_SHARE * self.ignorant)
 
     def _calibrated(self, *, trainable: bool, corrected: bool = True) -> PreparedNetwork:
         # Normalisations put means and spreads right themselves, and their layers learn at the float weights' size.
@@ -93,29 +101,33 @@ class Trainer:
     def _with_mirror_images(self, images: Tensor) -> Tensor:
         return with_mirror_images(images) if self.task.mirror else images
 
+    def _targets(self, images: Tensor) -> list[Tensor]:
+        """What a student is to say of images, which may have their mirror images behind them."""
+        outputs = [list(teacher.outputs) for teacher in self.teachers.seen(images)]
+        return mean_outputs(outputs, self.task.outputs, temperature=self.task.objective.softening)
+
     @torch.no_grad()
-    def held_out_loss(self, network: PreparedNetwork) -> tuple[float, float]:
-        """Loss of a student's outputs on the held-out images, and that of one that ignores its input."""
-        total, ignorant, count = 0.0, 0.0, 0
+    def held_out_losses(self, network: PreparedNetwork) -> tuple[Tensor, float]:
+        """The loss of a student's outputs for each held-out image, float64 [N], and the mean of one that sees none."""
+        losses, ignorant = list[Tensor](), 0.0
         outputs, config = self.task.outputs, self.task.objective
         network.eval()
         for images in self.images.held_out():
-            shown = self.teachers.seen(self._with_mirror_images(images))
-            seen = [[output[: len(images)] for output in teacher.outputs] for teacher in shown]
-            targets = mean_outputs(seen, outputs, temperature=config.softening)
-            total += float(outputs_loss(network(images), targets, outputs, config=config)) * len(images)
+            targets = [target[: len(images)] for target in self._targets(self._with_mirror_images(images))]
+            losses.append(loss_per_image(network(images), targets, outputs, config=config))
             ignorant += float(uninformed_loss(targets, outputs, config=config)) * len(images)
-            count += len(images)
-        # KL of two all but equal distributions may come out a rounding error below zero.
-        return max(0.0, total / count), max(0.0, ignorant / count)
+        found = torch.cat(losses)
+        return found, max(0.0, ignorant / len(found))
 
     def measure_start(self) -> None:
         """Judge the calibrated student: what training must improve, and what divergence is measured by."""
-        self.loss_calibrated, ignorant = self.held_out_loss(self._calibrated(trainable=False))
-        self.reference, self.floor = self.loss_calibrated, _HARMLESS_SHARE * ignorant
+        self.losses_calibrated, self.ignorant = self.held_out_losses(self._calibrated(trainable=False))
+        start = self.losses_calibrated
         if self.normalisation is not None:
-            self.reference, _ = self.held_out_loss(self._calibrated(trainable=False, corrected=False))
-        self.watch = DivergenceWatch(reference=self.reference, floor=self.floor)
+            start, _ = self.held_out_losses(self._calibrated(trainable=False, corrected=False))
+        # KL of two all but equal distributions may come out a rounding error below zero.
+        self.reference = max(0.0, float(start.mean()))
+        self._watch()
 
     # Steps.
 
@@ -138,10 +150,43 @@ class Trainer:
         term.teacher.requires_grad_(False)
         self._begin()
 
-    def update(self, images: Tensor, labels: Tensor | None = None) -> float:
-        """One step of the optimiser; the loss before it."""
-        if self.task.mirror:
-            images, labels = with_mirror_images(images), None if labels is None else labels.repeat(2)
+    def try_first_step(self) -> Iterator[str]:
+        """Lower the rates of weights and scales, each for itself, where Adam's first step would do harm; what is said.
+
+        Layers that are normalised in training do not mind the size of a step, and SGD's is no such step.
+        """
+        schedule = self.task.schedule
+        if not schedule.tries_first_step or schedule.optimiser != "adam" or self.normalisation is not None:
+            return
+        (images, labels), (others, _) = self.images.training(0, 2)
+        self.optimiser.find_gradients(self._loss(*self._with_mirrors(images, labels))[0])
+        others = self._with_mirror_images(others)
+        targets = self._targets(others)
+
+        @torch.no_grad()
+        def loss() -> float:
+            return float(outputs_loss(self.network(others), targets, self.task.outputs, config=self.task.objective))
+
+        scales = self.network.scale_parameters(activations=True, weights=True)
+        learned = [parameter for parameter in scales if parameter.requires_grad]
+        weights = try_first_step(self.network.weight_parameters(), self.rates.weights, loss)
+        scale = try_first_step(learned, self.rates.scales, loss) if learned else None
+        yield from _lowered("the weights", self.rates.weights, weights)
+        if scale is not None:
+            yield from _lowered("the scales", self.rates.scales, scale)
+        self.rates = Rates(
+            weights=self.rates.weights * weights.share,
+            scales=self.rates.scales * (1.0 if scale is None else scale.share),
+        )
+        self._begin()
+
+    def _with_mirrors(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if not self.task.mirror:
+            return images, labels
+        return with_mirror_images(images), None if labels is None else labels.repeat(2)
+
+    def _loss(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective at the present step, and its parts."""
         outputs, features = self.tapped(images)
         signals = Signals(
             student=Seen(outputs=outputs, features=features),
@@ -153,6 +198,11 @@ class Trainer:
             ensemble=self._ensemble(images) if self.objective.wants_ensemble else None,
         )
         loss, parts = self.objective(signals)
+        return loss, parts
+
+    def update(self, images: Tensor, labels: Tensor | None = None) -> float:
+        """One step of the optimiser; the loss before it."""
+        loss, parts = self._loss(*self._with_mirrors(images, labels))
         self.optimiser.update(loss, self.step)
         steps = self.task.schedule.steps
         value = float(loss.detach())
@@ -164,9 +214,9 @@ class Trainer:
         return value
 
     def back_off(self) -> None:
-        """Start again from the calibrated student with a lower learning rate."""
+        """Start again from the calibrated student with lower learning rates."""
         self.backoffs += 1
-        self.learning_rate *= _BACKOFF
+        self.rates = self.rates.times(_BACKOFF)
         self._begin()
 
     # Keeping and ending.
@@ -177,7 +227,8 @@ class Trainer:
         tensors |= {f"objective.{name}": tensor for name, tensor in self.objective.state_dict().items()}
         record = {
             "step": self.step,
-            "learning_rate": self.learning_rate,
+            "rates": dataclasses.asdict(self.rates),
+            "first_steps": self.first_steps,
             "backoffs": self.backoffs,
             "watch": self.watch.state(),
             "curve": self.curve,
@@ -190,15 +241,17 @@ class Trainer:
             own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
             module.load_state_dict(own)
         self.fresh.load_state_dict(self.objective.state_dict())
+        self.rates = Rates(**record["rates"])
+        self.first_steps = tuple(record["first_steps"])
+        self.optimiser.set_peaks(self.rates)
         self.optimiser.restore(tensors)
-        self.step, self.learning_rate = int(record["step"]), float(record["learning_rate"])
-        self.optimiser.learning_rate = self.learning_rate
+        self.step = int(record["step"])
         self.backoffs = int(record["backoffs"])
         self.watch.restore(record["watch"])
         self.curve = [(int(step), float(loss)) for step, loss in record["curve"]]
 
     def finish(self) -> TrainedStudent:
-        """The last step's weights, or the calibrated ones where training did harm to the held-out distillation loss."""
+        """The last step's weights where they lowered the held-out loss beyond chance, else the calibrated ones."""
         if self.closed_forms is not None:
             self.closed_forms.settle()
         if self.clipped_scales is not None:
@@ -206,24 +259,37 @@ class Trainer:
         if self.normalisation is not None and not self.diverged:
             statistics = self.images.for_statistics(self.task.schedule.steps)
             self.network = self.normalisation.fold(self._calibrated(trainable=True), statistics)
-        ended = bool(self.task.schedule.steps) and not self.diverged
-        final = self.held_out_loss(self.network)[0] if ended else self.loss_calibrated
-        # Small losses on held-out images rank students that all but equal their teacher no better than chance does.
-        worst = max(self.loss_calibrated, self.floor)
-        trained = ended and final <= worst
+        verdict: Verdict | None = None
+        if self.task.schedule.steps and not self.diverged:
+            verdict = verdict_on(self.losses_calibrated, self.held_out_losses(self.network)[0])
+        trained = verdict is not None and verdict.improves
         network: PreparedNetwork = self.network if trained else self.task.student.network()
+        calibrated = max(0.0, float(self.losses_calibrated.mean()))
+        remarks = remarks_on(network, verdict, calibrated=calibrated, ignorant=self.ignorant)
         record = Distillation(
             steps=self.task.schedule.steps,
-            learning_rate=self.learning_rate,
-            loss_calibrated=self.loss_calibrated,
-            loss_final=final if ended else None,
+            learning_rate=self.rates.weights,
+            loss_calibrated=calibrated,
+            loss_final=None if verdict is None else verdict.final,
             chosen="trained" if trained else "calibrated",
             backoffs=self.backoffs,
             diverged=self.diverged,
             curve=tuple(self.curve),
+            gain=None if verdict is None else verdict.gain,
+            gain_error=None if verdict is None else verdict.error,
+            remarks=(*self.first_steps, *remarks),
         )
         for parameter in network.parameters():
             parameter.grad = None  # as large as the network itself
         # Plain memory layout: what is saved and frozen must not depend on the layout that trained fastest.
         plain = network.cpu().to(memory_format=torch.contiguous_format)
         return TrainedStudent(network=plain.eval(), distillation=record)
+
+
+def _lowered(what: str, rate: float, tried: FirstStep) -> Iterable[str]:
+    """What to say of a rate that is not taken as it is."""
+    if tried.share < 1:
+        yield (
+            f"a first step at learning rate {rate:g} of {what} would raise the loss from {tried.before:.3g} to"
+            f" {tried.after:.3g}: {rate * tried.share:.3g} is taken (--learning-rate takes yours as it is)"
+        )

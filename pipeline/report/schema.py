@@ -178,7 +178,7 @@ class Distillation:
     loss_final: float | None
     """The same after training."""
     chosen: Literal["trained", "calibrated"]
-    """Which weights went on; the calibrated ones when training did harm to the held-out loss."""
+    """Which weights went on; the calibrated ones unless training lowered the held-out loss beyond chance."""
     backoffs: int
     """Times that the learning rate was lowered because the loss diverged."""
     diverged: bool
@@ -187,6 +187,12 @@ class Distillation:
     """Score of the calibrated network before training, as `Accuracy` measures it, a fraction."""
     curve: tuple[tuple[int, float], ...] = ()
     """Training loss: (step, loss), a few hundred points at most."""
+    gain: float | None = None
+    """Mean over the held-out images by which training lowered the loss of each; below 0 where it raised it."""
+    gain_error: float | None = None
+    """Standard error of that mean; None for a single image, which says nothing about chance."""
+    remarks: tuple[str, ...] = ()
+    """What a user should know about the weights that went on."""
 
     def __post_init__(self) -> None:
         records.check(self)

@@ -22,10 +22,10 @@ Step = Callable[[int, int, Mapping[str, float]], None]
 
 
 def distil(task: Task, *, checkpoint: Path, step: Step, say: Callable[[str], None]) -> TrainedStudent:
-    """Distil the teacher into the calibrated student; the last step's weights, or the calibrated ones after harm.
+    """Distil the teacher into the calibrated student; the last step's weights if they are better, or the calibrated.
 
-    Harm is a distillation loss on held-out unlabelled images above both the calibrated student's and 5 % of an
-    ignorant one's: no label is read there. A run whose loss diverges starts again at a lower learning rate, at
+    Better is a distillation loss on held-out unlabelled images that is lower beyond chance, image by image: no label is
+    read there. A run whose loss diverges starts again at a lower learning rate, at
     most three times, and says so. `checkpoint` is written every few seconds and when interrupted; a run that finds it
     goes on from there and ends with the same weights.
     """
@@ -36,6 +36,9 @@ def distil(task: Task, *, checkpoint: Path, step: Step, say: Callable[[str], Non
             trainer.restore(*load_tensors(checkpoint))
         elif task.schedule.steps:
             trainer.teach_branches()
+            trainer.first_steps = tuple(trainer.try_first_step())
+            for line in trainer.first_steps:
+                say(line)
         if task.schedule.steps:
             _train(trainer, checkpoint, step, say)
         return trainer.finish()
@@ -51,7 +54,7 @@ def _train(trainer: Trainer, checkpoint: Path, step: Step, say: Callable[[str], 
             say(f"{reason}; given up after {trainer.backoffs} lower learning rates: the calibrated network goes on")
             return
         trainer.back_off()
-        say(f"{reason}; starting again at learning rate {trainer.learning_rate:.3g}")
+        say(f"{reason}; starting again at learning rate {trainer.rates.weights:.3g}")
 
 
 def _attempt(trainer: Trainer, checkpoint: Path, step: Step) -> str | None:

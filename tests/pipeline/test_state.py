@@ -125,7 +125,7 @@ def test_what_was_being_written_when_a_run_was_killed_goes_and_what_was_moved_as
         ("float_student", {"distillation": DistillationConfig(steps=5, generations=2)}, None),
         ("generated", {"data": DataConfig(calibration_images=7)}, None),
         ("prepared", {"data": DataConfig(calibration_images=7)}, "calibration-images"),
-        ("generated", {"data": DataConfig(generated_images=7)}, "generated-images"),
+        ("generated", {"data": DataConfig(source="none", generated_images=7)}, "generated-images"),
         ("trained", {"data": DataConfig(workers=0), "execution": ExecutionConfig(device="cpu")}, None),
         ("trained", {"validation": ValidationConfig(eval_data="images:b", threads=2, max_drop=3.0)}, None),
         ("trained", {"execution": ExecutionConfig(seed=1)}, "seed"),

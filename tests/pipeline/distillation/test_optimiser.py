@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.distillation.optimiser import TRANSFORM_RATE, ScheduledOptimiser
+from pipeline.distillation.optimiser import TRANSFORM_RATE, Rates, ScheduledOptimiser
 from pipeline.distillation.task import Schedule
 
 
@@ -35,7 +35,9 @@ def made(network: Network, **changes: Any) -> ScheduledOptimiser:
     settings: dict[str, Any] = {"steps": 8, "batch_size": 1, "learning_rate": 0.1, "scale_learning_rate": 0.01}
     schedule = Schedule(**{"learned_scales": "all", **settings, **changes})
     given: Any = network
-    return ScheduledOptimiser(given, [network.transform], schedule, learning_rate=0.1, device=torch.device("cpu"))
+    return ScheduledOptimiser(
+        given, [network.transform], schedule, rates=Rates(weights=0.1, scales=0.01), device=torch.device("cpu")
+    )
 
 
 def stepped(count: int, **changes: Any) -> Network:

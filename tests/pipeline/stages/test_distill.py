@@ -90,7 +90,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(example: Si
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits(example: SimpleNamespace, tmp_path: Path) -> None:
-    whole = train(example, tmp_path)
+    (tmp_path / "whole").mkdir()  # a slow machine keeps checkpoints on the way
+    whole = train(example, tmp_path / "whole")
 
     def interrupt(done: int, total: int, figures: Mapping[str, float]) -> None:
         if done == 17:
@@ -132,6 +133,55 @@ def test_a_hopeless_run_ends_with_the_calibrated_network(example: SimpleNamespac
     assert trained.distillation.diverged and trained.distillation.chosen == "calibrated"
     assert same(trained.network.state_dict(), example.prepared.network().state_dict())
     assert "given up" in said[-1]
+
+
+def test_weights_that_became_worse_are_not_kept_and_that_is_said(example: SimpleNamespace, tmp_path: Path) -> None:
+    trained = train(example, tmp_path, schedule=schedule(steps=2, learning_rate=0.003))
+    record = trained.distillation
+
+    assert record.loss_calibrated is not None and record.loss_final is not None and record.gain is not None
+    assert record.loss_final > record.loss_calibrated and not record.diverged
+    assert record.gain == pytest.approx(record.loss_calibrated - record.loss_final, rel=1e-6)
+    assert record.chosen == "calibrated" and "has made worse" in record.remarks[-1]
+    assert same(trained.network.state_dict(), example.prepared.network().state_dict())
+
+
+def test_a_rate_on_offer_is_lowered_before_it_does_harm(example: SimpleNamespace, tmp_path: Path) -> None:
+    """The rate by which the last test made things worse, and a scale's that is as far beyond."""
+    said: list[str] = []
+    offered = schedule(steps=2, learning_rate=0.003, scale_learning_rate=0.3, tries_first_step=True)
+    record = train(example, tmp_path, schedule=offered, say=said.append).distillation
+
+    assert record.learning_rate in (0.003 * 0.3, 0.003 * 0.1, 0.003 * 0.03) and record.backoffs == 0
+    assert ["the weights" in line or "the scales" in line for line in said] == [True, True]
+    assert record.remarks[:2] == tuple(said) and "--learning-rate takes yours" in said[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"learning_rate": 1e-5, "scale_learning_rate": 1e-5}, {"optimiser": "sgd"}, {"normalised": True}],
+    ids=str,
+)
+def test_a_rate_is_left_where_its_first_step_does_no_harm_or_is_another(
+    example: SimpleNamespace, changes: dict[str, Any]
+) -> None:
+    offered = schedule(**{"steps": 3, "learning_rate": 0.3, "tries_first_step": True} | changes)
+    trainer = Trainer(task(example, schedule=offered))
+    assert list(trainer.try_first_step()) == [] and trainer.rates.weights == offered.learning_rate
+
+
+def test_the_losses_of_single_images_are_those_of_the_batch(example: SimpleNamespace) -> None:
+    trainer = Trainer(task(example, mirror=True))
+    network = example.prepared.network().eval()
+    losses, ignorant = trainer.held_out_losses(network)
+    images = torch.cat(list(trainer.images.held_out()))
+    teacher = example.teacher.folded
+    targets = (teacher(images)[0] + teacher(images.flip(3))[0]) / 2
+    both = [logits.log_softmax(1) for logits in (network(images)[0] / 4, targets / 4)]
+    expected = 16 * (both[1].exp() * (both[1] - both[0])).sum(1)
+
+    assert losses.tolist() == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-5)
+    assert ignorant > float(losses.mean()) > 0
 
 
 def test_no_step_is_calibration_only(example: SimpleNamespace, tmp_path: Path) -> None:
