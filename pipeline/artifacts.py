@@ -65,6 +65,8 @@ class UnlabelledImages:
     augmentation: str
     labels: NDArray[np.int64] | None = None
     """One per image of the source, only where a loss was asked to look at them."""
+    label_order: str = ""
+    """How the labels' classes were matched with the network's, half a sentence."""
     preview: str | None = None
     """Some of the images as a PNG in base64, where they were generated."""
 

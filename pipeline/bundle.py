@@ -143,6 +143,9 @@ class Bundle:
                 name=str(entry["name"]),
                 holds=entry["holds"],
                 axis=int(entry.get("class_axis", 1)),
+                activation=entry.get("activation"),
+                embedding=bool(entry.get("embedding", False)),
+                names=tuple(entry.get("class_names", ())),
                 shape=self.golden.outputs[entry["name"]].shape[1:],
             )
             for entry in self.manifest["outputs"]

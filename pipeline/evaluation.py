@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 
 from calibration.errors import UserError
 from pipeline.artifacts import Network, UnlabelledImages
+from pipeline.class_order import in_network_order
 from pipeline.config import RunConfig
 from pipeline.data import EvaluationSet, open_evaluation, ordered_batches
 from pipeline.outputs import Output, primary
 from pipeline.preprocessing import Preprocessing, normalise
 from pipeline.stages.validate import ScoredImages
+
+_OTHERWISE = "; --classes FILE says another order"
 
 #: What is scored on, the indices of which of it, and what to say about that.
 Scored = tuple[EvaluationSet, NDArray[np.int64], tuple[str, ...]]
@@ -35,10 +38,19 @@ def evaluation_of(config: RunConfig, images: UnlabelledImages | None, teacher: N
 def usable_labels(
     evaluation: EvaluationSet, outputs: Sequence[Output], source: str
 ) -> tuple[EvaluationSet, tuple[str, ...]]:
-    """The set without labels, and a remark, where a network gives more than the one class per image that they name."""
+    """The set with labels that are indices of the network's classes, and how folders were matched with them.
+
+    Without labels where a network gives more than the one class per image that they name. Raises UserError where the
+    classes are others than the network's.
+    """
     main = outputs[primary(outputs)]
-    if evaluation.labels is None or (main.holds == "classes" and main.decisions == 1):
+    if evaluation.labels is None:
         return evaluation, ()
+    if main.holds == "classes" and main.decisions == 1:
+        of_folders = evaluation.folders is not None
+        evaluation, order = in_network_order(evaluation, main, source=source, flag="eval-data")
+        told = f"--eval-data {source}: {order.known_by}" + (_OTHERWISE if order.assumed else "")
+        return replace(evaluation, folders=order.names or None, order=order.known_by), (told,) if of_folders else ()
     said = f"the labels of --eval-data {source} are one per image and output {main.name} is none such"
     return replace(evaluation, labels=None), (f"{said}: agreement with the teacher is scored",)
 

@@ -24,6 +24,7 @@ from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.distillation.task import Schedule, Task
 from pipeline.memory import freed_memory_kept
 from pipeline.model_sources.loose_names import full_source
+from pipeline.outputs import Output, primary
 from pipeline.progress import Progress
 from pipeline.records import from_json, to_json
 from pipeline.report.schema import Distillation
@@ -61,6 +62,7 @@ def taught_in_float(
         task = FloatTask(
             student=student,
             teacher=teacher.folded,
+            teacher_outputs=teacher.outputs,
             images=images,
             preprocessing=teacher.preprocessing,
             objective=objective_config(config),
@@ -80,10 +82,13 @@ def taught_in_float(
             )
         save_tensors(folder.float_student, weights, {"agreement": agreement})
         remove(folder.float_checkpoint)
-    remark = (
-        f"{student.source} learned in float for {steps} steps: it gives {100 * agreement:.1f} % of held-out images the "
-        "class that it was asked for"
-    )
+    main = teacher.outputs[primary(teacher.outputs)]
+    share, what = f"{100 * agreement:.1f} %", "held-out images the class that it was asked for"
+    if main.holds == "values":
+        said = f"it explains {share} of the variance of {main.name} on held-out images"
+    else:
+        said = f"it gives {share} of " + (what if main.is_classifier else f"the decisions of {main.name} as asked for")
+    remark = f"{student.source} learned in float for {steps} steps: {said}"
     progress.say(remark)
     return with_weights(student, weights), remark
 
@@ -135,6 +140,7 @@ def distilled(
     progress: Progress,
     *,
     mirror: bool,
+    student_outputs: tuple[Output, ...],
 ) -> TrainedStudent:
     """Distil, generation after generation, or take what an interrupted run had finished."""
     trained: TrainedStudent | None = None
@@ -151,7 +157,9 @@ def distilled(
             continue
         if generations > 1:
             progress.say(f"student {generation + 1} of {generations}")
-        trained = _one_generation(config, folder, prepared, teacher, co_teachers, trained, images, progress, mirror)
+        trained = _one_generation(
+            config, folder, prepared, teacher, co_teachers, trained, images, progress, mirror, student_outputs
+        )
         save_tensors(kept, trained.network.state_dict(), to_json(trained.distillation))
         remove(folder.checkpoint)
     assert trained is not None
@@ -168,6 +176,7 @@ def _one_generation(
     images: UnlabelledImages,
     progress: Progress,
     mirror: bool,
+    student_outputs: tuple[Output, ...],
 ) -> TrainedStudent:
     settings = config.distillation
     device = resolve_device(config.execution.device)
@@ -202,6 +211,8 @@ def _one_generation(
         or (config.execution.precision == "auto" and device.type == "cuda"),
         seed=config.execution.seed,
         co_teachers=tuple(network.folded for network in co_teachers),
+        student_outputs=student_outputs,
+        co_outputs=tuple(network.outputs for network in co_teachers),
         predecessor=None if predecessor is None else predecessor.network,
     )
     with freed_memory_kept():

@@ -14,7 +14,7 @@ from calibration.errors import UserError
 from pipeline.model_sources.cifar import load_cifar
 from pipeline.model_sources.loose_names import full_source
 from pipeline.model_sources.python_builder import load_python
-from pipeline.model_sources.sourced import SourcedModel
+from pipeline.model_sources.sourced import CLASSIFIER, SourcedModel
 from pipeline.model_sources.timm_models import load_timm
 from pipeline.model_sources.torchvision_models import load_torchvision
 from pipeline.network_checks import check_numbers, check_parts, without_inference_mode
@@ -34,6 +34,7 @@ class LoadedModel:
     source: str  # kind:rest, also where it was named otherwise
     notes: tuple[str, ...]  # what the user should be told, such as an assumed preprocessing
     output_kinds: Mapping[str, str] = field(default_factory=dict)  # output -> a key of OUTPUT_KINDS, where known
+    class_names: tuple[str, ...] = ()  # in the order of the outputs, where the source knows them
     features: bool = False  # whether it is a part of a network, whose outputs are no answers but features
 
 
@@ -97,6 +98,7 @@ def load_model(
         source=source,
         notes=notes,
         output_kinds=output_kinds,
+        class_names=() if submodule is not None else sourced.class_names,
         features=submodule is not None,
     )
 
@@ -111,7 +113,13 @@ def _load_digits(rest: str, weights: Path | None) -> SourcedModel:
     notes = loaded.notes
     if weights is not None:
         notes += load_weights(weights, loaded.module, f"{weights} for digits")
-    return SourcedModel(module=loaded.module, preprocessing=loaded.preprocessing, notes=notes)
+    return SourcedModel(
+        module=loaded.module,
+        preprocessing=loaded.preprocessing,
+        notes=notes,
+        output_kinds=CLASSIFIER,
+        class_names=tuple("0123456789"),
+    )
 
 
 MODEL_SOURCES: dict[str, Callable[[str, Path | None], SourcedModel]] = {

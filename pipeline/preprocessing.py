@@ -15,6 +15,7 @@ from torch import Tensor
 from calibration.errors import UserError
 from pipeline import device_preprocess
 from pipeline.device_preprocess import INTERPOLATIONS
+from pipeline.pixel_scale import of_other_pixels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -100,10 +101,11 @@ class Preprocessing:
                 raise UserError(f"preprocessing: {name} has {len(values)} values {values} for {self.channels} channels")
         largest = _LARGEST_PIXEL / self.divisor
         if not all(0 <= value <= largest for value in self.mean):
-            advice = "divide it by 255" if largest == 1 else "both are of what the division leaves"
-            raise UserError(f"preprocessing: mean {self.mean} is not of values in [0, {largest:g}]; {advice}")
+            raise UserError(f"preprocessing: {of_other_pixels('mean', self.mean, self.std, largest=largest)}")
         if not all(value > 0 for value in self.std):
             raise UserError(f"preprocessing: std is {self.std}; every value must be above 0")
+        if max(self.std) > largest:
+            raise UserError(f"preprocessing: {of_other_pixels('std', self.mean, self.std, largest=largest)}")
 
     @property
     def fit(self) -> str:

@@ -80,7 +80,15 @@ def _by_distillation(job: Job) -> QuantisedStudent:
         backend = prepared_for(job.candidates, prepared.plan)
     with progress.stage("distil"):
         trained = distilled(
-            config, folder, prepared, job.teacher, job.co_teachers, job.images, progress, mirror=job.mirror
+            config,
+            folder,
+            prepared,
+            job.teacher,
+            job.co_teachers,
+            job.images,
+            progress,
+            mirror=job.mirror,
+            student_outputs=job.student.outputs,
         )
     with progress.stage("convert"):
         compiled = compile_model(

@@ -31,6 +31,8 @@ _PLACEMENT = frozenset(
      "weight-only", "dynamic-size"}
 )  # fmt: skip
 _CALIBRATION = frozenset({"calibration-images", "range"})
+# Labels of class folders, which a loss may look at, are in the order of these names.
+_NAMES = frozenset({"classes"})
 _GRIDS = frozenset({"learned-scales", "weight-grids", "activation-grids", "precision", "augmentation"})
 #: Settings of the files and of their validation: all that is made of them comes last, with the bundle.
 LATE: Final = frozenset(flags.flags(EngineConfig)) | {
@@ -41,9 +43,9 @@ LATE: Final = frozenset(flags.flags(EngineConfig)) | {
 #: What a run keeps -> the settings that decide it, those of what it was made from among them.
 DECIDED_BY: Final[Mapping[str, frozenset[str]]] = {
     "generated images": _TEACHER | _GENERATOR,
-    "float student": _TEACHER | _STUDENT | _IMAGES | _FLOAT | {"augmentation"} | (_LEARNING - _ITS_STEPS),
+    "float student": _TEACHER | _STUDENT | _IMAGES | _FLOAT | _NAMES | {"augmentation"} | (_LEARNING - _ITS_STEPS),
     "calibration": _TEACHER | _STUDENT | _IMAGES | _PLACEMENT | _CALIBRATION,
-    "training": _TEACHER | _STUDENT | _IMAGES | _PLACEMENT | _CALIBRATION | _LEARNING | _GRIDS,
+    "training": _TEACHER | _STUDENT | _IMAGES | _PLACEMENT | _CALIBRATION | _LEARNING | _GRIDS | _NAMES,
 }
 _KNOWN = FREE.union(LATE, *DECIDED_BY.values())
 

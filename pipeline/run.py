@@ -17,16 +17,19 @@ from pipeline.artifacts import FLOAT_MODEL, Network, UnlabelledImages, load_tens
 from pipeline.batches import suggested_workers
 from pipeline.bundle import digest_of, read_bundle, write_bundle, write_model
 from pipeline.chosen_backend import chosen_backends, emulated_backend, stored_backend
+from pipeline.class_order import in_network_order, named_outputs
 from pipeline.comparison import compare_bundle
 from pipeline.config import NO_DATA, EngineConfig, RunConfig, ValidationConfig, check_engine
 from pipeline.config.compare import CompareConfig
 from pipeline.data import open_images, open_labelled, split_held_out
 from pipeline.distillation.build import build_objective
+from pipeline.evaluation import Scored
 from pipeline.folder_lock import locked
 from pipeline.gates import check_output_names, least_parity
 from pipeline.image_facts import check_single, look, readable_split
 from pipeline.learning import float_steps, objective_config, taught_in_float, widths
 from pipeline.memory import freed_memory_kept
+from pipeline.outputs import Output, primary
 from pipeline.preflight import check_inputs, check_machine, identities
 from pipeline.preprocessing import Preprocessing
 from pipeline.preprocessing_overrides import Overrides
@@ -46,6 +49,7 @@ from pipeline.stages.other_size import check_other_size
 from pipeline.stages.targets import LEAST_AGREEMENT, can_mirror, flips_in_training, mirror_agreement
 from pipeline.stages.teacher import check_same_outputs, load_network, other_size
 from pipeline.state import RunFolder, begin, clear, open_folder
+from pipeline.teacher_check import check_teacher
 from pipeline.validation import validate_network, validate_stored
 
 
@@ -109,6 +113,13 @@ def _run(
         scored = check_inputs(config, folder.root, teacher, student, images)
         if images is not None:
             shown = _checked_on_images(config, (teacher, student, *co_teachers), images)
+        warnings = check_teacher(
+            teacher,
+            images,
+            None if scored is None else scored[0],
+            data=config.data.source,
+            eval_data=config.evaluation_source,
+        )
         # Nothing that was there has been touched until here.
         begin(folder, config, identities(config, [teacher, *co_teachers], student, images))
         times.keep_in(folder.seconds, resumed=config.output.resume)
@@ -119,7 +130,7 @@ def _run(
     learns = quantiser.trains or float_steps(config) > 0
     mirror, reason = _mirrored_targets(config, teacher, images) if learns else (False, ())
     student_notes = student.notes if config.student.source is not None else ()
-    notes = (*teacher.notes, *student_notes, *images.source.notes, *reason)
+    notes = (*warnings, *teacher.notes, *student_notes, *images.source.notes, *reason)
     for note in notes:
         progress.say(note)
     if steps := float_steps(config):
@@ -170,7 +181,7 @@ def _run(
         golden=validated.golden,
         plan=quantised.plan,
         preprocessing=teacher.preprocessing,
-        outputs=teacher.outputs,
+        outputs=_with_folders_names(student.outputs, scored),
         report=report,
         device_files=validated.device_files,
         session_options=quantised.backend.profile.session_options,
@@ -218,6 +229,7 @@ def _networks(config: RunConfig) -> tuple[Network, Network]:
         output_kinds=given.output_kinds,
         submodule=given.submodule,
         dynamic_size=config.quantisation.dynamic_size,
+        classes=config.validation.classes,
         **_overrides(config),
     )
     if config.student.source is None:
@@ -231,6 +243,8 @@ def _networks(config: RunConfig) -> tuple[Network, Network]:
         output_kinds=given.output_kinds,
         otherwise=teacher.preprocessing,
         **_overrides(config, like=teacher.preprocessing),
+        like=teacher.outputs,
+        classes=config.validation.classes,
     )
     check_same_outputs(student, teacher)
     return teacher, student
@@ -256,6 +270,7 @@ def _co_teachers(config: RunConfig, teacher: Network) -> tuple[Network, ...]:
             output_kinds=given.output_kinds,
             otherwise=teacher.preprocessing,
             **_overrides(config, like=teacher.preprocessing),
+            like=teacher.outputs,
         )
         check_same_outputs(network, teacher, flag="teacher")
         found.append(network)
@@ -263,12 +278,18 @@ def _co_teachers(config: RunConfig, teacher: Network) -> tuple[Network, ...]:
 
 
 def _images(config: RunConfig, teacher: Network) -> UnlabelledImages:
-    labels = None
+    labels, label_order = None, ""
     if config.distillation.label_weight is None:
         source = open_images(config.data.source, teacher.preprocessing)
     else:
         labelled = open_labelled(config.data.source, teacher.preprocessing)
-        source, labels = labelled.images, labelled.labels
+        source, main = labelled.images, teacher.outputs[primary(teacher.outputs)]
+        if main.is_classifier:  # no other has a loss that looks at labels
+            labelled, order = in_network_order(labelled, main, source=config.data.source, flag="data")
+            if labelled.folders is not None:
+                source.notes += (f"--data {config.data.source}: {order.known_by}",)
+            label_order = order.known_by
+        labels = labelled.labels
     check_single(source)
     training, held_out = split_held_out(len(source), config.execution.seed, count_held_out=config.data.held_out_images)
     training, held_out = readable_split(source, training, held_out)
@@ -283,6 +304,7 @@ def _images(config: RunConfig, teacher: Network) -> UnlabelledImages:
         workers=workers,
         augmentation=config.data.augmentation,
         labels=labels,
+        label_order=label_order,
     )
 
 
@@ -300,6 +322,12 @@ def _checked_on_images(config: RunConfig, networks: tuple[Network, ...], images:
         batch=bits.static_batch,
     )
     return shown
+
+
+def _with_folders_names(outputs: tuple[Output, ...], scored: Scored | None) -> tuple[Output, ...]:
+    """The outputs, with the class folders' names where nobody else has named the classes."""
+    folders = None if scored is None or scored[0].labels is None else scored[0].folders
+    return outputs if folders is None or any(output.names for output in outputs) else named_outputs(outputs, folders)
 
 
 def _imagined(config: RunConfig, folder: RunFolder, teacher: Network, progress: Progress) -> UnlabelledImages:
@@ -332,9 +360,13 @@ def _imagined(config: RunConfig, folder: RunFolder, teacher: Network, progress: 
 
 def _mirrored_targets(config: RunConfig, teacher: Network, images: UnlabelledImages) -> tuple[bool, tuple[str, ...]]:
     """Whether targets are averaged over mirror images, and what to say about it."""
-    wanted, possible = config.distillation.targets, can_mirror(teacher.folded)
+    wanted, possible = config.distillation.targets, can_mirror(teacher.outputs)
     if wanted == "mirror" and not possible:
-        raise UserError("--targets mirror needs a classifier: the outputs of this network are maps")
+        other = next(output for output in teacher.outputs if output.holds == "values" or len(output.shape) != 1)
+        raise UserError(
+            f"--targets mirror needs a classifier: {other.name} {['batch', *other.shape]} of {teacher.source} holds"
+            f" {other.holds}, which mirror images would turn around"
+        )
     possible = possible and teacher.preprocessing.mirrors
     if wanted == "mirror" and not possible:
         raise UserError(
@@ -345,7 +377,7 @@ def _mirrored_targets(config: RunConfig, teacher: Network, images: UnlabelledIma
         return wanted == "mirror", ()
     if not possible or not flips_in_training(images, teacher.preprocessing):
         return False, ()
-    agreement = mirror_agreement(teacher.folded, images, teacher.preprocessing)
+    agreement = mirror_agreement(teacher.folded, teacher.outputs, images, teacher.preprocessing)
     found = f"the teacher gives {100 * agreement:.1f} % of held-out images the class of their mirror image"
     if agreement < LEAST_AGREEMENT:
         return False, (f"{found}: too few to average its logits over both (--targets mirror does it all the same)",)

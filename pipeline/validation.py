@@ -24,6 +24,7 @@ from pipeline.artifacts import FLOAT_MODEL, Network, QuantisedStudent, Unlabelle
 from pipeline.batches import images_at_once
 from pipeline.bundle import Bundle, Golden
 from pipeline.circumstances import host, versions
+from pipeline.class_order import named_outputs, read_class_names
 from pipeline.config import RunConfig, ValidationConfig
 from pipeline.data import EvaluationSet, open_evaluation, ordered_batches
 from pipeline.device_files import device_files
@@ -99,8 +100,8 @@ def validate_network(
     most = images_at_once(preprocessing, _BATCH)
     columns: dict[str, Outputs] = {
         "target": joint_targets(
-            [teacher.folded, *(network.folded for network in co_teachers)],
-            teacher.outputs,
+            [network.folded for network in (teacher, *co_teachers)],
+            [network.outputs for network in (teacher, *co_teachers)],
             mirror=mirror,
             temperature=objective_config(config).softening,
         ),
@@ -195,8 +196,11 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
         count = len(bundle.golden.inputs)
         batches = iter([ScoredImages(images=torch.from_numpy(bundle.golden.inputs), labels=None)])
     else:
+        named = bundle.outputs
+        if config.classes is not None:
+            named = named_outputs(named, read_class_names(config.classes), said_by=f"--classes {config.classes}")
         evaluation, remarks = usable_labels(
-            open_evaluation(config.eval_data, bundle.preprocessing), bundle.outputs, config.eval_data
+            open_evaluation(config.eval_data, bundle.preprocessing), named, config.eval_data
         )
         check_scored(evaluation, bundle.outputs, bundle.preprocessing)
         remarks = (*evaluation.images.notes, *remarks)

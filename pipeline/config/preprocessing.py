@@ -11,6 +11,7 @@ from cyclopts import Parameter, Token
 
 from calibration.errors import UserError
 from pipeline import flags
+from pipeline.pixel_scale import WHITE, of_other_pixels
 
 
 def _numbers(help: str) -> Parameter:
@@ -143,6 +144,10 @@ class PreprocessingConfig:
                 raise UserError(f"--{flag} {flags.shown(values)}: must be 1 or 3 numbers, one per channel")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise UserError(f"--mean has {len(self.mean)} numbers and --std {len(self.std)}: give as many of each")
+        largest = WHITE / (self.divisor or WHITE)
+        if self.mean is not None and self.std is not None and max(*self.mean, *self.std) > largest:
+            name = "mean" if max(self.mean) > largest else "std"
+            raise UserError(f"--{of_other_pixels(name, self.mean, self.std, largest=largest)}")
         if self.std is not None and min(self.std) <= 0:
             raise UserError(f"--std {flags.shown(self.std)}: every number must be greater than 0")
 

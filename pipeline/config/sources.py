@@ -58,8 +58,9 @@ class TeacherConfig:
             consume_multiple=True,
             negative=(),
             metavar="NAME=KIND,...",
-            help="What outputs hold: classes (on axis 1), classes-last, labels (yes or no each) or values. "
-            "Default: the source's own, else classes where axis 1 has several entries, else values.",
+            help="What outputs hold: classes (logits, on axis 1), classes-last, labels (yes or no each), "
+            "probabilities, probabilities-last, label-probabilities, embedding or values. Default: the source's own, "
+            "what a final softmax or sigmoid shows, classes for a single vector; maps and boxes must be said.",
         ),
     ] = ()
 

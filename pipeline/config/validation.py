@@ -31,6 +31,14 @@ class ValidationConfig:
             "with class folders, or as --data. Default: agreement with the teacher on held-out images.",
         ),
     ] = None
+    classes: Annotated[
+        Path | None,
+        Parameter(
+            metavar="FILE",
+            help="Class names, one a line, in the order of the network's outputs: class folders are matched by name. "
+            "Default: the source's own, else the sorted names of as many folders as the network has classes.",
+        ),
+    ] = None
     threads: Annotated[int, Parameter(metavar="COUNT", help="Threads of the runtime in the latency measurement.")] = 1
     batch: Annotated[int, Parameter(metavar="COUNT", help="Images per inference in the latency measurement.")] = 1
     max_drop: Annotated[

@@ -17,6 +17,8 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.nn import functional
 
 from calibration.operators import constant, kind
+from pipeline.distillation.logit_reading import logit_readings
+from pipeline.outputs import Output
 
 LATENT = 256
 _SLOPE = 0.2
@@ -38,11 +40,15 @@ class Impression:
 
 
 class Impressed(Interpreter):
-    """Runs a captured teacher, noting its pooled features and its BatchNorms' inputs, with gradients to the images."""
+    """Runs a captured teacher, noting its pooled features and its BatchNorms' inputs, with gradients to the images.
 
-    def __init__(self, captured: GraphModule, pooled: str) -> None:
+    `output`: what its first output holds.
+    """
+
+    def __init__(self, captured: GraphModule, pooled: str, output: Output) -> None:
         super().__init__(captured)
-        self.pooled = pooled
+        self.pooled, (self._reading, *_) = pooled, logit_readings(captured, [output])
+        self._logits: Tensor | None = None
         self.norms = {n.name for n in captured.graph.nodes if kind(n) == "batch_norm" and _statistics(captured, n)}
         self._features: Tensor | None = None
         self._distances: list[Tensor] = []
@@ -59,16 +65,20 @@ class Impressed(Interpreter):
         if n.name == self.pooled:
             assert isinstance(value, Tensor)
             self._features = value
+        if n.name == self._reading.node:
+            assert isinstance(value, Tensor)
+            self._logits = value
         return value
 
     def impression(self, images: Tensor) -> Impression:
         """Normalised images [B, C, H, W] to what the teacher makes of them."""
-        self._features, self._distances = None, []
+        self._features, self._logits, self._distances = None, None, []
         outputs: tuple[Tensor, ...] = self.run(images)
         assert self._features is not None
         zero = images.new_zeros(())
         distance = torch.stack(self._distances).mean() if self._distances else zero
-        return Impression(logits=outputs[0], features=self._features, statistics=distance)
+        read = outputs[0] if self._logits is None else self._logits
+        return Impression(logits=self._reading.made(read), features=self._features, statistics=distance)
 
 
 def _statistics(captured: nn.Module, node: Node) -> tuple[Tensor, Tensor] | None:

@@ -21,15 +21,15 @@ def output_loss(
 ) -> Tensor:
     """The sum over all outputs of the student's loss against the teacher's, a constant; a scalar.
 
-    `logit_loss` compares logits [B, K, ...] with softmax over axis 1; labels come as two classes each. Values have no
-    distribution: see `value_loss`.
+    Both give logits, or values (see `pipeline.distillation.logit_reading`). `logit_loss` compares logits [B, K, ...]
+    with softmax over axis 1; labels come as two classes each. Values have no distribution: see `value_loss`.
     """
     losses = []
     for mine, theirs, output in zip(student, teacher, outputs, strict=True):
         if output.holds == "values":
             losses.append(value_loss(mine, theirs))
         else:
-            losses.append(logit_loss(output.as_logits(mine), output.as_logits(theirs)))
+            losses.append(logit_loss(output.as_two_sided(mine), output.as_two_sided(theirs)))
     return torch.stack(losses).sum()
 
 

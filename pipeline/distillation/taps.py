@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -15,6 +16,8 @@ from calibration.errors import UserError
 from calibration.grids import TensorGrid
 from calibration.operators import MOVEMENT, WEIGHTED, is_tensor, kind, static_shape
 from calibration.prepared import PreparedNetwork
+from pipeline.distillation.logit_reading import LogitReading, logit_readings
+from pipeline.outputs import Output
 
 TapKind = Literal["stages", "last", "pooled"]
 #: What a user calls the vector that the last linear layer reads; the rest of the taps are modules of the network.
@@ -111,7 +114,11 @@ _NEW_TENSOR = frozenset({aten.conv2d.default, aten.linear.default, aten.add.Tens
 
 
 class Tapped(nn.Module):
-    """A graph that also returns the maps at its taps; parameters are shared with the graph it was made from."""
+    """A graph that also returns the maps at its taps; parameters are shared with the graph it was made from.
+
+    `grids`: by node, of those that hold integers whose reals are meant. `logits`: how each output is read, all as they
+    are where there are none.
+    """
 
     def __init__(
         self,
@@ -119,32 +126,58 @@ class Tapped(nn.Module):
         nodes: Mapping[str, str],
         grids: Mapping[str, TensorGrid] | None = None,
         *,
+        logits: Sequence[LogitReading] = (),
+        logit_grids: Sequence[TensorGrid | None] = (),
         one_pass: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         super().__init__()
         self.taps, self._grids = tuple(nodes), tuple((grids or {}).items())  # a tuple: the network owns the grids
+        self._made = tuple(reading.made for reading in logits)
+        self._logit_grids = tuple(logit_grids)
         self._one_pass = one_pass
         graph = copy.deepcopy(graph_module.graph)
         by_name = {node.name: node for node in graph.nodes}
         output = next(node for node in graph.nodes if node.op == "output")
         (results,) = output.args
+        if logits:
+            pairs = zip(results, logits, strict=True)
+            results = tuple(by_name[reading.node] if reading.node else result for result, reading in pairs)
         output.args = ((results, tuple(by_name[node] for node in nodes.values())),)
+        if any(reading.node for reading in logits):
+            # What came behind the logits: nothing in these graphs has effects of its own.
+            graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
         # A graph module takes over the very parameters and sub-modules that its graph names.
         self.graph_module = GraphModule(graph_module, graph)
 
     def forward(self, images: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """Images float32 [B, C, H, W] to (outputs, tap -> features [B, C, H, W] or [B, d])."""
+        """Images float32 [B, C, H, W] to (outputs or their logits, tap -> features [B, C, H, W] or [B, d])."""
         with self._one_pass():
             outputs, maps = self.graph_module(images)
             features = dict(zip(self.taps, maps, strict=True))
             for tap, grid in self._grids:
                 features[tap] = features[tap] * grid.scale()
+            if self._made:
+                grids = self._logit_grids or (None,) * len(outputs)
+                reals = [
+                    values if own is None else values * own.scale() for values, own in zip(outputs, grids, strict=True)
+                ]
+                outputs = tuple(made(values) for made, values in zip(self._made, reals, strict=True))
         return outputs, features
 
 
-def tap_float(graph_module: GraphModule, taps: Sequence[str], labels: Sequence[str] | None = None) -> Tapped:
-    """A float graph with taps; `labels` name the maps in the result, the taps' own names by default."""
-    return Tapped(graph_module, dict(zip(labels or taps, taps, strict=True)))
+def tap_float(
+    graph_module: GraphModule,
+    taps: Sequence[str],
+    labels: Sequence[str] | None = None,
+    *,
+    outputs: Sequence[Output] = (),
+) -> Tapped:
+    """A float graph with taps; `labels` name the maps in the result, the taps' own names by default.
+
+    With `outputs`, its own, it gives their logits.
+    """
+    readings = logit_readings(graph_module, outputs)
+    return Tapped(graph_module, dict(zip(labels or taps, taps, strict=True)), logits=readings)
 
 
 def write_in_place(tapped: Tapped) -> Tapped:
@@ -163,28 +196,51 @@ def write_in_place(tapped: Tapped) -> Tapped:
     return tapped
 
 
-def tap_prepared(prepared: PreparedNetwork, taps: Sequence[str], *, reals: bool = False) -> Tapped:
+def tap_prepared(
+    prepared: PreparedNetwork,
+    taps: Sequence[str],
+    *,
+    reals: bool = False,
+    folded: GraphModule | None = None,
+    outputs: Sequence[Output] = (),
+) -> Tapped:
     """A prepared network with taps: centred integers where a tap is rounded, which are its reals but for the scale.
 
     FAQD's affinity compares directions of feature vectors, so the scale does not matter there; with `reals` the
-    integers are multiplied by it.
+    integers are multiplied by it. With `outputs`, its own, and the float graph that it was made from, it gives their
+    logits.
     """
-    names = {node.name: node for node in prepared.graph.graph.nodes}
     nodes, scales = {}, {}
     for tap in taps:
-        if tap in prepared.integers:
-            nodes[tap] = prepared.integers[tap]
-        elif f"{tap}_rescale" in names:
-            nodes[tap] = f"{tap}_rescale"  # the layer itself holds sums whose unit differs per channel
-        elif tap in names and kind(names[tap]) not in WEIGHTED:
-            nodes[tap] = tap
-        else:
+        node = _prepared_node(prepared, tap)
+        if node is None:
             raise UserError(
                 f"--taps {tap}: its values exist only inside a fused integer kernel; tap the activation behind it"
             )
+        nodes[tap] = node
         if reals and tap in prepared.tensor_grids:
             scales[tap] = prepared.tensor_grids[tap]
-    return Tapped(prepared.graph, nodes, scales, one_pass=prepared.one_pass)
+    readings, grids = [], list[TensorGrid | None]()
+    shown = () if folded is None else logit_readings(folded, outputs)
+    for output, reading in zip(outputs, shown, strict=True):
+        node = None if reading.node is None else _prepared_node(prepared, reading.node)
+        if node is None and reading.node is not None:
+            reading = LogitReading(node=None, made=output.logits)
+        readings.append(replace(reading, node=node))
+        grids.append(prepared.tensor_grids.get(str(reading.node)) if node is not None else None)
+    return Tapped(prepared.graph, nodes, scales, logits=readings, logit_grids=grids, one_pass=prepared.one_pass)
+
+
+def _prepared_node(prepared: PreparedNetwork, tensor: str) -> str | None:
+    """The node that holds a float graph's tensor in a prepared one: its centred integers where it is rounded, else
+    its reals; None where it exists only inside a fused kernel.
+    """
+    names = {node.name: node for node in prepared.graph.graph.nodes}
+    if tensor in prepared.integers:
+        return prepared.integers[tensor]
+    if f"{tensor}_rescale" in names:
+        return f"{tensor}_rescale"  # the layer itself holds sums whose unit differs per channel
+    return tensor if tensor in names and kind(names[tensor]) not in WEIGHTED else None
 
 
 def match_taps(

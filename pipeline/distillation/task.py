@@ -46,10 +46,12 @@ class Schedule:
 class Task:
     """Who learns from whom, on what, how and where: all that decides the trained weights.
 
-    `outputs`: what the two networks' outputs hold. `taps` None: found by themselves. `mirror` averages the teacher's
-    logits over each image and its mirror image, which is in the same batch (see `pipeline.distillation.mirror`). `fast`
-    allows TF32, which is exact on the student's integers, and bfloat16 for the teacher. `seed` >= 0. `co_teachers`
-    teach beside the teacher. `predecessor` is a trained student of the same graph that teaches instead of the teacher.
+    `outputs`: what all networks' outputs hold, with the activations of the teacher's; `student_outputs` and
+    `co_outputs` those of the student and of each co-teacher, as `outputs` where they are left out. `taps` None: found
+    by themselves. `mirror` averages the teacher's logits over each image and its mirror image, which is in the same
+    batch (see `pipeline.distillation.mirror`). `fast` allows TF32, which is exact on the student's integers, and
+    bfloat16 for the teacher. `seed` >= 0. `co_teachers` teach beside the teacher. `predecessor` is a trained student of
+    the same graph that teaches instead of the teacher.
     """
 
     student: PreparedStudent
@@ -66,6 +68,20 @@ class Task:
     seed: int
     co_teachers: tuple[GraphModule, ...] = ()
     predecessor: PreparedNetwork | None = None
+    student_outputs: tuple[Output, ...] | None = None
+    co_outputs: tuple[tuple[Output, ...], ...] | None = None
+
+    @property
+    def outputs_of_student(self) -> tuple[Output, ...]:
+        """What the student's outputs hold, with their activations."""
+        return self.outputs if self.student_outputs is None else self.student_outputs
+
+    @property
+    def outputs_of_teachers(self) -> list[tuple[Output, ...]]:
+        """The same of each teacher, in the order of `graphs_of`; a predecessor's are the student's."""
+        first = self.outputs if self.predecessor is None else self.outputs_of_student
+        others = self.co_outputs if self.co_outputs is not None else (self.outputs,) * len(self.co_teachers)
+        return [first, *others]
 
 
 def graphs_of(task: Task) -> list[GraphModule]:

@@ -23,16 +23,22 @@ class Teachers:
         self.device, self.fast, self.mirror = task.device, task.fast, task.mirror
         # Copies: what is tapped and moved to the device is not the caller's graph.
         tapped = [
-            write_in_place(tap_float(sharing_copy(teacher), list(taps.values()), list(taps)))
-            for teacher, taps in zip(graphs_of(task), objective.taps, strict=True)
+            write_in_place(tap_float(sharing_copy(teacher), list(taps.values()), list(taps), outputs=outputs))
+            for teacher, taps, outputs in zip(graphs_of(task), objective.taps, task.outputs_of_teachers, strict=True)
         ]
         if task.predecessor is not None:
-            tapped[0] = tap_prepared(sharing_copy(task.predecessor), list(objective.taps[0]), reals=objective.reals)
+            tapped[0] = tap_prepared(
+                sharing_copy(task.predecessor),
+                list(objective.taps[0]),
+                reals=objective.reals,
+                folded=task.student.folded,
+                outputs=task.outputs_of_student,
+            )
         self.networks: list[Tapped] = [channels_last(teacher, task.device).eval() for teacher in tapped]
 
     @torch.no_grad()
     def seen(self, images: Tensor) -> tuple[Seen, ...]:
-        """What each makes of images [B, C, H, W]; of a batch with mirror images, the mean logits of each pair."""
+        """What each makes of images [B, C, H, W], logits; of a batch with mirror images, the mean of each pair."""
         found = []
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
             for teacher in self.networks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from pipeline.distillation.objective import loss_per_image, outputs_loss, uninfo
 from pipeline.distillation.optimiser import TRANSFORM_RATE, Rates, ScheduledOptimiser
 from pipeline.distillation.outputs import mean_outputs
 from pipeline.distillation.speq import stochastic_precision
-from pipeline.distillation.taps import tap_prepared
+from pipeline.distillation.taps import Tapped, tap_prepared
 from pipeline.distillation.task import Task, channels_last, graphs_of
 from pipeline.distillation.task_images import TaskImages
 from pipeline.distillation.teachers import Teachers
@@ -69,7 +69,7 @@ class Trainer:
         self.closed_forms = ClosedForms(self.network) if self.task.schedule.weight_grids == "faqd" else None
         self.clipped_scales = ClippedScales(self.network) if self.task.schedule.activation_grids == "pact" else None
         self.objective = copy.deepcopy(self.fresh).to(self.task.device)
-        self.tapped = tap_prepared(self.network, self.objective.student_taps, reals=self.objective.reals)
+        self.tapped = self._tapped(self.network, self.objective.student_taps)
         self.optimiser = ScheduledOptimiser(
             self.network,
             self.objective.parameters(),
@@ -84,6 +84,13 @@ class Trainer:
     def _watch(self) -> None:
         self.watch = DivergenceWatch(reference=self.reference, floor=_HARMLESS_SHARE * self.ignorant)
 
+    def _tapped(self, network: PreparedNetwork, taps: Sequence[str] = ()) -> Tapped:
+        """A student that gives the logits of its outputs, and its features."""
+        task = self.task
+        return tap_prepared(
+            network, taps, reals=self.fresh.reals, folded=task.student.folded, outputs=task.outputs_of_student
+        )
+
     def _calibrated(self, *, trainable: bool, corrected: bool = True) -> PreparedNetwork:
         # Normalisations put means and spreads right themselves, and their layers learn at the float weights' size.
         return channels_last(self.task.student.network(trainable=trainable, corrected=corrected), self.task.device)
@@ -95,8 +102,8 @@ class Trainer:
         config, generator = self.task.objective, generator_for(self.task.seed, "precision", self.step)
         precision = stochastic_precision(self.network, config.ensemble_bits, config.ensemble_probability, generator)
         with torch.no_grad(), precision:
-            outputs: tuple[Tensor, ...] = self.network(images)
-        return outputs
+            outputs, _ = self.tapped(images)
+        return outputs  # type: ignore[no-any-return]  # a module's
 
     def _with_mirror_images(self, images: Tensor) -> Tensor:
         return with_mirror_images(images) if self.task.mirror else images
@@ -112,9 +119,10 @@ class Trainer:
         losses, ignorant = list[Tensor](), 0.0
         outputs, config = self.task.outputs, self.task.objective
         network.eval()
+        student = self._tapped(network)
         for images in self.images.held_out():
             targets = [target[: len(images)] for target in self._targets(self._with_mirror_images(images))]
-            losses.append(loss_per_image(network(images), targets, outputs, config=config))
+            losses.append(loss_per_image(student(images)[0], targets, outputs, config=config))
             ignorant += float(uninformed_loss(targets, outputs, config=config)) * len(images)
         found = torch.cat(losses)
         return found, max(0.0, ignorant / len(found))
@@ -165,7 +173,7 @@ class Trainer:
 
         @torch.no_grad()
         def loss() -> float:
-            return float(outputs_loss(self.network(others), targets, self.task.outputs, config=self.task.objective))
+            return float(outputs_loss(self.tapped(others)[0], targets, self.task.outputs, config=self.task.objective))
 
         scales = self.network.scale_parameters(activations=True, weights=True)
         learned = [parameter for parameter in scales if parameter.requires_grad]

@@ -8,7 +8,7 @@ from torch import nn
 
 from calibration.errors import UserError
 from pipeline.checkpoint_files import read_checkpoint
-from pipeline.model_sources.sourced import SourcedModel, module_with_state, reproducible_weights
+from pipeline.model_sources.sourced import CLASSIFIER, SourcedModel, module_with_state, reproducible_weights
 from pipeline.networks.cifar_resnet import BLOCKS, CifarResNet
 from pipeline.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from pipeline.source_text import split_options, whole_number
@@ -44,11 +44,12 @@ def load_cifar(rest: str, weights: Path | None) -> SourcedModel:
 
     if weights is not None:
         module, notes = module_with_state(build, read_checkpoint(weights), classes=classes, source=source)
-        return SourcedModel(module=module, preprocessing=PREPROCESSING, notes=notes)
+        return SourcedModel(module=module, preprocessing=PREPROCESSING, notes=notes, output_kinds=CLASSIFIER)
     if options.get("weights") != "none":
         raise UserError(f"{source} carries no weights: add --weights FILE.safetensors or .pth (?weights=none: random)")
     return SourcedModel(
         module=build(classes),
         preprocessing=PREPROCESSING,
         notes=("random weights, as asked for by ?weights=none",),
+        output_kinds=CLASSIFIER,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -22,7 +23,12 @@ class SourcedModel:
     preprocessing: Preprocessing | None  # None: the source carries none
     notes: tuple[str, ...] = ()  # what the user should be told
     output_kinds: Mapping[str, str] = field(default_factory=dict)  # output -> a key of OUTPUT_KINDS, where known
+    class_names: tuple[str, ...] = ()  # in the order of the outputs, where known
     only_parts: str = ""  # why only sub-modules can be captured, and which; empty where the whole can
+
+
+CLASSIFIER: Mapping[str, str] = MappingProxyType({"output": "classes"})
+"""What a network of one output [B, K] says of it that is a classifier."""
 
 
 @contextmanager

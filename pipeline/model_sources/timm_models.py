@@ -72,7 +72,9 @@ def load_timm(rest: str, weights: Path | None) -> SourcedModel:
         ) from None
     config = resolve_model_data_config(module)  # type: ignore[no-untyped-call]  # timm's own
     preprocessing, more = _preprocessing(config, source)
-    return SourcedModel(module=module, preprocessing=preprocessing, notes=notes + more)
+    # Without classes a timm network gives the vector that its classifier would read.
+    kinds = {"output": "classes" if getattr(module, "num_classes", 0) else "embedding"}
+    return SourcedModel(module=module, preprocessing=preprocessing, notes=notes + more, output_kinds=kinds)
 
 
 def _require_hub(name: str) -> None:

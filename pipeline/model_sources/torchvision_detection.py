@@ -42,7 +42,9 @@ def is_detector(module: nn.Module) -> bool:
     return hasattr(module, "transform") and hasattr(module, "backbone")
 
 
-def dense_part(detector: Any, source: str, *, notes: tuple[str, ...]) -> SourcedModel:
+def dense_part(
+    detector: Any, source: str, *, notes: tuple[str, ...], class_names: tuple[str, ...] = ()
+) -> SourcedModel:
     """What of a detector, with its weights, can be quantised.
 
     A detector whose second stage looks at the first one's proposals is handed over whole: only its sub-modules are
@@ -67,7 +69,11 @@ def dense_part(detector: Any, source: str, *, notes: tuple[str, ...]) -> Sourced
     )
     kinds: Mapping[str, str] = OUTPUT_KINDS[kind]
     return SourcedModel(
-        module=DenseHeads(detector), preprocessing=preprocessing, notes=(*notes, said), output_kinds=kinds
+        module=DenseHeads(detector),
+        preprocessing=preprocessing,
+        notes=(*notes, said),
+        output_kinds=kinds,
+        class_names=class_names,
     )
 
 

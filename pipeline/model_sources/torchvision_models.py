@@ -16,7 +16,7 @@ from torch import nn
 from calibration.errors import UserError
 from pipeline.checkpoint_files import read_checkpoint
 from pipeline.device_preprocess import INTERPOLATIONS
-from pipeline.model_sources.sourced import SourcedModel, module_with_state, reproducible_weights
+from pipeline.model_sources.sourced import CLASSIFIER, SourcedModel, module_with_state, reproducible_weights
 from pipeline.model_sources.torchvision_detection import WITHOUT_EPSILON, dense_part, is_detector, without_epsilon
 from pipeline.preprocessing import Preprocessing
 from pipeline.source_text import close_matches, split_options, whole_number
@@ -74,7 +74,7 @@ def load_torchvision(rest: str, weights: Path | None) -> SourcedModel:
         module, notes = build(classes), (*notes, "random weights")
         if is_detector(module):
             return dense_part(module, source, notes=notes)
-        return SourcedModel(module=module, preprocessing=preprocessing, notes=notes)
+        return SourcedModel(module=module, preprocessing=preprocessing, notes=notes, output_kinds=_kinds(module))
     if weights is None and classes is not None:
         raise UserError(f"{source}: num_classes needs --weights FILE or weights=none")
     if weights is None and chosen is None:
@@ -97,8 +97,26 @@ def load_torchvision(rest: str, weights: Path | None) -> SourcedModel:
     if is_detector(module):
         if weights is None and chosen.name == "COCO_V1" and name in WITHOUT_EPSILON:
             without_epsilon(module)
-        return dense_part(module, source, notes=notes + more)
-    return SourcedModel(module=module, preprocessing=preprocessing, notes=notes + more)
+        return dense_part(module, source, notes=notes + more, class_names=_class_names(chosen, file))
+    return SourcedModel(
+        module=module,
+        preprocessing=preprocessing,
+        notes=notes + more,
+        output_kinds=_kinds(module),
+        class_names=_class_names(chosen, file),
+    )
+
+
+def _kinds(module: nn.Module) -> dict[str, str]:
+    """What the outputs hold: torchvision's segmentation networks and classifiers both give logits of classes."""
+    segments = type(module).__module__.startswith("torchvision.models.segmentation")
+    return dict.fromkeys(("out", "aux"), "classes") if segments else dict(CLASSIFIER)
+
+
+def _class_names(chosen: Any, file: Path) -> tuple[str, ...]:
+    """The classes of published weights; nothing of a user's own, which may well be for others."""
+    published = chosen is not None and file.name == Path(urlparse(chosen.url).path).name
+    return tuple(chosen.meta.get("categories", ())) if published else ()
 
 
 def _published_file(url: str, source: str) -> Path:

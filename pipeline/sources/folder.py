@@ -87,13 +87,16 @@ def open_folder(rest: str, *, labelled: bool) -> EvaluationSet:
     if not files:
         seen = f"; there are {_counted(others)}" if others else ""
         raise UserError(f"{where}: no images in {root}; looked at any depth for {', '.join(image_suffixes())}{seen}")
-    labels = _labels(root, files, options.get("classes"), where) if labelled else None
+    classes = _labels(root, files, options.get("classes"), where) if labelled else None
     source = FolderSource(root, files)
     if strangers := [name for name in others if not _is_companion(name)]:
         source.notes += (
             f"{source.name}: {_counted(strangers)} left aside, which Pillow {PIL_VERSION} does not decode as pictures",
         )
-    return EvaluationSet(images=source, labels=labels)
+    if classes is None:
+        return EvaluationSet(images=source, labels=None)
+    labels, folders = classes
+    return EvaluationSet(images=source, labels=labels, folders=folders, ordered="classes" in options)
 
 
 def _listed(root: Path, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -117,11 +120,15 @@ def _counted(names: Sequence[str]) -> str:
     return f"{len(names)} other {plural} ({kinds}{more}: {shortened(names)})"
 
 
-def _labels(root: Path, files: tuple[str, ...], classes: str | None, where: str) -> NDArray[np.int64] | None:
+def _labels(
+    root: Path, files: tuple[str, ...], classes: str | None, where: str
+) -> tuple[NDArray[np.int64], tuple[str, ...]] | None:
+    """The labels and the names that they are places of; None without class folders."""
     tops = [file.split(os.sep)[0] if os.sep in file else None for file in files]
     used = sorted({top for top in tops if top is not None})
     if classes is not None:
-        names = _class_names(Path(classes).expanduser(), where)
+        lines = class_lines(Path(classes).expanduser(), where)
+        names = {name: index for index, name in enumerate(lines)}
         unknown = [name for name in used if name not in names]
         if None in tops or unknown:
             what = (
@@ -136,10 +143,11 @@ def _labels(root: Path, files: tuple[str, ...], classes: str | None, where: str)
         # Folders without images count, as they did when the teacher was trained.
         folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         names = {name: index for index, name in enumerate(folders)}
-    return np.array([names[top] for top in tops if top is not None], dtype=np.int64)
+    return np.array([names[top] for top in tops if top is not None], dtype=np.int64), tuple(names)
 
 
-def _class_names(path: Path, where: str) -> dict[str, int]:
+def class_lines(path: Path, where: str) -> tuple[str, ...]:
+    """The names in a file of class names, in order. Raises UserError unless it holds one a line, each once."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -148,4 +156,4 @@ def _class_names(path: Path, where: str) -> dict[str, int]:
         lines.pop()
     if not lines or not all(lines) or len(set(lines)) != len(lines):
         raise UserError(f"{where}: {path} must hold one class name per line, each once, without empty lines")
-    return {name: index for index, name in enumerate(lines)}
+    return tuple(lines)

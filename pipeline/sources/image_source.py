@@ -84,6 +84,9 @@ class EvaluationSet:
 
     images: ImageSource
     labels: NDArray[np.int64] | None  # [len(images)], index of the class
+    folders: tuple[str, ...] | None = None  # of class folders, by label; None where labels are the network's indices
+    ordered: bool = False  # whether a file of the user's gave their order, instead of the alphabet
+    order: str = ""  # how labels were matched with a network's classes, half a sentence
 
     def __post_init__(self) -> None:
         if self.labels is not None and self.labels.shape != (len(self.images),):

@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from calibration.errors import UserError
 from calibration.fold import fold
 from calibration.training_mode import in_training
+from pipeline.agreement import OutputTally
 from pipeline.artifacts import Network, UnlabelledImages, load_tensors, save_tensors
 from pipeline.data import ordered_batches, training_batches
 from pipeline.distillation.build import build_objective
@@ -25,6 +26,7 @@ from pipeline.distillation.schedules import learning_rate_factor
 from pipeline.distillation.taps import tap_float
 from pipeline.distillation.task import channels_last
 from pipeline.distillation.terms import Seen, Signals
+from pipeline.outputs import Output, primary
 from pipeline.preprocessing import Preprocessing, normalise
 from pipeline.randomness import generator_for
 
@@ -34,10 +36,14 @@ _WARM_UP_SHARE = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class FloatTask:
-    """Who learns from whom, in float: steps >= 1, images per step, Adam's peak rate."""
+    """Who learns from whom, in float: steps >= 1, images per step, Adam's peak rate.
+
+    `teacher_outputs` are the teacher's own.
+    """
 
     student: Network
     teacher: GraphModule
+    teacher_outputs: tuple[Output, ...]
     images: UnlabelledImages
     preprocessing: Preprocessing
     objective: ObjectiveConfig
@@ -101,8 +107,10 @@ class _Learner:
         ).to(task.device)
         (pairs,) = self.objective.taps
         self.network = channels_last(student, task.device)
-        self.tapped = tap_float(self.network, self.objective.student_taps)
-        self.teacher = tap_float(in_training(task.teacher, training=False), list(pairs.values()), list(pairs))
+        self.tapped = tap_float(self.network, self.objective.student_taps, outputs=task.student.outputs)
+        self.teacher = tap_float(
+            in_training(task.teacher, training=False), list(pairs.values()), list(pairs), outputs=task.teacher_outputs
+        )
         self.teacher = channels_last(self.teacher, task.device).eval()
         trained = [*self.network.parameters(), *self.objective.parameters()]
         self.parameters = [parameter for parameter in trained if parameter.requires_grad]
@@ -161,9 +169,11 @@ class _Learner:
         return float(loss.detach())
 
     def agreement(self, folded: GraphModule) -> float:
-        """Share of held-out images that a folded student gives the class that it was asked for."""
-        same = total = 0
-        folded = folded.to(self.task.device)
+        """Share of held-out images (positions, labels) that a folded student decides as asked; of values, R2."""
+        index = primary(self.task.teacher_outputs)
+        # Of logits, whose decisions are those of what activations make of them.
+        tally = OutputTally(replace(self.task.teacher_outputs[index], activation=None))
+        student = tap_float(folded.to(self.task.device), [], outputs=self.task.student.outputs)
         with torch.no_grad():
             for batch in ordered_batches(
                 self.task.images.source,
@@ -174,11 +184,10 @@ class _Learner:
             ):
                 images = normalise(batch.images.to(self.task.device), self.task.preprocessing)
                 shown = with_mirror_images(images) if self.task.mirror else images
-                wanted = self._seen(shown).outputs[0][: len(images)].argmax(1)
-                same += int((folded(images)[0].argmax(1) == wanted).sum())
-                total += wanted.numel()
+                target = self._seen(shown).outputs[index][: len(images)]
+                tally.add({"target": target.cpu(), "simulated": student(images)[0][index].cpu()})
         folded.cpu()
-        return same / total
+        return tally.fractions()["simulated"]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a resumed run needs."""

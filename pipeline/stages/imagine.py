@@ -51,7 +51,7 @@ def imagine(
     Raises UserError when the teacher lacks what is needed, or the images collapse to so few classes that they teach
     nothing.
     """
-    teacher_view = Impressed(teacher.captured, check_imaginable(teacher))
+    teacher_view = Impressed(teacher.captured, check_imaginable(teacher), teacher.outputs[0])
     p = teacher.preprocessing
     generator = Generator(
         channels=p.channels, height=p.height, width=p.width, generator=generator_for(seed, "generator")
@@ -84,7 +84,7 @@ def _drawn(generator: Generator, teacher: Network, count: int, seed: int) -> tup
             size = min(_BATCH, count - start)
             images = generator(torch.randn(size, LATENT, generator=generator_for(seed, "drawn", start)))
             parts.append(_pixels(images, p))
-            total += teacher.folded(images)[0].softmax(1).sum(0)
+            total += teacher.outputs[0].logits(teacher.folded(images)[0]).softmax(1).sum(0)
     return np.concatenate(parts), total / count
 
 

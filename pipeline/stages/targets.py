@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from calibration.operators import static_shape
 from pipeline.artifacts import UnlabelledImages
 from pipeline.augmentation import choose_augmentation
 from pipeline.data import ordered_batches
 from pipeline.distillation.mirror import mean_of_mirrored, with_mirror_images
 from pipeline.distillation.outputs import mean_outputs
-from pipeline.outputs import Output
+from pipeline.distillation.taps import tap_float
+from pipeline.outputs import Output, primary
 from pipeline.preprocessing import Preprocessing, normalise
 
 # Ours: networks for natural images keep 93 to 97 % of their classes under mirroring on CIFAR-10; a set whose classes
@@ -33,40 +33,63 @@ def flips_in_training(images: UnlabelledImages, preprocessing: Preprocessing) ->
     return choose_augmentation(images.augmentation, images.source, preprocessing).flip
 
 
-def can_mirror(teacher: GraphModule) -> bool:
-    """Whether every output is a vector of class logits [B, K]: dense outputs would be mirrored themselves."""
-    output = next(node for node in teacher.graph.nodes if node.op == "output")
-    return all(len(static_shape(value)) == 2 for value in output.args[0])
+def can_mirror(outputs: Sequence[Output]) -> bool:
+    """Whether every output decides on the whole image, [B, K]: maps, boxes and points would be mirrored themselves."""
+    return all(output.holds != "values" and len(output.shape) == 1 for output in outputs)
 
 
-def mirror_agreement(teacher: GraphModule, images: UnlabelledImages, preprocessing: Preprocessing) -> float:
-    """Fraction of the held-out images that the teacher gives the same class as their mirror images."""
-    same = total = 0
+def mirror_agreement(
+    teacher: GraphModule, outputs: Sequence[Output], images: UnlabelledImages, preprocessing: Preprocessing
+) -> float:
+    """Fraction of the held-out images (of labels: answers) that the teacher decides as it does their mirror images."""
+    index, same, total = primary(outputs), 0, 0
+    decided = outputs[index].decided
     with torch.no_grad():
         for batch in ordered_batches(
             images.source, images.held_out, preprocessing, batch_size=_BATCH, workers=images.workers
         ):
             inputs = normalise(batch.images, preprocessing)
-            same += int((teacher(inputs)[0].argmax(1) == teacher(inputs.flip(3))[0].argmax(1)).sum())
-            total += len(inputs)
+            equal = decided(teacher(inputs)[index]) == decided(teacher(inputs.flip(3))[index])
+            same, total = same + int(equal.sum()), total + equal.numel()
     return same / total
 
 
-def target_outputs(teacher: GraphModule, *, mirror: bool) -> Callable[[Tensor], list[Tensor]]:
-    """The function from normalised images float32 [B, C, H, W] to the logits that the student is asked for."""
+def target_outputs(
+    teacher: GraphModule, outputs: Sequence[Output] = (), *, mirror: bool
+) -> Callable[[Tensor], list[Tensor]]:
+    """The function from normalised images float32 [B, C, H, W] to the logits that the student is asked for.
+
+    `outputs`: the teacher's own; left out, what it gives is taken for logits.
+    """
+    tapped = tap_float(teacher, [], outputs=outputs)
 
     def run(images: Tensor) -> list[Tensor]:
         with torch.no_grad():
             if not mirror:
-                return list(teacher(images))
-            return [mean_of_mirrored(output)[: len(images)] for output in teacher(with_mirror_images(images))]
+                return list(tapped(images)[0])
+            return [mean_of_mirrored(output)[: len(images)] for output in tapped(with_mirror_images(images))[0]]
 
     return run
 
 
 def joint_targets(
-    teachers: Sequence[GraphModule], outputs: Sequence[Output], *, mirror: bool, temperature: float | None
+    teachers: Sequence[GraphModule],
+    outputs: Sequence[Sequence[Output]],
+    *,
+    mirror: bool,
+    temperature: float | None,
 ) -> Callable[[Tensor], list[Tensor]]:
-    """As `target_outputs`, of the mean of several teachers; `temperature` softens classes, None: the mean of logits."""
-    each = [target_outputs(teacher, mirror=mirror) for teacher in teachers]
-    return lambda images: mean_outputs([run(images) for run in each], outputs, temperature=temperature)
+    """What the student is to say, in the form of the first teacher's outputs: its own, or the mean of several.
+
+    `outputs`: of each teacher. The mean is that of logits, of classes softened by `temperature` (None: not).
+    """
+    each = [target_outputs(teacher, own, mirror=mirror) for teacher, own in zip(teachers, outputs, strict=True)]
+
+    def run(images: Tensor) -> list[Tensor]:
+        if len(teachers) == 1 and not mirror:
+            with torch.no_grad():
+                return list(teachers[0](images))
+        logits = mean_outputs([targets(images) for targets in each], outputs[0], temperature=temperature)
+        return [output.activated(values) for output, values in zip(outputs[0], logits, strict=True)]
+
+    return run

@@ -18,8 +18,10 @@ from calibration.fold import fold, largest_difference, rounding_difference
 from calibration.free_size import free_size
 from calibration.operators import fixed_layers, static_shape
 from pipeline.artifacts import Network
+from pipeline.class_order import named_outputs, read_class_names
+from pipeline.described_outputs import describe_outputs
 from pipeline.models import load_model
-from pipeline.outputs import describe_outputs, guessed, parse_kinds
+from pipeline.outputs import Output, parse_kinds, said_aloud
 from pipeline.preprocessing import Preprocessing
 from pipeline.preprocessing_overrides import Overrides
 from pipeline.probe_images import noise, probe_images
@@ -39,12 +41,16 @@ def load_network(
     submodule: str | None = None,
     dynamic_size: bool = False,
     otherwise: Preprocessing | None = None,
+    like: Sequence[Output] = (),
+    classes: Path | None = None,
     **overrides: Unpack[Overrides],
 ) -> Network:
     """Load `kind:rest`, capture it over a free batch size and fold it; the fold is checked on random images.
 
-    `output_kinds`: NAME=KIND of outputs whose kind the source does not say and the shape does not show. `submodule`:
-    the part of the network to take instead of the whole. `dynamic_size`: the height and width of images are free in
+    `output_kinds`: NAME=KIND of outputs whose kind the source does not say and the shape does not show. `like`: the
+    outputs of a network that this one is to answer like. `classes`: a file of class names in the order of the outputs,
+    instead of the source's own names. `submodule`: the part of the network to take instead of the
+    whole. `dynamic_size`: the height and width of images are free in
     what is written, and the network must allow it. `otherwise` and overrides: as of `load_model`.
 
     Raises UserError for whatever is wrong with the source, and RuntimeError when folding changed the network.
@@ -65,9 +71,13 @@ def load_network(
     other = _at_another_size(loaded.module, p, named) if dynamic_size else None
     if other is not None:
         folded.meta["free_size"] = free_size(folded, other)
-    kinds = {**loaded.output_kinds, **parse_kinds(output_kinds)}
-    outputs = describe_outputs(folded, kinds, source=source, features=loaded.features)
-    remarks = [None if loaded.features else guessed(outputs, kinds), _of_fixed_layers(folded, source)]
+    of_source = {name: kind for name, kind in loaded.output_kinds.items() if name in folded.meta["outputs"]}
+    kinds = {**of_source, **parse_kinds(output_kinds)}
+    outputs = describe_outputs(folded, kinds, source=source, features=loaded.features, like=like, example=example)
+    names = loaded.class_names if classes is None else read_class_names(classes)
+    outputs = named_outputs(outputs, names, said_by="" if classes is None else f"--classes {classes}")
+    known = {output.name for output in outputs} if loaded.features or like else kinds
+    remarks = [*said_aloud(outputs, known), _of_fixed_layers(folded, source)]
     return Network(
         source=source,
         module=loaded.module,

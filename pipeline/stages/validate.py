@@ -76,7 +76,8 @@ def score(
         if batch.labels is not None:
             for name, values in found.items():
                 check_labels(batch.labels, values[main].shape[1])
-                right = values[main].argmax(1) == torch.from_numpy(batch.labels)
+                answers = outputs[main].decided(values[main]).reshape(-1)
+                right = answers == torch.from_numpy(batch.labels)
                 labelled[name] = labelled.get(name, 0) + int(right.sum())
                 wrong.setdefault(name, []).append((~right).double())
         for index, tally in enumerate(tallies):

@@ -197,7 +197,7 @@ def run(builder: str, *arguments: str) -> SimpleNamespace:
 
 
 def test_segmentation_keeps_its_outputs_and_is_scored_per_pixel(capsys: pytest.CaptureFixture[str]) -> None:
-    found = run("segmenter")
+    found = run("segmenter", "--output-kinds", "out=classes,aux=classes")
     shown = capsys.readouterr().out
     out, aux = found.report.outputs
     assert [(o.name, o.holds, o.shape, o.decisions) for o in (out, aux)] == [
@@ -323,7 +323,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
 
 
 def test_a_transposed_convolution_runs_on_integers_bit_for_bit() -> None:
-    report = run("decoder").report
+    report = run("decoder", "--output-kinds", "output=classes").report
     assert report.status == "validated", report.gates
     assert (report.kernels.integer, report.kernels.float, report.parity.exact_fraction) == (4, 0, 1.0)
     assert [layer.name for layer in report.layers] == ["down", "deep", "up_conv2d", "out"]

@@ -110,6 +110,7 @@ class Grid(nn.Module):
 def grid():
     return Grid(), IMAGES
 """
+KINDS = {"segmenter": "out=classes", "heads": "boxes=values,mask=classes,classes=classes"}
 QUICK = ("--steps", "2", "--batch-size", "4", "--calibration-images", "16", "--max-drop", "100")
 
 
@@ -133,7 +134,8 @@ def at_the_desk(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def arguments(builder: str, folder: str) -> tuple[str, ...]:
     source = ("--teacher", f"python:sized_nets:{builder}", "--data", "npz:photos.npz#images")
-    return ("run", *source, *QUICK, "--dynamic-size", "--output", folder)
+    kinds = ("--output-kinds", KINDS[builder]) if builder in KINDS else ()
+    return ("run", *source, *kinds, *QUICK, "--dynamic-size", "--output", folder)
 
 
 @pytest.mark.parametrize(

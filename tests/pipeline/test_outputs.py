@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from calibration.capture import capture
 from calibration.errors import UserError
 from pipeline.agreement import OutputTally, parity_of
+from pipeline.described_outputs import describe_outputs
 from pipeline.distillation.logits import kl_loss
 from pipeline.distillation.outputs import output_loss, uninformed, value_loss
-from pipeline.outputs import Output, describe_outputs, guessed, parse_kinds, primary
+from pipeline.outputs import OUTPUT_KINDS, Output, parse_kinds, primary, said_aloud
 from pipeline.stages.validate import ScoredImages, score
 
 
@@ -41,8 +42,8 @@ def graph() -> Any:
     return capture(Heads(), torch.randn(2, 3, 6, 6), source="test")
 
 
-def test_shapes_and_words_say_what_outputs_hold(graph: Any) -> None:
-    kinds = parse_kinds(["boxes=classes-last", "logits=labels"])
+def test_words_say_what_outputs_hold(graph: Any) -> None:
+    kinds = parse_kinds(["boxes=classes-last", "logits=labels", "map=classes", "depth=values"])
     found = {o.name: (o.holds, o.axis, o.decisions) for o in describe_outputs(graph, kinds, source="net")}
     assert found == {
         "map": ("classes", 1, 36),
@@ -50,19 +51,122 @@ def test_shapes_and_words_say_what_outputs_hold(graph: Any) -> None:
         "boxes": ("classes", -1, 36),
         "logits": ("labels", 1, 4),
     }
-    described = describe_outputs(graph, {"map": "values"}, source="net")
+    described = describe_outputs(graph, kinds | {"map": "values"}, source="net")
     assert described[primary(described)].name == "boxes", "the first that holds classes"
 
 
-def test_what_is_guessed_of_outputs_is_said(graph: Any) -> None:
-    kinds = parse_kinds(["boxes=classes-last", "logits=labels"])
-    assert guessed(describe_outputs(graph, kinds, source="net"), kinds) == (
-        "by their shapes, outputs are taken to hold: map ['batch', 4, 6, 6] classes, depth ['batch', 1, 6, 6] values; "
-        "--output-kinds NAME=KIND says otherwise"
+def test_maps_rows_and_vectors_among_others_are_asked_for(graph: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        describe_outputs(graph, {"boxes": "values"}, source="net")
+    line = str(caught.value)
+    assert line.startswith(
+        "net: the shape of map ['batch', 4, 6, 6], depth ['batch', 1, 6, 6], logits ['batch', 4] does not say what it"
+        " holds: add --output-kinds map=KIND,depth=KIND,logits=KIND, with KIND classes (logits"
     )
-    assert guessed([output()], ()) is None, "a classifier needs no word"
-    assert guessed([output(shape=(3, 6, 6))], {"out"}) is None
-    assert "out ['batch', 3, 6, 6] classes" in (guessed([output(shape=(3, 6, 6))], ()) or "")
+    assert all(word in line for word in OUTPUT_KINDS)
+    values = describe_outputs(graph, {}, source="net", features=True)
+    assert {output.holds for output in values} == {"values"}, "features need no word"
+
+
+class Last(nn.Module):
+    """A linear layer and what a test puts behind it."""
+
+    def __init__(self, function: Any, size: int = 5) -> None:
+        super().__init__()
+        self.conv, self.head, self.function = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, size), function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self.head(self.conv(x).mean((2, 3))))
+
+
+def described(function: Any, *, size: int = 5, kinds: Any = None, like: Any = ()) -> tuple[Output, ...]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Last(function, size).eval()
+    example = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    captured = capture(module, example, source="net")
+    return describe_outputs(captured, kinds or {}, source="net", like=like, example=example)
+
+
+@pytest.mark.parametrize(
+    ("function", "size", "expected"),
+    [
+        (lambda z: z, 5, ("classes", 1, None, False)),
+        (lambda z: z.softmax(1), 5, ("classes", 1, "softmax", True)),
+        (lambda z: z.log_softmax(-1), 5, ("classes", 1, "log-softmax", True)),
+        (lambda z: z.softmax(1).log(), 5, ("classes", 1, "log-softmax", True)),
+        (lambda z: z.reshape(-1, 2, 3).softmax(2), 6, ("classes", 2, "softmax", True)),
+        (lambda z: z.reshape(-1, 2, 3).softmax(1).transpose(1, 2), 6, ("classes", 2, "softmax", True)),
+        (lambda z: z.exp() / z.exp().sum(1, keepdim=True), 5, ("classes", 1, "softmax", False)),
+        (lambda z: z.sigmoid(), 5, ("labels", 1, "sigmoid", True)),
+        (lambda z: z.sigmoid().squeeze(1), 1, ("labels", 1, "sigmoid", True)),
+        (lambda z: z, 1, ("values", 1, None, False)),
+        (lambda z: nn.functional.normalize(z), 5, ("values", 1, None, False)),
+        (lambda z: z.softmax(1)[:, 1], 5, ("values", 1, None, False)),
+    ],
+)
+def test_what_a_graph_shows_of_a_single_output(function: Any, size: int, expected: tuple[Any, ...]) -> None:
+    (found,) = described(function, size=size)
+    assert (found.holds, found.axis, found.activation, found.shown) == expected
+
+
+def test_what_is_assumed_and_what_ends_in_an_activation_is_said() -> None:
+    def lines(function: Any, *known: str) -> str:
+        return "\n".join(said_aloud(described(function), known))
+
+    assert "output ['batch', 5] is taken to hold logits of 5 classes" in lines(lambda z: z)
+    assert "--output-kinds output=embedding" in lines(lambda z: z)
+    assert lines(lambda z: z, "output") == "", "who has said it is not told"
+    assert "embeddings, since its vectors have unit length" in lines(nn.functional.normalize)
+    assert "ends in a softmax and so holds probabilities" in lines(lambda z: z.softmax(1), "output")
+    assert "since it ends in a sigmoid" in lines(torch.sigmoid)
+    assert "log p, which are its logits" in lines(lambda z: z.exp() / z.exp().sum(1, keepdim=True))
+    assert "logit of a yes or no: --output-kinds output=labels" in lines(lambda z: z.sum(1))
+
+
+@pytest.mark.parametrize(
+    ("function", "kinds", "message"),
+    [
+        (lambda z: z.softmax(1), {"output": "labels"}, "ends it in a softmax over axis 1"),
+        (
+            lambda z: z.reshape(-1, 1, 5).softmax(2),
+            {"output": "labels"},
+            "one entry there is right: output=classes-last",
+        ),
+    ],
+)
+def test_words_that_the_graph_contradicts_are_refused(function: Any, kinds: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        described(function, kinds=kinds)
+
+
+def test_another_network_is_described_like_the_teacher() -> None:
+    teacher = described(lambda z: z.reshape(-1, 5, 1).softmax(1))
+    (found,) = described(lambda z: z.reshape(-1, 5, 1), like=teacher)
+    assert (found.holds, found.axis, found.activation) == ("classes", 1, None), "its activation is its own affair"
+    said = described(lambda z: z.exp() / z.exp().sum(1, keepdim=True), kinds={"output": "probabilities"})
+    (found,) = described(lambda z: z, like=said)
+    assert found.activation == "softmax", "what was said of the output's name holds of both"
+
+
+def test_what_activations_make_of_logits_is_undone() -> None:
+    logits = torch.randn(4, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
+    for activation, axis in (("softmax", 1), ("softmax", -1), ("log-softmax", 1), ("sigmoid", 1), (None, 1)):
+        found = Output(name="o", holds="classes", axis=axis, shape=(3, 5), activation=activation)  # type: ignore[arg-type]
+        undone = found.logits(found.activated(logits))
+        for temperature in (0.5, 1.0, 4.0):
+            expected = (logits / temperature).softmax(axis)
+            torch.testing.assert_close((undone / temperature).softmax(axis), expected, atol=1e-4, rtol=1e-4)
+        assert torch.equal(found.decided(found.activated(logits)), logits.argmax(axis))
+    labels = Output(name="o", holds="labels", axis=1, shape=(3, 5), activation="sigmoid")
+    assert torch.equal(labels.decided(labels.activated(logits)), (logits > 0).long())
+    assert labels.to_json() == {"holds": "labels", "activation": "sigmoid", "threshold": 0.5}
+    assert labels.logits(torch.tensor([0.0, 1.0])).abs().max() < 14, "an integer sigmoid is 0 or 1 now and then"
+    # 3/4 against 1/4: log(p) differs by ln 3, and logit(3/4) is ln 3 as well.
+    pair = torch.tensor([[0.75, 0.25]])
+    softmax = Output(name="o", holds="classes", axis=1, shape=(2,), activation="softmax")
+    assert (softmax.logits(pair)[0, 0] - softmax.logits(pair)[0, 1]).item() == pytest.approx(math.log(3), rel=1e-6)
+    assert labels.logits(pair)[0, 0].item() == pytest.approx(math.log(3), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +174,7 @@ def test_what_is_guessed_of_outputs_is_said(graph: Any) -> None:
     [
         (["mask=values"], "net has no output of that name; it has map, depth, boxes, logits"),
         (["depth=classes"], "no two classes there to choose from"),
-        (["map=boxes"], "--output-kinds map=boxes: must be NAME=KIND, with KIND classes, classes-last, labels, values"),
+        (["map=boxes"], "--output-kinds map=boxes: must be NAME=KIND, with KIND classes, classes-last, labels, prob"),
         (["map"], "must be NAME=KIND"),
     ],
 )

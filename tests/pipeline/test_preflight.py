@@ -135,12 +135,12 @@ def test_a_corrected_evaluation_goes_on_with_what_is_finished(
 
     with monkeypatch.context() as patched:
         patched.setattr("pipeline.run.validate_network", no_room)
-        assert main([*arguments, "--eval-data", "npz:set.npz#images,labels"]) == 2
+        assert main([*arguments, "--eval-data", "npz:set.npz#images"]) == 2
     trained = (folder / "run" / "state" / "trained.safetensors").stat().st_mtime_ns
     (folder / "set.npz").rename(folder / "moved.npz")
     capsys.readouterr()
 
-    assert main([*arguments, "--eval-data", "npz:moved.npz#images,labels", "--resume"]) in (0, 1)
+    assert main([*arguments, "--eval-data", "npz:moved.npz#images", "--resume"]) in (0, 1, 4)
     assert (folder / "run" / "state" / "trained.safetensors").stat().st_mtime_ns == trained
     assert (folder / "run" / "bundle" / "manifest.json").is_file()
 

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from onnx import TensorProto
 
@@ -17,6 +18,7 @@ from pipeline.bundle import read_bundle
 from pipeline.chosen_backend import chosen_backends
 from pipeline.cli import main
 from pipeline.config import QuantisationConfig, RunConfig
+from pipeline.embedded import digits_images
 from pipeline.progress import LineProgress
 from pipeline.report.schema import read_report
 from pipeline.stages.convert import check_opset
@@ -43,7 +45,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run at 4 bits of a network with one large linear layer."""
     folder = tmp_path_factory.mktemp("tensorrt")
     (folder / "heads.py").write_text(BUILDER)
+    # Random weights are at chance on labels, which ends a run: these are scored by agreement with them.
+    np.savez(folder / "digits.npz", images=digits_images()[1])
     run = ["run", "--quiet", "--backend", "tensorrt", "--teacher", "python:heads:build", "--data", "digits"]
+    run += ["--eval-data", "npz:digits.npz#images"]
     run += ["--bits", "4", "--steps", "1", "--batch-size", "4", "--calibration-images", "8", "--max-drop", "100"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -75,6 +80,7 @@ def test_the_report_says_what_becomes_of_four_bits_and_of_the_rest(
     assert not any(words in note for note in read_report(folder / "report.json").notes)
     run = ["run", "--quiet", "--backend", "tensorrt", "--bits", "4", "--weight-only", "none", "--rest", "fp16"]
     run += ["--steps", "0", "--calibration-images", "8", "--data", "digits", "--max-drop", "100"]
+    run += ["--eval-data", f"npz:{folder.parent / 'digits.npz'}#images"]
     monkeypatch.chdir(folder.parent)
     assert main([*run, "--teacher", "python:heads:build", "--output", str(tmp_path / "out")]) == 3
     notes = read_report(tmp_path / "out" / "report.json").notes

@@ -85,6 +85,8 @@ def test_segmentation_and_detection_are_trained_on_photographs(name: str, train:
     flags: tuple[str, ...] = () if network.part is None else ("--submodule", network.part)
     for output, holds in OUTPUT_KINDS.get(network.detector or "", {}).items():
         flags += ("--output-kinds", f"{output}={holds}")
+    if network.detector is None and network.part is None:
+        flags += ("--output-kinds", "out=classes")
     report = train(name, *flags)
     check(report, exact=False)
     assert report.outputs and all(output.runtime is not None for output in report.outputs)

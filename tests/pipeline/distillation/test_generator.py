@@ -19,6 +19,7 @@ from pipeline.distillation.generator import (
     statistics_distance,
 )
 from pipeline.distillation.taps import pooled_features
+from pipeline.outputs import Output
 
 
 def test_hand_worked_losses() -> None:
@@ -82,7 +83,7 @@ def test_a_teachers_impression_is_what_its_modules_compute(norm: bool) -> None:
     pooled = pooled_features(captured)
     assert pooled is not None
     images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    found = Impressed(captured, pooled).impression(images)
+    found = Impressed(captured, pooled, Output(name="output", holds="classes", axis=1, shape=(5,))).impression(images)
     torch.testing.assert_close(found.logits, teacher(images))
     torch.testing.assert_close(found.features, teacher.norm(teacher.conv(images)).relu().mean((2, 3)))
     before = teacher.conv(images)

@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 from calibration.capture import capture
 from calibration.errors import UserError
 from calibration.fold import fold
+from pipeline.described_outputs import describe_outputs
 from pipeline.distillation.affinity import fa_loss, ffa_loss
 from pipeline.distillation.affinity_points import POINTS
 from pipeline.distillation.build import build_objective
@@ -27,7 +28,7 @@ from pipeline.distillation.objective import (
 )
 from pipeline.distillation.taps import tap_float
 from pipeline.distillation.terms import Seen, Signals
-from pipeline.outputs import Output, describe_outputs
+from pipeline.outputs import Output
 
 LOGITS = (Output(name="output", holds="classes", axis=1, shape=(5,)),)
 

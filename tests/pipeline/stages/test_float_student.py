@@ -44,6 +44,7 @@ def teach(example: SimpleNamespace, folder: Path, **changes: Any) -> tuple[dict[
     settings: dict[str, Any] = {
         "student": student(example),
         "teacher": example.teacher.folded,
+        "teacher_outputs": example.teacher.outputs,
         "images": example.images,
         "preprocessing": example.teacher.preprocessing,
         "objective": ObjectiveConfig(ensemble_weight=1.0),  # whose second pass a float network does not have

@@ -145,7 +145,7 @@ def test_several_teachers_are_averaged(example: SimpleNamespace, tmp_path: Path)
     flipped = copy.deepcopy(teacher)
     for parameter in flipped.parameters():
         parameter.data.neg_()
-    (found,) = joint_targets([teacher, flipped], example.teacher.outputs, mirror=False, temperature=4.0)(images)
+    (found,) = joint_targets([teacher, flipped], [example.teacher.outputs] * 2, mirror=False, temperature=4.0)(images)
     with torch.no_grad():
         by_hand = ((teacher(images)[0] / 4).softmax(1) + (flipped(images)[0] / 4).softmax(1)) / 2
     torch.testing.assert_close((found / 4).softmax(1), by_hand)
