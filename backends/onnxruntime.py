@@ -20,6 +20,7 @@ from backends.cpu import elsewhere
 from backends.onnxruntime_failures import session_failures
 from backends.onnxruntime_rules import CPU_PROFILES, host_profile
 from backends.profile import Profile
+from backends.runtime_refusals import plain
 from backends.scratch import scratch_folder
 from backends.serialised import Serialised, SplitModel, on_disk, size_of
 from calibration.errors import UserError
@@ -39,8 +40,8 @@ INTEGER_KERNELS = frozenset(
 # The optimiser names a kernel after the node it came from, plus a token when a name was taken.
 _KERNEL_NAME = r"{layer}(_token_\d+)?"
 _NOT_INSTALLED = "the package onnxruntime is not installed: pip install onnxruntime"
-# Messages of the library below this level (warnings, notes) never reach the terminal; errors are raised as well.
-_LOG_ERRORS = 3
+# Messages of the library below this level never reach the terminal: its errors are raised as well.
+_LOG_FATAL = 4
 
 
 @final
@@ -113,7 +114,7 @@ def _session(model: Serialised, *, threads: int, settings: Mapping[str, str], op
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = _LOG_ERRORS
+    options.log_severity_level = _LOG_FATAL
     # Spinning threads take the other processes' cores, and then the medians depend on what else runs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for option, value in settings.items():
@@ -122,8 +123,6 @@ def _session(model: Serialised, *, threads: int, settings: Mapping[str, str], op
         options.optimized_model_filepath = str(optimised)
         # Beside the graph, which alone is read: constants of more than 2 GB could not be written into it.
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimised.data")
-        # It warns that such a file is for this very machine, which is what it is read for.
-        options.log_severity_level = _LOG_ERRORS + 1
     try:
         if isinstance(model, SplitModel):
             with on_disk(model) as path:
@@ -131,7 +130,7 @@ def _session(model: Serialised, *, threads: int, settings: Mapping[str, str], op
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except session_failures() as error:
         raise UserError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load the model: {str(error)[:400]};"
+            f"ONNX Runtime {onnxruntime.__version__} cannot load the model: {plain(str(error))};"
             " a version that is older than the model's opset needs a lower --opset or an update"
         ) from error
 

@@ -17,6 +17,7 @@ from backends.artifact import linted_artifact
 from backends.base import Array, Backend, Census, Runner
 from backends.onnx_view import OnnxView
 from backends.openvino_rules import PROFILE
+from backends.runtime_refusals import plain
 from backends.serialised import Serialised, in_one_piece
 from backends.vendor import without_telemetry
 from calibration.errors import MissingExtra, UserError
@@ -113,7 +114,7 @@ def _compiled(model: bytes, *, threads: int) -> Any:
         return core.compile_model(core.read_model(io.BytesIO(model)), "CPU", options)
     except RuntimeError as error:
         raise UserError(
-            f"OpenVINO {openvino.__version__.partition('-')[0]} cannot load the model: {str(error)[:400]};"
+            f"OpenVINO {openvino.__version__.partition('-')[0]} cannot load the model: {plain(str(error))};"
             " a version that is older than the model's opset needs a lower --opset or an update"
         ) from error
 

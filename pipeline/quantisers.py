@@ -13,7 +13,7 @@ from pipeline.config import RunConfig
 from pipeline.learning import distilled, widths
 from pipeline.progress import Progress
 from pipeline.stages.choose import choose_profile
-from pipeline.stages.convert import check_opset, compile_model
+from pipeline.stages.convert import check_loads, check_opset, compile_model
 from pipeline.stages.observe import corrected, prepare
 from pipeline.stages.post_training import quantise_after_training
 from pipeline.state import RunFolder
@@ -74,6 +74,15 @@ def _by_distillation(job: Job) -> QuantisedStudent:
                 job.teacher.preprocessing,
                 count=config.data.calibration_images,
                 seed=config.execution.seed,
+            )
+            check_opset(prepared.plan, config.quantisation.opset)
+            check_loads(
+                prepared,
+                job.teacher.folded,
+                prepared_for(job.candidates, prepared.plan),
+                opset=config.quantisation.opset,
+                batch=config.quantisation.static_batch,
+                most=config.quantisation.external_data_above,
             )
             prepared.save(folder.prepared)
         check_opset(prepared.plan, config.quantisation.opset)

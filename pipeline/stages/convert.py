@@ -8,12 +8,13 @@ from backends.base import Backend
 from backends.limits import LARGEST_MODEL
 from backends.onnx_graph import emit
 from backends.onnx_view import INT4_OPSET
-from backends.serialised import Serialised, serialise
-from calibration.errors import UserError
+from backends.runtime_refusals import nodes_named_in
+from backends.serialised import Serialised, parsed, serialise
+from calibration.errors import MissingExtra, UserError
 from calibration.freeze import freeze
 from calibration.plan import Plan
 from calibration.prepared import PreparedNetwork
-from pipeline.artifacts import FLOAT_MODEL, MODEL, CompiledModel
+from pipeline.artifacts import FLOAT_MODEL, MODEL, CompiledModel, PreparedStudent
 
 # The float counterpart is only compared with: any opset that all runtimes read serves.
 _FLOAT_OPSET = 20
@@ -49,6 +50,39 @@ def check_opset(plan: Plan, opset: int | None) -> None:
             f"--opset {opset} has no 4-bit tensors, as which the weights of {blocked[0]} are stored: use --opset"
             f" {INT4_OPSET} or more, or --weight-only none"
         )
+
+
+def check_loads(
+    student: PreparedStudent,
+    teacher: GraphModule,
+    backend: Backend,
+    *,
+    opset: int | None,
+    batch: int | None = None,
+    most: int = LARGEST_MODEL,
+) -> None:
+    """Convert the calibrated, untrained student and let the runtime that is here load it, and run the float file.
+
+    TensorRT's compiler is asked where no GPU is. Nothing is asked where no runtime is here. Raises UserError naming
+    the nodes that the runtime refuses, before anything is trained.
+    """
+    compiled = compile_model(student.network(), student.folded, teacher, backend, opset=opset, batch=batch, most=most)
+    for model, word in ((compiled.model, "quantised"), (compiled.float_model, "float")):
+        try:
+            if word == "quantised":
+                backend.census(model, [placement.layer for placement in student.plan.weights])
+            elif backend.unavailable() is None:
+                with backend.runner(model, threads=1):
+                    pass
+        except MissingExtra:
+            return
+        except UserError as error:
+            nodes = nodes_named_in(str(error), parsed(model))
+            where = f" at {', '.join(nodes[:3])}" if nodes else ""
+            raise UserError(
+                f"the {word} file, tried before anything is trained, is refused{where}: {error}; write that part"
+                " otherwise in a builder given as --teacher python:package.module:function (docs/networks.md)"
+            ) from error
 
 
 def compile_model(
