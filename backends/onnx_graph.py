@@ -16,6 +16,7 @@ from backends.group_merging import groups_in_one, merged_weight
 from backends.onnx_int4 import int4_tensor
 from backends.onnx_operators import TRANSLATORS, UNREAD
 from backends.onnx_operators.common import Integers
+from backends.onnx_operators.refused import most_telling, refusal
 from backends.onnx_shapes import declared_shape
 from backends.onnx_view import INT4_OPSET, OPSETS
 from backends.serialised import check_model
@@ -267,14 +268,15 @@ class Emitter:
         # Layers that share a bias may have inputs of different scale: its integers belong to the layer.
         return self.read_float(node) if stored is None else self.constant_integers(stored, f"{self.current.name}_b")
 
-    def unsupported(self, why: str) -> UserError:
-        """The error for a node that cannot be written."""
+    def unsupported(self, why: str, *, remedy: str | None = None) -> UserError:
+        """The error for a node that cannot be written; `remedy` ends the line where it is another than to rewrite."""
         assert self.current is not None
         stack = self.current.meta.get("nn_module_stack") or {}
         path = [str(entry[0]) for entry in stack.values()][-1:] or ["the top module"]
+        if remedy is None:
+            remedy = "; rewrite that part in a builder given as --teacher python:package.module:function"
         return UserError(
-            f"{self.current.name} ({self.current.target}, in {path[0] or 'the top module'}): {why};"
-            " rewrite that part in a builder given as --teacher python:package.module:function"
+            f"{self.current.name} ({self.current.target}, in {path[0] or 'the top module'}): {why}{remedy}"
         )
 
     # The walk.
@@ -282,6 +284,7 @@ class Emitter:
     def model(self, name: str) -> onnx.ModelProto:
         """Translate every node and close the model."""
         inputs, results = [], []
+        self._refuse_untranslated()
         for node in self.module.graph.nodes:
             self.current = node
             if node.op == "placeholder":
@@ -308,6 +311,20 @@ class Emitter:
         check_model(model)
         return model
 
+    def _refuse_untranslated(self) -> None:
+        """Raise UserError naming the operator of all without a translation that says most."""
+        nodes = [
+            node
+            for node in self.module.graph.nodes
+            if node.op == "call_function"
+            and isinstance(node.meta.get("val"), (Tensor, list, tuple))
+            and node.target not in TRANSLATORS
+        ]
+        if nodes:
+            self.current = most_telling(nodes)
+            why, said = refusal(self.current.target), "this operator has no translation to ONNX"
+            raise self.unsupported(said) if why is None else self.unsupported(said, remedy=f": {why}")
+
     def _operator(self, node: Node) -> None:
         factor = multiplier(node)
         if factor is not None and self.moves_integers(node):
@@ -315,12 +332,9 @@ class Emitter:
             scale = self._scale(source) * np.float32(factor)
             self.integers[node] = self._with_scale(source, scale, f"times_{np.float32(factor)!s}")
             return
-        translate = TRANSLATORS.get(node.target)
-        if translate is None:
-            raise self.unsupported("this operator has no translation to ONNX")
         for name, value in unread_arguments(node, UNREAD.get(node.target, ())).items():
             raise self.unsupported(f"its argument {name}={value} has no translation to ONNX")
-        produced = translate(self, node)
+        produced = TRANSLATORS[node.target](self, node)
         if len(produced) > 1 or isinstance(node.meta["val"], (list, tuple)):
             self.lists[node] = produced
             if self.moves_integers(node):

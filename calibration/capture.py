@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from calibration.eager import own_copy
 from calibration.errors import UserError, is_ours_to_report, message_of
 from calibration.mutation import mutates_a_view
+from calibration.network_checks import check_outputs, check_parameters, tell_of_hooks
 from calibration.normal_form import NO_OPERATION, normal_form
 from calibration.operators import make_graph_module
 from calibration.results import make_known
@@ -44,7 +45,9 @@ def capture(module: nn.Module, example: Tensor, *, source: str) -> GraphModule:
     lie in the module's memory. Raises UserError naming module and line when the network cannot be captured.
     """
     captured, names = exported_graph(module, example, source=source)
-    plain = make_graph_module(captured, normal_form(captured, source=source))
+    graph = normal_form(captured, source=source)
+    check_outputs(graph, names, source)
+    plain = make_graph_module(captured, graph)
     _check_chance(plain, source)
     for parameter in plain.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
@@ -55,6 +58,8 @@ def capture(module: nn.Module, example: Tensor, *, source: str) -> GraphModule:
 def exported_graph(module: nn.Module, example: Tensor, *, source: str) -> tuple[GraphModule, tuple[str, ...]]:
     """The graph as torch.export gives it, before the normal form, and the names of its outputs; see `capture`."""
     _check_arguments(module, source)
+    check_parameters(module, source)
+    tell_of_hooks(module, source)
     exported, names = _export(module, example, source)
     with _hushed():
         if mutates_a_view(exported.graph, harmless=NO_OPERATION):

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from calibration.operators import attribute
+from calibration.operators import WEIGHTED, attribute, kind
 
 aten = torch.ops.aten
+#: The lowest number: what a mask adds to scores instead of minus infinity, which is no value that training may leave.
+LOWEST = float(torch.finfo(torch.float32).min)
 _ELEMENTWISE = frozenset({aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor})
 
 
@@ -51,6 +53,42 @@ def fold_constants(graph_module: GraphModule) -> None:
         if any(user not in known for user in node.users):
             (constant,) = new_constants(graph_module, node, {"value": known[node].clone()}, holder="constant")
             node.replace_all_uses_with(constant)
+
+
+def finite_masks(graph_module: GraphModule) -> None:
+    """Replace, in place, constants that are added and hold minus infinity by such that hold the lowest number there.
+
+    A softmax makes exactly 0 of either, unless it masks a whole row.
+    """
+    for node in list(graph_module.graph.nodes):
+        values = attribute(graph_module, str(node.target)) if node.op == "get_attr" else None
+        if not isinstance(values, Tensor) or not values.is_floating_point() or values.is_meta:
+            continue
+        adders = [user for user in node.users if user.target is aten.add.Tensor]
+        if adders and bool(torch.isneginf(values).any()):
+            (finite,) = new_constants(graph_module, node, {"value": values.clamp_min(LOWEST)}, holder="finite")
+            for adder in adders:
+                adder.replace_input_with(node, finite)
+
+
+def own_weights_per_axis(graph_module: GraphModule) -> None:
+    """Give transposed convolutions, in place, a copy of a weight that other layers read as well.
+
+    Their output channels lie on another axis of it, and a stored weight has one scale per channel. The two are trained
+    apart from then on.
+    """
+    layers: dict[str, list[Node]] = {}
+    for node in graph_module.graph.nodes:
+        if kind(node) in WEIGHTED and isinstance(node.args[1], Node) and node.args[1].op == "get_attr":
+            layers.setdefault(str(node.args[1].target), []).append(node)
+    for path, readers in layers.items():
+        transposed = [node for node in readers if kind(node) == "conv_transpose"]
+        if not transposed or len(transposed) == len(readers):
+            continue
+        values = attribute(graph_module, path)
+        (copy,) = new_constants(graph_module, transposed[0], {"weight": values.detach().clone()}, holder="own")
+        for node in transposed:
+            node.args = (node.args[0], copy, *node.args[2:])
 
 
 def fold_batches(graph_module: GraphModule) -> None:

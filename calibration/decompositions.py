@@ -1,4 +1,4 @@
-"""Compound operators in terms of those that the tables know: attention, rolling, Einstein sums, gated activations.
+"""Compound operators in terms of those that the tables know: rolling, Einstein sums, gated activations.
 
 Each function is a rule of the normal form: it is given the node just written at the end of a graph, writes others
 around it, and returns the node that has the result.
@@ -6,7 +6,9 @@ around it, and returns the node that has the result.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,8 +24,27 @@ def call(graph: Graph, target: Any, arguments: tuple[Any, ...], like: Node) -> N
     """Append an operator that says it comes from where `like` does, with the shape that its inputs give it."""
     word = str(target).split(".")[1].strip("_")
     node = graph.create_node("call_function", target, arguments, name=f"{like.name}_{word}")
-    node.meta = dict(like.meta) | {"val": target(*map_arg(arguments, lambda source: source.meta["val"]))}
+    # A new tensor (aten.full) has as few values as all others here.
+    with getattr(like.meta.get("val"), "fake_mode", None) or contextlib.nullcontext():
+        value = _value(target, map_arg(arguments, lambda source: source.meta["val"]))
+    node.meta = dict(like.meta) | {"val": value}
     return node
+
+
+def _value(target: Any, arguments: tuple[Any, ...]) -> Any:
+    """What an operator gives for tensors without values.
+
+    Torch's own form of two of them fixes every free size, that of the batch for all of the graph.
+    """
+    if target is aten.upsample_nearest2d.vec and arguments[1] is not None:
+        return arguments[0].new_empty((*arguments[0].shape[:2], *arguments[1]))
+    if target is not aten.constant_pad_nd.default:
+        return target(*arguments)
+    source, amounts, *_ = arguments
+    sizes = list(source.shape)
+    for place, amount in enumerate(amounts):
+        sizes[-1 - place // 2] += amount
+    return source.new_empty(sizes)
 
 
 def reshaped(graph: Graph, source: Node, sizes: list[int], like: Node) -> Node:
@@ -71,28 +92,6 @@ def gated(gate: Any) -> Any:
     return rule
 
 
-def attention(graph: Graph, node: Node) -> Node:
-    """Scaled dot-product attention as two matrix products and a softmax."""
-    query, key, value = node.args[:3]
-    mask, causal = argument(node, 3, "attn_mask"), argument(node, 5, "is_causal", False)
-    assert isinstance(query, Node) and isinstance(key, Node)
-    if causal or argument(node, 7, "enable_gqa", False) or (isinstance(mask, Node) and _is_boolean(mask)):
-        return node  # not in vision networks; the translation to a file names it
-    scale = node.kwargs.get("scale")
-    factor = 1 / math.sqrt(static_shape(query)[-1]) if scale is None else scale
-    turned = before(graph, node, aten.transpose.int, (key, -2, -1))
-    scores = before(graph, node, aten.mul.Tensor, (before(graph, node, aten.matmul.default, (query, turned)), factor))
-    if isinstance(mask, Node):
-        scores = before(graph, node, aten.add.Tensor, (scores, mask))
-    weights = before(graph, node, aten.softmax.int, (scores, -1))
-    node.target, node.args, node.kwargs = aten.matmul.default, (weights, value), {}
-    return node
-
-
-def _is_boolean(node: Node) -> bool:
-    return "val" in node.meta and node.meta["val"].dtype == torch.bool
-
-
 def roll(graph: Graph, node: Node) -> Node:
     """A cyclic shift as the two parts of a map in exchanged order, one axis after the other."""
     source, shifts, axes = node.args[0], argument(node, 1, "shifts"), argument(node, 2, "dims", [])
@@ -111,7 +110,11 @@ def roll(graph: Graph, node: Node) -> Node:
 
 
 def einstein_sum(graph: Graph, node: Node) -> Node:
-    """A product of two tensors with named axes as a matrix product; left alone where it is none."""
+    """A product of two tensors with named axes as a matrix product; left alone where it is none.
+
+    Axes that both have and the result has are those of several products; others are rows, columns or summed over, each
+    of several where they are (one of these may be free).
+    """
     equation, operands = node.args[:2]
     assert isinstance(equation, str) and isinstance(operands, (list, tuple))
     terms, _, result = equation.replace(" ", "").partition("->")
@@ -123,19 +126,37 @@ def einstein_sum(graph: Graph, node: Node) -> Node:
     rows = [axis for axis in result if axis in first and axis not in second]
     columns = [axis for axis in result if axis in second and axis not in first]
     summed = [axis for axis in first if axis in second and axis not in result]
-    if (len(rows), len(columns), len(summed)) != (1, 1, 1) or len(first) + len(second) != 2 * len(shared) + 4:
+    everything = len(set(first)) + len(set(second)) == 2 * (len(shared) + len(summed)) + len(rows) + len(columns)
+    sizes = {axis: size for term, operand in zip(names, operands, strict=True)
+             for axis, size in zip(term, static_shape(operand), strict=True)}  # fmt: skip
+    kept = [sizes[axis] for axis in shared]
+    if not rows or not columns or not summed or not everything or len(set(result)) != len(result):
         return node
-    left, right = (
-        _permuted(graph, node, operand, term, wanted)
-        for operand, term, wanted in (
-            (operands[0], first, [*shared, *rows, *summed]),
-            (operands[1], second, [*shared, *summed, *columns]),
-        )
-    )
+    if (kept + [_product(sizes, group) for group in (rows, summed, columns)]).count(-1) > 1:
+        return node
+    left = _permuted(graph, node, operands[0], first, [*shared, *rows, *summed])
+    right = _permuted(graph, node, operands[1], second, [*shared, *summed, *columns])
+    if (len(rows), len(columns), len(summed)) != (1, 1, 1):
+        parts = [_product(sizes, group) for group in (rows, summed, columns)]
+        with graph.inserting_before(node):
+            left = reshaped(graph, left, [*kept, *parts[:2]], node)
+            right = reshaped(graph, right, [*kept, *parts[1:]], node)
     product = before(graph, node, aten.matmul.default, (left, right))
+    if len(rows) > 1 or len(columns) > 1:
+        whole = [*kept, *(sizes[axis] for axis in (*rows, *columns))]
+        if whole.count(-1) > 1:
+            return node
+        with graph.inserting_before(node):
+            product = reshaped(graph, product, whole, node)
     found = _permuted(graph, node, product, "".join([*shared, *rows, *columns]), list(result))
     graph.erase_node(node)
     return found
+
+
+def _product(sizes: Mapping[str, int], axes: Sequence[str]) -> int:
+    """Positions of several axes together; -1 where one of them is free."""
+    lengths = [sizes[axis] for axis in axes]
+    return -1 if min(lengths) < 0 else math.prod(lengths)
 
 
 def _permuted(graph: Graph, node: Node, operand: Any, names: str, wanted: list[str]) -> Node:
@@ -161,6 +182,19 @@ def constant_of_size(target: Any) -> Any:
         value = node.meta["val"]
         if all(isinstance(size, int) for size in shape(node)):
             node.args = ([int(size) for size in shape(node)], *node.args[2:])
+            node.target, node.kwargs = target, {"dtype": value.dtype}
+        return node
+
+    return rule
+
+
+def constant_like(target: Any) -> Any:
+    """The rule for a new tensor of another's size, where that is known: one that takes nothing, so a constant."""
+
+    def rule(graph: Graph, node: Node) -> Node:
+        value = node.meta["val"]
+        if all(isinstance(size, int) for size in shape(node)):
+            node.args = ([int(size) for size in shape(node)], *node.args[1:])
             node.target, node.kwargs = target, {"dtype": value.dtype}
         return node
 

@@ -11,7 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from calibration.affine import fold_affine, fold_into, owns_weight, set_constants
 from calibration.branches import merge_branches
-from calibration.constants import fold_batches, fold_constants
+from calibration.constants import finite_masks, fold_batches, fold_constants, own_weights_per_axis
 from calibration.errors import UserError
 from calibration.multipliers import constant_as_number
 from calibration.operators import (
@@ -25,6 +25,7 @@ from calibration.operators import (
     static_shape,
     tensor_inputs,
 )
+from calibration.products import layer_as_product, product_as_layer
 from calibration.reshapes import activation_before_reshape
 from calibration.sharing import sharing_copy
 
@@ -48,9 +49,16 @@ def fold(graph_module: GraphModule) -> GraphModule:
     outputs = graph_module.meta["outputs"]
     fold_constants(graph_module)
     fold_batches(graph_module)
+    finite_masks(graph_module)
+    own_weights_per_axis(graph_module)
+    graph_module.graph.eliminate_dead_code()  # what has become a constant is computed no more
     for node in list(graph_module.graph.nodes):
         if kind(node) == "batch_norm" and node.users:
             _fold_batch_norm(graph_module, node)
+        elif kind(node) == "matmul":
+            product_as_layer(graph_module, node)
+        elif kind(node) == "linear":
+            layer_as_product(graph_module, node)
         elif kind(node) in {"add", "sub", "mul", "div"}:
             constant_as_number(graph_module, node)
             fold_affine(graph_module, node)
@@ -130,10 +138,16 @@ def _as_depthwise(graph_module: GraphModule, node: Node, multiplier: Tensor, off
     source, graph, channels = node.args[0], graph_module.graph, multiplier.numel()
     assert isinstance(source, Node)
     sizes = static_shape(source)
-    if len(sizes) > 4 or -1 in sizes[1:]:
+    if len(sizes) > 4:
+        raise UserError(
+            f"{node.name}: a BatchNorm over a volume of shape {list(sizes)}: faqd quantises images, whose tensors have"
+            " 2 to 4 dimensions; give the third axis to the batch or to the channels in a builder given as --teacher"
+            " python:package.module:function"
+        )
+    if -1 in sizes[1:]:
         raise UserError(
             f"{node.name}: a BatchNorm over a tensor of shape {list(sizes)} with no layer before it cannot be folded;"
-            " 2 to 4 dimensions are possible, all but the batch of fixed size"
+            " all dimensions but the batch must be of fixed size"
         )
     with graph.inserting_before(node):
         as_map = source

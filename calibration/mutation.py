@@ -23,11 +23,17 @@ def functional(node: Node) -> Any:
 
     Its overload may have another name (pow_.Scalar is pow.Tensor_Scalar): it is the one that takes the same arguments.
     """
-    name, overload = str(node.target).removeprefix("aten.").split(".")
-    packet = getattr(aten, name.removesuffix("_"))
+    name, overload = functional_name(str(node.target)).removeprefix("aten.").split(".")
+    packet = getattr(aten, name)
     taken = _taken(_schema(node))
     same = [each for each in packet.overloads() if _taken(getattr(packet, each)._schema) == taken]
     return getattr(packet, overload if overload in same or not same else same[0])
+
+
+def functional_name(operator: str) -> str:
+    """The name, with its overload, of the operator that computes what this one writes into its input."""
+    packet, _, overload = operator.rpartition(".")
+    return operator if packet.endswith("__") else f"{packet.removesuffix('_')}.{overload}"  # __and__ writes nothing
 
 
 def _taken(schema: Any) -> list[tuple[str, str]]:

@@ -11,11 +11,16 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from calibration import decompositions
+from calibration.attention import attention
 from calibration.decompositions import before, reshaped
 from calibration.errors import UserError
 from calibration.mutation import functional, is_in_place
+from calibration.normalisations import NORMALISATIONS
+from calibration.one_axis import OVER_ROWS, batch_norm_of_rows
 from calibration.operators import argument, attribute, axis_order, clip_bounds, kind, static_shape
+from calibration.rearrangements import REARRANGEMENTS, circular_border
 from calibration.spellings import SPELLINGS, WITH_INDICES, channel_shuffle, hard_sigmoid
+from calibration.thresholds import THRESHOLDS
 
 aten = torch.ops.aten
 Rule = Callable[[Graph, Node], Node]
@@ -243,7 +248,7 @@ def _pad(graph: Graph, node: Node) -> Node:
     if argument(node, 2, "mode", "constant") == "constant":
         value = argument(node, 3, "value")
         node.target, node.args, node.kwargs = aten.constant_pad_nd.default, (*node.args[:2], value or 0.0), {}
-    return node
+    return circular_border(graph, node) if argument(node, 2, "mode", "constant") == "circular" else node
 
 
 def _named_padding(graph: Graph, node: Node) -> Node:
@@ -309,6 +314,13 @@ def _division(graph: Graph, node: Node) -> Node:
     return node
 
 
+def _conversion(graph: Graph, node: Node) -> Node:
+    """A tensor of another's type: of that tensor nothing else is read, so what is made of constants stays constant."""
+    source, value = node.args[0], node.meta["val"]
+    node.target, node.args, node.kwargs = aten.to.dtype, (source, value.dtype), {}
+    return node
+
+
 def _neutral(number: float) -> Rule:
     """Drop an operation with the number that changes nothing, such as the zero that Python's sum() starts with."""
 
@@ -325,16 +337,25 @@ def _neutral(number: float) -> Rule:
 
 
 #: Operators whose first result alone is written.
-_FIRST_OF_SEVERAL = frozenset({aten._native_batch_norm_legit_no_training.default, *WITH_INDICES})
+_FIRST_OF_SEVERAL = frozenset(
+    {aten._native_batch_norm_legit_no_training.default, aten.adaptive_max_pool1d.default, *WITH_INDICES}
+)
 
 _RULES: dict[Any, tuple[Rule, ...]] = {
     **{target: (rule,) for target, rule in SPELLINGS.items()},
+    **OVER_ROWS,
+    **THRESHOLDS,
+    **NORMALISATIONS,
+    **REARRANGEMENTS,
+    aten.batch_norm.default: (batch_norm_of_rows,),
     operator.getitem: (decompositions.item_of_unbind,),
     aten.conv2d.padding: (_named_padding,),
     aten.view.default: (_reshape, channel_shuffle),
     aten._unsafe_view.default: (_reshape, channel_shuffle),
     aten.reshape.default: (_reshape, channel_shuffle),
-    aten._native_batch_norm_legit_no_training.default: (_batch_norm,),
+    aten.reshape_as.default: (_reshape, channel_shuffle),
+    aten.view_as.default: (_reshape, channel_shuffle),
+    aten._native_batch_norm_legit_no_training.default: (_batch_norm, batch_norm_of_rows),
     aten.pad.default: (_pad,),
     aten.clamp.default: (_clamp,),
     aten.clamp_min.default: (_clamp,),
@@ -347,13 +368,24 @@ _RULES: dict[Any, tuple[Rule, ...]] = {
     aten.linear.default: (decompositions.linear_over_rows,),
     aten.silu.default: (decompositions.gated(aten.sigmoid.default),),
     aten.hardswish.default: (decompositions.gated(aten.hardsigmoid.default),),
-    aten.scaled_dot_product_attention.default: (decompositions.attention,),
+    aten.scaled_dot_product_attention.default: (attention,),
     aten.roll.default: (decompositions.roll,),
     aten.einsum.default: (decompositions.einstein_sum,),
+    aten.type_as.default: (_conversion,),
+    aten.to.other: (_conversion,),
+    aten.zeros_like.default: (decompositions.constant_like(aten.zeros.default),),
+    aten.ones_like.default: (decompositions.constant_like(aten.ones.default),),
+    aten.full_like.default: (decompositions.constant_like(aten.full.default),),
     aten.new_zeros.default: (decompositions.constant_of_size(aten.zeros.default),),
     aten.new_ones.default: (decompositions.constant_of_size(aten.ones.default),),
     aten.new_full.default: (decompositions.constant_of_size(aten.full.default),),
 }
+
+
+#: Names of the operators that the normal form rewrites, or leaves out as they do nothing.
+REWRITTEN = frozenset(
+    str(target) for target in (*_RULES, aten.unbind.int, *NO_OPERATION, *_CONVERSIONS, *_CHECKS, *_FIRST_OF_SEVERAL)
+)
 
 
 def _name(node: Node) -> str:

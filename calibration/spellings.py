@@ -25,7 +25,9 @@ Write = Callable[..., Node]
 Spelling = Callable[[Write, Node], Node | None]
 
 
-def _rule(spelling: Spelling) -> Callable[[Graph, Node], Node]:
+def rule_of(spelling: Spelling) -> Callable[[Graph, Node], Node]:
+    """The rule of the normal form that a spelling is."""
+
     def rule(graph: Graph, node: Node) -> Node:
         found = spelling(lambda target, *arguments: before(graph, node, target, arguments), node)
         if found is None:
@@ -36,14 +38,15 @@ def _rule(spelling: Spelling) -> Callable[[Graph, Node], Node]:
     return rule
 
 
-def _source(node: Node) -> Node:
+def source_of(node: Node) -> Node:
+    """The tensor that an operator takes first."""
     source = node.args[0]
     assert isinstance(source, Node)
     return source
 
 
 def _power(w: Write, node: Node) -> Node | None:
-    source, exponent = _source(node), float(argument(node, 1, "exponent"))
+    source, exponent = source_of(node), float(argument(node, 1, "exponent"))
     if exponent == 1.0:
         return source
     if exponent in (0.5, -0.5):
@@ -60,16 +63,16 @@ def _power(w: Write, node: Node) -> Node | None:
 def _addcmul(w: Write, node: Node) -> Node:
     product = w(aten.mul.Tensor, node.args[1], node.args[2])
     value = argument(node, 3, "value", 1)
-    return w(aten.add.Tensor, _source(node), product if value == 1 else w(aten.mul.Tensor, product, value))
+    return w(aten.add.Tensor, source_of(node), product if value == 1 else w(aten.mul.Tensor, product, value))
 
 
 def _lerp(w: Write, node: Node) -> Node:
-    way = w(aten.sub.Tensor, node.args[1], _source(node))
-    return w(aten.add.Tensor, _source(node), w(aten.mul.Tensor, way, argument(node, 2, "weight")))
+    way = w(aten.sub.Tensor, node.args[1], source_of(node))
+    return w(aten.add.Tensor, source_of(node), w(aten.mul.Tensor, way, argument(node, 2, "weight")))
 
 
 def _gated_half(w: Write, node: Node) -> Node | None:
-    source, axis = _source(node), int(argument(node, 1, "dim", -1))
+    source, axis = source_of(node), int(argument(node, 1, "dim", -1))
     half = static_shape(source)[axis] // 2
     if half <= 0:
         return None
@@ -78,11 +81,11 @@ def _gated_half(w: Write, node: Node) -> Node | None:
 
 
 def _mish(w: Write, node: Node) -> Node:
-    return w(aten.mul.Tensor, _source(node), w(aten.tanh.default, w(aten.softplus.default, _source(node))))
+    return w(aten.mul.Tensor, source_of(node), w(aten.tanh.default, w(aten.softplus.default, source_of(node))))
 
 
 def _log_sigmoid(w: Write, node: Node) -> Node:
-    return w(aten.mul.Tensor, w(aten.softplus.default, w(aten.mul.Tensor, _source(node), -1.0)), -1.0)
+    return w(aten.mul.Tensor, w(aten.softplus.default, w(aten.mul.Tensor, source_of(node), -1.0)), -1.0)
 
 
 def _soft_plus(w: Write, node: Node) -> Node | None:
@@ -92,7 +95,7 @@ def _soft_plus(w: Write, node: Node) -> Node | None:
         return None
     if beta == 1.0:
         return None
-    return w(aten.mul.Tensor, w(aten.softplus.default, w(aten.mul.Tensor, _source(node), beta)), 1 / beta)
+    return w(aten.mul.Tensor, w(aten.softplus.default, w(aten.mul.Tensor, source_of(node), beta)), 1 / beta)
 
 
 def _scaled_elu(w: Write, node: Node) -> Node | None:
@@ -101,9 +104,9 @@ def _scaled_elu(w: Write, node: Node) -> Node | None:
         float(argument(node, place, name, 1)) for place, name in enumerate(("alpha", "scale", "input_scale"), 1)
     )
     if of_input == 1.0 and scale != 1.0:
-        return w(aten.mul.Tensor, w(aten.elu.default, _source(node), alpha), scale)
+        return w(aten.mul.Tensor, w(aten.elu.default, source_of(node), alpha), scale)
     if scale == 1.0 and of_input != 1.0 and math.isclose(of_input * alpha, 1.0, rel_tol=1e-6):
-        return w(aten.celu.default, _source(node), alpha)
+        return w(aten.celu.default, source_of(node), alpha)
     return None
 
 
@@ -113,7 +116,7 @@ def _stack(w: Write, node: Node) -> Node:
 
 
 def _repeated(w: Write, node: Node, times: Sequence[int]) -> Node | None:
-    found, rank = _source(node), len(static_shape(_source(node)))
+    found, rank = source_of(node), len(static_shape(source_of(node)))
     if len(times) > rank or not all(isinstance(count, int) and count > 0 for count in times):
         return None
     for axis, count in enumerate(times, start=rank - len(times)):
@@ -132,7 +135,7 @@ def _tile(w: Write, node: Node) -> Node | None:
 
 def _variance(w: Write, node: Node) -> Node | None:
     """Spread over axes of known size; the correction is 1 where none is given, as in torch."""
-    source, axes = _source(node), argument(node, 1, "dim")
+    source, axes = source_of(node), argument(node, 1, "dim")
     sizes = [static_shape(source)[axis] for axis in axes or ()]
     given: Any = node.kwargs.get("correction", 1 if argument(node, 2, "unbiased", True) else 0)
     correction = 1.0 if given is None else float(given)
@@ -151,22 +154,22 @@ def _deviation(w: Write, node: Node) -> Node | None:
 
 
 def _pixel_unshuffle(w: Write, node: Node) -> Node | None:
-    sizes, factor = static_shape(_source(node)), int(argument(node, 1, "downscale_factor"))
+    sizes, factor = static_shape(source_of(node)), int(argument(node, 1, "downscale_factor"))
     if len(sizes) != 4 or min(sizes[1:]) <= 0:
         return None
     _, channels, height, width = sizes
-    apart = w(aten.reshape.default, _source(node), [-1, channels, height // factor, factor, width // factor, factor])
+    apart = w(aten.reshape.default, source_of(node), [-1, channels, height // factor, factor, width // factor, factor])
     turned = w(aten.permute.default, apart, [0, 1, 3, 5, 2, 4])
     return w(aten.reshape.default, turned, [-1, channels * factor**2, height // factor, width // factor])
 
 
 def _adaptive_max_pool(w: Write, node: Node) -> Node | None:
     """Windows of equal size are a pooling like any other, which moves integers."""
-    wanted, sizes = argument(node, 1, "output_size"), static_shape(_source(node))[-2:]
+    wanted, sizes = argument(node, 1, "output_size"), static_shape(source_of(node))[-2:]
     if min(sizes) <= 0 or any(size % want for size, want in zip(sizes, wanted, strict=True)):
         return None
     kernel = [size // want for size, want in zip(sizes, wanted, strict=True)]
-    return w(aten.max_pool2d.default, _source(node), kernel, kernel)
+    return w(aten.max_pool2d.default, source_of(node), kernel, kernel)
 
 
 def _index(w: Write, node: Node) -> Node | None:
@@ -175,10 +178,10 @@ def _index(w: Write, node: Node) -> Node | None:
     if len(given) != 1 or len(static_shape(given[0][1])) != 1 or given[0][1].meta["val"].dtype == torch.bool:
         return None
     ((axis, places),) = given
-    size = static_shape(_source(node))[axis]
+    size = static_shape(source_of(node))[axis]
     # Places from the end are negative; a selection takes none such. What is computed of constants becomes one.
     from_start = places if size < 0 else w(aten.remainder.Scalar, places, size)
-    return w(aten.index_select.default, _source(node), axis, from_start)
+    return w(aten.index_select.default, source_of(node), axis, from_start)
 
 
 def _transposed(w: Write, node: Node) -> Node:
@@ -192,12 +195,12 @@ def _axes_moved(w: Write, node: Node) -> Node:
     order = [axis for axis in range(rank) if axis not in places]
     for target, axis in sorted(zip(wanted, places, strict=True)):
         order.insert(target, axis)
-    return w(aten.permute.default, _source(node), order)
+    return w(aten.permute.default, source_of(node), order)
 
 
 def _largest(target: Any) -> Spelling:
     return lambda w, node: w(
-        target, _source(node), [int(argument(node, 1, "dim"))], bool(argument(node, 2, "keepdim", False))
+        target, source_of(node), [int(argument(node, 1, "dim"))], bool(argument(node, 2, "keepdim", False))
     )
 
 
@@ -229,7 +232,7 @@ def _three_below(clipped: Node) -> Node | None:
 
 def _channel_shuffle(w: Write, node: Node) -> Node | None:
     """Recognise channels that are taken apart into groups, exchanged with these and put together again."""
-    turned = _source(node)
+    turned = source_of(node)
     apart = turned.args[0] if kind(turned) == "transpose" else None
     source = apart.args[0] if isinstance(apart, Node) and kind(apart) == "reshape" else None
     if not isinstance(apart, Node) or not isinstance(source, Node) or axis_order(turned) != [0, 2, 1, 3, 4]:
@@ -241,13 +244,13 @@ def _channel_shuffle(w: Write, node: Node) -> Node | None:
 
 def _random_relu(w: Write, node: Node) -> Node:
     low, high = float(argument(node, 1, "lower", 1 / 8)), float(argument(node, 2, "upper", 1 / 3))
-    return w(aten.leaky_relu.default, _source(node), (low + high) / 2)  # what it is where nothing is trained
+    return w(aten.leaky_relu.default, source_of(node), (low + high) / 2)  # what it is where nothing is trained
 
 
 _SPELLINGS: Mapping[Any, Spelling] = {
-    aten.square.default: lambda w, node: w(aten.mul.Tensor, _source(node), _source(node)),
-    aten.neg.default: lambda w, node: w(aten.mul.Tensor, _source(node), -1.0),
-    aten.rsqrt.default: lambda w, node: w(aten.reciprocal.default, w(aten.sqrt.default, _source(node))),
+    aten.square.default: lambda w, node: w(aten.mul.Tensor, source_of(node), source_of(node)),
+    aten.neg.default: lambda w, node: w(aten.mul.Tensor, source_of(node), -1.0),
+    aten.rsqrt.default: lambda w, node: w(aten.reciprocal.default, w(aten.sqrt.default, source_of(node))),
     aten.pow.Tensor_Scalar: _power,
     aten.addcmul.default: _addcmul,
     aten.lerp.Scalar: _lerp,
@@ -278,14 +281,14 @@ _SPELLINGS: Mapping[Any, Spelling] = {
 }
 
 #: Rule of the normal form for a product with a number, which a division by one is as well.
-hard_sigmoid = _rule(_hard_sigmoid)
+hard_sigmoid = rule_of(_hard_sigmoid)
 
 #: Rule of the normal form for a reshape.
-channel_shuffle = _rule(_channel_shuffle)
+channel_shuffle = rule_of(_channel_shuffle)
 
 #: Rule of the normal form per operator.
 SPELLINGS: Mapping[Any, Callable[[Graph, Node], Node]] = {
-    target: _rule(spelling) for target, spelling in _SPELLINGS.items()
+    target: rule_of(spelling) for target, spelling in _SPELLINGS.items()
 }
 #: Those that give a tuple, whose first tensor is what the spelling gives.
 WITH_INDICES = frozenset({aten.adaptive_max_pool2d.default, aten.max.dim, aten.min.dim})

@@ -24,9 +24,19 @@ def _inputs(e: Emitter, node: Node) -> list[str]:
     return [*inputs, e.bias(bias)] if isinstance(bias, Node) else inputs
 
 
+def _refuse_computed_weight(e: Emitter, node: Node) -> None:
+    if constant(e.module, argument(node, 1, "weight")) is None or isinstance(argument(node, 6, "groups", 1), Node):
+        raise e.unsupported(
+            "its weight is computed from the image, so it is no layer: runtimes have no integer kernel for it",
+            remedy="; mix the outputs of several fixed convolutions by computed factors instead, or name the part"
+            " before it with --submodule (docs/networks.md)",
+        )
+
+
 def conv(e: Emitter, node: Node) -> list[str]:
     """Conv; the padding of "same" as torch places it."""
     stride, dilation = pair(argument(node, 3, "stride", 1)), pair(argument(node, 5, "dilation", 1))
+    _refuse_computed_weight(e, node)
     padding, groups = argument(node, 4, "padding", 0), e.groups_written(input_of(node, 1))
     kernel = spatial(node, 1)
     if isinstance(padding, str):
@@ -42,6 +52,7 @@ def conv(e: Emitter, node: Node) -> list[str]:
 
 def conv_transpose(e: Emitter, node: Node) -> list[str]:
     """ConvTranspose."""
+    _refuse_computed_weight(e, node)
     return e.add(
         "ConvTranspose",
         _inputs(e, node),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -258,7 +259,7 @@ def test_a_shared_parameter_is_stored_once(net: MakeNet, noise: Noise) -> None:
         lambda n, x: n.a(x).reshape(x.shape[0], -1),
         lambda n, x: n.a(x).view(x.size(0), 2, 2, 8, 8).transpose(1, 2).reshape(x.size(0), -1, 8, 8),
         lambda n, x: n.a(x).flatten(2).permute(0, 2, 1).unflatten(1, (8, 8)),
-        lambda n, x: n.a(x).unsqueeze(1).squeeze(1).reshape(-1, 64),
+        lambda n, x: n.a(x).unsqueeze(1).squeeze(1).reshape(-1, 64).reshape(-1, 4, 8, 8),
     ],
 )
 def test_the_batch_stays_free_through_reshapes(
@@ -301,6 +302,15 @@ class Derived(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(3))
         self.doubled = self.weight * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.doubled[:, None, None]
+
+
+class Locked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -378,8 +388,12 @@ class Both(nn.Module):
 
 
 def test_a_module_that_cannot_be_copied_is_refused(noise: Noise) -> None:
-    with pytest.raises(UserError, match=r"deepcopy protocol.*\(in module Derived\)"):
-        capture(Derived(), noise(2, 3, 8, 8), source="my network")
+    with pytest.raises(UserError, match=r"cannot pickle.*\(in module Locked\)"):
+        capture(Locked(), noise(2, 3, 8, 8), source="my network")
+
+
+def test_what_a_module_keeps_of_its_weights_is_copied_with_it(noise: Noise) -> None:
+    assert_equal(capture(Derived(), noise(2, 3, 8, 8), source="test"), Derived(), noise(3, 3, 8, 8))
 
 
 def test_what_a_network_writes_to_stderr_arrives(
