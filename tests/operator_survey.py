@@ -1,0 +1,122 @@
+"""Which ATen operators networks of four libraries export to, and what becomes of each network: kept in one file.
+
+    python3 -m tests.operator_survey [LIBRARY ...]
+
+asks the networks of these libraries (timm, torchvision, transformers, ultralytics; of all) that have no row in
+tests/backends/operator_survey.jsonl yet, and adds theirs. A library that is not installed has none. Blocks that repeat
+each other are left out, as they add no operator. tests/operator_table.py shows the rows as a page.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from torch.fx import Graph, GraphModule
+
+from backends.onnx_graph import emit
+from calibration import capture as capturing
+from calibration.errors import UserError
+from calibration.fold import fold
+from calibration.normal_form import normal_form
+from tests.architectures import LIBRARIES, Architecture
+
+FILE = Path(__file__).parent / "backends" / "operator_survey.jsonl"
+_SECONDS = int(os.environ.get("FAQD_SURVEY_SECONDS", "120"))  # for one network
+
+Row = dict[str, Any]
+
+
+def read() -> list[Row]:
+    """A row per network: library, network, the operators of its export, and what became of it."""
+    return [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()] if FILE.exists() else []
+
+
+def survey(architecture: Architecture) -> Row:
+    """What one network exports to, and "converted", or the line that refuses it."""
+    exported: list[set[str]] = []
+
+    def noted(captured: GraphModule, *, source: str) -> Graph:
+        exported.append({word for part in captured.modules() for word in _operators(part)})
+        return normal_form(captured, source=source)
+
+    row: Row = {"library": architecture.library, "network": architecture.name}
+    try:
+        with warnings.catch_warnings(), mock.patch.object(capturing, "normal_form", noted):
+            warnings.simplefilter("ignore")  # the libraries' own
+            torch.manual_seed(0)
+            module, example = without_repeats(architecture.build().eval()), architecture.example()
+            try:
+                with torch.no_grad():
+                    module(example)
+            except Exception:  # it counts its blocks: whatever its own code raises then
+                module = architecture.build().eval()
+            emit(fold(capturing.capture(module, example, source=architecture.name)), opset=20)
+        outcome = "converted"
+    except UserError as error:
+        outcome = str(error)
+    return row | {"operators": sorted(exported[-1]) if exported else [], "outcome": outcome}
+
+
+def _operators(part: nn.Module) -> set[str]:
+    graph = getattr(part, "graph", None)
+    if not isinstance(graph, Graph):
+        return set()
+    named = {str(node.target) for node in graph.nodes if node.op == "call_function"}
+    return {name for name in named if "." in name and not name.startswith(("<", "math"))}
+
+
+def without_repeats(module: nn.Module) -> nn.Module:
+    """The network with two of the neighbours in a list that are alike in the names and shapes of their parameters."""
+
+    def form(block: nn.Module) -> list[tuple[str, torch.Size]]:
+        return [(name, parameter.shape) for name, parameter in block.named_parameters()]
+
+    for sequence in [child for child in module.modules() if isinstance(child, (nn.Sequential, nn.ModuleList))]:
+        run = 0
+        for (_, before), (name, block) in itertools.pairwise(list(sequence.named_children())):
+            run = run + 1 if form(block) and form(block) == form(before) else 0
+            if run >= 2:
+                delattr(sequence, name)
+    return module
+
+
+def _too_slow(number: int, frame: FrameType | None) -> None:
+    raise TimeoutError("took too long")
+
+
+def main(libraries: list[str]) -> None:
+    """Add the rows that are missing."""
+    known = {(row["library"], row["network"]) for row in read()}
+    signal.signal(signal.SIGALRM, _too_slow)
+    for library in libraries or LIBRARIES:
+        for architecture in LIBRARIES[library]():
+            if (library, architecture.name) in known:
+                continue
+            signal.alarm(_SECONDS)
+            try:
+                row = survey(architecture)
+            except Exception as error:  # the library's own code, or a fault of ours, which the row then shows
+                row = {"library": library, "network": architecture.name, "operators": []}
+                row["outcome"] = f"{type(error).__name__}: {str(error)[:300]}"
+            finally:
+                signal.alarm(0)
+            if "took too long" in row["outcome"]:
+                continue  # asked again another time
+            print(f"{architecture.name}: {row['outcome'][:300]}", flush=True)
+            with FILE.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,73 @@
+"""The page that shows every operator of the survey's networks: translated, rewritten, or refused with the way round.
+
+    python3 -m tests.operator_table
+
+writes docs/aten-operators.md from tests/backends/operator_survey.jsonl and the tables of the packages.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from backends.onnx_operators import TRANSLATORS
+from backends.onnx_operators.refused import REFUSED
+from calibration.mutation import functional_name
+from calibration.normal_form import REWRITTEN
+from tests.operator_survey import Row, read
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "aten-operators.md"
+
+_HEAD = """# Operators of vision networks
+
+What `torch.export` makes of networks of timm, torchvision, transformers and Ultralytics, with random weights and
+without the blocks that repeat others, and what becomes of each operator: *translated* into an operator of the file;
+*rewritten* into such as are translated, before anything is planned ([operators.md](operators.md) says into which);
+*constant, or refused*: where it is computed from constants alone it is no operator of the file, else it is refused by
+name with the way round that stands here. `python3 -m tests.operator_survey` asks networks that have no row yet
+(libraries that are not installed are left out), `python3 -m tests.operator_table` writes this page.
+"""
+
+
+def status(operator: str) -> tuple[str, str]:
+    """What becomes of an operator, by its name with the overload, and what is said of it where it is refused."""
+    if operator.startswith("aten.sym_") or operator in REWRITTEN or functional_name(operator) in REWRITTEN:
+        return "rewritten", ""
+    translated = {str(target) for target in TRANSLATORS}
+    if operator in translated or functional_name(operator) in translated:
+        return "translated", ""
+    why = REFUSED.get(functional_name(operator).rpartition(".")[0])
+    return ("", "") if why is None else ("constant, or refused", why)
+
+
+def operators_of(rows: list[Row]) -> dict[str, Counter[str]]:
+    """Every ATen operator of the survey with the number of networks, per library, that have it."""
+    counted: dict[str, Counter[str]] = {}
+    for row in rows:
+        for operator in row["operators"]:
+            if not operator.startswith("higher_order") and not operator.startswith("wrap_"):
+                counted.setdefault(operator, Counter())[row["library"]] += 1
+    return dict(sorted(counted.items()))
+
+
+def page(rows: list[Row]) -> str:
+    """The page as text."""
+    libraries = sorted({row["library"] for row in rows})
+    lines = [_HEAD, "| library | networks | converted |", "|---|---|---|"]
+    for library in libraries:
+        of_it = [row for row in rows if row["library"] == library]
+        converted = sum(row["outcome"] == "converted" for row in of_it)
+        lines.append(f"| {library} | {len(of_it)} | {converted} |")
+    lines += ["", f"| operator | {' | '.join(libraries)} | what becomes of it |", "|---" * (len(libraries) + 2) + "|"]
+    for operator, counts in operators_of(rows).items():
+        what, why = status(operator)
+        shown = " | ".join(str(counts[library] or "") for library in libraries)
+        lines.append(f"| `{operator}` | {shown} | {what}{': ' + why if why else ''} |")
+    refused = [row for row in rows if row["outcome"] != "converted"]
+    lines += ["", "## Networks that are refused", "", "| library | network | the line |", "|---|---|---|"]
+    lines += [f"| {row['library']} | {row['network']} | {row['outcome'].replace('|', '/')} |" for row in refused]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(read()), encoding="utf-8")
