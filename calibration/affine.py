@@ -65,7 +65,8 @@ def fold_affine(graph_module: GraphModule, node: Node) -> None:
     sources = tensor_inputs(node)
     if kind(node) == "sub" and len(sources) == 2 == len(node.args):
         found = _layer_before(sources[1], None)
-        if found is not None and len(sources[1].users) == 1:
+        # Of x - x the layer has one reader, which reads it twice: negated, it would be negated in both places.
+        if found is not None and len(sources[1].users) == 1 and sources[0] is not sources[1]:
             fold_into(graph_module, found[0], *_per_channel(found[0], torch.tensor(-1.0), torch.tensor(0.0)))
             node.target = torch.ops.aten.add.Tensor
         return

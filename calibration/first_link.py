@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from calibration.capture import reported
 from calibration.eager import Eager, changed
 from calibration.errors import UserError
 from calibration.first_difference import first_difference, first_mixing
-from calibration.nearness import LARGEST_DIFFERENCE, apart, differing, equal_in_double, sensitivity
+from calibration.nearness import LARGEST_DIFFERENCE, apart, differing, equal_in_double
 
 #: Standard deviations of the random images of `wide_images`: shades of grey, noise, and far beyond photographs.
 _WIDE = (0.1, 2.0, 8.0)
@@ -70,10 +69,10 @@ def _check_calls(
     before = later.state()
     alone[places[1]] = later(images[places[1] :][:1])
     kept = changed(before, later.state())
-    moved = differing(later(images), answers, partial(sensitivity, Eager(module), images))
+    moved = differing(later(images), answers, Eager(module), images)
     if moved:
         index, difference = moved[0]
-        drawn = differing(Eager(module, seed=1)(images), answers, partial(sensitivity, Eager(module), images))
+        drawn = differing(Eager(module, seed=1)(images), answers, Eager(module), images)
         kept = changed(Eager(module).state(), later.state())
         raise UserError(
             f"{source}: the network gives the same image another answer in a later call: output {names[index]} differs"
@@ -130,7 +129,7 @@ def _check_mixing(
         among = [answer[place][None] for answer in answers]
         # Code that drops the batch's axis with others of size 1 is no mixing: the axis is put back.
         single = [a.reshape(b.shape) if a.numel() == b.numel() else a for a, b in zip(single, among, strict=True)]
-        moved = differing(single, among, partial(sensitivity, eager, images[place:][:1]))
+        moved = differing(single, among, eager, images[place:][:1])
         fits = all(a.shape == b.shape for a, b in zip(single, among, strict=True))
         if not moved or (fits and _agree_in_double(eager, images, place)):
             continue
@@ -164,7 +163,7 @@ def _check_captured(
 ) -> None:
     with torch.no_grad():
         graphs = list(captured(images.clone()))
-    moved = differing(graphs, answers, partial(sensitivity, eager, images))
+    moved = differing(graphs, answers, eager, images)
     if not moved or _same_algebra(eager, captured, images):
         return
     index, difference = moved[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -82,21 +81,9 @@ def largest_difference(first: GraphModule, second: GraphModule, images: Tensor) 
     `images` float32 [B, C, H, W]. The largest over all outputs; 0 where both are zero everywhere.
     """
     with torch.no_grad():
-        return _apart(first(images), second(images))
-
-
-def rounding_difference(graph_module: GraphModule, images: Tensor) -> float:
-    """How far the last bit of its images moves a graph's outputs, relative to the largest value.
-
-    Deep networks of random weights may multiply float32's rounding a thousandfold.
-    """
-    with torch.no_grad():
-        return _apart(graph_module(images), graph_module(images * (1 + torch.finfo(torch.float32).eps)))
-
-
-def _apart(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+        pairs = zip(first(images), second(images), strict=True)
     # The floor only keeps 0 / 0 apart: outputs that small are zero for every purpose.
-    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)) for a, b in zip(first, second, strict=True))
+    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)) for a, b in pairs)
 
 
 def _affine(graph_module: GraphModule, node: Node) -> tuple[Tensor, Tensor]:

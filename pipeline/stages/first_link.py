@@ -17,7 +17,7 @@ from calibration.eager import Eager
 from calibration.errors import UserError
 from calibration.first_difference import values_of
 from calibration.first_link import check_first_link
-from calibration.nearness import LARGEST_DIFFERENCE, apart, differing, sensitivity
+from calibration.nearness import LARGEST_DIFFERENCE, apart, differing
 from pipeline.artifacts import FLOAT_MODEL, Network, UnlabelledImages
 from pipeline.batches import ordered_batches
 from pipeline.preprocessing import Preprocessing, normalise
@@ -55,7 +55,7 @@ def check_float_file(model: Serialised, network: Network, images: Tensor, *, bat
     """
     eager = Eager(network.module)
     expected = eager(images)
-    moved = differing(_run(model, images, batch), expected, lambda: sensitivity(eager, images))
+    moved = differing(_run(model, images, batch), expected, eager, images)
     if not moved:
         return
     index, difference = moved[0]

@@ -20,7 +20,7 @@ from calibration.eager import Eager
 from calibration.errors import UserError
 from calibration.first_link import check_first_link
 from calibration.fold import fold
-from calibration.nearness import differing, sensitivity
+from calibration.nearness import differing
 from tests.random_expressions import PIXELS, RandomExpression
 
 #: The text of a refusal: what is refused, where and the way round.
@@ -46,7 +46,7 @@ def examine(seed: int) -> str | None:
     with OnnxRuntime().runner(model.SerializeToString(), threads=1) as runner:
         found = {"folded": list(folded(images)), "float.onnx": [torch.from_numpy(runner.run(images.numpy())[0])]}
     for name, outputs in found.items():
-        for _, difference in differing(outputs, [expected], lambda: sensitivity(eager, images)):
+        for _, difference in differing(outputs, [expected], eager, images):
             return f"{name} differs by {difference:.2g}\n{network.text}"
     return None
 

@@ -38,6 +38,7 @@ KEPT: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "per position": lambda n, x: n.a(x) * torch.linspace(0, 1, 9),
     "per position over a reshape": lambda n, x: n.a(x).flatten(2) * torch.linspace(0, 1, 81),
     "divided by the layer": lambda n, x: 2 / n.a(x),
+    "taken from itself": lambda n, x: (y := n.a(x)) - y + torch.relu(x[:, :1]),
     "broadcast up": lambda n, x: n.a(x)[:, :1, :1, :1].flatten(1) * VECTOR,
 }
 

@@ -117,8 +117,8 @@ MIXED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "softmax along axis 0": (lambda n, x: n.a(x).softmax(0), "mixes the images of a batch"),
     "statistics of the batch": (lambda n, x: F.batch_norm(n.a(x), None, None, training=True), "first behind module b"),
     "the largest of all": (lambda n, x: n.a(x) / n.a(x).abs().max(), "mixes the images of a batch"),
-    "a batch of one in the code": (lambda n, x: n.a(x).reshape(1, 4, -1).mean(-1), "has the shape [1, 4] for 3 images"),
-    "a table beside the answer": (lambda n, x: (n.a(x), torch.arange(3.0)), "output_1 has the shape [3] for 3"),
+    "a batch of one in the code": (lambda n, x: n.a(x).reshape(1, 4, -1).mean(-1), "output [1, 4] is not the image's"),
+    "a table beside the answer": (lambda n, x: (n.a(x), torch.arange(3.0)), "output_1 is the same for every image"),
 }
 
 
