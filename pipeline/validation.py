@@ -341,7 +341,7 @@ def _golden(images: Tensor, outputs: Sequence[Output], oracle: Outputs, teacher:
     names = [output.name for output in outputs]
     columns = []
     for run in (oracle, teacher):
-        columns.append({name: values.numpy() for name, values in zip(names, run(images), strict=True)})
+        columns.append({name: values.detach().numpy() for name, values in zip(names, run(images), strict=True)})
     return Golden(inputs=images.numpy(), outputs=columns[0], teacher=columns[1])
 
 

@@ -41,7 +41,7 @@ def image_losses(
     for mine, theirs, output in zip(student, teacher, outputs, strict=True):
         if output.holds == "values":
             # Over the batch's mean square, not each image's own: one that says all but nothing weighs no more.
-            squares = (mine.float() - theirs.float()).square().flatten(1).mean(1)
+            squares = (mine.float() - theirs.float()).square().reshape(len(theirs), -1).mean(1)
             total += (squares / theirs.float().square().mean().clamp_min(_LEAST_SQUARE)).double().cpu()
         else:
             each = [

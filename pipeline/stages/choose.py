@@ -67,7 +67,7 @@ def _scores(students: Sequence[PreparedStudent], teacher: Network, images: Unlab
     def score(network: PreparedNetwork, inputs: Tensor, target: Tensor) -> Tensor:
         found: Tensor = network(inputs)[index]
         if output.holds == "values":
-            return -(found - target).double().square().flatten(1).mean(1)
+            return -(found - target).double().square().reshape(len(target), -1).mean(1)
         return (output.decided(found) == output.decided(target)).double().reshape(len(found), -1).mean(1)
 
     columns = []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 
 from backends.onnxruntime import OnnxRuntime
 from backends.onnxruntime_rules import X64, X64_PRECISE, X64_WITHOUT_VNNI
@@ -55,6 +57,21 @@ def test_outputs_of_values_are_judged_by_their_squares(example: SimpleNamespace)
     values = (replace(example.teacher.outputs[0], holds="values"),)
     ruined = replace(X64_WITHOUT_VNNI, weight_limit=1)
     chosen = choose(example, ruined, X64_PRECISE, outputs=values)
+    assert chosen.plan.variant == "x86-avx2-precise" and "mean squared difference" in chosen.notes[0]
+
+
+def test_an_output_of_one_number_per_image_is_judged_by_its_squares(example: SimpleNamespace) -> None:
+    graph = copy.deepcopy(example.prepared.folded)
+    end = graph.graph.output_node()
+    (logits,) = end.args[0]
+    with graph.graph.inserting_before(end):
+        first = graph.graph.call_function(torch.ops.aten.select.int, (logits, 1, 0))
+    first.meta["val"], end.args = logits.meta["val"][:, 0], ((first,),)
+    graph.recompile()
+    teacher = replace(example.teacher, folded=graph, outputs=(replace(example.teacher.outputs[0], holds="values"),))
+    one = SimpleNamespace(teacher=teacher, images=example.images, prepared=replace(example.prepared, folded=graph))
+
+    chosen = choose(one, replace(X64_WITHOUT_VNNI, weight_limit=1), X64_PRECISE)
     assert chosen.plan.variant == "x86-avx2-precise" and "mean squared difference" in chosen.notes[0]
 
 
