@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import inspect
 import io
@@ -35,6 +36,9 @@ _REMEDY = (
     "wrap or replace that part with a builder given as --teacher python:package.module:function, or name a part that"
     " can be captured with --submodule (docs/networks.md)"
 )
+
+#: Operators that are tagged as drawing random numbers for a dropout of theirs, which drops nothing in evaluation mode.
+_TAGGED_FOR_MORE = ("attention", "lstm", "gru", "rnn_")
 
 
 def capture(module: nn.Module, example: Tensor, *, source: str) -> GraphModule:
@@ -76,7 +80,7 @@ def _export(module: nn.Module, example: Tensor, source: str) -> tuple[ExportedPr
             module.eval()  # a network's own version need not return it
         # Before exporting, which runs on tensors without values: older versions of torch check less there.
         _check_takes(own_copy(module), example, source)
-        with _hushed():
+        with _hushed(), _length_of_tensors():
             exported = export(module, (example,), dynamic_shapes=_free_batch(module), strict=False)
     except BaseException as error:
         # The network's own code runs here, so any exception may come; it is reported, never swallowed.
@@ -89,11 +93,29 @@ def _export(module: nn.Module, example: Tensor, source: str) -> tuple[ExportedPr
     return exported, _output_names(exported, source)
 
 
+@contextlib.contextmanager
+def _length_of_tensors() -> Iterator[None]:
+    """Inside, len(x) of a tensor is x.shape[0], which exporting keeps free: Python's own len turns it into a number.
+
+    Code such as tokens.expand(len(x), -1, -1) works for every batch size, and only this keeps it from being captured.
+    """
+    original = builtins.len
+
+    def length(value: Any, /) -> Any:
+        return value.shape[0] if isinstance(value, Tensor) and value.dim() else original(value)
+
+    builtins.len = length
+    try:
+        yield
+    finally:
+        builtins.len = original
+
+
 def _check_chance(graph_module: GraphModule, source: str) -> None:
-    """Refuse a graph that draws random numbers; attention, which drops nothing here, may be tagged as if it did."""
+    """Refuse a graph that draws random numbers."""
     for node in graph_module.graph.nodes:
         tags = getattr(node.target, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags and "attention" not in str(node.target):
+        if torch.Tag.nondeterministic_seeded in tags and not any(word in str(node.target) for word in _TAGGED_FOR_MORE):
             raise UserError(
                 f"{source}: {node.name} ({node.target}) draws random numbers in evaluation mode, so that no two answers"
                 f" are the same; {_REMEDY}"

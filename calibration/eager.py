@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from calibration.sharing import Module
+from calibration.sharing import Module, derived
 
 #: How far into a module's Python attributes state is looked for.
 _DEPTH = 3
@@ -22,7 +22,7 @@ def own_copy(module: Module) -> Module:
     shared: dict[int, Tensor] = {
         id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in module.parameters()
     }
-    copied = copy.deepcopy(module, shared)
+    copied = copy.deepcopy(module, {**derived(module), **shared})
     copied.eval()  # a network's own version need not return it
     return copied
 

@@ -21,9 +21,15 @@ def sharing_copy(module: Module) -> Module:
         shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
     for buffer in module.buffers():
         shared[id(buffer)] = buffer.detach()
-    for part in module.modules():
-        # What hooks compute of parameters and keep (weight_norm and prune of old): no copy is made of these otherwise.
-        for value in vars(part).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                shared[id(value)] = value.detach()
-    return copy.deepcopy(module, shared)
+    return copy.deepcopy(module, {**derived(module), **shared})
+
+
+def derived(module: nn.Module) -> dict[int, Tensor]:
+    """By id what hooks compute of parameters and keep (weight_norm and prune of old), detached: torch copies no such.
+
+    In memory of its own.
+    """
+    attributes = [value for part in module.modules() for value in vars(part).values()]
+    return {
+        id(value): value.detach().clone() for value in attributes if isinstance(value, Tensor) and not value.is_leaf
+    }

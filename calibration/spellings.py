@@ -163,6 +163,12 @@ def _pixel_unshuffle(w: Write, node: Node) -> Node | None:
     return w(aten.reshape.default, turned, [-1, channels * factor**2, height // factor, width // factor])
 
 
+def _squeezed(w: Write, node: Node) -> Node:
+    """All axes of one entry dropped, but never the images', however many there are."""
+    sizes = static_shape(source_of(node))
+    return w(aten.squeeze.dims, source_of(node), [axis for axis, size in enumerate(sizes) if axis and size == 1])
+
+
 def _adaptive_max_pool(w: Write, node: Node) -> Node | None:
     """Windows of equal size are a pooling like any other, which moves integers."""
     wanted, sizes = argument(node, 1, "output_size"), static_shape(source_of(node))[-2:]
@@ -260,6 +266,7 @@ _SPELLINGS: Mapping[Any, Spelling] = {
     aten.softplus.default: _soft_plus,
     aten.elu.default: _scaled_elu,
     aten.stack.default: _stack,
+    aten.squeeze.default: _squeezed,
     aten.repeat.default: _repeat,
     aten.tile.default: _tile,
     aten.var.dim: _variance,

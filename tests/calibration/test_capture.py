@@ -106,6 +106,14 @@ def _copy_in_place(n: Any, x: Tensor) -> Tensor:
     return y + y.clone().relu_()
 
 
+def _part_in_place(n: Any, x: Tensor) -> Tensor:
+    y: Tensor = n.a(x).view(-1, 4, 8, 8).permute(0, 2, 3, 1).contiguous()
+    y[..., 0:2] = y[..., 0:2] * 2 - 0.5
+    y[..., -1] = y[..., 2] * 3
+    y[:, 1:3] += 1
+    return y
+
+
 def _dropout_in_place(n: Any, x: Tensor) -> Tensor:
     y: Tensor = n.a(x)
     return y + F.dropout(y, 0.5, training=False, inplace=True).relu_()
@@ -122,6 +130,7 @@ IN_PLACE: dict[str, Callable[[Any, Tensor], Tensor]] = {
         _input_in_place,
         _same_memory_in_place,
         _copy_in_place,
+        _part_in_place,
         _dropout_in_place,
     )
 }
@@ -165,6 +174,15 @@ def test_what_is_drawn_at_random_is_refused_by_name(net: MakeNet, noise: Noise) 
     module = net(lambda n, x: n.a(x) + torch.rand(1), a=conv())
     with pytest.raises(UserError, match=r"my network: rand \(aten.rand.default\) draws random numbers"):
         capture(module, noise(2, 3, 8, 8), source="my network")
+
+
+def test_what_is_tagged_for_a_dropout_that_drops_nothing_is_not_called_random(net: MakeNet, noise: Noise) -> None:
+    def compute(n: Any, x: Tensor) -> Tensor:
+        result: Tensor = n.b(n.a(x).flatten(2))[0]
+        return result
+
+    module = net(compute, a=conv(), b=nn.GRU(64, 4, num_layers=2, dropout=0.5, batch_first=True))
+    assert "other" in kinds(capture(module, noise(2, 3, 8, 8), source="test"))
 
 
 def test_the_places_of_maxima_are_refused_by_name(net: MakeNet, noise: Noise) -> None:
@@ -260,6 +278,8 @@ def test_a_shared_parameter_is_stored_once(net: MakeNet, noise: Noise) -> None:
         lambda n, x: n.a(x).view(x.size(0), 2, 2, 8, 8).transpose(1, 2).reshape(x.size(0), -1, 8, 8),
         lambda n, x: n.a(x).flatten(2).permute(0, 2, 1).unflatten(1, (8, 8)),
         lambda n, x: n.a(x).unsqueeze(1).squeeze(1).reshape(-1, 64).reshape(-1, 4, 8, 8),
+        lambda n, x: n.a(x).reshape(len(x), -1),
+        lambda n, x: n.a(x).flatten(1) if len(x) > 1 else n.a(x).reshape(1, -1),
     ],
 )
 def test_the_batch_stays_free_through_reshapes(
@@ -270,6 +290,25 @@ def test_the_batch_stays_free_through_reshapes(
     assert "other" not in kinds(graph_module)
     for batch in (1, 3, 7):
         assert_equal(graph_module, module, noise(batch, 3, 8, 8, seed=batch))
+
+
+def test_the_length_of_the_images_is_their_number(net: MakeNet, noise: Noise) -> None:
+    module = net(
+        lambda n, x: torch.cat([n.a.bias[None, :, None].expand(len(x), -1, -1), n.a(x).flatten(2)], 2), a=conv()
+    )
+    graph_module = capture(module, noise(2, 3, 8, 8), source="test")
+    for batch in (1, 3, 7):
+        assert_equal(graph_module, module, noise(batch, 3, 8, 8, seed=batch))
+    assert type(len(noise(2, 3, 8, 8))) is int and len.__module__ == "builtins"
+
+
+def test_a_squeeze_of_all_axes_keeps_the_images(net: MakeNet, noise: Noise) -> None:
+    module = net(lambda n, x: n.a(x).mean((2, 3), keepdim=True)[:, :1].squeeze(), a=conv())
+    graph_module = capture(module, noise(2, 3, 8, 8), source="test")
+    assert "other" not in kinds(graph_module)
+    assert_equal(graph_module, module, noise(3, 3, 8, 8))
+    (single,) = graph_module(noise(1, 3, 8, 8))
+    assert single.shape == (1,)
 
 
 # What cannot be captured.

@@ -134,6 +134,13 @@ def test_images_that_mix_are_refused(name: str, net: MakeNet, noise: Noise) -> N
     assert expected in refusal(module, noise)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_what_hooks_compute_of_weights_and_keep_is_no_obstacle(noise: Noise) -> None:
+    module = nn.Sequential(nn.utils.weight_norm(conv()), nn.utils.spectral_norm(nn.Conv2d(4, 4, 3))).eval()
+    check(module, noise)
+    assert not module[0].weight.is_leaf  # as it was
+
+
 def test_a_batch_axis_that_is_dropped_for_one_image_is_no_mixing(net: MakeNet, noise: Noise) -> None:
     check(net(lambda n, x: F.adaptive_avg_pool2d(n.a(x), 1).squeeze(), a=conv()), noise)
 
