@@ -318,12 +318,14 @@ MOVES: dict[str, Operator] = {
 FLOATS: dict[str, Operator] = {
     "Abs": _one(torch.abs),
     "Add": _one(torch.add),
+    "Atan": _one(torch.atan),
     "AveragePool": _average_pool,
     "Celu": _alpha(functional.celu),
     "Clip": _clip,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Cos": _one(torch.cos),
+    "Cosh": _one(torch.cosh),
     "Div": _one(torch.div),
     "Elu": _alpha(functional.elu),
     "Erf": _one(torch.erf),
@@ -358,10 +360,12 @@ FLOATS: dict[str, Operator] = {
     "Sigmoid": _one(logistic),
     "Sign": _one(torch.sign),
     "Sin": _one(torch.sin),
+    "Sinh": _one(torch.sinh),
     "Softmax": _softmax_by(torch.softmax),
     "Softplus": _one(functional.softplus),
     "Sqrt": _one(torch.sqrt),
     "Sub": _one(torch.sub),
+    "Tan": _one(torch.tan),
     "Tanh": _one(torch.tanh),
 }
 

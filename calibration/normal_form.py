@@ -11,8 +11,10 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from calibration import decompositions
+from calibration.aliases import ALIASES
 from calibration.attention import attention
 from calibration.decompositions import before, reshaped
+from calibration.elementary import ELEMENTARY
 from calibration.errors import UserError
 from calibration.mutation import functional, is_in_place
 from calibration.normalisations import NORMALISATIONS
@@ -41,6 +43,7 @@ NO_OPERATION = frozenset(
         aten.detach_.default,
         aten.alias.default,
         aten.lift_fresh_copy.default,
+        aten.positive.default,
     }
 )
 
@@ -204,6 +207,7 @@ def _check_dropout(node: Node, source: str) -> None:
 def _copy(graph: Graph, node: Node, copies: Mapping[Node, Node]) -> Node:
     """Write a node, or what it is in normal form, under the name of the module that it comes from."""
     target = functional(node) if is_in_place(node) else node.target
+    target = ALIASES.get(target, target)
     arguments = torch.fx.node.map_arg(node.args, lambda source: copies[source])
     keywords = torch.fx.node.map_arg(node.kwargs, lambda source: copies[source])
     name = _name(node) if node.op == "call_function" else node.name
@@ -344,6 +348,7 @@ _FIRST_OF_SEVERAL = frozenset(
 _RULES: dict[Any, tuple[Rule, ...]] = {
     **{target: (rule,) for target, rule in SPELLINGS.items()},
     **OVER_ROWS,
+    **ELEMENTARY,
     **THRESHOLDS,
     **NORMALISATIONS,
     **REARRANGEMENTS,
@@ -384,7 +389,8 @@ _RULES: dict[Any, tuple[Rule, ...]] = {
 
 #: Names of the operators that the normal form rewrites, or leaves out as they do nothing.
 REWRITTEN = frozenset(
-    str(target) for target in (*_RULES, aten.unbind.int, *NO_OPERATION, *_CONVERSIONS, *_CHECKS, *_FIRST_OF_SEVERAL)
+    str(target)
+    for target in (*_RULES, *ALIASES, aten.unbind.int, *NO_OPERATION, *_CONVERSIONS, *_CHECKS, *_FIRST_OF_SEVERAL)
 )
 
 

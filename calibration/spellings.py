@@ -18,9 +18,6 @@ from calibration.operators import argument, axis_order, clip_bounds, kind, stati
 
 aten = torch.ops.aten
 
-# Beyond it log(1 + exp(x)) is x in float32: torch's threshold of softplus.
-_STRAIGHT = 20.0
-
 Write = Callable[..., Node]
 Spelling = Callable[[Write, Node], Node | None]
 
@@ -86,16 +83,6 @@ def _mish(w: Write, node: Node) -> Node:
 
 def _log_sigmoid(w: Write, node: Node) -> Node:
     return w(aten.mul.Tensor, w(aten.softplus.default, w(aten.mul.Tensor, source_of(node), -1.0)), -1.0)
-
-
-def _soft_plus(w: Write, node: Node) -> Node | None:
-    """Where beta x is beyond its threshold it is x itself: from 20 on what float32 says as well, before that a step."""
-    beta, threshold = float(argument(node, 1, "beta", 1)), float(argument(node, 2, "threshold", 20))
-    if threshold < _STRAIGHT:
-        return None
-    if beta == 1.0:
-        return None
-    return w(aten.mul.Tensor, w(aten.softplus.default, w(aten.mul.Tensor, source_of(node), beta)), 1 / beta)
 
 
 def _scaled_elu(w: Write, node: Node) -> Node | None:
@@ -263,7 +250,6 @@ _SPELLINGS: Mapping[Any, Spelling] = {
     aten.glu.default: _gated_half,
     aten.mish.default: _mish,
     aten.log_sigmoid.default: _log_sigmoid,
-    aten.softplus.default: _soft_plus,
     aten.elu.default: _scaled_elu,
     aten.stack.default: _stack,
     aten.squeeze.default: _squeezed,

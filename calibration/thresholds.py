@@ -20,6 +20,8 @@ aten = torch.ops.aten
 
 # Beyond any score that a softmax reads: a value that is added to x and swallows it.
 _SWALLOWS = -1e30
+# Beyond it log(1 + exp(x)) is x in float32: torch's threshold of softplus.
+_STRAIGHT = 20.0
 
 
 def _beyond(w: Write, values: Node, threshold: float) -> Node:
@@ -50,6 +52,19 @@ def _soft_shrink(w: Write, node: Node) -> Node:
     above = w(aten.relu.default, w(aten.sub.Tensor, source, limit))
     below = w(aten.relu.default, w(aten.sub.Tensor, w(aten.mul.Tensor, source, -1.0), limit))
     return w(aten.sub.Tensor, above, below)
+
+
+def _soft_plus(w: Write, node: Node) -> Node | None:
+    """Where beta x is beyond its threshold it is x itself: from 20 on what float32 says as well, before that a step."""
+    beta, threshold = float(argument(node, 1, "beta", 1)), float(argument(node, 2, "threshold", 20))
+    if beta == 1.0 and threshold >= _STRAIGHT:
+        return None
+    scaled = source_of(node) if beta == 1.0 else w(aten.mul.Tensor, source_of(node), beta)
+    curved = w(aten.softplus.default, scaled)
+    if threshold < _STRAIGHT:
+        above = w(aten.mul.Tensor, w(aten.sub.Tensor, scaled, curved), _beyond(w, scaled, threshold))
+        curved = w(aten.add.Tensor, curved, above)
+    return curved if beta == 1.0 else w(aten.mul.Tensor, curved, 1 / beta)
 
 
 def _largest(w: Write, node: Node) -> Node:
@@ -92,6 +107,7 @@ THRESHOLDS: Mapping[Any, tuple[Callable[[Graph, Node], Node], ...]] = {
     target: (rule_of(spelling),)
     for target, spelling in {
         aten.threshold.default: _threshold,
+        aten.softplus.default: _soft_plus,
         aten.hardshrink.default: _hard_shrink,
         aten.softshrink.default: _soft_shrink,
         aten.clamp_max.default: _largest,
