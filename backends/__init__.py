@@ -29,7 +29,7 @@ def _tensorrt(profile: Profile | None = None) -> Backend:
 def _openvino(profile: Profile | None = None) -> Backend:
     from backends.openvino import OpenVINO
 
-    return OpenVINO()
+    return OpenVINO(profile)
 
 
 def _reference(profile: Profile | None = None) -> Backend:

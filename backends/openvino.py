@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from backends.artifact import linted_artifact
 from backends.base import Array, Backend, Census, Runner
+from backends.cpu import elsewhere
 from backends.onnx_view import OnnxView
-from backends.openvino_rules import PROFILE
+from backends.openvino_rules import CPU_PROFILES, host_profile
+from backends.profile import Profile
 from backends.runtime_refusals import plain
 from backends.serialised import Serialised, in_one_piece
 from backends.vendor import without_telemetry
@@ -38,15 +40,20 @@ class OpenVINO(Backend):
     """Artifacts and runs for OpenVINO's CPU plugin."""
 
     name = "openvino"
-    profile = PROFILE
+    cpu_profiles = CPU_PROFILES
+
+    def __init__(self, profile: Profile | None = None) -> None:
+        self.profile = profile or host_profile()
 
     def emit(self, network: FrozenNetwork, *, opset: int | None = None, batch: int | None = None) -> onnx.ModelProto:
         """The artifact, linted: weights of 4 bits or fewer stored as int4 and executed as int8."""
         return linted_artifact(network, self.profile, packs_int4=True, opset=opset, batch=batch)
 
     def unavailable(self) -> str | None:
-        """None where the package is installed."""
-        return None if importlib.util.find_spec("openvino") else str(_missing())
+        """None where the package is installed and the processor is the one that the profile is for."""
+        if importlib.util.find_spec("openvino") is None:
+            return str(_missing())
+        return elsewhere(self.profile.cpu)
 
     @contextmanager
     def runner(self, model: Serialised, *, threads: int) -> Iterator[Runner]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from backends.cpu import host_cpu
 from backends.profile import Profile, Rule
 from calibration.grid import Grid
 
@@ -71,3 +74,31 @@ PROFILE = Profile(
     explicit_borders=True,
     inexact="OpenVINO rounds after one more float operation than the oracle: values beside a tie may fall a step apart",
 )
+
+# Without VNNI oneDNN's int8 kernels add two products in 16 bits as ONNX Runtime's do. Measured on a Zen 3 (AVX2),
+# OpenVINO 2026.4.1: with all of int8 the networks of tests/backends are up to 46 % of their range off the oracle.
+WITHOUT_VNNI = replace(
+    PROFILE,
+    cpu="x86-avx2",
+    variant="x86-avx2-limited",
+    # 2 * 255 * 63 = 32130 is below 2**15, so no sum of two products saturates (rule 22).
+    weight_limit=63,
+    # Deconvolutions run in float there, of non-negative values as well (measured on AVX2).
+    transposed_as_convolutions="all",
+    source="kernels of x86 without VNNI add two products in 16 bits and saturate: weights keep half of their range"
+    " (oneDNN's notes on int8 computation; measured on AVX2)",
+)
+VNNI = replace(
+    PROFILE, cpu="x86-vnni", source="VNNI adds four products of 8 bits exactly in 32 bits (measured: ties alone differ)"
+)
+ARM64 = replace(
+    PROFILE, cpu="arm64", variant="arm64", source="not measured there: only a run on the device itself can validate it"
+)
+
+CPU_PROFILES = {"x86-vnni": (VNNI,), "x86-avx2": (WITHOUT_VNNI,), "arm64": (ARM64,)}
+"""CPU -> the profile for it. That of x86-vnni has no variant, as bundles from before there were others have none."""
+
+
+def host_profile() -> Profile:
+    """The profile for this machine; on a processor that none is for, the one without limits."""
+    return CPU_PROFILES[host_cpu() or "x86-vnni"][0]

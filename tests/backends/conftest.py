@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from backends import openvino_rules
 from backends.onnx_graph import emit
 from backends.onnxruntime_rules import host_profile
-from backends.openvino_rules import PROFILE as OPENVINO
 from backends.placement import Widths, place
 from backends.profile import Profile
 from backends.suited import suited_graph
@@ -32,7 +32,11 @@ from calibration.plan import Plan
 from calibration.prepared import PreparedNetwork
 from tests.one_line_net import Net
 
-PROFILES: dict[str, Profile] = {"onnxruntime": host_profile(), "tensorrt": PROFILE, "openvino": OPENVINO}
+PROFILES: dict[str, Profile] = {
+    "onnxruntime": host_profile(),
+    "tensorrt": PROFILE,
+    "openvino": openvino_rules.host_profile(),
+}
 
 
 C = nn.Conv2d

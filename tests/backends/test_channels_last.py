@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backends.onnxruntime import OnnxRuntime
-from backends.onnxruntime_rules import X64
+from backends.onnxruntime_rules import host_profile
 from backends.reference import IntegerOracle
 
 
@@ -38,7 +38,7 @@ def test_fewer_transpositions_remain_and_the_oracle_agrees(build: Callable[..., 
     images, network = torch.randn(2, 3, 16, 16), Attention()
     left = {}
     for moves in (True, False):
-        built = build(network, replace(X64, channels_last=moves), inputs=images, suited=True)
+        built = build(network, replace(host_profile(), channels_last=moves), inputs=images, suited=True)
         model = built.model()
         left[moves] = OnnxRuntime().census(model.SerializeToString(), []).histogram["Transpose"]
         with OnnxRuntime().runner(model.SerializeToString(), threads=1) as runner:

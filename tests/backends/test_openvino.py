@@ -100,7 +100,7 @@ def test_a_rounding_before_a_residual_addition_is_dropped_by_the_runtime(build: 
 
 @pytest.mark.parametrize("network", ["tokens", "attention", "transposed", "hard_swish", "silu", "bilinear", "clamp"])
 def test_the_census_finds_layers_beside_float_operators(network: str, build: Build) -> None:
-    built = build(network, "openvino")
+    built = build(network, "openvino", suited=True)
     census = BACKEND.census(BACKEND.emit(built.frozen).SerializeToString(), layers_of(built))
     assert census.integer == tuple(layers_of(built))
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from backends.openvino import OpenVINO
-from backends.openvino_rules import PROFILE
 from backends.placement import Widths, place
 from backends.reference import IntegerOracle
 from backends.suited import suited_graph
@@ -36,12 +35,13 @@ def apart(first: torch.Tensor, second: torch.Tensor) -> float:
 def hold(name: str) -> None:
     """The outputs of random weights amplify roundings: what counts is how far the oracle itself is from float."""
     network, backend = ZOO[name], OpenVINO()
+    profile = backend.profile
     images = network.images(4)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         built = network.build(shallow=True)
-    folded = suited_graph(fold(capture(built, images[:2], source=network.source)), PROFILE)
-    plan = place(folded, PROFILE, Widths())
+    folded = suited_graph(fold(capture(built, images[:2], source=network.source)), profile)
+    plan = place(folded, profile, Widths())
     ranges = choose_ranges(observe(folded, plan, [images]), plan, "minmax")
     model = backend.emit(freeze(insert(folded, plan, ranges).eval(), folded))
     assert backend.census(model.SerializeToString(), plan.integer_layers()).floating == ()

@@ -23,7 +23,7 @@ CONSTANTS: dict[str, tuple[Callable[[Any, Tensor], Tensor], float | None]] = {
     "quotient": (lambda n, x: torch.relu(n.a(x)) / torch.full((1,), 4.0), 0.25),
     "negative": (lambda n, x: torch.relu(n.a(x)) * torch.full((1,), -0.3), None),
     "one of two": (lambda n, x: torch.relu(n.a(x)) * torch.tensor([0.3, 0.4]).view(2, 1, 1), None),
-    "another rank": (lambda n, x: torch.relu(n.a(x)) * torch.full((1, 1, 1, 1, 1), 0.3), None),
+    "another rank": (lambda n, x: (torch.relu(n.a(x)) * torch.full((1, 1, 1, 1, 1), 0.3))[0], None),
     "divided": (lambda n, x: torch.full((1,), 0.3) / (1 + torch.relu(n.a(x))), None),
 }
 
