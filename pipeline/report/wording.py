@@ -119,11 +119,21 @@ def undecided_words(report: Report) -> str | None:
             " --eval-data out"
         )
     few = f"{gate.images} image{'' if gate.images == 1 else 's'}"
+    more = f" hold more out (--held-out-images {gate.images_needed})," if _can_hold_out(report, gate) else ""
+    limit = f"{gate.limit:g} point{'' if gate.limit == 1 else 's'}"
     return (
-        f"{few} cannot decide a limit of {gate.limit:g} points, {gate.images_needed} can: give them to faqd validate"
-        f" BUNDLE --eval-data KIND:REST (labels are not needed), hold more out (--held-out-images"
-        f" {gate.images_needed}), or allow --max-drop {_least_limit(gate)}"
+        f"{few} cannot decide a limit of {limit}, {gate.images_needed} can:"
+        f" give them to faqd validate BUNDLE --eval-data KIND:REST (labels are not needed),{more} or allow --max-drop"
+        f" {_least_limit(gate)}"
     )
+
+
+def _can_hold_out(report: Report, gate: Gate) -> bool:
+    """Say whether a run on the same unlabelled images could hold out as many as a gate needs, and score them."""
+    data = report.data
+    if data is None or data.generated is not None or report.accuracy.metric == "top1":
+        return False
+    return data.images - data.unreadable > (gate.images_needed or 0)
 
 
 def _least_limit(gate: Gate) -> str:
@@ -139,8 +149,9 @@ def speed_words(report: Report) -> str | None:
     how = "SLOWER than" if speedup < 1 / LEAST_GAIN else "NO FASTER than"
     smaller = size_ratio(report)
     left = f"; what is gained is size alone ({factor(smaller)})" if smaller is not None and smaller < 1 else ""
+    layers = "layers listed as float above, " if report.kernels.float_layers else ""
     return (
-        f"{how} float on this machine ({factor(speedup)}){left}. Ways out: layers listed as float above, another"
+        f"{how} float on this machine ({factor(speedup)}){left}. Ways out: {layers}another"
         " --threads or --batch, a processor with integer instructions (faqd doctor); --min-speedup makes this a gate"
     )
 

@@ -21,6 +21,7 @@ from pipeline.report.files import write_report
 from pipeline.report.html import page
 from pipeline.report.schema import (
     Accuracy,
+    Data,
     FloatLayer,
     Gate,
     Kernels,
@@ -128,12 +129,31 @@ def test_an_undecided_report_says_how_many_images_decide(make_report: Callable[.
     assert Report.from_json(json.loads(report.to_text())) == report
     said = " ".join(printed(report).split())
     assert "accuracy lost, at most 1.00 points 0.00 points undecided" in said
-    assert "9 images cannot decide a limit of 1 points, 299 can: give them to faqd validate BUNDLE --eval-data" in said
-    assert "(--held-out-images 299), or allow --max-drop 29" in said
+    assert "9 images cannot decide a limit of 1 point, 299 can: give them to faqd validate BUNDLE --eval-data" in said
+    assert "(labels are not needed), or allow --max-drop 29" in said
     assert "undecided: too few images (exit status 4)" in said
     assert "299 can" in page(report) and "with 95 % confidence 28.30 at most" in page(report)
     with pytest.raises(ValueError, match="its gates and accuracy say 'undecided'"):
         make_report(gates=(gate,))
+
+
+@pytest.mark.parametrize(
+    ("metric", "data", "advised"),
+    [
+        ("agreement", Data(images=301, unreadable=1), True),
+        ("agreement", Data(images=300, unreadable=1), False),  # one is to train on
+        ("agreement", Data(images=3000, generated="iVBO"), False),
+        ("agreement", None, False),  # faqd validate has no such flag
+        ("top1", Data(images=3000), False),  # labelled images are scored, not held-out ones
+    ],
+)
+def test_holding_more_out_is_advised_where_it_decides(
+    make_report: Callable[..., Report], metric: str, data: Data | None, advised: bool
+) -> None:
+    gate = Gate(name="max-drop", limit=1.0, value=0.0, passed=None, undecided=True, images=9, images_needed=299)
+    scores = Accuracy(metric=metric, images=9, teacher=1.0, simulated=1.0, oracle=1.0, runtime=1.0)  # type: ignore[arg-type]
+    report = make_report(gates=(gate,), status="undecided", accuracy=scores, data=data)
+    assert ("hold more out (--held-out-images 299)" in (wording.undecided_words(report) or "")) is advised
 
 
 @pytest.mark.parametrize(("speedup", "words"), [(1.0, "NO FASTER than float"), (0.5, "SLOWER than float"), (2.0, None)])
@@ -145,6 +165,10 @@ def test_what_is_no_faster_is_said_aloud(
     assert report.status == "validated"
     for text in (" ".join(printed(report).split()), page(report)):
         assert (words is not None and words in text) or (words is None and "float on this machine" not in text)
+    listed = words is not None and bool(report.kernels.float_layers)
+    assert ("layers listed as float above" in " ".join(printed(report).split())) is listed
+    whole = replace(report, kernels=Kernels(integer=3, float=0, float_layers=()))
+    assert "listed as float" not in (wording.speed_words(whole) or "")
     assert "float on this machine" not in printed(elsewhere)
     alone = make_report(latency=replace(make_report().latency, float_ms=None, speedup=None))
     assert "float not run here, quantised 0.57 ms (p90 0.61); batch 1, threads 1" in " ".join(printed(alone).split())

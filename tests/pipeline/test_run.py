@@ -172,7 +172,7 @@ def test_few_images_are_undecided_and_more_decide_without_a_new_run(
         capsys.readouterr()
         assert main(["validate", str(bundle), "--quiet", "--eval-data", few]) == 4
         said = " ".join(capsys.readouterr().out.split())
-        assert "9 images cannot decide a limit of 1 points, 299 can" in said and "allow --max-drop 29" in said
+        assert "9 images cannot decide a limit of 1 point, 299 can" in said and "allow --max-drop 29" in said
         assert main(["validate", str(bundle), "--quiet", "--eval-data", few, "--max-drop", "29"]) == 0
         out = tmp_path / "out.json"
         assert main(["validate", str(bundle), "--quiet", "--eval-data", more, "--report", str(out)]) == 0
@@ -486,7 +486,7 @@ def test_own_builder_and_photographs(own: Path, repository: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     again = command(repository, "run", *arguments[:-2], *QUICK, "--batch-size", "4", "--output", "few", cwd=own)
-    assert again.returncode == 4 and "1 image cannot decide a limit of 1 points, 299 can" in " ".join(
+    assert again.returncode == 4 and "1 image cannot decide a limit of 1 point, 299 can" in " ".join(
         again.stdout.split()
     )
     assert report.accuracy.metric == "agreement" and report.accuracy.teacher is not None
