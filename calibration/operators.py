@@ -263,15 +263,20 @@ def is_non_negative(node: Node) -> bool:
     if word == "clip":
         return clip_bounds(node)[0] >= 0
     if word == "pad":
-        return float(argument(node, 2, "value", 0.0) or 0.0) >= 0 and is_non_negative(tensor_inputs(node)[0])
+        return float(argument(node, 2, "value", 0.0) or 0.0) >= 0 and _reads_non_negative(node)
     if word in MOVEMENT or word in {"average_pool", "adaptive_average_pool", "mean", "resize_bilinear", "copy"}:
-        return all(is_non_negative(source) for source in tensor_inputs(node))
+        return _reads_non_negative(node)
     if word in {"add", "mul"}:
-        sources = tensor_inputs(node)
-        if multiplier(node) is not None:
-            return is_non_negative(sources[0])
-        return len(sources) == len(node.args) and all(is_non_negative(source) for source in sources)
+        numbers = len(node.args) - len(tensor_inputs(node))
+        return _reads_non_negative(node) and numbers == (0 if multiplier(node) is None else 1)
     return False
+
+
+def _reads_non_negative(node: Node) -> bool:
+    """Whether all tensors that an operator reads are such; of constants and of what is no float nothing is known."""
+    tensors = (torch.Tensor, list, tuple)
+    read = [node for node in node.all_input_nodes if node.op == "get_attr" or isinstance(node.meta.get("val"), tensors)]
+    return bool(read) and all(is_non_negative(source) for source in read)
 
 
 def fixed_layers(graph_module: GraphModule) -> list[str]:

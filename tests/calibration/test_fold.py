@@ -266,3 +266,17 @@ def test_a_relu_of_what_is_not_negative_disappears(
 def test_a_relu_of_what_may_be_negative_stays(net: MakeNet, noise: Noise, resemble_trained: Resemble) -> None:
     module = net(lambda n, x: n.b(torch.relu(F.leaky_relu(n.a(x)))), a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 8, 1))
     assert kinds(folded_from(module, noise(4, 3, 12, 12), resemble_trained)) == ["conv", "leaky_relu", "relu", "conv"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        lambda x: torch.cat([x.relu(), -torch.ones(1, 3, 1, 9).expand(len(x), -1, -1, -1)], 2),
+        lambda x: (x > 0) * 1.0,
+        lambda x: (x > 0) * -1.0,
+    ],
+)
+def test_a_relu_of_constants_or_masks_is_kept(line: Any, net: MakeNet, noise: Noise) -> None:
+    module, images = net(lambda n, x: F.relu(line(x))).eval(), noise(2, 3, 9, 9)
+    captured = capture(module, images, source="test")
+    torch.testing.assert_close(fold(captured)(images)[0], captured(images)[0])
