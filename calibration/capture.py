@@ -81,7 +81,7 @@ def _export(module: nn.Module, example: Tensor, source: str) -> tuple[ExportedPr
         # Before exporting, which runs on tensors without values: older versions of torch check less there.
         _check_takes(own_copy(module), example, source)
         with _hushed(), _length_of_tensors():
-            exported = export(module, (example,), dynamic_shapes=_free_batch(module), strict=False)
+            exported = _of_any_batch(module, example)
     except BaseException as error:
         # The network's own code runs here, so any exception may come; it is reported, never swallowed.
         if not is_ours_to_report(error):
@@ -109,6 +109,31 @@ def _length_of_tensors() -> Iterator[None]:
         yield
     finally:
         builtins.len = original
+
+
+def _of_any_batch(module: nn.Module, example: Tensor) -> ExportedProgram:
+    """The exported program, its batch size free.
+
+    A network that keeps something per shape of its input (the anchors of YOLO's heads) compares the shape of its last
+    call with the one at hand. Where both are of one batch size, torch takes that size for a condition, so the network
+    is exported again after a call with another: then it makes anew what it keeps.
+    """
+
+    def exported(network: nn.Module) -> ExportedProgram:
+        return export(network, (example,), dynamic_shapes=_free_batch(network), strict=False)
+
+    try:
+        return exported(module)
+    except Exception as error:  # the network's own code runs here; the second attempt reports it
+        if not _is_of_one_batch_size(error):
+            raise
+    recalled = own_copy(module)
+    recalled(torch.cat([example, example[:1]]))
+    return exported(recalled)
+
+
+def _is_of_one_batch_size(error: BaseException) -> bool:
+    return message_of(error).strip().startswith("Constraints violated")  # torch's line speaks of L['x'].size()[0]
 
 
 def _check_chance(graph_module: GraphModule, source: str) -> None:
@@ -204,7 +229,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"it called sys.exit({error.code!r}), which ends the program"
     lines = message_of(error).strip().splitlines() or ["no message"]
-    if lines[0].startswith("Constraints violated"):  # torch's line speaks of L['x'].size()[0]
+    if _is_of_one_batch_size(error):
         return "it works for one batch size only, because its code turns the batch size into a constant"
     if type(error).__name__.startswith("GuardOnDataDependent"):  # torch's line speaks of symbols such as u0
         return "its control flow depends on the values of a tensor"

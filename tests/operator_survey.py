@@ -1,10 +1,12 @@
 """Which ATen operators networks of four libraries export to, and what becomes of each network: kept in one file.
 
-    python3 -m tests.operator_survey [LIBRARY ...]
+    python3 -m tests.operator_survey [--export-only] [LIBRARY ...]
 
 asks the networks of these libraries (timm, torchvision, transformers, ultralytics; of all) that have no row in
 tests/backends/operator_survey.jsonl yet, and adds theirs. A library that is not installed has none. Blocks that repeat
-each other are left out, as they add no operator. tests/operator_table.py shows the rows as a page.
+each other are left out, as they add no operator. With --export-only a network is exported without values, in a
+fraction of the time, and its row says "exported"; without, such a network is asked again and converted.
+tests/operator_table.py shows the rows as a page.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from torch.fx import Graph, GraphModule
 
 from backends.onnx_graph import emit
 from calibration import capture as capturing
+from calibration.eager import own_copy
 from calibration.errors import UserError
 from calibration.fold import fold
 from calibration.normal_form import normal_form
@@ -38,8 +41,9 @@ Row = dict[str, Any]
 
 
 def read() -> list[Row]:
-    """A row per network: library, network, the operators of its export, and what became of it."""
-    return [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()] if FILE.exists() else []
+    """A row per network, the last one written: library, network, the operators of its export, what became of it."""
+    rows = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()] if FILE.exists() else []
+    return list({(row["library"], row["network"]): row for row in rows}.values())
 
 
 def survey(architecture: Architecture) -> Row:
@@ -50,7 +54,6 @@ def survey(architecture: Architecture) -> Row:
         exported.append({word for part in captured.modules() for word in _operators(part)})
         return normal_form(captured, source=source)
 
-    row: Row = {"library": architecture.library, "network": architecture.name}
     try:
         with warnings.catch_warnings(), mock.patch.object(capturing, "normal_form", noted):
             warnings.simplefilter("ignore")  # the libraries' own
@@ -58,14 +61,49 @@ def survey(architecture: Architecture) -> Row:
             module, example = without_repeats(architecture.build().eval()), architecture.example()
             try:
                 with torch.no_grad():
-                    module(example)
+                    own_copy(module)(example)
             except Exception:  # it counts its blocks: whatever its own code raises then
                 module = architecture.build().eval()
             emit(fold(capturing.capture(module, example, source=architecture.name)), opset=20)
         outcome = "converted"
     except UserError as error:
         outcome = str(error)
-    return row | {"operators": sorted(exported[-1]) if exported else [], "outcome": outcome}
+    return _row(architecture, sorted(exported[-1]) if exported else [], outcome)
+
+
+def exported_alone(architecture: Architecture) -> Row:
+    """What one network exports to, without values where it can be built so, and "exported", or the line."""
+    refusal: UserError | None = None
+    for device, change in (("meta", without_repeats), ("cpu", without_repeats), ("cpu", _unchanged)):
+        try:
+            with warnings.catch_warnings(), torch.device(device):
+                warnings.simplefilter("ignore")  # the libraries' own
+                module = change(architecture.build().eval())
+                shape = architecture.example().shape
+                captured, _ = capturing.exported_graph(module, torch.randn(shape), source=architecture.name)
+        except UserError as error:
+            refusal = error
+        except Exception:  # the library's own code, which may want values, or count its blocks
+            if (device, change) == ("cpu", _unchanged):
+                raise
+        else:
+            words = sorted({word for part in captured.modules() for word in _operators(part)})
+            return _row(architecture, words, "exported")
+    assert refusal is not None
+    return _row(architecture, [], str(refusal))
+
+
+def _unchanged(module: nn.Module) -> nn.Module:
+    return module
+
+
+def _row(architecture: Architecture, operators: list[str], outcome: str) -> Row:
+    return {
+        "library": architecture.library,
+        "network": architecture.name,
+        "operators": operators,
+        "outcome": outcome,
+    }
 
 
 def _operators(part: nn.Module) -> set[str]:
@@ -95,9 +133,10 @@ def _too_slow(number: int, frame: FrameType | None) -> None:
     raise TimeoutError("took too long")
 
 
-def main(libraries: list[str]) -> None:
+def main(libraries: list[str], *, export_only: bool = False) -> None:
     """Add the rows that are missing."""
-    known = {(row["library"], row["network"]) for row in read()}
+    done = [row for row in read() if export_only or row["outcome"] != "exported"]
+    known = {(row["library"], row["network"]) for row in done}
     signal.signal(signal.SIGALRM, _too_slow)
     for library in libraries or LIBRARIES:
         for architecture in LIBRARIES[library]():
@@ -105,10 +144,9 @@ def main(libraries: list[str]) -> None:
                 continue
             signal.alarm(_SECONDS)
             try:
-                row = survey(architecture)
+                row = exported_alone(architecture) if export_only else survey(architecture)
             except Exception as error:  # the library's own code, or a fault of ours, which the row then shows
-                row = {"library": library, "network": architecture.name, "operators": []}
-                row["outcome"] = f"{type(error).__name__}: {str(error)[:300]}"
+                row = _row(architecture, [], f"{type(error).__name__}: {str(error)[:300]}")
             finally:
                 signal.alarm(0)
             if "took too long" in row["outcome"]:
@@ -119,4 +157,4 @@ def main(libraries: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main([word for word in sys.argv[1:] if word != "--export-only"], export_only="--export-only" in sys.argv)

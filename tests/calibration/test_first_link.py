@@ -107,6 +107,23 @@ def test_what_nobody_reads_again_may_be_kept(line: Callable[[Any, Tensor], Tenso
     check(Stateful(line), noise)
 
 
+def _made_per_shape(n: Any, y: Tensor) -> Tensor:
+    """As the anchors of YOLO's heads are."""
+    if n.seen != y.shape:
+        n.first, n.seen = torch.arange(y.shape[-1]).float(), y.shape
+    result: Tensor = y + n.first
+    return result
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_what_is_kept_per_shape_of_an_earlier_call_leaves_the_batch_size_free(batch: int, noise: Noise) -> None:
+    module = Stateful(_made_per_shape)
+    module(noise(batch, 3, 8, 8))
+    kept = module.seen
+    check(module, noise)
+    assert module.seen is kept
+
+
 def test_chance_outside_of_torch_is_refused(net: MakeNet, noise: Noise) -> None:
     message = refusal(net(lambda n, x: n.a(x) * random.random(), a=conv()), noise)
     assert "another answer in a later call" in message and "draws random numbers" in message
