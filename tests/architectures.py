@@ -86,19 +86,20 @@ def torchvision_networks() -> Iterator[Architecture]:
 
     from pipeline.model_sources.torchvision_detection import DenseHeads
 
-    def built(name: str, **options: Any) -> nn.Module:
+    def built(name: str) -> nn.Module:
+        options = {} if name in classifiers else {"weights_backbone": None}
         module: nn.Module = models.get_model(name, weights=None, **options)
         return module
 
-    families: dict[str, str] = {}
-    for name in [*models.list_models(module=models), *models.list_models(module=models.segmentation)]:
+    classifiers, families = models.list_models(module=models), dict[str, str]()
+    for name in [*classifiers, *models.list_models(module=models.segmentation)]:
         word = re.match(r"[a-z_]+?(?=\d|_|$)", name)
         families.setdefault(word.group() if word else name, name)
-    for name in [*families.values(), *(f"video.{name}" for name in ("r3d_18", "mvit_v1_b"))]:
+    for name in families.values():
         yield Architecture(
             library="torchvision",
             name=name,
-            build=lambda name=name: built(name.removeprefix("video.")),  # type: ignore[misc]
+            build=lambda name=name: built(name),  # type: ignore[misc]
             pixels=299 if name.startswith("inception") else 224,
         )
 
@@ -106,14 +107,14 @@ def torchvision_networks() -> Iterator[Architecture]:
         yield Architecture(
             library="torchvision",
             name=f"{name}, backbone and heads",
-            build=lambda name=name: DenseHeads(built(name, weights_backbone=None)),  # type: ignore[misc]
+            build=lambda name=name: DenseHeads(built(name)),  # type: ignore[misc]
             pixels=320 if "320" in name else 300,
         )
     for name in ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn"):
         yield Architecture(
             library="torchvision",
             name=f"{name}, backbone",
-            build=lambda name=name: built(name, weights_backbone=None).backbone,  # type: ignore[misc,arg-type]
+            build=lambda name=name: built(name).backbone,  # type: ignore[misc,arg-type]
         )
 
 

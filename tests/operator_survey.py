@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import warnings
@@ -98,6 +99,7 @@ def _unchanged(module: nn.Module) -> nn.Module:
 
 
 def _row(architecture: Architecture, operators: list[str], outcome: str) -> Row:
+    outcome = re.sub(r"/[^ ]*/(?=(?:timm|torchvision|transformers|ultralytics|torch)/)", "", outcome)  # of this machine
     return {
         "library": architecture.library,
         "network": architecture.name,

@@ -24,8 +24,10 @@ What `torch.export` makes of networks of timm, torchvision, transformers and Ult
 without the blocks that repeat others, and what becomes of each operator: *translated* into an operator of the file;
 *rewritten* into such as are translated, before anything is planned ([operators.md](operators.md) says into which);
 *constant, or refused*: where it is computed from constants alone it is no operator of the file, else it is refused by
-name with the way round that stands here. `python3 -m tests.operator_survey` asks networks that have no row yet
-(libraries that are not installed are left out), `python3 -m tests.operator_table` writes this page.
+name with the way round that stands here. A network that is *converted* has been captured, folded and written as
+ONNX; of one that is *exported alone* only the operators are known. `python3 -m tests.operator_survey` asks networks
+that have no row yet (libraries that are not installed are left out; `--export-only` is faster),
+`python3 -m tests.operator_table` writes this page.
 """
 
 
@@ -53,17 +55,22 @@ def operators_of(rows: list[Row]) -> dict[str, Counter[str]]:
 def page(rows: list[Row]) -> str:
     """The page as text."""
     libraries = sorted({row["library"] for row in rows})
-    lines = [_HEAD, "| library | networks | converted |", "|---|---|---|"]
+    lines = [_HEAD, "| library | networks | converted | exported alone | refused |", "|---|---|---|---|---|"]
     for library in libraries:
-        of_it = [row for row in rows if row["library"] == library]
-        converted = sum(row["outcome"] == "converted" for row in of_it)
-        lines.append(f"| {library} | {len(of_it)} | {converted} |")
+        outcomes = Counter(row["outcome"] for row in rows if row["library"] == library)
+        converted, exported, asked = outcomes["converted"], outcomes["exported"], outcomes.total()
+        lines.append(f"| {library} | {asked} | {converted} | {exported} | {asked - converted - exported} |")
     lines += ["", f"| operator | {' | '.join(libraries)} | what becomes of it |", "|---" * (len(libraries) + 2) + "|"]
     for operator, counts in operators_of(rows).items():
         what, why = status(operator)
         shown = " | ".join(str(counts[library] or "") for library in libraries)
         lines.append(f"| `{operator}` | {shown} | {what}{': ' + why if why else ''} |")
-    refused = [row for row in rows if row["outcome"] != "converted"]
+    for title, outcome in (("converted", "converted"), ("exported alone", "exported")):
+        lines += ["", f"## Networks that are {title}", ""]
+        for library in libraries:
+            names = sorted(row["network"] for row in rows if (row["library"], row["outcome"]) == (library, outcome))
+            lines += [f"- {library}: {', '.join(names)}"] if names else []
+    refused = [row for row in rows if row["outcome"] not in ("converted", "exported")]
     lines += ["", "## Networks that are refused", "", "| library | network | the line |", "|---|---|---|"]
     lines += [f"| {row['library']} | {row['network']} | {row['outcome'].replace('|', '/')} |" for row in refused]
     return "\n".join(lines) + "\n"
