@@ -18,6 +18,10 @@ from pipeline.report.schema import OutputScore, Parity
 _MOST_CLASSES = 1024
 # Of float64 sums of squares, what cancellation leaves of a variance that is none.
 _NO_VARIANCE = 1e-12
+# Entries of one tensor are numbers of other kinds where their spreads differ by more than so much from one to the next:
+# scores spread by up to 0.5, coordinates by tens of pixels; scores of one network lie near each other.
+_APART = 30.0
+_MOST_ENTRIES = 512
 
 
 class OutputTally:
@@ -26,6 +30,7 @@ class OutputTally:
     def __init__(self, output: Output) -> None:
         self.output = output
         self.metric: Literal["agreement", "r2"] = "r2" if output.holds == "values" else "agreement"
+        self.axis = _axis_of_kinds(output.shape)
         self.pairs: dict[tuple[str, str], _Decisions | _Values] = {}
         self.agreeing = self.positions = 0
         self.equal = self.elements = 0
@@ -45,7 +50,10 @@ class OutputTally:
         pairs = [("target", name) for name in columns if "target" in columns]
         for one, other in [*pairs, ("oracle", "simulated"), ("oracle", "runtime")]:
             if one in seen and other in seen:
-                pair = self.pairs.setdefault((one, other), _Values() if self.metric == "r2" else self._decisions())
+                if (one, other) not in self.pairs:
+                    values = self.metric == "r2"
+                    self.pairs[one, other] = _Values(self.axis) if values else self._decisions()
+                pair = self.pairs[one, other]
                 pair.add(seen[one], seen[other])
                 if one == "target":
                     self.per_image.setdefault(other, []).append(pair.per_image(seen[one], seen[other]))
@@ -71,8 +79,8 @@ class OutputTally:
         difference = wrong[0] - wrong[1]
         pair = self.pairs["target", column]
         if isinstance(pair, _Values):
-            scale = pair.scale()
-            difference = difference * (len(difference) / scale if scale > 0 else 0.0)
+            entries, scale = pair.worst()
+            difference = difference[:, entries].sum(1) * (len(difference) / scale if scale > 0 else 0.0)
         lost: NDArray[np.float64] = difference.numpy()
         return lost
 
@@ -159,35 +167,74 @@ class _Decisions:
 
 
 class _Values:
-    """Sums over two columns of numbers, float64."""
+    """Sums over two columns of numbers, float64, entry by entry of the axis that holds kinds of numbers.
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.sum = self.squares = self.errors = 0.0
+    A tensor may hold numbers of several kinds, such as coordinates in pixels beside scores within 1: the variance of
+    the one would drown every error of the other. Entries whose spreads lie apart are judged apart.
+    """
+
+    def __init__(self, axis: int | None) -> None:
+        self.axis = axis
+        self.count = 0  # numbers of each entry
+        self.sum = self.squares = self.errors = torch.zeros(1, dtype=torch.float64)
 
     def add(self, wanted: Tensor, found: Tensor) -> None:
-        exact = wanted.double()
-        self.count += wanted.numel()
-        self.sum += float(exact.sum())
-        self.squares += float(exact.square().sum())
-        self.errors += float((exact - found.double()).square().sum())
+        exact, error = self._entries(wanted), self._entries(wanted.double() - found.double())
+        self.count += exact.shape[0] * exact.shape[2]
+        self.sum = self.sum + exact.sum((0, 2))
+        self.squares = self.squares + exact.square().sum((0, 2))
+        self.errors = self.errors + error.square().sum((0, 2))
 
-    @staticmethod
-    def per_image(wanted: Tensor, found: Tensor) -> Tensor:
-        """Squared error of each image, [B]."""
-        return (wanted.double() - found.double()).square().reshape(len(wanted), -1).sum(1)
+    def per_image(self, wanted: Tensor, found: Tensor) -> Tensor:
+        """Squared error of each image in each entry, [B, entries]."""
+        return self._entries(wanted.double() - found.double()).square().sum(2)
 
-    def scale(self) -> float:
-        """What errors are measured by: the variance's sum; of numbers that are all the same, their own power."""
-        variance = self.squares - self.sum**2 / self.count
-        return variance if variance > _NO_VARIANCE * self.squares else self.squares
+    def _entries(self, values: Tensor) -> Tensor:
+        """float64 [B, entries, numbers of each]."""
+        values = values.double()
+        if self.axis is None:
+            return values.reshape(len(values), 1, -1)
+        return values.movedim(self.axis, 1).flatten(2) if values.ndim > 2 else values.unsqueeze(2)
+
+    def kinds(self) -> list[tuple[Tensor, float]]:
+        """The entries that are judged together, as a mask [entries], with what their errors are measured by."""
+        everything = torch.ones(len(self.sum), dtype=torch.bool)
+        count = self.count * len(self.sum)
+        variance, power = float(self.squares.sum() - self.sum.sum() ** 2 / count), float(self.squares.sum())
+        together = [(everything, variance if variance > _NO_VARIANCE * power else power)]
+        own = self.squares - self.sum**2 / self.count
+        order = [int(entry) for entry in own.argsort() if own[entry] > _NO_VARIANCE * self.squares[entry]]
+        starts = [i for i in range(1, len(order)) if own[order[i]] > _APART**2 * own[order[i - 1]]]
+        if not starts:
+            return together
+        for first, last in zip([0, *starts], [*starts, len(order)], strict=True):
+            chosen = torch.zeros_like(everything)
+            chosen[order[first:last]] = True
+            together.append((chosen, float(own[chosen].sum())))
+        return together
+
+    def worst(self) -> tuple[Tensor, float]:
+        """The entries of which the least is explained, and what their errors are measured by."""
+        return max(self.kinds(), key=lambda kind: float(self.errors[kind[0]].sum()) / kind[1] if kind[1] > 0 else 0.0)
 
     def fraction(self) -> float:
-        """R2, the share of the variance that is explained: 1 when equal, 0 for the mean or worse."""
-        if self.errors == 0:
+        """R2, the share of the variance that is explained: 1 when equal, 0 for the mean or worse; the worst kind's."""
+        if float(self.errors.sum()) == 0:
             return 1.0
-        return max(0.0, 1 - self.errors / self.scale()) if self.scale() > 0 else 0.0
+        entries, scale = self.worst()
+        return max(0.0, 1 - float(self.errors[entries].sum()) / scale) if scale > 0 else 0.0
 
     def rms_error(self) -> float:
         """Root of the mean squared difference, in the unit of the values."""
-        return math.sqrt(self.errors / self.count)
+        return math.sqrt(float(self.errors.sum()) / (self.count * len(self.sum)))
+
+
+def _axis_of_kinds(shape: Sequence[int]) -> int | None:
+    """The axis of an output (its shape without the batch) that may hold numbers of several kinds; None without one.
+
+    That of channels: the first or the last, whichever is shorter, as [B, 84, 8400] and [B, 8400, 84] have them.
+    """
+    if not shape:
+        return None
+    axis = 1 if shape[0] <= shape[-1] or len(shape) == 1 else len(shape)
+    return axis if 2 <= shape[axis - 1] <= _MOST_ENTRIES else None

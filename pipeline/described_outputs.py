@@ -18,7 +18,7 @@ _SUM_ERROR = 1e-3
 _QUESTION = (
     "classes (logits, one of them right, on axis 1), classes-last, probabilities or probabilities-last (softmax done),"
     " labels (logits of a yes or no each), label-probabilities (sigmoid done), embedding, values (boxes, depths,"
-    " pixels, mixtures)"
+    " pixels; numbers of several kinds are judged apart)"
 )
 
 

@@ -166,6 +166,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "stored-bits": ALWAYS,
     "submodule": ALWAYS,
     "output-kinds": ALWAYS,
+    "classes": ALWAYS,
     "student": ALWAYS,
     "student-weights": ALWAYS,  # StudentConfig has its line
     # Data.

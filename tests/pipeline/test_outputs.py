@@ -258,6 +258,29 @@ def test_r2_is_numpys() -> None:
     assert entry.runtime == pytest.approx(1 - ((target - runtime) ** 2).sum() / ((target - target.mean()) ** 2).sum())
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_dead_scores_beside_boxes_are_not_drowned_by_them(last: bool) -> None:
+    """[B, 4 + 2, N] as detectors give it: boxes in pixels are exact to a hundredth, scores say nothing any more."""
+    generator = torch.Generator().manual_seed(0)
+    boxes, scores = 640 * torch.rand(8, 4, 50, generator=generator), torch.rand(8, 2, 50, generator=generator)
+    target = torch.cat([boxes, scores], 1)
+    dead = torch.cat([boxes + torch.randn(boxes.shape, generator=generator), torch.full_like(scores, 0.5)], 1)
+    faint = torch.cat([boxes, scores + 0.01 * torch.randn(scores.shape, generator=generator)], 1)
+    if last:
+        target, dead, faint = (values.transpose(1, 2) for values in (target, dead, faint))
+    kinds = output("values", shape=tuple(target.shape[1:]))
+    tallied = OutputTally(kinds)
+    for part in (slice(0, 3), slice(3, 8)):
+        tallied.add({"target": target[part], "teacher": target[part], "oracle": target[part], "runtime": dead[part]})
+    assert 1 - float((target - dead).square().sum() / (target - target.mean()).square().sum()) > 0.9999
+    assert tallied.score().runtime < 0.01
+    lost = tallied.lost("runtime")
+    assert lost is not None and lost.mean() == pytest.approx(1, abs=0.05)
+    # Hand-worked: noise of 0.01 on values spread evenly over 1 leaves 1 - 0.01**2 * 12 of their variance.
+    assert tally(kinds, target, faint).score().runtime == pytest.approx(1 - 0.0012, abs=2e-4)
+    assert tally(kinds, target, target).score().runtime == 1.0
+
+
 def test_a_network_is_scored_by_its_classes_and_every_output_has_an_entry() -> None:
     boxes, logits = torch.randn(4, 2), torch.eye(3)[torch.tensor([0, 1, 2, 0])]
     columns = {name: (lambda images: [boxes, logits]) for name in ("target", "teacher", "simulated", "oracle")}

@@ -103,7 +103,8 @@ def signals(
 
 
 def built(config: ObjectiveConfig, student: GraphModule, *teachers: GraphModule, **more: Any) -> Objective:
-    settings = {"outputs": describe_outputs(student, {}, source="net"), "taps": None, "seed": 0}
+    kinds = {"output": "classes"} if student.meta["outputs"] == ("output",) else {}
+    settings = {"outputs": describe_outputs(student, kinds, source="net"), "taps": None, "seed": 0}
     return build_objective(config, student, teachers, **settings | more)
 
 
