@@ -16,7 +16,7 @@ import torch
 from backends.differences import Comparison, TensorDifference, kernel_of
 from backends.exposed import exposed
 from backends.onnxruntime import OnnxRuntime
-from backends.onnxruntime_rules import X64
+from backends.onnxruntime_rules import host_profile
 from backends.placement import Widths, place
 from backends.suited import suited_graph
 from calibration.capture import capture
@@ -44,10 +44,11 @@ def counts(network: ZooNetwork, *, pixels: int, shallow: bool = False) -> dict[s
     images = network.images(IMAGES, pixels=pixels, seed=8)
     calibration = network.images(CALIBRATION_IMAGES, pixels=pixels)
     folded = fold(capture(network.build(pixels=pixels, shallow=shallow), images, source=network.source))
-    student = suited_graph(folded, X64)
-    plan = place(student, X64, Widths())
+    profile = host_profile()
+    student = suited_graph(folded, profile)
+    plan = place(student, profile, Widths())
     prepared = insert(student, plan, choose_ranges(observe(student, plan, [calibration]), plan, "mse")).eval()
-    backend = OnnxRuntime(X64)
+    backend = OnnxRuntime(profile)
     model = backend.emit(freeze(prepared, student))
     comparison = Comparison(model)
     with backend.runner(exposed(model, comparison.names).SerializeToString(), threads=1) as runner:

@@ -24,7 +24,7 @@ import torch
 
 from backends.onnx_graph import emit
 from backends.onnxruntime import OnnxRuntime
-from backends.onnxruntime_rules import X64
+from backends.onnxruntime_rules import host_profile
 from backends.placement import Widths, place
 from backends.suited import suited_graph
 from backends.timing import interleaved_latency
@@ -85,8 +85,9 @@ def test_network(name: str, results: Results, tmp_path: Path) -> None:
     pixels = int(os.environ.get("FAQD_BENCHMARK_PIXELS") or PIXELS)
     images = network.images(16, pixels=pixels)
     folded = fold(capture(network.build(pixels=pixels), images[:2], source=name))
-    student = suited_graph(folded, X64)
-    plan = place(student, X64, Widths())
+    profile = host_profile()
+    student = suited_graph(folded, profile)
+    plan = place(student, profile, Widths())
     prepared = insert(student, plan, choose_ranges(observe(student, plan, [images]), plan, "mse")).eval()
     float_model = emit(folded, opset=20).SerializeToString()
     files = {

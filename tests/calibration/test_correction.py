@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from backends.onnxruntime_rules import X64
+from backends.profile import Profile
 from calibration.correction import Corrections, find_corrections
 from calibration.insert import insert
 from calibration.observe import choose_ranges, observe
@@ -178,8 +180,8 @@ def test_linear_layers_over_tokens(chain: BuildChain, net: MakeNet, noise: Noise
     assert torch.equal(made.oracle()[0], made.simulate()[0])
 
 
-@pytest.mark.parametrize("profile", ["onnxruntime", "tensorrt"])
-def test_a_trained_network_comes_much_nearer(profile: str, chain: BuildChain, resnet20: Trained) -> None:
+@pytest.mark.parametrize("profile", [X64, "tensorrt"])
+def test_a_trained_network_comes_much_nearer(profile: Profile | str, chain: BuildChain, resnet20: Trained) -> None:
     """Integer biases (ONNX Runtime) and float ones (TensorRT); judged on images that corrected nothing."""
     made = chain(resnet20.module, resnet20.images[:128], profile, bits=4, trained=True)
     before, others = error(made), resnet20.images[128:]

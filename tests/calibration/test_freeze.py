@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from backends.onnxruntime_rules import X64
 from calibration.errors import UserError
 from calibration.freeze import FrozenNetwork, freeze
 from calibration.grid import SMALLEST_SCALE
@@ -29,7 +30,7 @@ def trained(chain: BuildChain, net: MakeNet, noise: Noise) -> Chain:
         fc=nn.Linear(8, 5),
     )
     module.register_parameter("gain", nn.Parameter(torch.linspace(0.5, 1.5, 8).reshape(8, 1, 1)))
-    built = chain(module, noise(8, 3, 11, 11), bits=4)
+    built = chain(module, noise(8, 3, 11, 11), X64, bits=4)
     optimiser = torch.optim.Adam(built.prepared.parameters(), lr=1e-3)
     for step in range(5):
         optimiser.zero_grad()

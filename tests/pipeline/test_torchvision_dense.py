@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from backends.onnxruntime import OnnxRuntime
-from backends.onnxruntime_rules import X64
+from backends.onnxruntime_rules import host_profile
 from backends.placement import Widths, place
 from backends.reference import IntegerOracle
 from backends.suited import suited_graph
@@ -33,11 +33,12 @@ def check(name: str) -> None:
     images, module = network.images(), network.build()
     if network.part is not None:
         module = module.get_submodule(network.part)
-    folded = suited_graph(fold(capture(module, images, source=name)), X64)
-    plan = place(folded, X64, Widths())
+    profile = host_profile()
+    folded = suited_graph(fold(capture(module, images, source=name)), profile)
+    plan = place(folded, profile, Widths())
     assert {plan.kinds[node] for node in plan.float_nodes} <= FLOAT
     prepared = insert(folded, plan, choose_ranges(observe(folded, plan, [images]), plan, "minmax")).eval()
-    backend = OnnxRuntime(X64)
+    backend = OnnxRuntime(profile)
     model = backend.emit(freeze(prepared, folded))
     layers = [node.name for node in folded.graph.nodes if kind(node) in WEIGHTED]
     assert backend.census(model.SerializeToString(), layers).floating == ()
