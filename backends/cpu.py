@@ -7,7 +7,7 @@ from pathlib import Path
 
 CPUS = {
     "x86-vnni": "x86-64 with 8-bit dot products (AVX-512 VNNI or AVX-VNNI)",
-    "x86-avx2": "x86-64 without them, whose 16-bit sums of two products saturate",
+    "x86-avx2": "x86-64 without VNNI, whose 16-bit sums of two products saturate",
     "arm64": "ARM, 64 bits",
 }
 """Name on the command line -> the processors that it stands for."""

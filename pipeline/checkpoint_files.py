@@ -91,7 +91,9 @@ def _read(path: Path) -> tuple[Any, InertCheckpoint | None]:
     except OSError as error:
         raise UserError(f"weights {path} cannot be read: {error.strerror or error}") from None
     except _CORRUPTED as error:
-        raise UserError(f"weights {path} are truncated or damaged: {_first_line(error)}") from None
+        raise UserError(
+            f"weights {path} are truncated or damaged: fetch or save them again ({_first_line(error)})"
+        ) from None
 
 
 def _read_inert(path: Path) -> tuple[Any, InertCheckpoint]:

@@ -191,7 +191,7 @@ def recipes() -> int:
     for recipe in all_recipes():
         settings = " ".join(f"--{key} {value}" for key, value in recipe.settings.items())
         needs = recipe.missing({})
-        table.add_row(recipe.name, f"{recipe.title}.{f' needs {needs};' if needs else ''}")
+        table.add_row(recipe.name, f"{recipe.title}.{f' It needs {needs}.' if needs else ''}")
         table.add_row("", f"source: {recipe.source}; ours: {recipe.ours}")
         table.add_row("", settings, end_section=True)
     console(width=TABLE_COLUMNS).print(table)

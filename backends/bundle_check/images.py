@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,15 @@ Run = Callable[[NDArray[np.float32]], dict[str, NDArray[Any]]]
 
 @dataclass(frozen=True)
 class Images:
-    """What --images named: names [N], labels int64 [N] or maps [N, H, W] or none, and the images, a few at a time."""
+    """What --images named: names [N], labels int64 [N] or maps [N, H, W] or none, and the images, a few at a time.
+
+    `unreadable` grows while the images are read: index of one that is left out -> why.
+    """
 
     names: list[str]
     labels: NDArray[np.int64] | None
     batches: Iterator[NDArray[np.float32]]
+    unreadable: dict[int, str] = field(default_factory=dict)
 
 
 def open_images(source: str, bundle: Path, manifest: dict[str, Any]) -> Images:
@@ -90,17 +94,21 @@ def _of_folder(folder: Path, bundle: Path, manifest: dict[str, Any]) -> Images:
     classes: list[str] = next((entry["class_names"] for entry in manifest["outputs"] if entry.get("class_names")), [])
     folders = [Path(name).parts[0] for name in names]
     known = bool(classes) and all(name in classes for name in folders)
+    unreadable: dict[int, str] = {}
 
     def batches() -> Iterator[NDArray[np.float32]]:
         for start in range(0, len(names), AT_ONCE):
-            files = [folder / name for name in names[start : start + AT_ONCE]]
-            try:
-                yield preprocess.load(files, bundle)
-            except (OSError, ValueError) as error:
-                raise DeviceError(f"--images {folder}: {error}") from error
+            several = []
+            for index in range(start, min(start + AT_ONCE, len(names))):
+                try:
+                    several.append(preprocess.load(folder / names[index], bundle))
+                except preprocess.READ_ERRORS as error:  # left out and named, as a run does
+                    unreadable[index] = str(error)
+            if several:
+                yield np.concatenate(several)
 
     labels = np.array([classes.index(name) for name in folders], np.int64) if known else None
-    return Images(names=names, labels=labels, batches=batches())
+    return Images(names=names, labels=labels, batches=batches(), unreadable=unreadable)
 
 
 def _preprocess(bundle: Path) -> Any:
@@ -123,18 +131,33 @@ def _preprocess(bundle: Path) -> Any:
 def scored(images: Images, run: Run, manifest: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     """Run the images, say what came out, and return it for the report; with "outputs", every output of every image."""
     parts = [run(batch) for batch in images.batches]
+    if not parts:
+        raise DeviceError(f"--images: none can be decoded: {shown(next(iter(images.unreadable.values())))}")
     outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    found: dict[str, Any] = {"images": len(images.names)}
-    if images.labels is not None:
-        found |= _accuracy(outputs, images.labels, manifest["outputs"])
-        unit = "images" if images.labels.ndim == 1 else "decisions"
+    read = [index for index in range(len(images.names)) if index not in images.unreadable]
+    names, labels = [images.names[index] for index in read], images.labels
+    found: dict[str, Any] = {"images": len(names)}
+    if images.unreadable:
+        left = [images.names[index] for index in images.unreadable]
+        found["unreadable"] = left
+        more = f" and {len(left) - MOST_SHOWN} more" if len(left) > MOST_SHOWN else ""
+        say(f"left out           {len(left)} that cannot be decoded: {', '.join(map(shown, left[:MOST_SHOWN]))}{more}")
+    if labels is not None:
+        labels = labels[read] if images.unreadable else labels
+        found |= _accuracy(outputs, labels, manifest["outputs"])
+        unit = "images" if labels.ndim == 1 else "decisions"
         more = f", mean IoU {100 * found['mean_iou']:.2f} %" if "mean_iou" in found else ""
         say(f"accuracy           {100 * found['top1']:.2f} % of {found['scored']} {unit}{more}")
     else:
         for entry in manifest["outputs"]:
-            for line in _lines(outputs[entry["name"]], entry, images.names):
+            for line in _lines(outputs[entry["name"]], entry, names):
                 say(line)
     return found | {"outputs": outputs}
+
+
+def shown(name: str) -> str:
+    """A name of foreign origin as one line that no terminal obeys."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
 
 
 def _accuracy(
@@ -166,7 +189,7 @@ def _accuracy(
 def _lines(values: NDArray[Any], entry: dict[str, Any], names: list[str]) -> Iterator[str]:
     """What an output says of the first images: classes by their names, of maps the commonest, of values the range."""
     for index, name in enumerate(names[:MOST_SHOWN]):
-        yield f"{entry['name']:<18} {name}: {_answer(values[index : index + 1], entry)}"
+        yield f"{entry['name']:<18} {shown(name)}: {_answer(values[index : index + 1], entry)}"
     if len(names) > MOST_SHOWN:
         yield f"{'':<18} and {len(names) - MOST_SHOWN} more images"
 

@@ -151,7 +151,9 @@ def class_lines(path: Path, where: str) -> tuple[str, ...]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: cannot read the class names of {path}: {error}") from None
+        raise UserError(
+            f"{where}: cannot read the class names of {path}: {getattr(error, 'strerror', None) or error}"
+        ) from None
     while lines and not lines[-1]:
         lines.pop()
     if not lines or not all(lines) or len(set(lines)) != len(lines):

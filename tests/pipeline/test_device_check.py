@@ -281,11 +281,19 @@ def test_a_folder_of_images_is_prepared_by_the_bundles_own_file(
     (batch,) = images.batches
     assert batch.shape == (3, 1, 2, 2)
     np.testing.assert_allclose(batch[:, 0, 0, 0], [-2, 2, (0.2 - 0.5) / 0.25], atol=1e-6)
-    (photos / "broken.png").write_bytes(b"no image")
+    (photos / "cat" / "b\nroken.png").write_bytes(b"no image")
     images = open_images(str(photos), bundle, manifest)
-    assert images.labels is None
-    with pytest.raises(DeviceError, match=r"broken\.png cannot be read as an image"):
-        list(images.batches)
+    said: list[str] = []
+    result = scored(images, lambda batch: {"y": np.eye(2)[(batch[:, 0, 0, 0] > -2).astype(int)]}, manifest, said.append)
+    assert result["images"] == result["scored"] == 3 and result["top1"] == 1.0
+    assert said[0] == "left out           1 that cannot be decoded: cat/b\N{REPLACEMENT CHARACTER}roken.png"
+    assert result["unreadable"] == ["cat/b\nroken.png"]
+    (photos / "broken.png").write_bytes(b"no image")
+    assert open_images(str(photos), bundle, manifest).labels is None
+    shutil.rmtree(photos / "cat")
+    shutil.rmtree(photos / "dog")
+    with pytest.raises(DeviceError, match=r"none can be decoded: .*broken\.png"):
+        scored(open_images(str(photos), bundle, manifest), lambda batch: {}, manifest, said.append)
     (bundle / "empty").mkdir()
     with pytest.raises(DeviceError, match="empty: holds no images"):
         open_images(str(bundle / "empty"), bundle, manifest)
