@@ -19,11 +19,12 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.utils import Extractor
 
 from backends import backend_named
+from backends.cpu import host_cpu
 from backends.onnx_graph import emit
 from backends.onnx_lint import lint, lint_rules
 from backends.onnx_view import OPSETS, OnnxView
 from backends.openvino import OpenVINO
-from backends.openvino_rules import PROFILE
+from backends.openvino_rules import PROFILE, VNNI, WITHOUT_VNNI
 from backends.reference import IntegerOracle
 from calibration.errors import MissingExtra, UserError
 
@@ -93,6 +94,23 @@ def test_a_rounding_before_a_residual_addition_is_dropped_by_the_runtime(build: 
     assert np.mean(theirs != mine) > 0.05
     theirs, mine = rounded_tensor(build("residual", "openvino"), "relu_2_q")
     assert np.mean(theirs != mine) < 1e-3
+
+
+def test_weights_stay_within_63_where_sums_of_two_products_saturate(build: Build) -> None:
+    """Rule 22 on the runtime itself: with all of int8 a processor without VNNI is far off, within 63 it is not."""
+    assert {cpu: profiles[0].weight_limit for cpu, profiles in OpenVINO.cpu_profiles.items()} == {
+        "x86-vnni": None,
+        "x86-avx2": 63,
+        "arm64": None,
+    }
+    if host_cpu() != "x86-avx2":
+        pytest.skip("this processor adds products of 8 bits exactly")
+    for profile, holds in ((WITHOUT_VNNI, True), (VNNI, False)):
+        built = build("conv", profile)
+        (mine,), _ = IntegerOracle(built.model()).run(built.images)
+        (theirs,) = run(built.model(), built.images)
+        difference = float(np.abs(mine.numpy() - theirs).max() / mine.abs().max())
+        assert (difference < 0.02) is holds, difference
 
 
 # The census.
