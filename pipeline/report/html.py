@@ -56,7 +56,7 @@ def _shown(value: object) -> object:
 
 def _breakable(name: str) -> Markup:
     """Return a name, escaped, that may be broken behind its dots, slashes and underscores."""
-    return Markup(re.sub(r"(?<=[._/])(?=[^._/])", "<wbr>", str(escape(name))))
+    return Markup(re.sub(r"(?<=[._/])(?=[^._/])", "<wbr>", str(escape(plain(name)))))
 
 
 def _accuracy_bars(report: Report) -> list[Bar]:

@@ -73,7 +73,7 @@ def test_a_run_whose_trained_weights_find_no_room_goes_on_from_its_calibration(
     assert line == "error: cannot write run/state/trained.safetensors: File too large: make room there, or choose " + (
         "another place with --output\n"
     )
-    assert {path.name for path in state.iterdir()} == {"settings.json", "prepared.json"}
+    assert {path.name for path in state.iterdir()} == {"settings.json", "prepared.json", "seconds.json"}
     calibrated = (state / "prepared.json").stat().st_mtime_ns
 
     assert main([*RUN, "--output", "run", "--resume"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -36,9 +37,11 @@ def build() -> tuple[nn.Module, dict[str, object]]:
 
 
 def test_what_the_runtime_refuses_is_said_before_training(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 1, 8, 8), np.uint8)
+    np.savez(tmp_path / "images.npz", images=pixels)
     config = RunConfig(
         teacher=TeacherConfig(sources=("python:tests.pipeline.test_planned_file:build",)),
-        data=DataConfig(source="digits"),
+        data=DataConfig(source=f"npz:{tmp_path / 'images.npz'}#images"),
         quantisation=QuantisationConfig(backend="onnxruntime"),
         output=OutputConfig(folder=tmp_path / "run"),
     )

@@ -100,9 +100,7 @@ def test_the_bundle_runs_without_torch(finished: Path) -> None:
 
 def test_a_changed_bundle_is_refused(finished: Path, tmp_path: Path, repository: Path) -> None:
     copy = tmp_path / "bundle"
-    copy.mkdir()
-    for path in (finished / "bundle").iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(finished / "bundle", copy)
     (copy / "model.onnx").write_bytes(b"x" + (copy / "model.onnx").read_bytes()[1:])
 
     assert "SHA-256" in refused(command(repository, "validate", str(copy)))
@@ -196,9 +194,9 @@ def test_validate_judges_accuracy_against_the_float_file(
     assert "float.onnx is not the float network of this bundle's run" in capsys.readouterr().err
     (tmp_path / "float.onnx").unlink()
     assert main(arguments) == 4
-    said = " ".join(capsys.readouterr().out.split())
-    assert "float.onnx, the float network that a run leaves, is absent" in said
-    assert "there is no float network to compare with" in said
+    said = "".join(capsys.readouterr().out.split())  # long paths are broken where the table ends
+    assert "float.onnx,thefloatnetworkthatarunleaves,isabsent" in said
+    assert "thereisnofloatnetworktocomparewith" in said
 
 
 def test_validate_repeats_the_verdict(finished: Path, repository: Path, tmp_path: Path) -> None:
