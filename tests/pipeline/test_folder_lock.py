@@ -23,9 +23,8 @@ import os, sys, time
 from pathlib import Path
 from pipeline.folder_lock import locked
 with locked(Path(sys.argv[1]), print):
-    child = os.fork()
-    if child:
-        print(child, flush=True)
+    if not os.fork():
+        print(os.getpid(), flush=True)  # said by the child, whose copy of the lock is closed by then
     time.sleep(60)
 """
 
