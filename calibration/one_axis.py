@@ -77,15 +77,19 @@ def _transposed_convolution(graph: Graph, node: Node) -> Node:
     return _over_map(graph, node, aten.conv_transpose2d.input, arguments)
 
 
+def _window(node: Node) -> list[Any]:
+    """Kernel, stride and padding of a pooling over rows, as those of one over maps [1, width]."""
+    kernel = argument(node, 1, "kernel_size")
+    stride = argument(node, 2, "stride") or kernel
+    return [_row(kernel, 1), _row(stride, 1), _row(argument(node, 3, "padding", 0), 0)]
+
+
 def _max_pool(graph: Graph, node: Node) -> Node:
     if (source := _as_map(graph, node)) is None:
         return node
-    kernel = argument(node, 1, "kernel_size")
     arguments = [
         source,
-        _row(kernel, 1),
-        _row(argument(node, 2, "stride") or kernel, 1),
-        _row(argument(node, 3, "padding", 0), 0),
+        *_window(node),
         _row(argument(node, 4, "dilation", 1), 1),
         bool(argument(node, 5, "ceil_mode", False)),
     ]
@@ -95,12 +99,9 @@ def _max_pool(graph: Graph, node: Node) -> Node:
 def _average_pool(graph: Graph, node: Node) -> Node:
     if (source := _as_map(graph, node)) is None:
         return node
-    kernel = argument(node, 1, "kernel_size")
     arguments = [
         source,
-        _row(kernel, 1),
-        _row(argument(node, 2, "stride") or kernel, 1),
-        _row(argument(node, 3, "padding", 0), 0),
+        *_window(node),
         bool(argument(node, 4, "ceil_mode", False)),
         bool(argument(node, 5, "count_include_pad", True)),
     ]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .compare import compared, golden_line
+from .ending import ended
 from .errors import DeviceError
 from .images import open_images, scored
 from .manifest import LEAST_SAME, read_manifest, remark, write_whole
@@ -28,18 +28,7 @@ BACKENDS = ("onnxruntime", "openvino", "reference")
 def main(arguments: Sequence[str], folder: Path) -> int:
     """Check the bundle in `folder`; prints what came out, returns the exit status."""
     chosen = _parser(folder).parse_args(list(arguments))
-    try:
-        report = check(chosen, say=lambda line: print(line, flush=True))
-        if chosen.report is not None:
-            write_whole(chosen.report, (json.dumps(report, indent=1) + "\n").encode())
-    except DeviceError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    print(f"status             {'as it should be' if report['passed'] else 'FAILED'}")
-    return 0 if report["passed"] else 1
+    return ended(lambda: check(chosen, say=lambda line: print(line, flush=True)), chosen.report)
 
 
 def _parser(folder: Path) -> argparse.ArgumentParser:

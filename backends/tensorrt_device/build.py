@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import threading
 import time
@@ -13,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..bundle_check.manifest import write_whole
 from .errors import DeviceError
 from .refusals import builder_refusal, parser_refusal
 from .sdk import message_log, product, version_of
@@ -167,20 +166,7 @@ def _keep_timings(sdk: Any, config: Any, options: EngineOptions) -> None:
         return
     cache = config.get_timing_cache()
     if cache is not None:
-        write_atomically(options.timing_cache, bytes(cache.serialize()))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, its folders included. Raises DeviceError when the place cannot be written."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise DeviceError(f"cannot write {path}: {error.strerror or error}") from error
+        write_whole(options.timing_cache, bytes(cache.serialize()))
 
 
 def _set_batches(builder: Any, network: Any, config: Any, batches: tuple[int, int, int]) -> None:

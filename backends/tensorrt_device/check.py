@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -21,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle_check.compare import compared, golden_line
+from ..bundle_check.ending import ended
 from ..bundle_check.errors import DeviceError
 from ..bundle_check.images import open_images, scored
-from ..bundle_check.manifest import LEAST_SAME, read_manifest, remark
-from .build import HARDWARE, BuiltEngine, EngineOptions, build_engine, engine_facts, write_atomically
+from ..bundle_check.manifest import LEAST_SAME, read_manifest, remark, write_whole
+from .build import HARDWARE, BuiltEngine, EngineOptions, build_engine, engine_facts
 from .compare import sampled, sqnr_db
 from .cuda import Cuda
 from .engine import loaded_engine
@@ -43,18 +43,9 @@ def timing_cache() -> Path:
 def main(arguments: Sequence[str], folder: Path) -> int:
     """Check the bundle in `folder`; prints what was found, returns the exit status."""
     given = _parser(folder).parse_args(list(arguments))
-    try:
-        report = check(given.bundle, _options(given), given, say=lambda line: print(line, flush=True))
-        if given.report is not None:
-            write_atomically(given.report, (json.dumps(report, indent=1) + "\n").encode())
-    except DeviceError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    print(f"status             {'as it should be' if report['passed'] else 'FAILED'}")
-    return 0 if report["passed"] else 1
+    return ended(
+        lambda: check(given.bundle, _options(given), given, say=lambda line: print(line, flush=True)), given.report
+    )
 
 
 def _parser(folder: Path) -> argparse.ArgumentParser:
@@ -199,8 +190,8 @@ def _engine(
     say(f"engine             {len(built.plan) / 1e6:.2f} MB, built in {built.seconds:.1f} s")
     record = {**wanted, "facts": facts, "seconds": built.seconds, "bytes": len(built.plan)}
     if path is not None and record_file is not None:
-        write_atomically(path, built.plan)
-        write_atomically(record_file, (json.dumps(record, indent=1) + "\n").encode())
+        write_whole(path, built.plan)
+        write_whole(record_file, (json.dumps(record, indent=1) + "\n").encode())
     return built.plan, record
 
 

@@ -192,7 +192,7 @@ def test_the_manifests_session_options_are_set(bundle: Path) -> None:
         (("--images", "absent.npz#x"), "--images absent.npz#x: cannot be read"),
         (("--images", "."), "has no preprocess.py to prepare images by"),
         (("--outputs", "a.npz"), "--outputs a.npz needs --images"),
-        (("--report", "absent/a.json"), "cannot write absent/a.json: No such file"),
+        (("--report", "model.onnx/a.json"), "cannot write model.onnx/a.json: File exists"),
     ],
 )
 def test_mistakes_are_one_line(bundle: Path, arguments: tuple[str, ...], message: str) -> None:
