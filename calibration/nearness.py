@@ -46,14 +46,14 @@ def apart(ours: Tensor, theirs: Tensor, *, like: Tensor | None = None) -> float:
     return float((differences.amax(1) / size).max())
 
 
-class _LastBits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _LastBits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     """While it is entered, every operator reads numbers whose last bit is random.
 
     What is written in place, and what is only seen in another way, stays as it is.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self._generator = generator
 
     def __torch_dispatch__(

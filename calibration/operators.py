@@ -190,7 +190,7 @@ def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
 def unread_arguments(node: Node, names: Collection[str]) -> dict[str, Any]:
     """Those arguments of these names whose values are not the schema's defaults; float32 asked for is what is there."""
     changed = {}
-    for position, slot in enumerate(node.target._schema.arguments if names else ()):  # type: ignore[union-attr]
+    for position, slot in enumerate(node.target._schema.arguments if names else ()):  # type: ignore[union-attr]  # an overload of ATen
         if slot.name in names:
             value = argument(node, position, slot.name, slot.default_value)
             is_default = value == slot.default_value or (
