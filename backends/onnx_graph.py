@@ -24,6 +24,7 @@ from calibration.errors import UserError
 from calibration.free_size import FreeSize
 from calibration.freeze import FrozenConstant, FrozenNetwork
 from calibration.operators import argument, attribute, kind, multiplier, static_shape, unread_arguments
+from calibration.own_borders import one_sided_border
 
 _BYTE = 8  # bits of the integers that activations are stored in
 
@@ -36,10 +37,11 @@ def _around_borders(frozen: FrozenNetwork) -> frozenset[str]:
     """The paddings of integers whose zero point is not 0, and what moves the same integers before and behind them."""
     movement = frozen.plan.passthrough
     shifted = {name for name, tensor in movement.items() if frozen.activations[tensor].zero_point}
-    found, stack = set[str](), [node for node in frozen.graph_module.graph.nodes if kind(node) == "pad"]
+    borders = [node for node in frozen.graph_module.graph.nodes if kind(node) == "pad"]
+    found, stack = set[str](), [node for node in borders if one_sided_border(node) is None]
     while stack:
         node = stack.pop()
-        if node.name in shifted and node.name not in found:
+        if node.name in shifted and node.name not in found and one_sided_border(node) is None:
             found.add(node.name)
             stack.extend([*node.all_input_nodes, *node.users])
     return frozenset(found)
@@ -331,6 +333,13 @@ class Emitter:
             (source,) = node.all_input_nodes
             scale = self._scale(source) * np.float32(factor)
             self.integers[node] = self._with_scale(source, scale, f"times_{np.float32(factor)!s}")
+            return
+        if one_sided_border(node) is not None:  # the convolutions that read it have it as their own padding
+            (source,) = node.all_input_nodes
+            if self.moves_integers(node):
+                self.integers[node] = self.integers[source]
+            else:
+                self.floats[node] = self.read_float(source)
             return
         for name, value in unread_arguments(node, UNREAD.get(node.target, ())).items():
             raise self.unsupported(f"its argument {name}={value} has no translation to ONNX")

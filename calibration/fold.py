@@ -24,6 +24,7 @@ from calibration.operators import (
     static_shape,
     tensor_inputs,
 )
+from calibration.own_borders import take_border_in
 from calibration.products import layer_as_product, product_as_layer
 from calibration.reshapes import activation_before_reshape
 from calibration.sharing import sharing_copy
@@ -40,7 +41,8 @@ def fold(graph_module: GraphModule) -> GraphModule:
     Constants that are added to a layer's output, or multiply it, are folded likewise, and sums of parallel
     convolutions become one. PReLUs with one slope become leaky ReLUs, ReLUs of what is not negative disappear.
     Averages over a whole map become `adaptive_avg_pool2d(1)`, adaptive poolings of a map to its own size disappear,
-    those to a part of it are average poolings, and what is computed from constants alone becomes a constant. Equal
+    those to a part of it are average poolings, and what is computed from constants alone becomes a constant. Borders of
+    zeros that are equal at both ends become the padding of the convolutions and average poolings that read them. Equal
     to the original up to float32 rounding. Raises UserError for a BatchNorm that has no running statistics. Weights
     that it leaves alone are in memory once.
     """
@@ -63,6 +65,8 @@ def fold(graph_module: GraphModule) -> GraphModule:
             fold_affine(graph_module, node)
         elif kind(node) in {"mean", "average_pool", "adaptive_average_pool"}:
             _canonical_pool(graph_module.graph, node)
+        elif kind(node) == "pad":
+            take_border_in(graph_module.graph, node)
         elif kind(node) == "prelu":
             _one_slope(graph_module, node)
         elif kind(node) == "relu" and is_non_negative(tensor_inputs(node)[0]):

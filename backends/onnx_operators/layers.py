@@ -9,6 +9,7 @@ from torch.fx import Node
 
 from backends.onnx_operators.common import NEXT_TO_NOTHING, for_openvino, input_of, pair, spatial
 from calibration.operators import argument, constant, kind, static_shape
+from calibration.own_borders import one_sided_border
 
 if TYPE_CHECKING:
     from backends.onnx_graph import Emitter
@@ -34,7 +35,7 @@ def _refuse_computed_weight(e: Emitter, node: Node) -> None:
 
 
 def conv(e: Emitter, node: Node) -> list[str]:
-    """Conv; the padding of "same" as torch places it."""
+    """Conv; the padding of "same" as torch places it, and a border of zeros in front of it."""
     stride, dilation = pair(argument(node, 3, "stride", 1)), pair(argument(node, 5, "dilation", 1))
     _refuse_computed_weight(e, node)
     padding, groups = argument(node, 4, "padding", 0), e.groups_written(input_of(node, 1))
@@ -44,7 +45,9 @@ def conv(e: Emitter, node: Node) -> list[str]:
         total = [dilation[i] * (kernel[i] - 1) if padding == "same" else 0 for i in range(2)]
         pads = [total[0] // 2, total[1] // 2, total[0] - total[0] // 2, total[1] - total[1] // 2]
     else:
-        pads = pair(padding) * 2
+        top, bottom, left, right = one_sided_border(input_of(node)) or (0, 0, 0, 0)
+        rows, columns = pair(padding)
+        pads = [rows + top, columns + left, rows + bottom, columns + right]
     return e.add(
         "Conv", _inputs(e, node), strides=stride, pads=pads, dilations=dilation, group=groups, kernel_shape=list(kernel)
     )

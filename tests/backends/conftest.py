@@ -62,6 +62,14 @@ def _split(n: Any, x: Tensor) -> Tensor:
     return result
 
 
+def _borders(n: Any, x: Tensor) -> Tensor:
+    """Zeros in front of convolutions, as networks ported from TensorFlow write them."""
+    x = n.a(F.pad(x, (0, 1, 0, 1)))
+    x = relu(n.d(F.pad(x, (1, 2, 0, 1))))
+    result: Tensor = n.c(F.pad(relu(n.e(F.pad(x, (1, 1, 1, 1)))), (0, 1)))
+    return result
+
+
 def _mixed_concat(n: Any, x: Tensor) -> Tensor:
     result: Tensor = n.c(torch.cat([n.a(x), relu(n.b(x))], 1))
     return result
@@ -178,6 +186,9 @@ EXACT: dict[str, Callable[[], nn.Module]] = {
     "mixed_concat": lambda: Net(_mixed_concat, a=C(3, 16, 3, padding=1), b=C(3, 16, 1), c=C(32, 16, 3)),
     "dense": lambda: Net(
         _dense, a=C(3, 16, 3, padding=1), b=C(16, 16, 3, padding=1), d=C(32, 16, 3, padding=1), c=C(48, 16, 1)
+    ),
+    "borders": lambda: Net(
+        _borders, a=C(3, 16, 3, stride=2), d=C(16, 16, 3, groups=16), e=C(16, 16, 3, padding=(0, 1)), c=C(16, 10, 2)
     ),
     "split_shuffle": lambda: Net(_split, a=C(3, 32, 3), b=C(16, 16, 1), c=C(32, 16, 1)),
     "pad_slice": lambda: Net(lambda n, x: n.b(F.pad(n.a(x), (1, 2, 0, 1))[:, :, 1:-1]), a=C(3, 16, 3), b=C(16, 16, 3)),

@@ -223,3 +223,26 @@ def test_slopes_of_a_prelu_need_not_be_trained(images: Tensor) -> None:
     network = Net(lambda n, x: F.prelu(n.a(x), n.slopes), a=nn.Conv2d(3, 8, 3))
     network.register_buffer("slopes", torch.linspace(0.1, 0.8, 8))
     assert_float_file_equals(network.eval(), images)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
+def test_a_border_that_convolutions_read_is_their_padding(target: str, build: Build) -> None:
+    for model in (build("borders", target).model(), emit(build("borders", target).folded, opset=20)):
+        pads = [list(a.ints) for node in model.graph.node for a in node.attribute if a.name == "pads"]
+        # Rows above and columns left of the map, then rows below and columns right.
+        assert pads == [[0, 0, 1, 1], [0, 1, 1, 2], [1, 2, 1, 2], [0, 0, 0, 1]]
+        assert not [node for node in model.graph.node if node.op_type == "Pad"]
+
+
+def test_a_border_that_another_reads_is_an_operator(images: Tensor) -> None:
+    module = Net(
+        lambda n, x: n.b(p := F.pad(n.a(x), (0, 1, 0, 1))) + p.amax((2, 3), keepdim=True),
+        a=nn.Conv2d(3, 8, 3),
+        b=nn.Conv2d(8, 8, 3),
+    )
+    folded = fold(capture(module.eval(), images[:2], source="test"))
+    model = emit(folded, opset=20)
+    assert [node.op_type for node in model.graph.node].count("Pad") == 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (theirs,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    np.testing.assert_allclose(theirs, folded(images)[0].detach().numpy(), atol=1e-5)
