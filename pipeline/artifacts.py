@@ -163,11 +163,21 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str,
             raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
+def load_record(path: Path) -> dict[str, Any]:
+    """The JSON record of what `save_tensors` wrote, alone. Raises UserError when the file is damaged."""
+    return _loaded(path, tensors=False)[1]
+
+
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `save_tensors` wrote. Raises UserError when the file is damaged."""
+    return _loaded(path, tensors=True)
+
+
+def _loaded(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {})["record"])
-            return {name: file.get_tensor(name) for name in file.keys()}, record  # noqa: SIM118  # no mapping
+            names = file.keys() if tensors else ()
+            return {name: file.get_tensor(name) for name in names}, record
     except (SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): start anew with --overwrite") from error

@@ -45,6 +45,9 @@ INTERRUPTED = 130
 OUTPUT_CLOSED = 141
 """128 + SIGPIPE, as shells count it."""
 
+_ONCE = ("--overwrite", "--resume", "--restart-training")
+"""Flags that a command to go on with does not repeat: what they were to do has been done."""
+
 TABLE_COLUMNS = 100
 """Width that every table fits, characters."""
 
@@ -302,7 +305,7 @@ def _interrupted_line(arguments: Sequence[str]) -> str:
         return "interrupted"
     started_as_module = Path(sys.argv[0]).parts[-2:] == ("pipeline", "__main__.py")
     program = "python3 -m pipeline" if started_as_module else "faqd"
-    kept = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]
+    kept = [argument for argument in arguments if argument not in _ONCE]
     return f"interrupted: resume with {program} {shlex.join([*kept, '--resume'])}"
 
 

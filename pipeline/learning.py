@@ -15,7 +15,6 @@ from pipeline.atomic import remove
 from pipeline.config import RunConfig
 from pipeline.defaults import (
     resolve_device,
-    resolve_float_steps,
     resolve_learning_rate,
     resolve_normalised,
     resolve_steps,
@@ -23,7 +22,6 @@ from pipeline.defaults import (
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.distillation.task import Schedule, Task
 from pipeline.memory import freed_memory_kept
-from pipeline.model_sources.loose_names import full_source
 from pipeline.outputs import Output, primary
 from pipeline.progress import Progress
 from pipeline.records import from_json, to_json
@@ -31,16 +29,6 @@ from pipeline.report.schema import Distillation
 from pipeline.stages.distill import distil
 from pipeline.stages.float_student import FloatTask, teach_float, with_weights
 from pipeline.state import RunFolder
-
-
-def float_steps(config: RunConfig) -> int:
-    """Steps in which the student learns in float before it is quantised; 0: none."""
-    student = config.student
-    kind = "" if student.source is None else full_source(student.source)[0].partition(":")[0]
-    has_weights = student.weights is not None or kind in ("torchvision", "timm")
-    return resolve_float_steps(
-        config.distillation.float_steps, named=student.source is not None, has_weights=has_weights
-    )
 
 
 def taught_in_float(

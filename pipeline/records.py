@@ -12,12 +12,17 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 Record = TypeVar("Record")
 
+# Reading them takes milliseconds, and a configuration asks for them a hundred times.
+_HINTS: dict[type, Mapping[str, Any]] = {}
+
 
 def hints(record_type: type) -> Mapping[str, Any]:
     """Return the resolved type hints of a dataclass, `Annotated` extras included."""
-    # By the module that the class was made in, whichever module of that name `sys.modules` holds now.
-    made_in = record_type.__init__.__globals__  # type: ignore[misc]  # a dataclass by contract
-    return types.MappingProxyType(get_type_hints(record_type, globalns=made_in, include_extras=True))
+    if record_type not in _HINTS:
+        # By the module that the class was made in, whichever module of that name `sys.modules` holds now.
+        made_in = record_type.__init__.__globals__  # type: ignore[misc]  # a dataclass by contract
+        _HINTS[record_type] = types.MappingProxyType(get_type_hints(record_type, globalns=made_in, include_extras=True))
+    return _HINTS[record_type]
 
 
 def plain_hint(hint: Any) -> Any:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from calibration.errors import UserError
 from pipeline import flags
 from pipeline.config import DistillationConfig, EngineConfig, PreprocessingConfig
 
-NETWORKS: Final = ("teacher", "weights", "student", "student-weights")
 DATA: Final = "data"
-#: Settings that decide nothing that is made, only where and how fast.
-FREE: Final = frozenset({"output", "overwrite", "resume", "workers", "device"})
+#: Input of a run -> the flags that name it or say how it is read: what it holds then is compared, not how it is named.
+INPUTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "teacher": ("teacher", "weights", "submodule", "output-kinds", *flags.flags(PreprocessingConfig)),
+    "student": ("student", "student-weights"),
+    DATA: (DATA, "classes"),  # labels of class folders, which a loss may look at, are in the order of these names
+}
+IDENTIFIED: Final = frozenset(key for keys in INPUTS.values() for key in keys)
+#: Settings that decide nothing that is made, only where and how fast, or what of it is to be made again.
+FREE: Final = frozenset({"output", "overwrite", "resume", "restart-training", "workers", "device"})
 
-_TEACHER = frozenset({"teacher", "weights", "output-kinds", "submodule", "seed"}) | frozenset(
-    flags.flags(PreprocessingConfig)
-)
+_TEACHER = frozenset({*INPUTS["teacher"], "seed"})
 _GENERATOR = frozenset({"generator-steps", "generated-images"})
 _IMAGES = frozenset({DATA, "held-out-images"}) | _GENERATOR
-_STUDENT = frozenset({"student", "student-weights"})
+_STUDENT = frozenset(INPUTS["student"])
 _FLOAT = frozenset({"float-steps", "float-learning-rate"})
 _LEARNING = frozenset(flags.flags(DistillationConfig)) - _FLOAT
 # Training of the quantised student alone.
@@ -31,8 +36,7 @@ _PLACEMENT = frozenset(
      "weight-only", "dynamic-size"}
 )  # fmt: skip
 _CALIBRATION = frozenset({"calibration-images", "range"})
-# Labels of class folders, which a loss may look at, are in the order of these names.
-_NAMES = frozenset({"classes"})
+_NAMES = frozenset(INPUTS[DATA])
 _GRIDS = frozenset({"learned-scales", "weight-grids", "activation-grids", "precision", "augmentation"})
 #: Settings of the files and of their validation: all that is made of them comes last, with the bundle.
 LATE: Final = frozenset(flags.flags(EngineConfig)) | {
@@ -55,13 +59,59 @@ def decides(key: str, kept: str) -> bool:
     return key in DECIDED_BY[kept] or key not in _KNOWN
 
 
-def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What was asked of a run, and what it came out as."""
+
+    typed: Mapping[str, Any]
+    """Flag without dashes -> value as JSON, a default that hangs on other things as None or "auto"."""
+    settled: Mapping[str, Any]
+    """Flag without dashes -> the value that such a default, or what was typed instead of it, stands for; may lack some
+    (see `pipeline.settled`)."""
+
+    def differs(self, other: Settings, key: str) -> bool:
+        """Whether a setting has another value there; one that was typed has the same as a default that comes to it."""
+        if self.typed.get(key) == other.typed.get(key):
+            return False
+        return not (key in self.settled and key in other.settled and self.settled[key] == other.settled[key])
+
+
+def changed_keys(before: Settings, now: Settings) -> list[str]:
     """The settings that differ and are not free, in the order of the flags."""
-    return [key for key in (*now, *(before.keys() - now.keys())) if key not in FREE and before.get(key) != now.get(key)]
+    keys = (*now.typed, *(before.typed.keys() - now.typed.keys()))
+    return [key for key in keys if key not in FREE and before.differs(now, key)]
 
 
-def check_changes(before: Mapping[str, Any], now: Mapping[str, Any], finished: Collection[str], *, folder: str) -> None:
-    """Check that no setting has changed which decides what is finished.
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A part of a run that is kept, or training of which a part is."""
+
+    name: str
+    """Key of `DECIDED_BY`."""
+    what: str
+    """In words, and where: "the calibration in FOLDER", "140 steps of training in FOLDER"."""
+    several: bool = False
+    """Whether these words are a plural."""
+    trained: bool = False
+    """Whether --restart-training makes it again, and nothing else."""
+
+    @property
+    def made(self) -> str:
+        """Half a sentence, such as "the calibration in FOLDER was made"."""
+        return f"{self.what} {'were' if self.several else 'was'} made"
+
+    @property
+    def way_out(self) -> str:
+        """What to do where another setting is meant all the same."""
+        if self.trained:
+            return "add --restart-training, which trains anew from the first step on and keeps the rest"
+        return "start anew with --overwrite"
+
+
+def check_changes(
+    before: Settings, now: Settings, finished: Collection[Finished], *, later: Collection[str] = ()
+) -> None:
+    """Check that no setting has changed which decides what is finished, but for those whose value is settled `later`.
 
     A source may be named otherwise: what it holds is compared when it has been read (see `check_same_inputs`).
 
@@ -69,42 +119,50 @@ def check_changes(before: Mapping[str, Any], now: Mapping[str, Any], finished: C
         UserError: one has; the line names the flag, both values and what they decide.
     """
     for key in changed_keys(before, now):
-        if key in NETWORKS or key == DATA:
+        if key in IDENTIFIED or key in later:
             continue
-        for kept in finished:
-            if decides(key, kept):
+        for part in finished:
+            if decides(key, part.name):
                 raise UserError(
-                    f"--resume: --{key} was {_shown(before.get(key))} and is {_shown(now.get(key))} now, and the "
-                    f"{kept} in {folder} was made with the former: give that again, or start anew with --overwrite"
+                    f"--resume: --{key} was {shown(before.typed.get(key))} and is {shown(now.typed.get(key))} now, "
+                    f"and {part.made} with the former: give that again, or {part.way_out}"
                 )
 
 
 def check_same_inputs(
     before: Mapping[str, str],
     now: Mapping[str, str],
-    settings: Mapping[str, Any],
-    finished: Collection[str],
-    *,
-    folder: str,
+    changed: Collection[str],
+    typed: Mapping[str, Any],
+    finished: Collection[Finished],
 ) -> None:
     """Check that networks and images are those that the finished parts were made from, whatever they are called now.
 
-    `before` and `now`: the identity of what each flag names.
+    `before` and `now`: the identity of each of `INPUTS`; `changed`: the settings that are others now, `typed`: all.
 
     Raises:
         UserError: one is another; the line names the flag.
     """
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) == now.get(key):
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) == now.get(name):
             continue
-        for kept in finished:
-            if decides(key, kept):
-                what = "does not hold the images" if key == DATA else "is not the network, weights and all,"
-                raise UserError(
-                    f"--resume: --{key} {_shown(settings.get(key))} {what} that the {kept} in {folder} was"
-                    " made from: give those again, or start anew with --overwrite"
-                )
+        for part in finished:
+            if decides(name, part.name):
+                key = next((key for key in INPUTS[name] if key in changed), name)
+                what = f"{_another(key, name, typed.get(key))} that {part.made} from"
+                raise UserError(f"--resume: {what}: give those again, or {part.way_out}")
 
 
-def _shown(value: Any) -> str:
-    return "not given" if value is None else flags.shown(value)
+def _another(key: str, name: str, value: Any) -> str:
+    """What a flag has made of an input, words that go on with "that ... was made from"."""
+    if key == DATA:
+        return f"--data {shown(value)} does not hold the images"
+    if key in ("teacher", "weights", "student", "student-weights"):
+        return f"--{key} {shown(value)} is not the network, weights and all,"
+    typed = f"without --{key}" if value in (None, []) else f"with --{key} {shown(value)}"
+    return f"{typed} {'labels are not those' if name == DATA else f'the {name} is not the network'}"
+
+
+def shown(value: Any) -> str:
+    """A value as its user typed it, or that it was not typed."""
+    return "not given" if value in (None, []) else flags.shown(value)

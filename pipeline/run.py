@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from pipeline.evaluation import Scored
 from pipeline.folder_lock import locked
 from pipeline.gates import check_output_names, least_parity
 from pipeline.image_facts import check_single, look, readable_split
-from pipeline.learning import float_steps, objective_config, taught_in_float, widths
+from pipeline.learning import objective_config, taught_in_float, widths
 from pipeline.memory import freed_memory_kept
 from pipeline.outputs import Output, primary
 from pipeline.preflight import check_inputs, check_machine, identities
@@ -39,6 +39,7 @@ from pipeline.quantisers import QUANTISERS, Job, Quantiser
 from pipeline.report.comparison import ComparisonReport
 from pipeline.report.files import write_report
 from pipeline.report.schema import Report, read_report
+from pipeline.settled import float_steps, settled_by_inputs
 from pipeline.sources.arrays import ArraySource
 from pipeline.stage_seconds import StageSeconds
 from pipeline.stages.convert import check_convertible, float_counterpart
@@ -61,7 +62,8 @@ def run(config: RunConfig, progress: Progress) -> Report:
     quantiser = QUANTISERS[config.quantisation.quantiser]
     quantiser.require()
     candidates = chosen_backends(config, progress)
-    if config.output.resume and (folder := RunFolder(root=config.folder)).is_finished():
+    goes_on = config.output.resume and not config.output.restart_training
+    if goes_on and (folder := RunFolder(root=config.folder)).is_finished():
         open_folder(config)
         progress.say(f"{folder.bundle} is finished already")
         return read_report(folder.bundle / "report.json")
@@ -96,10 +98,11 @@ def _run(
                 size = other_size(network.preprocessing)
                 example = probe_images(network.other, size, "free size", source=network.source)
                 check_other_size(network.folded, network.other, example)
+        objective = None
         if quantiser.trains:
             # Both for their errors: what the network or a method lacks is said before anything takes time.
             place(student.folded, candidates[0].profile, widths(config))
-            build_objective(
+            objective = build_objective(
                 objective_config(config),
                 student.folded,
                 [teacher.folded, *(network.folded for network in co_teachers)],
@@ -120,15 +123,21 @@ def _run(
             data=config.data.source,
             eval_data=config.evaluation_source,
         )
+        learns = quantiser.trains or float_steps(config) > 0
+        mirror, reason = False, tuple[str, ...]()
+        settled: dict[str, Any] = {}
+        if images is not None:
+            mirror, reason = _mirrored_targets(config, teacher, images) if learns else (mirror, reason)
+            settled = settled_by_inputs(config, teacher, images, objective, mirror=mirror)
         # Nothing that was there has been touched until here.
-        begin(folder, config, identities(config, [teacher, *co_teachers], student, images))
+        for line in begin(folder, config, identities(config, [teacher, *co_teachers], student, images), settled):
+            progress.say(line)
         times.keep_in(folder.seconds, resumed=config.output.resume)
     if images is None:
         with progress.stage("imagine"):
             images = _imagined(config, folder, teacher, progress)
+            mirror, reason = _mirrored_targets(config, teacher, images) if learns else (mirror, reason)
             shown = _checked_on_images(config, (teacher, student, *co_teachers), images)
-    learns = quantiser.trains or float_steps(config) > 0
-    mirror, reason = _mirrored_targets(config, teacher, images) if learns else (False, ())
     student_notes = student.notes if config.student.source is not None else ()
     notes = (*warnings, *teacher.notes, *student_notes, *images.source.notes, *reason)
     for note in notes:

@@ -7,17 +7,28 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from calibration.errors import UserError
-from pipeline.artifacts import FLOAT_MODEL
-from pipeline.atomic import clear_unfinished, writable, write_text
+from pipeline.artifacts import FLOAT_MODEL, load_record
+from pipeline.atomic import clear_unfinished, remove, writable, write_text
 from pipeline.bundle import MANIFEST, sha256
 from pipeline.circumstances import versions
 from pipeline.config import RunConfig
-from pipeline.resumption import FREE, changed_keys, check_changes, check_same_inputs
+from pipeline.resumption import (
+    FREE,
+    Finished,
+    Settings,
+    changed_keys,
+    check_changes,
+    check_same_inputs,
+    decides,
+    shown,
+)
+from pipeline.settled import BY_INPUTS, settled_by_configuration
 
-_BEGUN_WITH, _INPUTS, _REPLACES = "begun-with", "inputs", "replaces"
+_BEGUN_WITH, _INPUTS, _REPLACES, _SETTLED = "begun-with", "inputs", "replaces", "settled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,18 +85,46 @@ class RunFolder:
 
     def is_finished(self) -> bool:
         """Whether the bundle is there, and not one that a run begun later with --overwrite is still to replace."""
-        replaced = _kept(self).get(_REPLACES) if self.settings.is_file() else None
+        replaced = _kept(self)[1].get(_REPLACES) if self.settings.is_file() else None
         return self.bundle.exists() and _manifest_hash(self) != replaced
 
-    def finished(self) -> tuple[str, ...]:
-        """What is kept of an earlier run, as `pipeline.resumption` names it; begun training is part of it."""
-        kept = {
-            "generated images": (self.generated,),
-            "float student": (self.float_student, self.float_checkpoint),
-            "calibration": (self.prepared,),
-            "training": (self.trained, self.checkpoint, self.generation(0)),
-        }
-        return tuple(name for name, files in kept.items() if any(file.exists() for file in files))
+    def finished(self, *, restart_training: bool = False) -> tuple[Finished, ...]:
+        """What is kept of an earlier run; begun training is part of it, unless that is to begin anew."""
+        parts = list[Finished]()
+        if self.generated.exists():
+            parts.append(Finished(name="generated images", what=f"the generated images in {self.root}", several=True))
+        if self.float_student.exists():
+            parts.append(Finished(name="float student", what=f"the float student in {self.root}"))
+        elif self.float_checkpoint.exists() and not restart_training:
+            steps = f"{_steps_in(self.float_checkpoint)} of the float student's training in {self.root}"
+            parts.append(Finished(name="float student", what=steps, several=True, trained=True))
+        if self.prepared.exists():
+            parts.append(Finished(name="calibration", what=f"the calibration in {self.root}"))
+        files = self._of_training()
+        if files == (self.checkpoint,) and not restart_training:
+            steps = f"{_steps_in(self.checkpoint)} of training in {self.root}"
+            parts.append(Finished(name="training", what=steps, several=True, trained=True))
+        elif files and not restart_training:
+            parts.append(Finished(name="training", what=f"the training in {self.root}", trained=True))
+        return tuple(parts)
+
+    def _of_training(self) -> tuple[Path, ...]:
+        """What training of the quantised student has left, every generation of it."""
+        files = (self.checkpoint, self.trained, *sorted(self.state.glob("generation*.safetensors")))
+        return tuple(file for file in files if file.exists())
+
+    def drop_training(self) -> str | None:
+        """Remove what training has left, of the float student too where it is not finished; a line of what that was.
+
+        Raises UserError where the folder cannot be written.
+        """
+        dropped = [part for part in self.finished() if part.trained]
+        for file in (*self._of_training(), *(() if self.float_student.exists() else (self.float_checkpoint,))):
+            remove(file)
+        if not dropped:
+            return None
+        several = len(dropped) > 1 or dropped[0].several
+        return f"{' and '.join(part.what for part in dropped)} {'are' if several else 'is'} dropped"
 
     @property
     def float_student(self) -> Path:
@@ -116,7 +155,7 @@ def open_folder(config: RunConfig) -> RunFolder:
     """
     folder = RunFolder(root=config.folder)
     if config.output.resume:
-        _check_resumable(folder, _settings(config))
+        _check_resumable(folder, config)
     elif not config.output.overwrite:
         if folder.bundle.exists():
             raise UserError(
@@ -129,26 +168,43 @@ def open_folder(config: RunConfig) -> RunFolder:
     return folder
 
 
-def begin(folder: RunFolder, config: RunConfig, inputs: Mapping[str, str]) -> None:
-    """Make the folder ready for the stages, now that nothing is wrong with the inputs; `inputs`: what each flag names.
+def begin(
+    folder: RunFolder, config: RunConfig, inputs: Mapping[str, str], settled: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Make the folder ready for the stages, now that nothing is wrong with the inputs; lines of what goes.
 
     Without --resume the state of an earlier run goes. With it, the settings that it goes on with take the place of
     those that it was begun with, once networks and images are known to be those that the finished parts were made from.
 
+    Args:
+        folder: of the run.
+        config: of the run.
+        inputs: what each of `pipeline.resumption.INPUTS` holds.
+        settled: the settings that these settle (see `pipeline.settled`).
+
     Raises:
         UserError: they are others, or the folder cannot be written.
     """
+    now = _settings(config, settled)
+    restart, lines = config.output.restart_training, list[str]()
     record = {_BEGUN_WITH: _versions(), _INPUTS: dict(inputs), _REPLACES: _manifest_hash(folder)}
-    settings = _settings(config)
     if config.output.resume:
-        kept = _kept(folder)
-        record[_REPLACES] = kept.get(_REPLACES)
-        check_same_inputs(kept.get(_INPUTS, {}), inputs, settings, folder.finished(), folder=str(folder.root))
+        before, kept = _kept(folder)
+        if not restart:
+            record[_REPLACES] = kept.get(_REPLACES)
+        finished = folder.finished(restart_training=restart)
+        changed = changed_keys(before, now)
+        check_same_inputs(kept.get(_INPUTS, {}), inputs, changed, now.typed, finished)
+        check_changes(before, now, finished)
     with writable(folder.root):
         if not config.output.resume and folder.state.exists():
             shutil.rmtree(folder.state)
         folder.state.mkdir(exist_ok=True)
-    write_text(folder.settings, json.dumps(settings | record, indent=1) + "\n")
+    if restart:
+        # Before the settings are those of a training that has not begun.
+        lines += filter(None, [folder.drop_training()])
+    write_text(folder.settings, json.dumps({**now.typed, **record, _SETTLED: now.settled}, indent=1) + "\n")
+    return tuple(lines)
 
 
 def clear(folder: RunFolder) -> None:
@@ -158,10 +214,10 @@ def clear(folder: RunFolder) -> None:
             clear_unfinished(place)
 
 
-def _settings(config: RunConfig) -> dict[str, Any]:
+def _settings(config: RunConfig, settled: Mapping[str, Any] = MappingProxyType({})) -> Settings:
     """The settings that a run may depend on, as a file holds them."""
-    settings: dict[str, Any] = json.loads(json.dumps(config.to_json()))
-    return {key: value for key, value in settings.items() if key not in FREE}
+    typed, values = json.loads(json.dumps([config.to_json(), {**settled_by_configuration(config), **settled}]))
+    return Settings(typed={key: value for key, value in typed.items() if key not in FREE}, settled=values)
 
 
 def _manifest_hash(folder: RunFolder) -> str | None:
@@ -176,30 +232,39 @@ def _versions() -> dict[str, str]:
     return {name: found[name] for name in ("faqd", "torch")}
 
 
-def _kept(folder: RunFolder) -> dict[str, Any]:
+def _steps_in(checkpoint: Path) -> str:
+    """How many steps of training a checkpoint is ahead, in words."""
+    steps = int(load_record(checkpoint)["step"])
+    return f"{steps} step" if steps == 1 else f"{steps} steps"
+
+
+def _kept(folder: RunFolder) -> tuple[Settings, dict[str, Any]]:
+    """The settings that the state belongs to, and what is recorded beside them."""
     try:
         kept: dict[str, Any] = json.loads(folder.settings.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{folder.settings} is damaged ({error}): start anew with --overwrite") from error
-    return kept
+    record = {key: kept.pop(key) for key in (_BEGUN_WITH, _INPUTS, _REPLACES, _SETTLED) if key in kept}
+    return Settings(typed=kept, settled=record.get(_SETTLED, {})), record
 
 
-def _check_resumable(folder: RunFolder, settings: Mapping[str, Any]) -> None:
+def _check_resumable(folder: RunFolder, config: RunConfig) -> None:
     if not folder.settings.is_file():
         raise UserError(f"--resume: {folder.root} holds no run to go on with; leave --resume out to start one")
-    kept = _kept(folder)
-    begun, _ = kept.pop(_BEGUN_WITH, {}), kept.pop(_INPUTS, {})
-    kept.pop(_REPLACES, None)
-    if folder.is_finished():
-        if changed := changed_keys(kept, settings):
+    (before, record), now = _kept(folder), _settings(config)
+    begun, restart = record.get(_BEGUN_WITH, {}), config.output.restart_training
+    if folder.is_finished() and not restart:
+        if changed := changed_keys(before, now):
             key = changed[0]
+            other = f"score it otherwise with faqd validate {folder.bundle}"
+            if not any(decides(key, name) for name in ("float student", "calibration")) and decides(key, "training"):
+                other = "train it otherwise with --restart-training, which keeps the calibration"
             raise UserError(
-                f"--resume: --{key} was {kept.get(key)!r} and is {settings.get(key)!r} now, and the run in"
-                f" {folder.root} is finished: score it otherwise with faqd validate {folder.bundle}, or start anew"
-                " with --overwrite"
+                f"--resume: --{key} was {shown(before.typed.get(key))} and is {shown(now.typed.get(key))} now, and the"
+                f" run in {folder.root} is finished: {other}, or start anew with --overwrite"
             )
         return
-    check_changes(kept, settings, folder.finished(), folder=str(folder.root))
+    check_changes(before, now, folder.finished(restart_training=restart), later=BY_INPUTS)
     if begun != (running := _versions()):
         first, second = (" and ".join(f"{name} {found}" for name, found in used.items()) for used in (begun, running))
         raise UserError(

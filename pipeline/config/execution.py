@@ -51,6 +51,10 @@ class OutputConfig:
     ] = None
     overwrite: Annotated[bool, Parameter(help="Replace the results of an earlier run in the folder.")] = False
     resume: Annotated[bool, Parameter(help="Go on after the last finished stage or training checkpoint.")] = False
+    restart_training: Annotated[
+        bool,
+        Parameter(negative=(), help="With --resume: train anew from the first step on, with what is calibrated."),
+    ] = False
 
     def __post_init__(self) -> None:
         flags.check_fields(self)

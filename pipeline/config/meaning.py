@@ -143,6 +143,7 @@ _VERSIONED_BY_SDK = _need(
 _HAS_THREADS = _need(
     lambda s: s["backend"] != "tensorrt", "with --backend tensorrt, whose engines run on the GPU: leave it out"
 )
+_RESUMES = _need(lambda s: bool(s["resume"]), "without --resume: a new run trains from the first step on")
 
 ALWAYS: tuple[Need, ...] = ()
 
@@ -249,6 +250,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "output": ALWAYS,
     "overwrite": ALWAYS,
     "resume": ALWAYS,
+    "restart-training": (_RESUMES,),
 }
 
 #: Values by which a flag asks for nothing, so that there is nothing to ignore.

@@ -21,6 +21,7 @@ from pipeline.preflight import check_inputs
 from pipeline.sources.arrays import ArraySource
 from pipeline.sources.folder import open_folder
 from pipeline.sources.image_source import ImageSource
+from pipeline.sources.items import ItemSource
 from pipeline.stages.teacher import load_network
 
 QUICK = ("--quiet", "--steps", "2", "--calibration-images", "16")
@@ -145,29 +146,55 @@ def test_a_corrected_evaluation_goes_on_with_what_is_finished(
     assert (folder / "run" / "bundle" / "manifest.json").is_file()
 
 
-def test_images_are_the_same_wherever_they_lie(tmp_path: Path) -> None:
+def identity(source: ImageSource) -> str:
+    training, held_out = split_held_out(len(source), 0)
+    images = UnlabelledImages(source=source, training=training, held_out=held_out, workers=0, augmentation="none")
+    return images_identity(images)
+
+
+@pytest.mark.parametrize("most", [2 << 30, 0], ids=["whole files", "pieces of files"])
+def test_images_are_the_same_wherever_they_lie(most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.identity._WHOLE", most)
     generator = np.random.default_rng(0)
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
-    for index in range(40):
+    for index in range(100):
         pixels = generator.integers(0, 256, (9, 8, 3), np.uint8)
         for name in ("here", "there"):
-            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
-
-    def identity(source: ImageSource) -> str:
-        training, held_out = split_held_out(len(source), 0)
-        images = UnlabelledImages(source=source, training=training, held_out=held_out, workers=0, augmentation="none")
-        return images_identity(images)
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.bmp")
 
     def of_folder(name: str) -> str:
         return identity(open_folder(str(tmp_path / name), labelled=False).images)
 
-    assert of_folder("here") == of_folder("there")
-    Image.fromarray(pixels + 1).save(tmp_path / "there" / "0.png")
-    assert of_folder("here") != of_folder("there")
-    (tmp_path / "there" / "0.png").write_bytes(b"")
-    assert of_folder("here") != of_folder("there")
-    (tmp_path / "here" / "20.png").unlink()
-    assert (
-        len({of_folder("here"), of_folder("there"), identity(ArraySource("x", np.zeros((2, 1, 8, 8), np.uint8)))}) == 3
-    )
+    first = of_folder("here")
+    assert first == of_folder("there")
+    # Any image, the bytes of whose file are as many as before.
+    Image.fromarray(pixels + 1).save(tmp_path / "there" / "57.bmp")
+    others = [of_folder("there")]
+    (tmp_path / "there" / "57.bmp").write_bytes(b"")
+    others.append(of_folder("there"))
+    (tmp_path / "there" / "57.bmp").unlink()
+    (tmp_path / "there" / "57.bmp").symlink_to(tmp_path / "absent")
+    others.append(of_folder("there"))
+    (tmp_path / "here" / "20.bmp").unlink()
+    others.append(of_folder("here"))
+    assert len({first, *others}) == 5
+
+
+def test_every_image_of_an_array_counts_and_its_layout_does_not() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (700, 3, 8, 8), np.uint8)
+    first = identity(ArraySource("a", pixels))
+    stored_otherwise = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    assert identity(ArraySource("b", stored_otherwise)) == first
+    pixels[341, 1, 2, 3] ^= 1
+    assert identity(ArraySource("a", pixels)) != first
+    assert identity(ArraySource("a", pixels[:, :, :4])) != identity(ArraySource("a", pixels[:, :, 4:]))
+
+
+def test_a_data_set_of_ones_own_is_known_by_its_items() -> None:
+    items = [np.full((8, 8, 3), index, np.uint8) for index in range(40)]
+    first = identity(ItemSource("mine", items))
+    assert identity(ItemSource("other", list(items))) == first
+    items[17] = items[16]
+    assert identity(ItemSource("mine", items)) != first
+    assert identity(ItemSource("mine", items[:39])) != identity(ItemSource("mine", items))

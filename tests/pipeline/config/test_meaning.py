@@ -75,6 +75,7 @@ ROWS: list[tuple[str, Any, dict[str, Any], dict[str, Any], str]] = [
     ("timing-cache", "a", {}, TENSORRT, "builds no engine"),
     ("device", "cpu", {"quantiser": "nncf"}, UNTRAINED, "which does not train"),
     ("precision", "float32", UNTRAINED, {}, "with --steps 0"),
+    ("restart-training", True, {}, {"resume": True}, "without --resume"),
 ]
 
 
