@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx
 
 from backends.onnx_graph import emit
-from backends.onnx_lint import lint_rules, require_clean
+from backends.onnx_lint import require_clean
+from backends.onnx_rule import lint_rules
 from backends.onnx_view import INT4_OPSET
 from backends.profile import Profile
 from calibration.freeze import FrozenNetwork

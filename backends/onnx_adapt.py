@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper
 
+from backends.onnx_adapt_openvino import openvino_forms
+from backends.onnx_editing import Names, constant
 from backends.onnx_view import OnnxView, attributes
 from backends.profile import Profile
 from backends.reference_operators import moves_values
@@ -22,7 +23,8 @@ def adapted(model: onnx.ModelProto, profile: Profile) -> onnx.ModelProto:
     Activations in int8 become uint8 with a zero point that is 128 greater, where the profile's grids are unsigned:
     the same reals. What only moves dequantised values moves integers where the profile has that: the same reals. A
     float bias becomes int32 at input scale times weight scale where the profile's kernels want one, as ONNX Runtime
-    itself rounds it when it loads the file: half a step of that tiny scale at most.
+    itself rounds it when it loads the file: half a step of that tiny scale at most. Forms that OpenVINO's passes
+    compute wrongly are written as our own files for it write them.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -32,46 +34,27 @@ def adapted(model: onnx.ModelProto, profile: Profile) -> onnx.ModelProto:
         _movement_on_integers(copy)
     if profile.integer_bias:
         _biases_to_int32(copy)
+    if profile.name == "openvino":
+        openvino_forms(copy)
     _drop_unread(copy)
     onnx.checker.check_model(copy)
     return copy
 
 
-class _Names:
-    """Names that no tensor of the file has yet."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        graph = model.graph
-        self._taken = {name for node in graph.node for name in (*node.input, *node.output)}
-        self._taken |= {entry.name for entry in (*graph.initializer, *graph.input, *graph.output)}
-
-    def fresh(self, name: str) -> str:
-        """This name, or this one and underscores."""
-        while name in self._taken:
-            name += "_"
-        self._taken.add(name)
-        return name
-
-
-def _constant(model: onnx.ModelProto, name: str, values: NDArray[np.generic]) -> str:
-    model.graph.initializer.append(numpy_helper.from_array(values, name))
-    return name
-
-
 def _activations_to_uint8(model: onnx.ModelProto) -> None:
-    view, names = OnnxView(model), _Names(model)
+    view, names = OnnxView(model), Names(model)
     for node in view.roundings():
         zero = view.zero_point(node)
         is_weight = node.op_type == "DequantizeLinear" and view.stored_integers(node) is not None
         if is_weight or zero is None or view.integer_type(node) != TensorProto.INT8:
             continue
         shifted = np.asarray(zero.astype(np.int16) + 128).astype(np.uint8)
-        node.input[2] = _constant(model, names.fresh(f"{node.name or node.output[0]}_uint8"), shifted)
+        node.input[2] = constant(model, names.fresh(f"{node.name or node.output[0]}_uint8"), shifted)
 
 
 def _movement_on_integers(model: onnx.ModelProto) -> None:
     """Write every movement of dequantised values before the DequantizeLinear instead of behind it."""
-    names, changed = _Names(model), True
+    names, changed = Names(model), True
     while changed:
         view, changed = OnnxView(model), False
         for index, node in enumerate(view.nodes):
@@ -102,7 +85,7 @@ def _dequantised_data(view: OnnxView, node: NodeProto) -> list[NodeProto]:
     return sources
 
 
-def _swap(model: onnx.ModelProto, index: int, node: NodeProto, sources: list[NodeProto], names: _Names) -> None:
+def _swap(model: onnx.ModelProto, index: int, node: NodeProto, sources: list[NodeProto], names: Names) -> None:
     scale, zero = sources[0].input[1], sources[0].input[2]
     for position, source in enumerate(sources):
         node.input[position] = source.input[0]
@@ -120,7 +103,7 @@ def _swap(model: onnx.ModelProto, index: int, node: NodeProto, sources: list[Nod
 
 
 def _biases_to_int32(model: onnx.ModelProto) -> None:
-    view, names = OnnxView(model), _Names(model)
+    view, names = OnnxView(model), Names(model)
     for node in view.nodes:
         bias, data, weight = view.value(view.input(node, 2)), view.dequantised(node, 0), view.dequantised(node, 1)
         if node.op_type not in ("Conv", "Gemm") or bias is None or data is None or weight is None:
@@ -134,7 +117,7 @@ def _biases_to_int32(model: onnx.ModelProto) -> None:
             continue
         base = node.name or node.output[0]
         inputs = [
-            _constant(model, names.fresh(f"{base}_{word}"), values)
+            constant(model, names.fresh(f"{base}_{word}"), values)
             for word, values in (
                 ("bias_int32", integers.astype(np.int32)),
                 ("bias_scale", scale),

@@ -2,77 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
-
 import onnx
 
 from backends import onnx_lint_checks as checks
 from backends import onnx_lint_fusion as fusion
 from backends import onnx_lint_openvino as openvino
+from backends.onnx_rule import LintRule, LintRules, Target, Violation
 from backends.onnx_view import OnnxView
-from backends.profile import Profile
 from calibration.errors import UserError
-from calibration.plan import Plan
 
-Target = Literal["onnxruntime", "tensorrt", "openvino"]
 _ALL: frozenset[Target] = frozenset({"onnxruntime", "tensorrt", "openvino"})
 _ONNX_RUNTIME: frozenset[Target] = frozenset({"onnxruntime"})
 _TENSORRT: frozenset[Target] = frozenset({"tensorrt"})
 _OPENVINO: frozenset[Target] = frozenset({"openvino"})
-# Profiles whose files have rules of their own; all others are read by ONNX Runtime's kernels.
-_TARGETS: dict[str, Target] = {"tensorrt": "tensorrt", "openvino": "openvino"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Violation:
-    """One broken rule: its number, the node that breaks it, and how."""
-
-    rule: int
-    node: str
-    problem: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class LintRules:
-    """What a file is held against: a target, its bound on weight integers, and the bits that a plan gave each layer.
-
-    `weight_limit` is the largest magnitude of an 8-bit weight (127 where the profile sets none); `weight_bits` maps
-    a layer to the bits of its weight, which the file does not show where fewer than 8 are stored as int8;
-    `planned_float` are the nodes that the plan knows to run in float, whatever their neighbours' roundings look like.
-    """
-
-    target: Target
-    weight_limit: int = 127
-    weight_bits: Mapping[str, int] = field(default_factory=dict)
-    planned_float: frozenset[str] = frozenset()
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.weight_limit <= 127:
-            raise ValueError(f"a weight limit of {self.weight_limit} is outside 1 to 127")
-
-
-def lint_rules(profile: Profile, plan: Plan | None = None) -> LintRules:
-    """The rules for files of a profile, with the weight bits and float nodes of a plan where there is one."""
-    return LintRules(
-        target=_TARGETS.get(profile.name, "onnxruntime"),
-        weight_limit=profile.weight_limit or 127,
-        weight_bits={placement.layer: placement.grid.bits for placement in plan.weights} if plan else {},
-        planned_float=frozenset(plan.float_nodes) if plan else frozenset(),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LintRule:
-    """One row: the number and title of a rule, who it binds, how a file shows that it is broken, and why it exists."""
-
-    number: int
-    title: str
-    targets: frozenset[Target]
-    check: Callable[[OnnxView, LintRules], Iterable[tuple[str, str]]]
-    source: str
-
 
 _ORT = "measured on ONNX Runtime 1.31.1"
 _OV = "measured on OpenVINO 2026.4.1"
@@ -83,6 +25,7 @@ RULES: tuple[LintRule, ...] = (
         number=1,
         title="zero points are 0",
         targets=_TENSORRT,
+        breach="refused",
         check=checks.zero_points_are_zero,
         source=f"the parser asserts shiftIsAllZeros ({_RTX})",
     ),
@@ -90,6 +33,7 @@ RULES: tuple[LintRule, ...] = (
         number=2,
         title="activations and weights are int8",
         targets=_TENSORRT,
+        breach="wrong",
         check=checks.int8_alone,
         source=f"uint8 activations are silently read as int8, uint8 weights and 16 bits refused ({_RTX})",
     ),
@@ -97,13 +41,47 @@ RULES: tuple[LintRule, ...] = (
         number=3,
         title="biases are float",
         targets=_TENSORRT,
+        breach="refused",
         check=checks.float_biases,
         source=f"the parser refuses an int32 DequantizeLinear ({_RTX})",
+    ),
+    LintRule(
+        number=4,
+        title="only inputs of Conv, ConvTranspose, Gemm and MatMul are rounded",
+        targets=_TENSORRT,
+        breach="slow",
+        check=None,
+        source=f"a rounding between a layer and its activation splits their kernel ({_RTX})",
+    ),
+    LintRule(
+        number=5,
+        title="of a residual addition, only the skip branch is rounded",
+        targets=_TENSORRT,
+        breach="slow",
+        check=None,
+        source=f"one more rounding in the epilogue of the addition ({_RTX})",
+    ),
+    LintRule(
+        number=6,
+        title="what is concatenated shares one scale with the result",
+        targets=_TENSORRT,
+        breach="slow",
+        check=None,
+        source=f"another pass rounds each part anew ({_RTX})",
+    ),
+    LintRule(
+        number=7,
+        title="narrow layers, and products of a matrix with one vector, stay float",
+        targets=_TENSORRT,
+        breach="slow",
+        check=None,
+        source="int8 gains nothing there (ModelOpt, NVIDIA; not measured here)",
     ),
     LintRule(
         number=8,
         title="the rest has one float type",
         targets=_TENSORRT,
+        breach="refused",
         check=checks.one_float_type,
         source="networks are strongly typed since TensorRT 11: nothing casts by itself (10.x to 11.x migration guide)",
     ),
@@ -111,6 +89,7 @@ RULES: tuple[LintRule, ...] = (
         number=9,
         title="per-tensor scales have rank 0",
         targets=_ALL,
+        breach="refused",
         check=checks.scale_ranks,
         source=f"shape [1] fails session creation at QLinearAdd ({_ORT}), and convolutions run in float ({_RTX})",
     ),
@@ -118,6 +97,7 @@ RULES: tuple[LintRule, ...] = (
         number=10,
         title="zero points are written, output_dtype is not",
         targets=_ALL,
+        breach="wrong",
         check=checks.explicit_zero_points,
         source="onnxruntime issues 28491 and 25526; an omitted zero point means uint8",
     ),
@@ -125,6 +105,7 @@ RULES: tuple[LintRule, ...] = (
         number=11,
         title="weight scales lie on the output channels",
         targets=_ALL,
+        breach="wrong",
         check=checks.weight_axes,
         source=f"axis 1 on a square convolution gives wrong outputs without a word ({_ORT}; pull request 21712)",
     ),
@@ -132,6 +113,7 @@ RULES: tuple[LintRule, ...] = (
         number=12,
         title="activations are uint8",
         targets=_ONNX_RUNTIME | _OPENVINO,
+        breach="wrong",
         check=checks.uint8_activations,
         source="int8 activations stay float wherever a tensor has two readers (qdq_s8_to_u8.cc); outputs are wrong by"
         f" up to a fifth of their range where a rounding to int8 stands behind a Concat ({_OV})",
@@ -140,6 +122,7 @@ RULES: tuple[LintRule, ...] = (
         number=13,
         title="a ReLU is part of the rounding behind it",
         targets=_ONNX_RUNTIME,
+        breach="float",
         check=fusion.absorbed_relus,
         source=f"a convolution fuses with a ReLU only when the zero point is the smallest integer ({_ORT})",
     ),
@@ -147,6 +130,7 @@ RULES: tuple[LintRule, ...] = (
         number=14,
         title="a clip is part of the rounding behind it",
         targets=_ONNX_RUNTIME,
+        breach="float",
         check=fusion.absorbed_clips,
         source=f"a range that reaches beyond the clip leaves the convolution float ({_ORT})",
     ),
@@ -154,6 +138,7 @@ RULES: tuple[LintRule, ...] = (
         number=15,
         title="every convolution's output is rounded",
         targets=_ONNX_RUNTIME,
+        breach="float",
         check=fusion.rounded_convolutions,
         source=f"a convolution without a QuantizeLinear behind it runs in float ({_ORT})",
     ),
@@ -161,6 +146,7 @@ RULES: tuple[LintRule, ...] = (
         number=16,
         title="activations with integer kernels are rounded on both sides",
         targets=_ONNX_RUNTIME,
+        breach="float",
         check=fusion.rounded_activations,
         source=f"QLinearLeakyRelu and QLinearSigmoid need a rounding before and behind ({_ORT})",
     ),
@@ -168,6 +154,7 @@ RULES: tuple[LintRule, ...] = (
         number=17,
         title="poolings are rounded on both sides, linear layers read a DequantizeLinear",
         targets=_ONNX_RUNTIME,
+        breach="float",
         check=fusion.rounded_poolings,
         source=f"a Flatten between DequantizeLinear and Gemm, or a ReduceMean, means float ({_ORT})",
     ),
@@ -175,6 +162,7 @@ RULES: tuple[LintRule, ...] = (
         number=18,
         title="what only moves values keeps scale and zero point",
         targets=_ONNX_RUNTIME,
+        breach="float",
         check=fusion.unchanged_movement,
         source=f"MaxPool between different scales runs in float ({_ORT})",
     ),
@@ -182,6 +170,7 @@ RULES: tuple[LintRule, ...] = (
         number=19,
         title="biases are int32 at input scale times weight scale",
         targets=_ONNX_RUNTIME,
+        breach="float",
         check=checks.integer_biases,
         source=f"another scale leaves the layer float; float weights and biases are rounded at load ({_ORT})",
     ),
@@ -189,6 +178,7 @@ RULES: tuple[LintRule, ...] = (
         number=20,
         title="no BatchNormalization",
         targets=_ALL,
+        breach="float",
         check=checks.no_batch_norm,
         source=f"a BatchNormalization behind integer weights cannot be folded any more ({_ORT})",
     ),
@@ -196,6 +186,7 @@ RULES: tuple[LintRule, ...] = (
         number=21,
         title="one rounding per tensor",
         targets=_ALL,
+        breach="float",
         check=fusion.one_rounding,
         source=f"a second QuantizeLinear or a float reader makes the kernel before it float ({_ORT})",
     ),
@@ -203,6 +194,7 @@ RULES: tuple[LintRule, ...] = (
         number=22,
         title="weights respect the profile's limit",
         targets=_ALL,
+        breach="wrong",
         check=checks.limited_weights,
         source="x86 without VNNI saturates sums of two products at 16 bits (onnxruntime issue 24711)",
     ),
@@ -210,6 +202,7 @@ RULES: tuple[LintRule, ...] = (
         number=23,
         title="weights have the narrow range",
         targets=_ALL,
+        breach="none",
         check=checks.narrow_weights,
         source="the most negative integer has no positive counterpart: negated weights would not fit",
     ),
@@ -217,6 +210,7 @@ RULES: tuple[LintRule, ...] = (
         number=24,
         title="scales are positive and normal",
         targets=_ALL,
+        breach="refused",
         check=checks.positive_scales,
         source="onnx-tensorrt issue 764; denormal scales are flushed to zero by some kernels",
     ),
@@ -224,6 +218,7 @@ RULES: tuple[LintRule, ...] = (
         number=25,
         title="4-bit weights are stored as the target can read them",
         targets=_ALL,
+        breach="float",
         check=checks.four_bit_weights,
         source=f"DequantizeLinear(int4) in front of a convolution: float ({_ORT}; {_OV}), no build ({_RTX})",
     ),
@@ -231,6 +226,7 @@ RULES: tuple[LintRule, ...] = (
         number=26,
         title="weights are symmetric",
         targets=_OPENVINO,
+        breach="float",
         check=checks.symmetric_weights,
         source=f"a layer whose weight has a zero point runs in float ({_OV})",
     ),
@@ -238,6 +234,7 @@ RULES: tuple[LintRule, ...] = (
         number=27,
         title="the opset is one that the target fuses",
         targets=_ALL,
+        breach="refused",
         check=checks.opset,
         source=f"int4 initialisers exist from opset 21 on; 17 to 23 were tried ({_ORT}; {_RTX})",
     ),
@@ -245,6 +242,7 @@ RULES: tuple[LintRule, ...] = (
         number=30,
         title="int4 weights have scales in blocks along the inputs of their product",
         targets=_TENSORRT,
+        breach="float",
         check=checks.blocked_weights,
         source=f"with a scale per channel the weight is written out as floats before the product reads it ({_RTX})",
     ),
@@ -252,6 +250,7 @@ RULES: tuple[LintRule, ...] = (
         number=31,
         title="no ReLU or clip stands alone behind a product with a float result",
         targets=_ONNX_RUNTIME,
+        breach="float",
         check=fusion.products_before_activations,
         source="the search for the kernel's rounding goes on behind a Relu or Clip and finds none, and the product runs"
         " in float (measured on ONNX Runtime 1.32.0)",
@@ -260,6 +259,7 @@ RULES: tuple[LintRule, ...] = (
         number=32,
         title="every layer has a bias",
         targets=_OPENVINO,
+        breach="wrong",
         check=openvino.biased_layers,
         source=f"without one, a sum of a layer's output and of what else is made of it is wrong, and linear layers over"
         f" tokens do not load ({_OV})",
@@ -268,6 +268,7 @@ RULES: tuple[LintRule, ...] = (
         number=33,
         title="strides are left out in front of 1x1 convolutions",
         targets=_OPENVINO,
+        breach="float",
         check=openvino.strided_pointwise,
         source=f"a pooling is put between rounding and convolution, and both run in float ({_OV})",
     ),
@@ -275,6 +276,7 @@ RULES: tuple[LintRule, ...] = (
         number=34,
         title="averages take no border into signed maps",
         targets=_OPENVINO,
+        breach="wrong",
         check=openvino.borders_of_averages,
         source=f"the border's integers are 0 whatever the zero point is ({_OV})",
     ),
@@ -282,6 +284,7 @@ RULES: tuple[LintRule, ...] = (
         number=35,
         title="a Max stands behind a largest or smallest value",
         targets=_OPENVINO,
+        breach="wrong",
         check=openvino.lone_reductions,
         source=f"a rounding that becomes part of ReduceMax or ReduceMin gives wrong outputs ({_OV})",
     ),
@@ -289,8 +292,25 @@ RULES: tuple[LintRule, ...] = (
         number=36,
         title="transposed convolutions read values that are not negative",
         targets=_OPENVINO,
+        breach="float",
         check=openvino.unsigned_transposed,
         source=f"behind a zero point other than 0 they run in float ({_OV})",
+    ),
+    LintRule(
+        number=37,
+        title="a linear layer whose result is taken apart, as into queries, keys and values, is one layer per part",
+        targets=_TENSORRT,
+        breach="float",
+        check=None,
+        source=f"the compiler takes it apart by itself, and expands its weight to floats for that ({_RTX})",
+    ),
+    LintRule(
+        number=38,
+        title="a transposed convolution is a convolution and movement",
+        targets=_TENSORRT,
+        breach="float",
+        check=None,
+        source=f"there is no int8 kernel for one ({_RTX})",
     ),
 )
 
@@ -301,7 +321,7 @@ def lint(model: onnx.ModelProto, rules: LintRules) -> list[Violation]:
     return [
         Violation(rule=rule.number, node=node, problem=problem)
         for rule in RULES
-        if rules.target in rule.targets
+        if rules.target in rule.targets and rule.check is not None
         for node, problem in rule.check(view, rules)
     ]
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
 from backends.onnx_half import HALF_OPSET, SMALLEST_HALF_SCALE
+from backends.onnx_rule import LintRules
 from backends.onnx_view import INT4_OPSET, OPSETS, OnnxView, attributes, node_name
-
-if TYPE_CHECKING:
-    from backends.onnx_lint import LintRules
 
 #: Inputs of a product that may share the scale of an int4 weight (see `backends.tensorrt_rules.WEIGHT_ONLY`).
 BLOCK_SIZES = (128, 64)

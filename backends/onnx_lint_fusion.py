@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import NodeProto
 
+from backends.onnx_rule import LintRules
 from backends.onnx_view import INTEGER_RANGES, OnnxView, attributes, node_name
-
-if TYPE_CHECKING:
-    from backends.onnx_lint import LintRules
 
 Found = Iterator[tuple[str, str]]
 

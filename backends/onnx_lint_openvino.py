@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from onnx import NodeProto
 
+from backends.onnx_rule import LintRules
 from backends.onnx_view import OnnxView, attributes, node_name
-
-if TYPE_CHECKING:
-    from backends.onnx_lint import LintRules
 
 Found = Iterator[tuple[str, str]]
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from backends.artifact import linted_artifact
 from backends.base import Array, Backend, Census, Runner
 from backends.onnx_half import half_rest
-from backends.onnx_lint import lint_rules, require_clean
+from backends.onnx_lint import require_clean
+from backends.onnx_rule import lint_rules
 from backends.onnx_view import OnnxView, node_name
 from backends.serialised import Serialised, in_one_piece
 from backends.tensorrt_device.build import BuiltEngine, EngineOptions, Step, build_engine

@@ -126,11 +126,11 @@ PROFILE = Profile(
     " TensorRT has no 4-bit convolution",
     skip_layer=skip_layer,
     weight_only=WEIGHT_ONLY,
-    # Rule 31. TensorRT-RTX 1.7.1 (measured: every Vision Transformer of timm, Swin's stages of one window): where the
+    # Rule 37. TensorRT-RTX 1.7.1 (measured: every Vision Transformer of timm, Swin's stages of one window): where the
     # tokens of an image stay together, the compiler takes the product of queries, keys and values apart, and expands
     # its int8 weight to floats for that. Three layers of one input it multiplies as one int8 product.
     parts_as_layers=True,
-    # Rule 32. TensorRT-RTX 1.7.1 has no int8 transposed convolution (measured): as a convolution whose channels move to
+    # Rule 38. TensorRT-RTX 1.7.1 has no int8 transposed convolution (measured): as a convolution whose channels move to
     # their places it multiplies integers. NVIDIA's guidance rounds the inputs of those that cannot be written so.
     transposed_as_convolutions="all",
 )

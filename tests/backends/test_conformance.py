@@ -14,7 +14,8 @@ import pytest
 from backends import BACKENDS, backend_named
 from backends.base import Backend
 from backends.onnx_graph import emit
-from backends.onnx_lint import lint, lint_rules
+from backends.onnx_lint import lint
+from backends.onnx_rule import lint_rules
 from calibration.errors import MissingExtra, UserError
 
 Build = Callable[..., Any]

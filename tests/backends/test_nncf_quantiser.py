@@ -15,7 +15,9 @@ from backends.base import Array
 from backends.emulation import EmulatedOnnxRuntime
 from backends.nncf_quantiser import quantise
 from backends.onnx_graph import emit
+from backends.onnx_lint import lint
 from backends.onnx_plan import plan_of_file
+from backends.onnx_rule import lint_rules
 from backends.onnx_view import OnnxView
 from backends.onnxruntime_rules import X64, X64_WITHOUT_VNNI
 from backends.reference import IntegerOracle
@@ -111,3 +113,21 @@ def test_a_network_without_layers_is_the_users_mistake() -> None:
     images = [np.zeros((1, 3, 4, 4), np.float32)]
     with pytest.raises(UserError, match=r"^NNCF quantises nothing in this network"):
         quantise(model.SerializeToString(), lambda: images, 1, X64)
+
+
+@pytest.mark.parametrize("network", ["sum_without_bias", "tokens_without_bias", "bordered_average", "largest"])
+def test_forms_that_openvino_would_compute_wrongly_are_written_otherwise(network: str, build: Build) -> None:
+    try:
+        backend = backend_named("openvino")
+    except MissingExtra as missing:
+        pytest.skip(str(missing))
+    built = build(network)
+    float_file, images = source(built)
+    model = quantise(float_file, images, COUNT, backend.profile)
+    assert not [violation for violation in lint(model, lint_rules(backend.profile)) if violation.rule in {32, 34, 35}]
+    outputs, _ = IntegerOracle(model).run(built.images)
+    with backend.runner(model.SerializeToString(), threads=1) as runner:
+        theirs = runner.run(built.images.numpy())
+    for mine, runtime in zip(outputs, theirs, strict=True):
+        # Wrong forms are off by a sixth and more.
+        assert np.abs(runtime - mine.numpy()).max() < 0.05 * np.abs(mine.numpy()).max()

@@ -15,8 +15,9 @@ from onnx import TensorProto
 
 from backends.onnx_adapt import adapted
 from backends.onnx_graph import emit
-from backends.onnx_lint import lint, lint_rules
+from backends.onnx_lint import lint
 from backends.onnx_plan import plan_of_file
+from backends.onnx_rule import lint_rules
 from backends.onnx_view import OnnxView
 from backends.onnxruntime_rules import X64
 from backends.openvino_rules import PROFILE

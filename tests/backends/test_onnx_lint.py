@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,14 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from backends.onnx_lint import RULES, LintRules, lint, lint_rules, require_clean
+from backends.onnx_lint import RULES, lint, require_clean
+from backends.onnx_rule import LintRules, lint_rules
 from backends.onnxruntime import OnnxRuntime
 from backends.onnxruntime_rules import X64, X64_WITHOUT_VNNI
 from calibration.errors import UserError
 
 Build = Callable[..., Any]
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 class Mutant:
@@ -134,6 +138,24 @@ def test_the_table_is_in_order_and_every_row_has_a_source() -> None:
     numbers = [rule.number for rule in RULES]
     assert numbers == sorted(set(numbers))
     assert all(rule.title and rule.source and rule.targets for rule in RULES)
+
+
+def test_the_documents_name_the_rules_of_the_table_by_their_numbers() -> None:
+    bound = {target: {rule.number for rule in RULES if target in rule.targets} for target in ("tensorrt", "openvino")}
+    rules_of_tensorrt = (DOCS / "tensorrt.md").read_text().split("## Rules\n")[1].split("\n## ")[0]
+    assert [int(number) for number in re.findall(r"^\| (\d+) \|", rules_of_tensorrt, re.M)] == sorted(bound["tensorrt"])
+    forms = [int(number) for number in re.findall(r"\| (\d+) \|$", (DOCS / "openvino.md").read_text(), re.M)]
+    alone = {rule.number for rule in RULES if rule.targets == {"openvino"} and rule.number != 26}  # told in a sentence
+    assert {*forms} == alone
+    known = {rule.number for rule in RULES}
+    for page in DOCS.glob("*.md"):
+        named = re.findall(r"\brules? (\d+)(?: (?:to|and) (\d+))?", page.read_text())
+        assert {int(number) for pair in named for number in pair if number} <= known, page.name
+
+
+def test_a_rule_whose_source_tells_of_wrong_outputs_says_so() -> None:
+    told = [rule for rule in RULES if "wrong" in rule.source]
+    assert told and all(rule.breach == "wrong" for rule in told)
 
 
 def test_a_weight_limit_is_checked() -> None:

@@ -21,7 +21,8 @@ from onnx.utils import Extractor
 from backends import backend_named
 from backends.cpu import host_cpu
 from backends.onnx_graph import emit
-from backends.onnx_lint import lint, lint_rules
+from backends.onnx_lint import lint
+from backends.onnx_rule import lint_rules
 from backends.onnx_view import OPSETS, OnnxView
 from backends.openvino import OpenVINO
 from backends.openvino_rules import PROFILE, VNNI, WITHOUT_VNNI

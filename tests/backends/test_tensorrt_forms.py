@@ -1,4 +1,4 @@
-"""Rules 31 and 32: forms of layers that TensorRT-RTX multiplies as integers, where the networks' own become floats."""
+"""Rules 37 and 38: forms of layers that TensorRT-RTX multiplies as integers, where the networks' own become floats."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from backends.onnx_half import half_rest, half_scale
-from backends.onnx_lint import lint, lint_rules
+from backends.onnx_lint import lint
+from backends.onnx_rule import lint_rules
 from backends.onnx_view import OPSETS, OnnxView
 from backends.reference import IntegerOracle
 from backends.tensorrt import TensorRT

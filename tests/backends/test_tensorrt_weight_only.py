@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from backends.onnx_half import half_rest
 from backends.onnx_int4 import int4_tensor
-from backends.onnx_lint import lint, lint_rules
+from backends.onnx_lint import lint
 from backends.onnx_lint_checks import BLOCK_SIZES
+from backends.onnx_rule import lint_rules
 from backends.onnx_view import OnnxView
 from backends.placement import Widths
 from backends.profile import LayerShape

@@ -42,7 +42,7 @@ class Counts:
     products: int = 0
 
 
-#: Network (its shallow copy) at 8 bits. Queries, keys and values count as three layers (rule 31).
+#: Network (its shallow copy) at 8 bits. Queries, keys and values count as three layers (rule 37).
 TABLE: dict[str, Counts] = {
     "alexnet": Counts(int8=8),
     "vgg11": Counts(int8=11),

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from backends.onnx_lint import lint, lint_rules
+from backends.onnx_lint import lint
+from backends.onnx_rule import lint_rules
 from backends.onnx_view import OPSETS
 from backends.onnxruntime import OnnxRuntime
 from backends.reference import IntegerOracle
