@@ -27,7 +27,8 @@ from calibration.eager import own_copy
 from calibration.errors import UserError, is_ours_to_report, message_of
 from calibration.mutation import mutates_a_view
 from calibration.network_checks import check_outputs, check_parameters, tell_of_hooks
-from calibration.normal_form import NO_OPERATION, normal_form
+from calibration.normal_form import NO_OPERATION, normal_form, without_regions
+from calibration.one_image import changes_constants, of_any_batch
 from calibration.operators import make_graph_module
 from calibration.results import make_known
 from calibration.sharing import sharing_copy
@@ -41,38 +42,49 @@ _REMEDY = (
 _TAGGED_FOR_MORE = ("attention", "lstm", "gru", "rnn_")
 
 
-def capture(module: nn.Module, example: Tensor, *, source: str) -> GraphModule:
+def capture(module: nn.Module, example: Tensor, *, source: str, one_image: bool = False) -> GraphModule:
     """Capture `module` in evaluation mode as a graph of functional ATen operators over a free batch size.
 
-    `example` float32 [B, C, H, W] with B >= 2; `source` names the network in errors. The result returns a tuple of
-    tensors, whose names are in `meta["outputs"]`; its nodes are named after the modules they come from, its parameters
-    lie in the module's memory. Raises UserError naming module and line when the network cannot be captured.
+    `example` float32 [B, C, H, W] with B >= 2; `source` names the network in errors. With `one_image` the module is
+    shown its first image alone, and the graph gives each of several what the module gives it so (`meta["one_image"]`).
+    The result returns a tuple of tensors, whose names are in `meta["outputs"]`; its nodes are named after the modules
+    they come from, its parameters lie in the module's memory. Raises UserError naming module and line when the network
+    cannot be captured.
     """
-    captured, names = exported_graph(module, example, source=source)
+    captured, names = exported_graph(module, example, source=source, one_image=one_image)
     graph = normal_form(captured, source=source)
     check_outputs(graph, names, source)
     plain = make_graph_module(captured, graph)
     _check_chance(plain, source)
     for parameter in plain.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    plain.meta["outputs"] = names
+    plain.meta["outputs"], plain.meta["one_image"] = names, one_image
     return plain
 
 
-def exported_graph(module: nn.Module, example: Tensor, *, source: str) -> tuple[GraphModule, tuple[str, ...]]:
+def exported_graph(
+    module: nn.Module, example: Tensor, *, source: str, one_image: bool = False
+) -> tuple[GraphModule, tuple[str, ...]]:
     """The graph as torch.export gives it, before the normal form, and the names of its outputs; see `capture`."""
     _check_arguments(module, source)
     check_parameters(module, source)
     tell_of_hooks(module, source)
-    exported, names = _export(module, example, source)
+    exported, names = _export(module, example[:1] if one_image else example, source, one_image)
     with _hushed():
-        if mutates_a_view(exported.graph, harmless=NO_OPERATION):
+        if mutates_a_view(exported.graph, harmless=NO_OPERATION) or (one_image and changes_constants(exported.graph)):
             # A write through a view changes a tensor that other nodes read: only full functionalisation is right.
             exported = exported.run_decompositions({})
-        return exported.module(), names
+        graph_module = exported.module()
+        if one_image:
+            graph_module = without_regions(graph_module)
+            _check_chance(graph_module, source)
+            graph_module = of_any_batch(graph_module, names=names, source=source)
+        return graph_module, names
 
 
-def _export(module: nn.Module, example: Tensor, source: str) -> tuple[ExportedProgram, tuple[str, ...]]:
+def _export(
+    module: nn.Module, example: Tensor, source: str, one_image: bool
+) -> tuple[ExportedProgram, tuple[str, ...]]:
     """The exported program of a copy of the module, and the names of its outputs."""
     try:
         with _hushed():
@@ -81,7 +93,7 @@ def _export(module: nn.Module, example: Tensor, source: str) -> tuple[ExportedPr
         # Before exporting, which runs on tensors without values: older versions of torch check less there.
         _check_takes(own_copy(module), example, source)
         with _hushed(), _length_of_tensors():
-            exported = _of_any_batch(module, example)
+            exported = export(module, (example,), strict=False) if one_image else _of_any_batch(module, example)
     except BaseException as error:
         # The network's own code runs here, so any exception may come; it is reported, never swallowed.
         if not is_ours_to_report(error):
@@ -139,7 +151,7 @@ def _is_of_one_batch_size(error: BaseException) -> bool:
 def _check_chance(graph_module: GraphModule, source: str) -> None:
     """Refuse a graph that draws random numbers."""
     for node in graph_module.graph.nodes:
-        tags = getattr(node.target, "tags", ())
+        tags = getattr(node.target, "tags", ()) if node.target not in NO_OPERATION else ()
         if torch.Tag.nondeterministic_seeded in tags and not any(word in str(node.target) for word in _TAGGED_FOR_MORE):
             raise UserError(
                 f"{source}: {node.name} ({node.target}) draws random numbers in evaluation mode, so that no two answers"

@@ -104,8 +104,10 @@ def fold_batches(graph_module: GraphModule) -> None:
         single, several = one.get(node), three.get(node)
         if not (isinstance(single, Tensor) and isinstance(several, Tensor)) or single.shape == several.shape:
             continue
+        if single.shape[:1] != (1,) or single.shape[1:] != several.shape[1:]:
+            continue
         readers = [user for user in node.users if user not in one and _broadcasts(user, node)]
-        if readers and single.shape[1:] == several.shape[1:] and torch.equal(single.expand_as(several), several):
+        if readers and torch.equal(single.expand_as(several), several):
             (constant,) = new_constants(graph_module, node, {"value": single.clone()}, holder="constant")
             for reader in readers:
                 reader.replace_input_with(node, constant)

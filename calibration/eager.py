@@ -30,25 +30,35 @@ def own_copy(module: Module) -> Module:
 class Eager:
     """A copy of a network to be called with images; what calls leave behind stays in the copy.
 
-    `module` is any that takes images float32 [B, C, H, W]; its results that are tensors are returned in the order in
-    which capture names them, each in memory of its own. What a call draws at random begins with `seed`; the global
-    generator is as before afterwards.
+    `module` is any that takes images float32 [B, C, H, W], or with `one_image` one image [1, C, H, W] at a time; its
+    results that are tensors are returned in the order in which capture names them, each in memory of its own. What a
+    call draws at random begins with `seed`; the global generator is as before afterwards.
     """
 
-    def __init__(self, module: nn.Module, *, seed: int = 0) -> None:
-        self.module, self._seed = own_copy(module), seed
+    def __init__(self, module: nn.Module, *, seed: int = 0, one_image: bool = False) -> None:
+        self.module, self._seed, self.one_image = own_copy(module), seed, one_image
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """The tensors among the results for images [B, C, H, W], which stay as they are."""
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             torch.manual_seed(self._seed)
             warnings.simplefilter("ignore")  # the network's own, said already when it was captured
-            results = self.module(images.clone())
+            if not self.one_image:
+                return self._results(images)
+            alone = [self._results(image) for image in torch.split(images, 1)]
+        return [torch.cat(answers) for answers in zip(*alone, strict=True)]
+
+    def _results(self, images: Tensor) -> list[Tensor]:
+        results = self.module(images.clone())
         return [leaf.detach().clone() for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)]
+
+    def again(self, *, seed: int = 0) -> Eager:
+        """Another copy, whose calls see nothing of this one's from now on."""
+        return Eager(self.module, seed=seed, one_image=self.one_image)
 
     def in_double(self) -> Eager:
         """A copy that computes in float64."""
-        found = Eager(self.module, seed=self._seed)
+        found = self.again(seed=self._seed)
         found.module = copy.deepcopy(self.module).double()
         return found
 

@@ -22,7 +22,7 @@ def first_difference(eager: Eager, images: Tensor, source: str) -> str:
     The module is exported anew, and its graph run node by node, as torch.export gives it and in normal form: what
     differs between the two names a node; what differs already before names a part of the network.
     """
-    exported, _ = exported_graph(eager.module, images[:2], source=source)
+    exported, _ = exported_graph(eager.module, images[:2], source=source, one_image=eager.one_image)
     parts = _results_of_parts(eager, images)
     before = values_of(exported, images)
     origins = _origins(exported)
@@ -58,19 +58,26 @@ def first_mixing(eager: Eager, images: Tensor, place: int) -> str:
 
 
 def _results_of_parts(eager: Eager, images: Tensor) -> dict[str, Tensor]:
-    """What every sub-module that is called once gives, in the order in which they end."""
-    fresh, results, calls = Eager(eager.module), dict[str, Tensor](), dict[str, int]()
+    """What every sub-module that is called once gives, in the order in which they end.
+
+    Where images are shown one at a time, it is called once for each of them.
+    """
+    fresh, results = eager.again(), dict[str, list[Tensor | None]]()
 
     def look(path: str, result: object) -> None:
-        calls[path] = calls.get(path, 0) + 1
-        if isinstance(result, Tensor):
-            results[path] = result.detach().clone()
+        results.setdefault(path, []).append(result.detach().clone() if isinstance(result, Tensor) else None)
 
     for path, part in fresh.module.named_modules():
         if path:
             part.register_forward_hook(lambda _part, _inputs, result, path=path: look(path, result))
     fresh(images)
-    return {path: result for path, result in results.items() if calls[path] == 1}
+    expected = len(images) if eager.one_image else 1
+    once = {path: [one for one in each if one is not None] for path, each in results.items() if len(each) == expected}
+    return {
+        path: torch.cat(each) if eager.one_image else each[0]
+        for path, each in once.items()
+        if len(each) == expected and (not eager.one_image or (each[0].dim() and len(each[0]) == 1))
+    }
 
 
 def _origins(exported: GraphModule) -> Mapping[str, list[str]]:

@@ -33,14 +33,16 @@ def wide_images(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 def check_first_link(module: nn.Module, captured: GraphModule, images: Tensor, *, source: str, shown: str) -> None:
     """Raise UserError unless `captured` computes what `module` does with these images [B, C, H, W].
 
-    Before that it is held that the module itself gives every image the same answer alone, among others and in a later
-    call. `source` names the network in errors, `shown` the images. Outputs are compared one by one, relative to each
-    image's largest value; by how much rounding moves them is measured where they differ.
+    A module that was captured at one image is asked image by image. Before that it is held that the module itself gives
+    every image the same answer alone, among others and in a later call. `source` names the network in errors, `shown`
+    the images. Outputs are compared one by one, relative to each image's largest value; by how much rounding moves them
+    is measured where they differ.
     """
-    eager = Eager(module)
+    eager = Eager(module, one_image=captured.meta.get("one_image", False))
+    untouched = eager.again()
     with reported(eager.module, source, shown):
         answers = eager(images)
-        alone = _check_calls(module, answers, images, captured.meta["outputs"], source)
+        alone = _check_calls(untouched, answers, images, captured.meta["outputs"], source)
         _check_axes(answers, alone[0], captured.meta["outputs"], len(images), source)
     _check_mixing(eager, answers, alone, images, captured.meta["outputs"], source, shown)
     _check_captured(eager, answers, captured, images, source, shown)
@@ -61,19 +63,19 @@ def _check_axes(
 
 
 def _check_calls(
-    module: nn.Module, answers: Sequence[Tensor], images: Tensor, names: Sequence[str], source: str
+    untouched: Eager, answers: Sequence[Tensor], images: Tensor, names: Sequence[str], source: str
 ) -> dict[int, list[Tensor]]:
     """What a module gives the first and the last image alone; refused where earlier calls or chance change it."""
-    later, places = Eager(module, seed=1), (0, len(images) - 1)
+    later, places = untouched.again(seed=1), (0, len(images) - 1)
     alone = {places[0]: later(images[places[0] :][:1])}
     before = later.state()
     alone[places[1]] = later(images[places[1] :][:1])
     kept = changed(before, later.state())
-    moved = differing(later(images), answers, Eager(module), images)
+    moved = differing(later(images), answers, untouched.again(), images)
     if moved:
         index, difference = moved[0]
-        drawn = differing(Eager(module, seed=1)(images), answers, Eager(module), images)
-        kept = changed(Eager(module).state(), later.state())
+        drawn = differing(untouched.again(seed=1)(images), answers, untouched.again(), images)
+        kept = changed(untouched.state(), later.state())
         raise UserError(
             f"{source}: the network gives the same image another answer in a later call: output {names[index]} differs"
             f" by {difference:.2g} of its largest value, as it {_why(bool(drawn), kept)}; a captured graph keeps and"
@@ -103,7 +105,7 @@ def _read(later: Eager, kept: Sequence[str], images: Tensor) -> list[str]:
     """Those of the values that calls change which another call's answer depends on."""
     expected, found = later(images[-1:]), list[str]()
     for name in kept:
-        disturbed = Eager(later.module)
+        disturbed = later.again()
         try:
             disturbed.disturb([name])
             answers = disturbed(images[-1:])

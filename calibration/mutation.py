@@ -53,13 +53,13 @@ def mutates_a_view(graph: Graph, *, harmless: Collection[Any] = ()) -> bool:
         if not isinstance(written, Node):
             return True
         # A part of a split is a view as well: it is an item of the operator that has the schema.
-        shared = _is_view(written) or written.op in {"get_attr", "placeholder"} or written.target is operator.getitem
-        if shared or any(order[user] > order[node] or _is_view(user) for user in written.users):
+        shared = is_view(written) or written.op in {"get_attr", "placeholder"} or written.target is operator.getitem
+        if shared or any(order[user] > order[node] or is_view(user) for user in written.users):
             return True
     return False
 
 
-def _is_view(node: Node) -> bool:
+def is_view(node: Node) -> bool:
     """Whether the operator's result may share memory with an input without being written."""
     schema = _schema(node)
     if schema is None or schema.is_mutable:

@@ -60,7 +60,7 @@ _CONVERSIONS = frozenset(
 )
 
 #: Checks that export leaves behind: of shapes, which hold by construction, and of values, which no device checks.
-_CHECKS = frozenset(
+CHECKS = frozenset(
     {
         aten._assert_tensor_metadata.default,
         aten._assert_scalar.default,
@@ -86,8 +86,8 @@ def normal_form(captured: GraphModule, *, source: str, copies: dict[Node, Node] 
     """
     graph, constants = Graph(), dict[int, str]()
     copies = {} if copies is None else copies
-    for node in sorted(_without_regions(captured).graph.nodes, key=lambda node: node.op != "placeholder"):
-        if node.op == "call_module" or node.target in _CHECKS:
+    for node in sorted(without_regions(captured).graph.nodes, key=lambda node: node.op != "placeholder"):
+        if node.op == "call_module" or node.target in CHECKS:
             continue  # the guards of export: the batch size is free and the image size checked by the caller
         same = _same_tensor(node)
         if same is not None:
@@ -106,7 +106,7 @@ def normal_form(captured: GraphModule, *, source: str, copies: dict[Node, Node] 
     return graph
 
 
-def _without_regions(captured: GraphModule) -> GraphModule:
+def without_regions(captured: GraphModule) -> GraphModule:
     """Write the operators of regions with settings of their own (autocast, gradients) into the graph around them.
 
     A network that is quantised computes in float32 wherever it is not integer, so the settings say nothing.
@@ -390,7 +390,7 @@ _RULES: dict[Any, tuple[Rule, ...]] = {
 #: Names of the operators that the normal form rewrites, or leaves out as they do nothing.
 REWRITTEN = frozenset(
     str(target)
-    for target in (*_RULES, *ALIASES, aten.unbind.int, *NO_OPERATION, *_CONVERSIONS, *_CHECKS, *_FIRST_OF_SEVERAL)
+    for target in (*_RULES, *ALIASES, aten.unbind.int, *NO_OPERATION, *_CONVERSIONS, *CHECKS, *_FIRST_OF_SEVERAL)
 )
 
 

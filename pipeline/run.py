@@ -238,6 +238,7 @@ def _networks(config: RunConfig) -> tuple[Network, Network]:
         output_kinds=given.output_kinds,
         submodule=given.submodule,
         dynamic_size=config.quantisation.dynamic_size,
+        static_batch=config.quantisation.static_batch,
         classes=config.validation.classes,
         **_overrides(config),
     )
@@ -250,6 +251,7 @@ def _networks(config: RunConfig) -> tuple[Network, Network]:
         source,
         weights=config.student.weights,
         output_kinds=given.output_kinds,
+        static_batch=config.quantisation.static_batch,
         otherwise=teacher.preprocessing,
         **_overrides(config, like=teacher.preprocessing),
         like=teacher.outputs,
@@ -277,6 +279,7 @@ def _co_teachers(config: RunConfig, teacher: Network) -> tuple[Network, ...]:
             source,
             weights=weights,
             output_kinds=given.output_kinds,
+            static_batch=config.quantisation.static_batch,
             otherwise=teacher.preprocessing,
             **_overrides(config, like=teacher.preprocessing),
             like=teacher.outputs,

@@ -53,7 +53,7 @@ def check_float_file(model: Serialised, network: Network, images: Tensor, *, bat
 
     `images` float32 [B, C, H, W]; `batch` is the batch size that the file fixes, None where it is free.
     """
-    eager = Eager(network.module)
+    eager = Eager(network.module, one_image=network.captured.meta["one_image"])
     expected = eager(images)
     moved = differing(_run(model, images, batch), expected, eager, images)
     if not moved:

@@ -13,20 +13,20 @@ from torch.fx import GraphModule
 
 from calibration.capture import capture
 from calibration.errors import UserError
-from calibration.first_link import check_first_link, wide_images
+from calibration.first_link import check_first_link
 from calibration.fold import fold
 from calibration.free_size import free_size
 from calibration.nearness import apart, differing
 from calibration.operators import fixed_layers, static_shape
 from pipeline.artifacts import Network
+from pipeline.checked_capture import checked_capture, of_one_image
 from pipeline.class_order import named_outputs, read_class_names
 from pipeline.described_outputs import describe_outputs
 from pipeline.models import load_model
 from pipeline.outputs import Output, parse_kinds, said_aloud
 from pipeline.preprocessing import Preprocessing
 from pipeline.preprocessing_overrides import Overrides
-from pipeline.probe_images import noise, probe_images
-from pipeline.randomness import generator_for
+from pipeline.probe_images import noise
 
 
 def load_network(
@@ -36,6 +36,7 @@ def load_network(
     output_kinds: Sequence[str] = (),
     submodule: str | None = None,
     dynamic_size: bool = False,
+    static_batch: int | None = None,
     otherwise: Preprocessing | None = None,
     like: Sequence[Output] = (),
     classes: Path | None = None,
@@ -47,20 +48,20 @@ def load_network(
     outputs of a network that this one is to answer like. `classes`: a file of class names in the order of the outputs,
     instead of the source's own names. `submodule`: the part of the network to take instead of the
     whole. `dynamic_size`: the height and width of images are free in
-    what is written, and the network must allow it. `otherwise` and overrides: as of `load_model`.
+    what is written, and the network must allow it. `static_batch`: the only batch size of what is written, None for
+    any; a network whose code is for one image at a time is taken where it is 1. `otherwise` and overrides: as of
+    `load_model`.
 
     Raises UserError for whatever is wrong with the source, and RuntimeError when folding changed the network.
     """
     loaded = load_model(source, weights=weights, submodule=submodule, otherwise=otherwise, **overrides)
     p, source = loaded.preprocessing, loaded.source
     named = source if submodule is None else f"{source} (sub-module {submodule})"
-    captured = capture(loaded.module, noise(p, "fold check"), source=named)
-    example = probe_images(captured, p, "fold check", source=named)
+    captured, example = checked_capture(loaded.module, p, source=named, static_batch=static_batch)
+    one_image = bool(captured.meta["one_image"])
     folded = fold(captured)
     difference = _check_fold(captured, folded, example, source)
-    wide = wide_images((p.channels, p.height, p.width), generator_for(0, "first link"))
-    check_first_link(loaded.module, captured, torch.cat([example[:1], wide]), source=named, shown="random images")
-    other = _at_another_size(loaded.module, p, named) if dynamic_size else None
+    other = _at_another_size(loaded.module, p, named, one_image=one_image) if dynamic_size else None
     if other is not None:
         folded.meta["free_size"] = free_size(folded, other)
     of_source = {name: kind for name, kind in loaded.output_kinds.items() if name in folded.meta["outputs"]}
@@ -70,6 +71,7 @@ def load_network(
     outputs = named_outputs(outputs, names, said_by="" if classes is None else f"--classes {classes}")
     known = {output.name for output in outputs} if loaded.features or like else kinds
     remarks = [*said_aloud(outputs, known), _of_fixed_layers(folded, source)]
+    remarks += [of_one_image(source)] if one_image else []
     return Network(
         source=source,
         module=loaded.module,
@@ -114,10 +116,10 @@ def other_size(preprocessing: Preprocessing) -> Preprocessing:
     return replace(preprocessing, height=height, width=width, resize=None, fill=None, placement="centre")
 
 
-def _at_another_size(module: nn.Module, preprocessing: Preprocessing, source: str) -> GraphModule:
+def _at_another_size(module: nn.Module, preprocessing: Preprocessing, source: str, *, one_image: bool) -> GraphModule:
     try:
         example = noise(other_size(preprocessing), "another size")
-        captured = capture(module, example, source=source)
+        captured = capture(module, example, source=source, one_image=one_image)
         check_first_link(module, captured, example, source=source, shown="random images")
         return fold(captured)
     except UserError as error:
