@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import final
 
 from calibration.errors import UserError
 
@@ -17,6 +18,16 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG})
 FAILED = frozenset({errno.EIO, errno.ESTALE})
 """What a medium says that is broken or gone."""
+
+
+@final
+class NoRoom(UserError):
+    """A file finds no room: `path` is what was written, `reason` the system's words."""
+
+    def __init__(self, path: Path, reason: str, *, flag: str) -> None:
+        super().__init__(f"cannot write {path}: {reason}: make room there, or choose another place with {flag}")
+        self.path, self.reason = path, reason
+
 
 _SUFFIX = ".part"
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}" + re.escape(_SUFFIX))
@@ -89,8 +100,10 @@ def directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
             # Another run may have finished first.
             _refuse_existing(target, overwrite=overwrite)
             _rename_over(building, target)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(building, ignore_errors=True)
+            if isinstance(error, NoRoom):  # for a file of what is to be there
+                raise NoRoom(target, error.reason, flag="--output") from error
             raise
         _sync(target.parent)
 
@@ -149,9 +162,7 @@ def writable(path: Path, *, flag: str = "--output") -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in NO_ROOM:
-            raise UserError(
-                f"cannot write {path}: {os.strerror(error.errno)}: make room there, or choose another place with {flag}"
-            ) from error
+            raise NoRoom(path, os.strerror(error.errno or errno.ENOSPC), flag=flag) from error
         refused = error.errno in NOT_ALLOWED | FAILED or isinstance(error, FileExistsError)
         if refused and _concerns(error, path):
             raise UserError(

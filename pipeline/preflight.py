@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from backends.scratch import scratch_folder
 from calibration.errors import UserError
 from pipeline.artifacts import Network, UnlabelledImages
 from pipeline.atomic import check_place
@@ -17,7 +18,9 @@ from pipeline.identity import images_identity, network_identity, sample
 from pipeline.loading import Reader, none_readable
 from pipeline.outputs import Output, primary
 from pipeline.preprocessing import Preprocessing
+from pipeline.settled import float_steps, settled_by_configuration
 from pipeline.stages.validate import check_labels
+from pipeline.state import STATE
 
 
 def check_machine(config: RunConfig) -> None:
@@ -101,16 +104,29 @@ def _classes(outputs: Sequence[Output]) -> int | None:
 
 
 def _check_room(config: RunConfig, root: Path, teacher: Network, student: Network) -> None:
-    """What is written at the least: trained and float weights, and the integers; checkpoints take more meanwhile."""
-    size = _bytes(student)
-    trained = size if config.quantisation.quantiser == "faqd" else 0
-    needed = trained + _bytes(teacher) + size * max(4, config.quantisation.bits) // 32
+    """Check the room for results, for training's checkpoints, and for what a runtime reads from temporary files."""
+    size, integers = _bytes(student), _bytes(student) * max(4, config.quantisation.bits) // 32
+    ours, learns_in_float = config.quantisation.quantiser == "faqd", float_steps(config) > 0
+    trains = learns_in_float or (ours and settled_by_configuration(config)["steps"] > 0)
+    before = size if learns_in_float else 0
+    results = before + (size if ours else 0) + _bytes(teacher) + integers
+    # Weights and the optimiser's two moments of each; the next one is written beside the last.
+    checkpoints = before + 2 * 3 * size if trains else 0
+    needed = max(results, checkpoints)
+    kept = sum(file.stat().st_size for file in (root / STATE).glob("*.safetensors"))
     free = shutil.disk_usage(root).free
-    if free < needed:
+    if free + kept < needed:
+        what = f"needs {needed / 1e6:.4g} MB for its training's checkpoints"
+        if results >= checkpoints:
+            what = f"writes {needed / 1e6:.4g} MB at the least"
         raise UserError(
-            f"{root} has {free / 1e6:.4g} MB free and a run of this network writes {needed / 1e6:.4g} MB at the least:"
-            " make room there, or choose another place with --output"
+            f"{root} has {free / 1e6:.4g} MB free and a run of this network {what}: make room there, or choose another"
+            " place with --output"
         )
+    # Its own optimised form of the model is what ONNX Runtime is asked about each layer by.
+    if config.quantisation.backend == "onnxruntime":
+        with scratch_folder("room", needed=integers):
+            pass
 
 
 def _bytes(network: Network) -> int:

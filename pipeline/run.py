@@ -49,7 +49,7 @@ from pipeline.stages.observe import suited
 from pipeline.stages.other_size import check_other_size
 from pipeline.stages.targets import LEAST_AGREEMENT, can_mirror, flips_in_training, mirror_agreement
 from pipeline.stages.teacher import check_same_outputs, load_network, other_size
-from pipeline.state import RunFolder, begin, clear, open_folder
+from pipeline.state import RunFolder, begin, clear, open_folder, told_to_resume
 from pipeline.teacher_check import check_teacher
 from pipeline.validation import validate_network, validate_stored
 
@@ -66,11 +66,15 @@ def run(config: RunConfig, progress: Progress) -> Report:
     if goes_on and (folder := RunFolder(root=config.folder)).is_finished():
         open_folder(config)
         progress.say(f"{folder.bundle} is finished already")
-        return read_report(folder.bundle / "report.json")
+        report = read_report(folder.bundle / "report.json")
+        if not (folder.root / "report.json").exists():  # it was killed just then
+            write_report(report, folder.root)
+        return report
     check_machine(config)
     with locked(config.folder, progress.say):
-        clear(RunFolder(root=config.folder))
-        return _run(config, quantiser, candidates, open_folder(config), progress)
+        clear(folder := RunFolder(root=config.folder))
+        with told_to_resume(folder, overwrite=config.output.overwrite):
+            return _run(config, quantiser, candidates, open_folder(config), progress)
 
 
 def _run(
@@ -182,8 +186,7 @@ def _run(
         seconds={name: round(value, 3) for name, value in times.seconds().items()},
         notes=(*validated.report.notes, *advice(config, validated.report)),
     )
-    # The bundle comes last: where it is, the run is finished.
-    write_report(report, folder.root)
+    # Where the bundle is, the run is finished; its report stands beside none that is absent or another.
     write_bundle(
         folder.bundle,
         model=quantised.compiled.model,
@@ -198,6 +201,7 @@ def _run(
         float_digest=digest_of(quantised.compiled.float_model, FLOAT_MODEL),
         overwrite=config.output.overwrite or config.output.resume,
     )
+    write_report(report, folder.root)
     return report
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +13,7 @@ from typing import Any
 
 from calibration.errors import UserError
 from pipeline.artifacts import FLOAT_MODEL, load_record
-from pipeline.atomic import clear_unfinished, remove, writable, write_text
+from pipeline.atomic import NoRoom, clear_unfinished, remove, writable, write_text
 from pipeline.bundle import MANIFEST, sha256
 from pipeline.circumstances import versions
 from pipeline.config import RunConfig
@@ -30,6 +31,9 @@ from pipeline.settled import BY_INPUTS, settled_by_configuration
 
 _BEGUN_WITH, _INPUTS, _REPLACES, _SETTLED = "begun-with", "inputs", "replaces", "settled"
 
+#: Name of the folder of what --resume needs.
+STATE = "state"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
@@ -45,7 +49,7 @@ class RunFolder:
     @property
     def state(self) -> Path:
         """What a resumed run reads."""
-        return self.root / "state"
+        return self.root / STATE
 
     @property
     def settings(self) -> Path:
@@ -212,6 +216,21 @@ def clear(folder: RunFolder) -> None:
     for place in (folder.root, folder.state):
         with writable(place):
             clear_unfinished(place)
+
+
+@contextlib.contextmanager
+def told_to_resume(folder: RunFolder, *, overwrite: bool) -> Iterator[None]:
+    """Say in the line of a disk that is full how to go on, where something is kept that another --output would lose."""
+    try:
+        yield
+    except NoRoom as error:
+        if not folder.holds_work() or folder.is_finished():
+            raise
+        instead = " in place of --overwrite" if overwrite else ""
+        raise UserError(
+            f"cannot write {error.path}: {error.reason}: make room there, then go on from what is finished with"
+            f" --resume{instead}"
+        ) from error
 
 
 def _settings(config: RunConfig, settled: Mapping[str, Any] = MappingProxyType({})) -> Settings:

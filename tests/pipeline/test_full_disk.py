@@ -6,10 +6,12 @@ import contextlib
 import errno
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ import torch
 from backends.scratch import scratch_folder
 from calibration.errors import UserError
 from pipeline.artifacts import load_tensors, save_tensors
+from pipeline.bundle import write_bundle
 from pipeline.cli import main
 
 RUN = ("run", "--quiet", "--steps", "2", "--calibration-images", "16", "--max-drop", "100")
@@ -35,11 +38,11 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2.6 MB, where a run of the embedded network needs 3."""
+    """A file system of 8 MB, where a run of the embedded network needs 6."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2600k", "tmpfs", str(place)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)], capture_output=True, text=True, check=False
     )
     if mounted.returncode:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
@@ -70,8 +73,8 @@ def test_a_run_whose_trained_weights_find_no_room_goes_on_from_its_calibration(
     with files_of_at_most(500_000):
         assert main([*RUN, "--output", "run"]) == 2
     line = capsys.readouterr().err
-    assert line == "error: cannot write run/state/trained.safetensors: File too large: make room there, or choose " + (
-        "another place with --output\n"
+    assert line == "error: cannot write run/state/trained.safetensors: File too large: make room there, then go on " + (
+        "from what is finished with --resume\n"
     )
     assert {path.name for path in state.iterdir()} == {"settings.json", "prepared.json", "seconds.json"}
     calibrated = (state / "prepared.json").stat().st_mtime_ns
@@ -80,22 +83,35 @@ def test_a_run_whose_trained_weights_find_no_room_goes_on_from_its_calibration(
     assert (state / "prepared.json").stat().st_mtime_ns == calibrated
 
 
-def test_a_bundle_that_finds_no_room_costs_no_training(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = small_disk / "run"
-    (small_disk / "other").write_bytes(bytes(250_000))
-    assert main([*RUN, "--output", str(folder)]) == 2
-    line = capsys.readouterr().err
-    assert line.startswith(f"error: cannot write {folder}/") and "No space left on device: make room there" in line
-    assert line.count("\n") == 1
+def test_a_bundle_that_finds_no_room_costs_no_training(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, others = small_disk / "run", small_disk / "other"
+
+    def with_others(*given: Any, **more: Any) -> None:
+        """Something else fills the disk meanwhile, but for less than a bundle needs."""
+        others.write_bytes(bytes(shutil.disk_usage(small_disk).free - 100_000))
+        write_bundle(*given, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.run.write_bundle", with_others)
+        assert main([*RUN, "--output", str(folder), "--overwrite"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: cannot write {folder}/bundle: No space left on device: make room there, then go on from what is "
+        "finished with --resume in place of --overwrite\n"
+    )
     trained = folder / "state" / "trained.safetensors"
     finished = trained.stat().st_mtime_ns
-    assert not (folder / "bundle").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["float.onnx", "state"], "no report without its bundle"
 
-    (small_disk / "other").unlink()
-    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    others.unlink()
     assert main([*RUN, "--output", str(folder), "--resume"]) == 0
     assert trained.stat().st_mtime_ns == finished
     assert (folder / "bundle" / "manifest.json").is_file()
+    report = (folder / "report.json").read_bytes()
+    (folder / "report.json").unlink()
+    assert main([*RUN, "--output", str(folder), "--resume"]) == 0
+    assert (folder / "report.json").read_bytes() == report == (folder / "bundle" / "report.json").read_bytes()
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
 
 

@@ -46,12 +46,18 @@ def teacher() -> Network:
 
 
 def checked(
-    teacher: Network, root: Path, *, data: str = "digits", labelled: bool = False, scored: str | None = None
+    teacher: Network,
+    root: Path,
+    *,
+    data: str = "digits",
+    labelled: bool = False,
+    scored: str | None = None,
+    steps: int | None = None,
 ) -> None:
     config = RunConfig(
         data=DataConfig(source=data),
         validation=ValidationConfig(eval_data=scored),
-        distillation=DistillationConfig(label_weight=1.0 if labelled else None),
+        distillation=DistillationConfig(label_weight=1.0 if labelled else None, steps=steps),
     )
     opened = (open_labelled if labelled else open_evaluation)(data, teacher.preprocessing)
     labels = opened.labels if labelled else None
@@ -116,13 +122,25 @@ def test_a_disk_without_room_for_the_least_is_said_at_the_start(
     folder: Path, teacher: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = sum(tensor.numel() * 4 for tensor in teacher.folded.state_dict().values())
-    needed = 2 * weights + weights // 4
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": needed - 1})())
-    line = rf"has {needed / 1e6:.4g} MB free and a run of this network writes {needed / 1e6:.4g} MB at the least"
-    with pytest.raises(UserError, match=line):
-        checked(teacher, folder)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": needed})())
-    checked(teacher, folder)
+
+    def room(free: int) -> None:
+        monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": free})())
+
+    results, checkpoints = 2 * weights + weights // 4, 6 * weights
+    for steps, needed, words in ((0, results, "writes {} MB at the least"), (1, checkpoints, "needs {} MB for its tr")):
+        room(needed - 1)
+        line = re.escape(
+            f"has {needed / 1e6:.4g} MB free and a run of this network {words.format(f'{needed / 1e6:.4g}')}"
+        )
+        with pytest.raises(UserError, match=line):
+            checked(teacher, folder, steps=steps)
+        room(needed)
+        checked(teacher, folder, steps=steps)
+    # What an interrupted run has written already makes way for what this one writes.
+    (folder / "state").mkdir()
+    (folder / "state" / "checkpoint.safetensors").write_bytes(bytes(3 * weights))
+    room(3 * weights)
+    checked(teacher, folder, steps=1)
 
 
 def test_a_corrected_evaluation_goes_on_with_what_is_finished(

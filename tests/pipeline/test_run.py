@@ -259,6 +259,47 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_with_the_same_bytes(
     assert (whole / "bundle" / "model.onnx").read_bytes() == (folder / "bundle" / "model.onnx").read_bytes()
 
 
+KILLED = """
+import os, signal, sys
+import pipeline.run, pipeline.stages.distill as distill
+from pipeline.cli import main
+from pipeline.distillation.trainer import Trainer
+
+def die(*given, **more):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+where = sys.argv[1]
+if where == "training":
+    distill._CHECKPOINT_SECONDS = 0.0
+    update = Trainer.update
+    Trainer.update = lambda self, *given: die() if self.step == 7 else update(self, *given)
+else:
+    setattr(pipeline.run, where, die)
+main(sys.argv[2:])
+"""
+
+
+def test_a_killed_run_ends_with_the_same_bytes(finished: Path, repository: Path, tmp_path: Path) -> None:
+    """Killed within training, resumed, killed in validation, and resumed: nothing of it is done twice."""
+    folder = tmp_path / "killed"
+    arguments = ["run", "--backend", "onnxruntime", "--bits", "8", *QUICK, "--output", str(folder), "--quiet"]
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    for where, more, left in (
+        ("training", [], {"prepared.json", "checkpoint.safetensors"}),
+        ("validate_network", ["--resume"], {"prepared.json", "trained.safetensors"}),
+    ):
+        line = [sys.executable, "-c", KILLED, where, *arguments, *more]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=240)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert {path.name for path in (folder / "state").iterdir()} == left | {"settings.json", "seconds.json"}
+        assert not (folder / "bundle").exists() and not (folder / "report.json").exists()
+    trained = (folder / "state" / "trained.safetensors").stat().st_mtime_ns
+    assert main([*arguments, "--resume"]) == 0
+    assert (folder / "state" / "trained.safetensors").stat().st_mtime_ns == trained
+    for name in ("model.onnx", "golden.npz"):
+        assert (folder / "bundle" / name).read_bytes() == (finished / "bundle" / name).read_bytes()
+
+
 def test_four_bits_are_stored_as_four_and_multiplied_as_eight(repository: Path, tmp_path: Path) -> None:
     done = command(repository, "run", "--bits", "4", *QUICK, "--output", str(tmp_path / "w4"))
     report = read_report(tmp_path / "w4" / "report.json")
