@@ -6,7 +6,9 @@ import shlex
 from collections.abc import Iterator
 
 from pipeline.config import RunConfig
+from pipeline.joined_outputs import lost_entries
 from pipeline.report.schema import Gate, Report
+from pipeline.report.wording import scored_output
 
 #: Bits of weights -> the next wider ones that are worth a run of their own.
 _WIDER = {4: 8, 3: 4, 2: 4, 1: 2}
@@ -21,10 +23,14 @@ def advice(config: RunConfig, report: Report) -> tuple[str, ...]:
 
 
 def _line(config: RunConfig, report: Report, gate: Gate) -> str | None:
-    if gate.name == "max-drop":
-        return _measured(report, gate) or _untried(config, report, "the accuracy gate")
-    if gate.name.startswith("max-drop:"):
-        return _untried(config, report, f"the gate of output {gate.name.partition(':')[2]}")
+    name, _, which = gate.name.partition(":")
+    if name == "max-drop" and (measured := None if which else _measured(report, gate)) is not None:
+        return measured
+    if name in ("max-drop", "worst"):
+        output = next((entry for entry in report.outputs if entry.name == which), scored_output(report))
+        if output is not None and gate.limit is not None and lost_entries(output, gate.limit):
+            return None  # no setting helps where one scale serves two kinds of numbers, and that is said already
+        return _untried(config, report, f"the gate of output {which}" if which else "the accuracy gate")
     if gate.name.startswith("parity"):
         return (
             f"for the parity gate: faqd compare {shlex.quote(str(config.folder / 'bundle'))} names what differs first"

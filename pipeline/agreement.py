@@ -1,8 +1,7 @@
-"""How far two columns of outputs say the same: counts over all batches, of decisions and of values."""
+"""How far two columns of outputs say the same: counts over all batches, of decisions, of values and of embeddings."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -11,17 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.cosine_tally import CosineTally
 from pipeline.outputs import Output
 from pipeline.report.schema import OutputScore, Parity
+from pipeline.value_tally import ValueTally, axis_of_kinds
 
 # A table of this many classes squared is counted per batch; more classes have no mean intersection over union.
 _MOST_CLASSES = 1024
-# Of float64 sums of squares, what cancellation leaves of a variance that is none.
-_NO_VARIANCE = 1e-12
-# Entries of one tensor are numbers of other kinds where their spreads differ by more than so much from one to the next:
-# scores spread by up to 0.5, coordinates by tens of pixels; scores of one network lie near each other.
-_APART = 30.0
-_MOST_ENTRIES = 512
 
 
 class OutputTally:
@@ -29,9 +24,12 @@ class OutputTally:
 
     def __init__(self, output: Output) -> None:
         self.output = output
-        self.metric: Literal["agreement", "r2"] = "r2" if output.holds == "values" else "agreement"
-        self.axis = _axis_of_kinds(output.shape)
-        self.pairs: dict[tuple[str, str], _Decisions | _Values] = {}
+        self.metric: Literal["agreement", "r2", "cosine"] = "agreement"
+        if output.holds == "values":
+            self.metric = "cosine" if output.embedding else "r2"
+        # The numbers of an embedding mean nothing each for itself.
+        self.axis = None if output.embedding else axis_of_kinds(output.shape)
+        self.pairs: dict[tuple[str, str], _Decisions | ValueTally | CosineTally] = {}
         self.agreeing = self.positions = 0
         self.equal = self.elements = 0
         self.largest = 0.0
@@ -51,8 +49,7 @@ class OutputTally:
         for one, other in [*pairs, ("oracle", "simulated"), ("oracle", "runtime")]:
             if one in seen and other in seen:
                 if (one, other) not in self.pairs:
-                    values = self.metric == "r2"
-                    self.pairs[one, other] = _Values(self.axis) if values else self._decisions()
+                    self.pairs[one, other] = self._pair(one)
                 pair = self.pairs[one, other]
                 pair.add(seen[one], seen[other])
                 if one == "target":
@@ -64,23 +61,22 @@ class OutputTally:
             self.largest = max(self.largest, float((mine.double() - theirs.double()).abs().max()))
 
     def fractions(self) -> dict[str, float]:
-        """Each column's agreement with the target (R2 for values), 0 to 1."""
+        """Each column's agreement with the target (R2 for values, cosine for embeddings), 0 to 1."""
         return {other: pair.fraction() for (one, other), pair in self.pairs.items() if one == "target"}
 
     def lost(self, column: str) -> NDArray[np.float64] | None:
         """What each image has lost in a column against the teacher's own, float64 [images]; None without either.
 
         Of decisions the share that is no longer the target's; of values the error's share of the variance, so that the
-        mean over images is the loss of R2.
+        mean over images is the loss of R2; of embeddings what the cosine lacks of 1.
         """
         if column not in self.per_image or "teacher" not in self.per_image:
             return None
         wrong = [torch.cat(self.per_image[name]).double() for name in (column, "teacher")]
         difference = wrong[0] - wrong[1]
         pair = self.pairs["target", column]
-        if isinstance(pair, _Values):
-            entries, scale = pair.worst()
-            difference = difference[:, entries].sum(1) * (len(difference) / scale if scale > 0 else 0.0)
+        if isinstance(pair, ValueTally):
+            difference = pair.lost(difference)
         lost: NDArray[np.float64] = difference.numpy()
         return lost
 
@@ -105,12 +101,24 @@ class OutputTally:
             oracle=fractions.get("oracle"),
             runtime=fractions.get("runtime"),
             mean_iou=best.mean_iou() if isinstance(best, _Decisions) else None,
-            rms_error=best.rms_error() if isinstance(best, _Values) else None,
+            rms_error=best.rms_error() if isinstance(best, ValueTally) else None,
             oracle_vs_simulated=simulation.fraction() if simulation is not None else None,
             runtime_vs_oracle=runtime.fraction() if runtime is not None else None,
             exact_fraction=self.equal / self.elements if self.elements else None,
             max_difference=self.largest if self.elements else None,
+            worst=best.worst() if isinstance(best, CosineTally) else None,
+            entries=best.entries() if isinstance(best, ValueTally) else (),
         )
+
+    def _pair(self, one: str) -> _Decisions | ValueTally | CosineTally:
+        """An empty tally of a column `one` and another.
+
+        Oracle, simulation and runtime are to give the same numbers, of embeddings too: their R2 is judged there, which
+        no angle is stricter than.
+        """
+        if self.metric == "agreement":
+            return self._decisions()
+        return CosineTally() if self.metric == "cosine" and one == "target" else ValueTally(self.axis)
 
     def _decisions(self) -> _Decisions:
         classes = 2 if self.output.holds == "labels" else self.output.shape[self.output.axis - (self.output.axis > 0)]
@@ -164,77 +172,3 @@ class _Decisions:
             both, either = both[1:], either[1:]
         named = either > 0
         return float((both[named] / either[named]).mean()) if bool(named.any()) else None
-
-
-class _Values:
-    """Sums over two columns of numbers, float64, entry by entry of the axis that holds kinds of numbers.
-
-    A tensor may hold numbers of several kinds, such as coordinates in pixels beside scores within 1: the variance of
-    the one would drown every error of the other. Entries whose spreads lie apart are judged apart.
-    """
-
-    def __init__(self, axis: int | None) -> None:
-        self.axis = axis
-        self.count = 0  # numbers of each entry
-        self.sum = self.squares = self.errors = torch.zeros(1, dtype=torch.float64)
-
-    def add(self, wanted: Tensor, found: Tensor) -> None:
-        exact, error = self._entries(wanted), self._entries(wanted.double() - found.double())
-        self.count += exact.shape[0] * exact.shape[2]
-        self.sum = self.sum + exact.sum((0, 2))
-        self.squares = self.squares + exact.square().sum((0, 2))
-        self.errors = self.errors + error.square().sum((0, 2))
-
-    def per_image(self, wanted: Tensor, found: Tensor) -> Tensor:
-        """Squared error of each image in each entry, [B, entries]."""
-        return self._entries(wanted.double() - found.double()).square().sum(2)
-
-    def _entries(self, values: Tensor) -> Tensor:
-        """float64 [B, entries, numbers of each]."""
-        values = values.double()
-        if self.axis is None:
-            return values.reshape(len(values), 1, -1)
-        return values.movedim(self.axis, 1).flatten(2) if values.ndim > 2 else values.unsqueeze(2)
-
-    def kinds(self) -> list[tuple[Tensor, float]]:
-        """The entries that are judged together, as a mask [entries], with what their errors are measured by."""
-        everything = torch.ones(len(self.sum), dtype=torch.bool)
-        count = self.count * len(self.sum)
-        variance, power = float(self.squares.sum() - self.sum.sum() ** 2 / count), float(self.squares.sum())
-        together = [(everything, variance if variance > _NO_VARIANCE * power else power)]
-        own = self.squares - self.sum**2 / self.count
-        order = [int(entry) for entry in own.argsort() if own[entry] > _NO_VARIANCE * self.squares[entry]]
-        starts = [i for i in range(1, len(order)) if own[order[i]] > _APART**2 * own[order[i - 1]]]
-        if not starts:
-            return together
-        for first, last in zip([0, *starts], [*starts, len(order)], strict=True):
-            chosen = torch.zeros_like(everything)
-            chosen[order[first:last]] = True
-            together.append((chosen, float(own[chosen].sum())))
-        return together
-
-    def worst(self) -> tuple[Tensor, float]:
-        """The entries of which the least is explained, and what their errors are measured by."""
-        return max(self.kinds(), key=lambda kind: float(self.errors[kind[0]].sum()) / kind[1] if kind[1] > 0 else 0.0)
-
-    def fraction(self) -> float:
-        """R2, the share of the variance that is explained: 1 when equal, 0 for the mean or worse; the worst kind's."""
-        if float(self.errors.sum()) == 0:
-            return 1.0
-        entries, scale = self.worst()
-        return max(0.0, 1 - float(self.errors[entries].sum()) / scale) if scale > 0 else 0.0
-
-    def rms_error(self) -> float:
-        """Root of the mean squared difference, in the unit of the values."""
-        return math.sqrt(float(self.errors.sum()) / (self.count * len(self.sum)))
-
-
-def _axis_of_kinds(shape: Sequence[int]) -> int | None:
-    """The axis of an output (its shape without the batch) that may hold numbers of several kinds; None without one.
-
-    That of channels: the first or the last, whichever is shorter, as [B, 84, 8400] and [B, 8400, 84] have them.
-    """
-    if not shape:
-        return None
-    axis = 1 if shape[0] <= shape[-1] or len(shape) == 1 else len(shape)
-    return axis if 2 <= shape[axis - 1] <= _MOST_ENTRIES else None

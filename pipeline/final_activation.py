@@ -18,7 +18,7 @@ aten = torch.ops.aten
 _SOFTMAXES: dict[Any, Activation] = {aten.softmax.int: "softmax", aten.log_softmax.int: "log-softmax"}
 
 #: What may stand between activation and output: it hands values on, each as it is, so it does the same to logits.
-_HANDS_ON = frozenset(
+HANDS_ON = frozenset(
     {
         "reshape",
         "transpose",
@@ -60,11 +60,11 @@ def final_activation(graph_module: GraphModule, index: int) -> FinalActivation |
     """
     output = next(node for node in graph_module.graph.nodes if node.op == "output")
     node, moves = output.args[0][index], list[Callable[[Tensor], Tensor]]()
-    while kind(node) in _HANDS_ON:
+    while kind(node) in HANDS_ON:
         source = node.args[0]
         if not isinstance(source, Node) or len(node.all_input_nodes) > 1:
             return None
-        moves.insert(0, _move(node))
+        moves.insert(0, move_of(node))
         node = source
     word, axis = _activation(node)
     if word is None:
@@ -73,7 +73,7 @@ def final_activation(graph_module: GraphModule, index: int) -> FinalActivation |
     if node.target is aten.log.default:
         logits = logits.args[0]
     if axis is not None:
-        axis = _moved_axis(static_shape(node), axis, moves)
+        axis = moved_axis(static_shape(node), axis, moves)
         if axis is None:
             return None
     return FinalActivation(kind=word, axis=axis, logits=logits.name, moves=tuple(moves))
@@ -88,13 +88,14 @@ def _activation(node: Node) -> tuple[Activation | None, int | None]:
     return ("sigmoid", None) if kind(node) == "sigmoid" else (None, None)
 
 
-def _move(node: Node) -> Callable[[Tensor], Tensor]:
+def move_of(node: Node) -> Callable[[Tensor], Tensor]:
+    """What a node of one input does, as a function of that input."""
     target, args, kwargs = node.target, node.args[1:], dict(node.kwargs)
     assert callable(target)
     return lambda values: target(values, *args, **kwargs)
 
 
-def _moved_axis(shape: tuple[int, ...], axis: int, moves: list[Callable[[Tensor], Tensor]]) -> int | None:
+def moved_axis(shape: tuple[int, ...], axis: int, moves: list[Callable[[Tensor], Tensor]]) -> int | None:
     """Where an axis is after all moves; None where it is not whole there, or is none of its own."""
     sizes = [2 if size < 0 else size for size in shape]
     along = [1] * len(sizes)

@@ -8,13 +8,15 @@ from dataclasses import replace
 from backends.base import Backend, Census
 from calibration.errors import UserError
 from calibration.plan import Plan
-from pipeline.confidence import Loss, images_needed
+from pipeline.confidence import Loss, decision, images_needed, images_to_decide
 from pipeline.config import ValidationConfig
 from pipeline.report.schema import Gate, Judge, Latency, OutputScore, Report
 from pipeline.stages.validate import Scores
 
 # Float operations inside a network may round a last bit differently on two runtimes, so argmax ties can fall apart.
 PARITY_WITH_FLOAT = 0.99
+# An embedding of one image in twenty may lose so many times what their mean may [ours].
+WORST_TIMES = 5.0
 
 
 def least_parity(plan: Plan, backend: Backend) -> float:
@@ -93,25 +95,42 @@ def _drops(config: ValidationConfig, scores: Scores, earlier: Report | None) -> 
         if stored is not None and gate.passed is not False:
             gate = _drop(name, limit, stored, output.decisions, "run")
         yield gate
+        if output.metric == "cosine" and (worst := _worst(gate, output, earlier)) is not None:
+            yield worst
 
 
 def _drop(name: str, limit: float, lost: Loss | None, decisions: int | None, judge: Judge) -> Gate:
-    """A limit on what is lost: failed where even the few images there are show it, undecided where they are too few."""
-    needed = images_needed(limit, decisions)
+    """A limit on what is lost, by the rule of `decision`."""
     if lost is None:
+        needed = images_needed(limit, decisions)
         return Gate(name=name, limit=limit, value=None, passed=None, undecided=True, images_needed=needed)
-    undecided = lost.images < needed and lost.at_least <= limit
+    passed = decision(lost, limit, decisions)
     return Gate(
         name=name,
         limit=limit,
         value=lost.points,
-        passed=None if undecided else lost.points <= limit,
-        undecided=undecided,
+        passed=passed,
+        undecided=passed is None,
         images=lost.images,
-        images_needed=needed,
+        images_needed=images_to_decide(lost, limit, decisions),
         at_most=round(lost.at_most, 4),
         judged_by=judge,
     )
+
+
+def _worst(mean: Gate, output: OutputScore, earlier: Report | None) -> Gate | None:
+    """What the worst embeddings may lose, on the images of the mean's gate; None for runs that measured no such."""
+    assert mean.limit is not None
+    name, limit = mean.name.replace("max-drop", "worst", 1), min(WORST_TIMES * mean.limit, 100.0)
+    worst = output.worst
+    if mean.judged_by == "run" and earlier is not None:
+        worst = next((entry.worst for entry in earlier.outputs if entry.name == output.name), None)
+        if worst is None:
+            return None
+    if worst is None or mean.images is None or mean.images < images_needed(mean.limit, None):
+        return Gate(name=name, limit=limit, value=None, passed=None, undecided=True, images_needed=mean.images_needed)
+    lost = round(100 * (1 - worst), 9)
+    return Gate(name=name, limit=limit, value=lost, passed=lost <= limit, images=mean.images, judged_by=mean.judged_by)
 
 
 def _lost_in(report: Report, output: OutputScore, *, main: bool) -> Loss | None:

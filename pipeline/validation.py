@@ -30,6 +30,7 @@ from pipeline.data import EvaluationSet, open_evaluation, ordered_batches
 from pipeline.device_files import device_files
 from pipeline.evaluation import Scored, evaluation_of, scored_images, usable_labels
 from pipeline.gates import check_output_names, gates_of, least_parity, ungated, with_limits_of
+from pipeline.joined_outputs import reasons
 from pipeline.layer_report import kernels_of, layers_of
 from pipeline.learning import objective_config
 from pipeline.outputs import Output
@@ -132,6 +133,7 @@ def validate_network(
     noise = _noise(quantised, torch.split(inputs, images_at_once(preprocessing, _SQNR_IMAGES)))
     said = [*notes, *ungated(config.validation), *evaluation.images.notes, *remarks, *batch_remark]
     said += [line for _, line in another if line]
+    said += reasons(gates, scores.outputs, scores.main, teacher.folded)
     said += [line for line in (absent, remark) if line] + _notes(backend, plan)
     if config.quantisation.rest == "fp16":
         said.append(_HALF)
@@ -248,6 +250,7 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
             *remarks,
             *batch_remark,
             *(line for _, line in another if line),
+            *reasons(gates, scores.outputs, scores.main, None),
             *(line for line in (absent, remark) if line),
             *_notes(backend, bundle.plan),
         ),

@@ -19,6 +19,8 @@ from calibration.prepared import PreparedNetwork
 #: Standard errors from which on a mean difference counts: by chance alone it is larger in one case of forty.
 STANDARD_ERRORS = 2.0
 _SHOWN = 3
+# Scales are kept as float32 logarithms, of which those of the floor come back a few parts in a million off.
+_AT_FLOOR = SMALLEST_SCALE * (1 + 1e-5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +99,8 @@ def _at_floor(network: PreparedNetwork) -> Iterable[str]:
     """Tensors whose values all round to nothing: activations by their group, weights by their path."""
     for name, grid in network.activation_grids.items():
         assert isinstance(grid, ActivationGrid)
-        if float(grid.log_scale.detach().exp()) <= SMALLEST_SCALE:
+        if float(grid.log_scale.detach().exp()) <= _AT_FLOOR:
             yield name.removesuffix("_grid")
     for path, weights in network.weight_grids().items():
-        if bool((weights.log_scale.detach().exp() <= SMALLEST_SCALE).all()):
+        if bool((weights.log_scale.detach().exp() <= _AT_FLOOR).all()):
             yield path

@@ -25,6 +25,8 @@ EXIT_STATUS: dict[Status, int] = {"validated": 0, "gate-failed": 1, "not-validat
 OPTIONAL_BLOCKS = ("target", "distillation", "data", "preprocessing", "notes", "layers", "outputs", "quantiser")
 OPTIONAL_OF_GATES = ("undecided", "images", "images_needed", "at_most", "judged_by")
 """Keys of a gate that are absent where they say nothing."""
+OPTIONAL_OF_OUTPUTS = ("worst", "entries")
+"""The same of an output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +44,10 @@ class Bits:
 class Accuracy:
     """Scores of the same images on each stage of the way, fractions in [0, 1]."""
 
-    metric: Literal["top1", "agreement", "r2"]
+    metric: Literal["top1", "agreement", "r2", "cosine"]
     """top1: against labels; agreement: same argmax as the float teacher, of a map per position; r2: of a network that
-    decides nothing, the share of the variance of the teacher's values that is explained."""
+    decides nothing, the share of the variance of the teacher's values that is explained; cosine: of one whose output is
+    an embedding, the mean cosine similarity with the teacher's."""
     images: int
     teacher: float | None
     simulated: float | None
@@ -234,6 +237,24 @@ class Layer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Entries:
+    """Numbers of one kind in a tensor that holds several, such as the coordinates beside scores."""
+
+    axis: int
+    """Axis that they lie along, the batch's being 0."""
+    places: tuple[tuple[int, int], ...]
+    """Their places there, as runs: (first, last)."""
+    spread: float
+    """Standard deviation of the teacher's numbers, each from the mean of its place, in their unit."""
+    explained: float
+    """R2 of runtime (oracle) to teacher, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        records.check(self)
+        _check_fractions(self, "explained")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputScore:
     """One output of the network: what it is, and how far each stage of the way gives what the teacher gives."""
 
@@ -243,8 +264,9 @@ class OutputScore:
     """Without the batch; -1 where it is free."""
     decisions: int | None
     """Classes or labels decided per image: 1 for a classifier, the pixels of a map; None for values."""
-    metric: Literal["agreement", "r2"]
-    """agreement: fraction of equal decisions; r2: share of the variance of the teacher's values that is explained."""
+    metric: Literal["agreement", "r2", "cosine"]
+    """agreement: fraction of equal decisions; r2: share of the variance of the teacher's values that is explained;
+    cosine: of embeddings, the mean over images of the cosine similarity with the teacher's vector, 0 where below."""
     teacher: float | None
     simulated: float | None
     oracle: float | None
@@ -255,15 +277,20 @@ class OutputScore:
     rms_error: float | None
     """Of values: root mean square of runtime (oracle) minus teacher, in their unit."""
     oracle_vs_simulated: float | None
-    """Agreement or R2 of simulation and oracle."""
+    """Agreement or R2 of simulation and oracle; R2 of embeddings too."""
     runtime_vs_oracle: float | None
     exact_fraction: float | None
     """Fraction of the runtime's elements that equal the oracle's to the bit."""
     max_difference: float | None
+    worst: float | None = None
+    """Of embeddings: the cosine similarity of runtime (oracle) and teacher that one image in twenty does not exceed."""
+    entries: tuple[Entries, ...] = ()
+    """Of values: the kinds of numbers that one tensor holds, from the least spread to the largest; absent where it
+    holds one kind alone."""
 
     def __post_init__(self) -> None:
         records.check(self)
-        _check_fractions(self, "teacher", "simulated", "oracle", "runtime", "mean_iou")
+        _check_fractions(self, "teacher", "simulated", "oracle", "runtime", "mean_iou", "worst")
         _check_fractions(self, "oracle_vs_simulated", "runtime_vs_oracle", "exact_fraction")
 
 
@@ -318,6 +345,10 @@ class Report:
             for key in OPTIONAL_OF_GATES:
                 if gate[key] in (None, False):
                     del gate[key]
+        for output in tree["outputs"]:
+            for key in OPTIONAL_OF_OUTPUTS:
+                if output[key] in (None, []):
+                    del output[key]
         return {key: value for key, value in tree.items() if key not in OPTIONAL_BLOCKS or value not in (None, [])}
 
     def to_text(self) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from pipeline.confidence import decidable_limit
-from pipeline.report.schema import Gate, OutputScore, Percentiles, Report, Status
+from pipeline.confidence import RULED_OUT, decidable_limit
+from pipeline.report.schema import Entries, Gate, OutputScore, Percentiles, Report, Status
 
 NOT_HERE = "not run here"
 """Shown for a value that could not be measured on this machine."""
@@ -30,6 +30,7 @@ VERDICTS: Mapping[Status, str] = {
 
 GATES = {
     "max-drop": ("accuracy lost", "at most", "points"),
+    "worst": ("cosine lost by the worst twentieth", "at most", "points"),
     "min-speedup": ("speed-up", "at least", "x"),
     "parity": ("same argmax everywhere", "at least", "%"),
     "parity-values": ("same values everywhere, R2", "at least", "%"),
@@ -40,10 +41,18 @@ GATES = {
 
 _JUDGES: Mapping[str | None, str] = {"oracle": "by the oracle", "run": "in its run"}
 
-METRICS = {"top1": "top-1 accuracy", "agreement": "same as teacher", "r2": "R2 to teacher"}
+METRICS = {
+    "top1": "top-1 accuracy",
+    "agreement": "same as teacher",
+    "r2": "R2 to teacher",
+    "cosine": "cosine to teacher",
+}
 
 LEAST_GAIN = 1.05
 """Speed-up below which a network counts as no faster: medians of two runs on one machine differ by so much."""
+
+MOST_RUNS = 4
+"""Runs of neighbouring entries named at most."""
 
 NAMED_OUTPUTS = 5
 """Outputs described in the terminal's table at most; the page has all."""
@@ -87,7 +96,7 @@ def gate_words(gate: Gate) -> tuple[str, str, str]:
     name, _, output = gate.name.partition(":")
     what, direction, unit = GATES.get(name, (gate.name, "limit", ""))
     if output:
-        what = f"lost by output {output}"
+        what = f"cosine lost by the worst of {output}" if name == "worst" else f"lost by output {output}"
     limit = _gate_number(gate.limit, unit) if gate.limit is not None else "none"
     outcome = {True: "pass", False: "FAIL", None: "undecided" if gate.undecided else NOT_HERE}[gate.passed]
     if gate.judged_by in _JUDGES and not gate.undecided:
@@ -121,8 +130,9 @@ def undecided_words(report: Report) -> str | None:
     few = f"{gate.images} image{'' if gate.images == 1 else 's'}"
     more = f" hold more out (--held-out-images {gate.images_needed})," if _can_hold_out(report, gate) else ""
     limit = f"{gate.limit:g} point{'' if gate.limit == 1 else 's'}"
+    measured = "" if gate.value is None or not gate.value else f" where {gate.value:.2f} are lost"
     return (
-        f"{few} cannot decide a limit of {limit}, {gate.images_needed} can:"
+        f"{few} cannot decide a limit of {limit}{measured}, {gate.images_needed} can:"
         f" give them to faqd validate BUNDLE --eval-data KIND:REST (labels are not needed),{more} or allow --max-drop"
         f" {_least_limit(gate)}"
     )
@@ -138,7 +148,8 @@ def _can_hold_out(report: Report, gate: Gate) -> bool:
 
 def _least_limit(gate: Gate) -> str:
     """Return the smallest limit that a gate's images can decide, as a user would type it."""
-    return f"{math.ceil(decidable_limit(gate.images or 1)):g}"
+    shown = max(decidable_limit(gate.images or 1), gate.value or 0.0, (gate.at_most or 0.0) / RULED_OUT)
+    return f"{math.ceil(10 * shown) / 10:g}" if shown < 1 else f"{math.ceil(shown):g}"
 
 
 def speed_words(report: Report) -> str | None:
@@ -217,6 +228,8 @@ def metric_sentence(report: Report) -> str:
     main, metric = scored_output(report), report.accuracy.metric
     if metric == "top1":
         return "Top-1 accuracy"
+    if metric == "cosine":
+        return "Mean cosine similarity with the float teacher's embedding of the same image"
     if metric == "r2":
         return "Share of the variance of the float teacher's values that is explained (R2)"
     if main is None or main.decisions == 1:
@@ -236,14 +249,32 @@ def scored_output(report: Report) -> OutputScore | None:
 def output_words(output: OutputScore) -> str:
     """Return in one line what an output is and how far the artifact gives what the teacher gives."""
     found = output.runtime if output.runtime is not None else output.oracle
-    words = f"{output.holds} [{', '.join(map(str, ('batch', *output.shape)))}]"
+    what, score = ("embedding", "cosine") if output.metric == "cosine" else (output.holds, "same as teacher")
+    words = f"{what} {shape_words(output)}"
     if found is not None:
-        words += f", {'R2' if output.metric == 'r2' else 'same as teacher'} {percentage(found)}"
+        words += f", {'R2' if output.metric == 'r2' else score} {percentage(found)}"
+    if output.worst is not None:
+        words += f", of the worst twentieth {percentage(output.worst)}"
     if output.mean_iou is not None:
         words += f", mean IoU {percentage(output.mean_iou)}"
     if output.rms_error is not None:
         words += f", rms error {output.rms_error:.3g}"
+    if output.entries:
+        words += "; of it " + ", ".join(f"{entry_words(kind)} {percentage(kind.explained)}" for kind in output.entries)
     return words
+
+
+def shape_words(output: OutputScore) -> str:
+    """Return an output's shape as in "[batch, 84, 8400]"."""
+    return f"[{', '.join(map(str, ('batch', *output.shape)))}]"
+
+
+def entry_words(kind: Entries) -> str:
+    """Return which entries hold numbers of one kind, as in "entries 4-83 (spread 0.05)"."""
+    shown = [f"{first}-{last}" if last > first else f"{first}" for first, last in kind.places[:MOST_RUNS]]
+    more = f" and {len(kind.places) - MOST_RUNS} more runs" if len(kind.places) > MOST_RUNS else ""
+    several = len(kind.places) > 1 or kind.places[0][0] != kind.places[0][1]
+    return f"{'entries' if several else 'entry'} {', '.join(shown)}{more} (spread {kind.spread:.2g})"
 
 
 def is_plain_classifier(report: Report) -> bool:

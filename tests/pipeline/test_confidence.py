@@ -11,9 +11,12 @@ from scipy import stats
 
 from pipeline.confidence import (
     LEAST_IMAGES,
+    Loss,
     binomial_bounds,
     decidable_limit,
+    decision,
     images_needed,
+    images_to_decide,
     incomplete_beta,
     loss_of,
     student_quantile,
@@ -90,3 +93,75 @@ def test_the_bounds_hold_as_often_as_they_say(paired: bool) -> None:
         inside[1] += truth <= loss.at_most
     # Three standard deviations of a count of 400 that is to be 95 %.
     assert min(inside) >= 0.95 * 400 - 3 * math.sqrt(400 * 0.95 * 0.05)
+
+
+def counted(worse: int, better: int, images: int, *, paired: bool = False) -> Loss:
+    lost = np.zeros(images)
+    lost[:worse], lost[worse : worse + better] = 1, -1
+    return loss_of(lost, points=round(100 * float(lost.mean()), 9), decisions=1, paired=paired)
+
+
+@pytest.mark.parametrize(
+    ("worse", "images", "limit", "expected"),
+    [
+        (0, 9, 1.0, None),  # nine images decide no point: 0.95 of the networks that lose 28 in 100 would show it
+        (6, 9, 1.0, False),  # two thirds lost are no chance
+        (0, 298, 1.0, None),
+        (0, 299, 1.0, True),  # at most 1.00
+        (1, 300, 1.0, True),  # 0.33, at most 1.57
+        (2, 300, 1.0, None),  # 0.67, at most 2.08: may be twice the limit
+        (3, 300, 1.0, None),
+        (4, 300, 1.0, False),  # 1.33 measured
+        (0, 300, 0.5, None),  # at most 0.99, though nothing was lost
+        (0, 598, 0.5, True),
+        (0, 450, 1.0, True),
+        (3, 450, 1.0, True),  # 0.67, at most 1.71
+        (0, 300, 0.0, True),  # nothing lost on the images themselves
+        (1, 300, 0.0, False),
+    ],
+)
+def test_the_rule_by_hand(worse: int, images: int, limit: float, expected: bool | None) -> None:
+    loss = counted(worse, 0, images)
+    assert decision(loss, limit, 1) is expected
+    needed = images_to_decide(loss, limit, 1)
+    assert (needed > images) == (expected is None or images < images_needed(limit, 1))
+
+
+def test_what_loses_twice_the_limit_gets_a_yes_in_one_case_of_twenty_at_most() -> None:
+    """Summed over all counts that are a yes, for a network that loses two points where one is allowed."""
+    for images in (299, 300, 399, 400, 450, 512, 1017):
+        yes = [k for k in range(images // 50) if decision(counted(k, 0, images), 1.0, 1)]
+        assert yes == list(range(len(yes))) and yes, "the less is lost the surer a yes, and no loss is one"
+        assert at_most(yes[-1], images, 0.02) <= 0.05
+
+
+def test_twenty_lost_and_twenty_won_are_no_yes_on_300_images() -> None:
+    """Measured 0 points; the difference of two networks that answer so differently is known to 3.5 points alone."""
+    few, many = counted(20, 20, 300, paired=True), counted(20, 20, 1017, paired=True)
+    assert few.points == 0 and few.at_most == pytest.approx(100 * 1.645 * math.sqrt(40) / 300, rel=0.05)
+    assert decision(few, 1.0, 1) is None and decision(many, 1.0, 1) is True
+    # The reach of 3.5 points must shrink to 2, so (3.5 / 2)**2 = 3 times the images.
+    assert images_to_decide(few, 1.0, 1) == pytest.approx(300 * (few.at_most / 2) ** 2, abs=1)
+    assert decision(counted(0, 0, 300, paired=True), 1.0, 1) is True, "the same answers everywhere"
+
+
+@pytest.mark.parametrize(("worse", "better", "images"), [(12, 8, 1017), (20, 20, 300), (3, 1, 500), (1, 9, 400)])
+def test_a_paired_bound_is_where_the_likelihood_allows_no_more(worse: int, better: int, images: int) -> None:
+    """Its score statistic with the likeliest share won, searched for instead of solved, is the 95 % quantile."""
+    bound = counted(worse, better, images, paired=True).at_most / 100
+
+    won = np.linspace(max(0.0, -bound) + 1e-6, 0.3, 300_000)
+    shares, counts = (won + bound, won, 1 - 2 * won - bound), (worse, better, images - worse - better)
+    likelihood = sum(count * np.log(share) for count, share in zip(counts, shares, strict=True))
+    likeliest = float(won[int(np.argmax(likelihood))])
+    deviation = math.sqrt(images * (2 * likeliest + bound - bound**2))
+    assert (images * bound - worse + better) / deviation == pytest.approx(1.6449, abs=2e-3)
+
+
+def test_values_are_decided_by_the_spread_over_images() -> None:
+    steady, wild = np.full(9, 0.005), np.array([0.0] * 8 + [0.06])
+    made = [loss_of(lost, points=100 * float(lost.mean()), decisions=None, paired=False) for lost in (steady, wild)]
+    assert [decision(loss, 1.0, None) for loss in made] == [True, True]
+    wild[-1] = 0.089  # 0.99 points on the mean of nine, all by one image: 1.86 * 0.0297 / 3 = 1.84 points more at most
+    loss = loss_of(wild, points=100 * float(wild.mean()), decisions=None, paired=False)
+    assert loss.at_most == pytest.approx(0.99 + 1.84, abs=0.01) and decision(loss, 1.0, None) is None
