@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from calibration.operators import argument, kind, static_shape
@@ -36,7 +37,7 @@ class Join:
 def join_of(graph_module: GraphModule, index: int, axis: int) -> Join | None:
     """Where output number `index` of a captured graph is joined along `axis` of its shape; None where it is not."""
     output = next(node for node in graph_module.graph.nodes if node.op == "output")
-    node, moves = output.args[0][index], []
+    node, moves = output.args[0][index], list[Callable[[Tensor], Tensor]]()
     while kind(node) in HANDS_ON:
         source = node.args[0]
         if not isinstance(source, Node) or len(node.all_input_nodes) > 1:
@@ -46,10 +47,10 @@ def join_of(graph_module: GraphModule, index: int, axis: int) -> Join | None:
     if kind(node) != "concat":
         return None
     shape = static_shape(node)
-    along = int(argument(node, 1, "dim") or 0) % len(shape)  # type: ignore[call-overload]  # a number by its schema
+    along = int(argument(node, 1, "dim") or 0) % len(shape)
     if along == 0 or moved_axis(shape, along, moves) != axis:
         return None
-    sources = [source for source in node.args[0] if isinstance(source, Node)]  # type: ignore[union-attr]
+    sources = [source for source in node.args[0] if isinstance(source, Node)]
     place, written = _source_of(node)
     names = _joined_names(written)
     return Join(
