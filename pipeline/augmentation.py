@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from calibration.errors import UserError
-from pipeline.device_preprocess import INTERPOLATIONS, letterboxed
+from pipeline.device_preprocess import OPENCV, letterboxed, scaled
 from pipeline.preprocessing import Preprocessing, tensor_from_image, to_channels
 from pipeline.sources.arrays import ArraySource
 from pipeline.sources.image_source import ImageSource
@@ -131,14 +131,17 @@ def resized_crop(image: Image.Image, preprocessing: Preprocessing, uniforms: lis
         part = image.crop(box)
         part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else part
         return tensor_from_image(letterboxed(part, preprocessing.settings), preprocessing)
-    part = image.resize(
-        (preprocessing.width, preprocessing.height), INTERPOLATIONS[preprocessing.interpolation], box=box
-    )
+    part = scaled(image, (preprocessing.width, preprocessing.height), preprocessing.settings, box)
     return tensor_from_image(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else part, preprocessing)
 
 
-def smallest_side_to_decode(preprocessing: Preprocessing) -> int:
-    """Return the shorter side, pixels, below which a random resized crop would have to enlarge."""
+def smallest_side_to_decode(preprocessing: Preprocessing) -> int | None:
+    """Return the shorter side, pixels, below which a random resized crop would have to enlarge.
+
+    None where scaling is not antialiased: a decoder's smaller version is, and the device sees none.
+    """
+    if preprocessing.interpolation in ("nearest", OPENCV):
+        return None
     # A crop of the smallest area and the most extreme shape that still fits has about this part of the side.
     return math.ceil(max(preprocessing.height, preprocessing.width) / math.sqrt(SMALLEST_AREA * ASPECT_RATIOS[0]))
 

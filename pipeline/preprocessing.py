@@ -14,7 +14,7 @@ from torch import Tensor
 
 from calibration.errors import UserError
 from pipeline import device_preprocess
-from pipeline.device_preprocess import INTERPOLATIONS
+from pipeline.device_preprocess import INTERPOLATIONS, OPENCV
 from pipeline.pixel_scale import of_other_pixels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -45,7 +45,7 @@ class Preprocessing:
     width: int  # of the network's input, pixels
     # Pixels before the centre crop: the shorter side, or (width, height); None: straight to height x width.
     resize: int | tuple[int, int] | None
-    interpolation: str  # a key of INTERPOLATIONS
+    interpolation: str  # a key of INTERPOLATIONS, or OPENCV
     mean: tuple[float, ...]  # per channel in `channel_order`, of values in [0, 255 / divisor]
     std: tuple[float, ...]  # per channel in `channel_order`, of values in [0, 255 / divisor], above 0
     channel_order: str  # a key of CHANNEL_ORDERS
@@ -62,8 +62,8 @@ class Preprocessing:
         for name, value in (*sizes.items(), *(("resize", value) for value in resized if self.resize is not None)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"preprocessing: {name} is {value!r}; it must be a whole number of at least 1")
-        if self.interpolation not in INTERPOLATIONS:
-            known = ", ".join(INTERPOLATIONS)
+        if self.interpolation not in (*INTERPOLATIONS, OPENCV):
+            known = ", ".join((*INTERPOLATIONS, OPENCV))
             raise UserError(f"preprocessing: interpolation is {self.interpolation!r}; known: {known}")
         if CHANNEL_ORDERS.get(self.channel_order) != self.channels:
             raise UserError(

@@ -72,9 +72,10 @@ class PreprocessingConfig:
         Parameter(help="Where the image lies in a letterbox. Default: centre, an odd pixel right or below."),
     ] = None
     interpolation: Annotated[
-        Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] | None,
+        Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "bilinear-opencv"] | None,
         Parameter(
-            help="Pillow's filter of the resize, antialiased but for nearest. Default: the source's own, else bilinear."
+            help="Pillow's filter of the resize, antialiased but for nearest; bilinear-opencv: that of cv2.resize, not "
+            "antialiased. Default: the source's own, else bilinear."
         ),
     ] = None
     channel_order: Annotated[

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -26,12 +28,17 @@ RULES: dict[str, dict[str, Any]] = {
     "imagenet": {},
     "bicubic crop": {"height": 96, "resize": 101, "interpolation": "bicubic", "mean": 0.5, "std": 0.5},
     "stretched, then cropped": {"height": 64, "width": 80, "resize": [90, 75], "interpolation": "lanczos"},
-    "FastestDet": {"height": 352, "fit": "stretch", "channel_order": "BGR", "mean": 0, "std": 1},
+    "FastestDet": {
+        **{"height": 352, "fit": "stretch", "channel_order": "BGR", "mean": 0, "std": 1},
+        "interpolation": "bilinear-opencv",
+    },
     "YOLO": {"height": 192, "width": 320, "fit": "letterbox", "mean": 0, "std": 1},
     "YOLOX": {
         **{"height": 208, "fit": "letterbox", "fill": [0, 114, 255], "placement": "top-left"},
         **{"channel_order": "BGR", "divisor": 1, "mean": 0, "std": 1},
+        "interpolation": "bilinear-opencv",
     },
+    "grey, as OpenCV": {"height": 48, "channels": 1, "resize": 55, "interpolation": "bilinear-opencv"},
     "grey": {"height": 48, "channels": 1, "fit": "letterbox", "mean": 0.1307, "std": 0.3081, "stored_bits": 12},
 }
 
@@ -193,6 +200,68 @@ def test_letterboxes_lie_where_ultralytics_has_them(size: tuple[int, int]) -> No
     expected = np.full((3, 384, 640), 114, np.uint8)
     expected[:, top : 384 - bottom, left : 640 - right] = 255
     assert np.array_equal(pixels, expected)
+
+
+def _as_opencv(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """cv2.resize with INTER_LINEAR, number by number: shares of 2048, rows first, each product shifted by itself."""
+
+    def between(place: int, stored: int, size: int) -> tuple[int, float]:
+        at = np.float32((place + 0.5) * (stored / size) - 0.5)
+        first = math.floor(at)
+        return first, float(at - np.float32(first))
+
+    def share(part: float) -> int:
+        return round(float(np.float32(part) * np.float32(2048)))
+
+    result = np.zeros((height, width), np.uint8)
+    rows, columns = pixels.shape
+    for y in range(height):
+        top, down = between(y, rows, height)
+        for x in range(width):
+            left, across = between(x, columns, width)
+            if left < 0 or left >= columns - 1:
+                left, across = min(max(left, 0), columns - 1), 0.0
+            total = 2
+            for row, part in ((top, 1 - down), (top + 1, down)):
+                line = pixels[min(max(row, 0), rows - 1)]
+                value = int(line[left]) * share(1 - across) + int(line[min(left + 1, columns - 1)]) * share(across)
+                total += (value >> 4) * share(part) >> 16
+            result[y, x] = total >> 2
+    return result
+
+
+# SHA-256 of what opencv-python-headless 5.0.0 and 4.12.0 make of `_noise`, by size (height, width) before and after.
+OPENCV_RESULTS = [
+    ((48, 64), (35, 35), "92dcb90f488d10e4"),
+    ((9, 8), (20, 31), "0a357f9b9fc1718a"),
+    ((375, 500), (352, 352), "cfdb6be0b3ed2359"),
+    ((64, 64), (32, 32), "53b0ca60c3098ae1"),
+    ((30, 3), (4, 40), "72aa8a1ae1ed3b7e"),
+    ((480, 640), (240, 320), "96d566eade5918c4"),
+    ((1, 17), (5, 3), "a91f61b6dbd07aad"),
+]
+
+
+def _noise(height: int, width: int, channels: int) -> NDArray[np.uint8]:
+    """The same bytes everywhere."""
+    numbers = np.arange(height * width * channels, dtype=np.uint64)
+    return ((numbers * 2654435761 % 4294967296) >> 11).astype(np.uint8).reshape(height, width, channels)
+
+
+@pytest.mark.parametrize(("before", "after", "digest"), OPENCV_RESULTS)
+def test_scaling_is_opencvs_to_the_bit(before: tuple[int, int], after: tuple[int, int], digest: str) -> None:
+    settings = {"interpolation": "bilinear-opencv"}
+    colour, size = _noise(*before, 3), (after[1], after[0])
+    scaled = np.asarray(device_preprocess.scaled(Image.fromarray(colour), size, settings))
+    assert hashlib.sha256(scaled.tobytes()).hexdigest()[:16] == digest
+    grey = Image.fromarray(np.ascontiguousarray(colour[:, :, 1]))
+    assert np.array_equal(np.asarray(device_preprocess.scaled(grey, size, settings)), scaled[:, :, 1])
+    if after[0] * after[1] < 5000:
+        assert np.array_equal(_as_opencv(colour[:, :, 1], *size), scaled[:, :, 1])
+    # A part is what it would be alone.
+    box = (1, 0, before[1], before[0])
+    alone = device_preprocess.scaled(Image.fromarray(colour[:, 1:]), size, settings)
+    assert device_preprocess.scaled(Image.fromarray(colour), size, settings, box) == alone
 
 
 def test_a_letterbox_by_hand() -> None:
