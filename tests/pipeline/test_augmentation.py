@@ -170,8 +170,12 @@ def test_resized_crops_have_the_networks_channels() -> None:
 
 def test_the_smallest_decoded_side_still_fills_the_smallest_crop() -> None:
     side = smallest_side_to_decode(_prepared(224))
+    assert side is not None
     assert side * (SMALLEST_AREA * ASPECT_RATIOS[0]) ** 0.5 >= 224
     assert side < 2.1 * 224  # and a common photograph of 500 px is decoded whole, one of 1000 px by half
+    # A decoder's smaller version is antialiased, which these ways to scale are not.
+    for name in ("nearest", "bilinear-opencv"):
+        assert smallest_side_to_decode(preprocessing_from_fields({"interpolation": name}, where="test")) is None
 
 
 def _framed(placement: str) -> Preprocessing:
