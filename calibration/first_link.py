@@ -20,6 +20,8 @@ from calibration.nearness import LARGEST_DIFFERENCE, apart, differing, equal_in_
 
 #: Standard deviations of the random images of `wide_images`: shades of grey, noise, and far beyond photographs.
 _WIDE = (0.1, 2.0, 8.0)
+# Of one image, before its answer is said to depend on the images beside it.
+_CALLS = 10
 
 
 def wide_images(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -135,6 +137,13 @@ def _check_mixing(
         fits = all(a.shape == b.shape for a, b in zip(single, among, strict=True))
         if not moved or (fits and _agree_in_double(eager, images, place)):
             continue
+        if _by_chance(eager, images[place:][:1]):
+            raise UserError(
+                f"{source}: the network gives the same image another answer in a later call, as it"
+                f" {_why(draws=True, kept=())} (Python's and numpy's generators among them); a captured graph draws"
+                " nothing: let the network do so in training alone, or change that part in a builder given as --teacher"
+                " python:package.module:function"
+            )
         index, difference = moved[0]
         how = (
             f"output {names[index]} differs by {difference:.2g} of its largest value"
@@ -147,6 +156,12 @@ def _check_mixing(
             " or a batch size written into the code; a device shows images one by one, so each must have an answer of"
             " its own: change that part in a builder given as --teacher python:package.module:function"
         )
+
+
+def _by_chance(eager: Eager, image: Tensor) -> bool:
+    """Whether one image alone gets different answers in calls of fresh copies: of two ways, one in 500 times unseen."""
+    answers = [eager.again()(image) for _ in range(_CALLS)]
+    return any(differing(one, answers[0], eager, image) for one in answers[1:])
 
 
 def _agree_in_double(eager: Eager, images: Tensor, place: int) -> bool:

@@ -27,7 +27,7 @@ from pipeline.bundle import Bundle
 from pipeline.chosen_backend import stored_backend
 from pipeline.config import EngineConfig
 from pipeline.config.compare import CompareConfig
-from pipeline.data import open_images, ordered_batches
+from pipeline.data import ImageSource, open_images, ordered_batches
 from pipeline.preprocessing import normalise
 from pipeline.progress import Progress
 from pipeline.report.comparison import ComparedOutput, ComparedTensor, ComparisonReport
@@ -73,11 +73,12 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
         notes.append(
             f"{left_out} rounded tensors of the bundle's model have no counterpart of that name and are left out"
         )
-    images = 0
+    images, source = 0, None if config.data is None else open_images(config.data, bundle.preprocessing)
+    asked = len(bundle.golden.inputs) if source is None else min(config.count, len(source))
     counts = {output.name: _OutputCount() for output in bundle.outputs}
     running = other if other is not None else model
     with _runner(backend, exposed(running, comparison.names), config.threads) as runner:
-        for given in _batches(bundle, config):
+        for given in _batches(bundle, source, asked):
             batch = given if bundle.fixed_batch is None else filled_up(given, bundle.fixed_batch)
             found = runner.run(batch.numpy())
             tensors = [torch.from_numpy(np.asarray(values)) for values in found]
@@ -87,7 +88,11 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
             for output, here, there in zip(bundle.outputs, mine, tensors[:kept], strict=True):
                 _count(counts[output.name], here, there)
             images += len(given)
-            progress.step(images, config.count if config.data else len(bundle.golden.inputs))
+            progress.step(images, asked)
+    if source is not None and (broken := source.unreadable.summary()):
+        notes.append(f"{images} of {asked} images are compared: {broken}")
+    if source is not None and asked < config.count:
+        notes.append(f"--data {config.data} has {len(source)} images, fewer than --count {config.count}")
     first = comparison.first()
     return ComparisonReport(
         here=f"oracle on {bundle.folder.name}",
@@ -120,14 +125,12 @@ def _runner(backend: Backend, model: onnx.ModelProto, threads: int | None) -> Ab
     return backend.runner(serialise(model, name=MODEL), threads=threads or os.cpu_count() or 1)
 
 
-def _batches(bundle: Bundle, config: CompareConfig) -> Iterator[Tensor]:
-    """Normalised images: the bundle's golden ones, or the first of a source."""
-    if config.data is None:
+def _batches(bundle: Bundle, source: ImageSource | None, count: int) -> Iterator[Tensor]:
+    """Normalised images: the first `count` of a source, or the bundle's golden ones."""
+    if source is None:
         yield from torch.split(torch.from_numpy(bundle.golden.inputs), bundle.fixed_batch or _BATCH)
         return
-    preprocessing = bundle.preprocessing
-    source = open_images(config.data, preprocessing)
-    indices = np.arange(min(config.count, len(source)), dtype=np.int64)
+    preprocessing, indices = bundle.preprocessing, np.arange(count, dtype=np.int64)
     most = bundle.fixed_batch or images_at_once(preprocessing, _BATCH)
     for batch in ordered_batches(source, indices, preprocessing, batch_size=most):
         yield normalise(batch.images, preprocessing)

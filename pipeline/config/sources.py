@@ -149,7 +149,7 @@ class DataConfig:
         ),
     ] = None
     generator_steps: Annotated[
-        int, Parameter(metavar="COUNT", help="Steps in which the generator of --data none learns.")
+        int, Parameter(metavar="COUNT", help="Steps in which the generator of --data none learns, also with --steps 0.")
     ] = 1000
     generated_images: Annotated[int, Parameter(metavar="COUNT", help="Images that it then draws.")] = 4096
 

@@ -129,6 +129,11 @@ def test_chance_outside_of_torch_is_refused(net: MakeNet, noise: Noise) -> None:
     assert "another answer in a later call" in message and "draws random numbers" in message
 
 
+def test_chance_that_shows_in_single_images_alone_is_no_mixing(net: MakeNet, noise: Noise) -> None:
+    message = refusal(net(lambda n, x: n.a(x) * (random.choice([1, 2]) if len(x) == 1 else 1.5), a=conv()), noise)
+    assert "draws random numbers" in message and "mixes" not in message
+
+
 MIXED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "a mean over the batch": (lambda n, x: (lambda f: f - f.mean(0))(n.a(x)), "mixes the images of a batch"),
     "softmax along axis 0": (lambda n, x: n.a(x).softmax(0), "mixes the images of a batch"),

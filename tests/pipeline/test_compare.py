@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from PIL import Image
 
 from pipeline.cli import main
 from tests.refused import refused
@@ -56,6 +57,29 @@ def test_another_model_differs_first_where_it_was_changed(
     assert all(len(line) <= 100 for line in shown.splitlines())
     assert main([*arguments, "--tolerance", "255"]) == 0
     assert "equal within 255 steps" in capsys.readouterr().out
+
+
+def test_images_that_are_not_compared_are_said(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for index in range(5):
+        Image.new("L", (8, 8), 40 * index).save(folder / f"{index}.png")
+    (folder / "2.png").write_bytes(b"no picture")
+    arguments = ["compare", str(bundle), "--data", f"images:{folder}", "--quiet"]
+    assert main([*arguments, "--count", "9", "--report", str(tmp_path / "found.json")]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["images"] == 4
+    assert found["notes"][-2].startswith(
+        "4 of 5 images are compared: 1 unreadable image left out: 2.png (cannot identify"
+    )
+    assert found["notes"][-1] == f"--data images:{folder} has 5 images, fewer than --count 9"
+    assert "4 of 5 images are compared" in capsys.readouterr().out
+    assert main([*arguments, "--count", "2", "--report", str(tmp_path / "found.json")]) == 0
+    assert not any(
+        "--count" in note or "left out" in note for note in json.loads((tmp_path / "found.json").read_text())["notes"]
+    )
 
 
 def test_wrong_questions_are_refused(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from backends import BACKENDS
 from backends.onnxruntime import OnnxRuntime
 from backends.onnxruntime_rules import X64, X64_PRECISE, X64_WITHOUT_VNNI
 from backends.placement import Widths, place
@@ -23,7 +24,8 @@ WIDTHS = Widths(weights=8)
 def choose(example: SimpleNamespace, *profiles: Any, **changes: Any) -> PreparedStudent:
     """The student chosen for profiles in that order, of which the first one was prepared."""
     prepared = replace(example.prepared, plan=place(example.prepared.folded, profiles[0], WIDTHS))
-    candidates = [OnnxRuntime(profile) for profile in profiles]
+    backend = changes.pop("backend", OnnxRuntime)
+    candidates = [backend(profile) for profile in profiles]
     teacher = replace(example.teacher, outputs=changes.pop("outputs", example.teacher.outputs))
     return choose_profile(prepared, candidates, teacher, replace(example.images, **changes), widths=WIDTHS)
 
@@ -34,6 +36,14 @@ def test_an_equal_slower_profile_is_not_taken(example: SimpleNamespace) -> None:
     assert chosen.plan.variant == "x86-avx2-limited"
     assert {placement.grid.limit for placement in chosen.plan.weights} == {63}
     assert "x86-avx2-limited is taken" in chosen.notes[0] and "135 held-out images" in chosen.notes[0]
+
+
+def test_the_oracle_is_not_said_to_be_fast(example: SimpleNamespace) -> None:
+    chosen = choose(example, X64_WITHOUT_VNNI, X64_PRECISE, backend=BACKENDS["reference"])
+    assert chosen.notes[0].endswith("x86-avx2-limited is taken: the first, as none is better beyond chance")
+    ruined = replace(X64_WITHOUT_VNNI, weight_limit=1)
+    chosen = choose(example, ruined, X64_PRECISE, backend=BACKENDS["reference"])
+    assert chosen.notes[0].endswith("x86-avx2-precise is taken: better beyond chance")
 
 
 def test_a_profile_that_ruins_the_weights_is_left(example: SimpleNamespace, tmp_path: Path) -> None:
