@@ -16,7 +16,7 @@ from backends.group_merging import groups_in_one, merged_weight
 from backends.onnx_int4 import int4_tensor
 from backends.onnx_operators import TRANSLATORS, UNREAD
 from backends.onnx_operators.common import Integers
-from backends.onnx_operators.refused import most_telling, refusal
+from backends.onnx_operators.refused import most_telling, refusal_of
 from backends.onnx_shapes import declared_shape
 from backends.onnx_view import INT4_OPSET, OPSETS
 from backends.serialised import check_model
@@ -324,7 +324,7 @@ class Emitter:
         ]
         if nodes:
             self.current = most_telling(nodes)
-            why, said = refusal(self.current.target), "this operator has no translation to ONNX"
+            why, said = refusal_of(self.current), "this operator has no translation to ONNX"
             raise self.unsupported(said) if why is None else self.unsupported(said, remedy=f": {why}")
 
     def _operator(self, node: Node) -> None:

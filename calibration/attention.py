@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from calibration.constants import LOWEST
 from calibration.decompositions import before, reshaped
 from calibration.operators import argument, static_shape
 
@@ -64,13 +63,10 @@ def _causal(graph: Graph, node: Node, rows: int, columns: int) -> Node:
 
 
 def _added(graph: Graph, node: Node, mask: Node) -> Node:
-    """What is added to the scores: nothing where a boolean mask is true, the lowest number where it is not.
-
-    A softmax makes exactly 0 of that, as of minus infinity, which no parameter may be.
-    """
+    """What is added to the scores: nothing where a boolean mask is true, minus infinity where it is not."""
     if _type(mask) != torch.bool:
         return mask
-    return before(graph, node, aten.where.Scalar, (mask, 0.0, LOWEST))
+    return before(graph, node, aten.where.Scalar, (mask, 0.0, -math.inf))
 
 
 def _type(mask: Node) -> Any:

@@ -27,9 +27,10 @@ from calibration.eager import own_copy
 from calibration.errors import UserError, is_ours_to_report, message_of
 from calibration.mutation import mutates_a_view
 from calibration.network_checks import check_outputs, check_parameters, tell_of_hooks
-from calibration.normal_form import NO_OPERATION, normal_form, without_regions
+from calibration.normal_form import NO_OPERATION, normal_form
 from calibration.one_image import changes_constants, of_any_batch
 from calibration.operators import make_graph_module
+from calibration.regions import without_regions
 from calibration.results import make_known
 from calibration.sharing import sharing_copy
 
@@ -76,7 +77,7 @@ def exported_graph(
             exported = exported.run_decompositions({})
         graph_module = exported.module()
         if one_image:
-            graph_module = without_regions(graph_module)
+            graph_module = without_regions(graph_module, source)
             _check_chance(graph_module, source)
             graph_module = of_any_batch(graph_module, names=names, source=source)
         return graph_module, names
@@ -195,12 +196,29 @@ def _check_takes(module: nn.Module, example: Tensor, source: str) -> None:
         if not is_ours_to_report(error):
             raise
         name = next((p.name for p in _arguments(module)), "input")
+        remedy = _other_type(module, error) or (
+            "--image-size, --mean and --std set the size and number of channels of images, a builder an input that is"
+            " no image (docs/networks.md)"
+        )
         raise UserError(
             f"{source}: the network does not take images float32 {list(example.shape)} as its input {name}:"
-            f" {_reason(error)} (in {_where(module, error.__traceback__)}); --image-size, --mean and --std set the size"
-            " and number of channels of images, a builder an input that is no image (docs/networks.md)"
+            f" {_reason(error)} (in {_where(module, error.__traceback__)}); {remedy}"
         ) from error
     make_known(results, source)
+
+
+def _other_type(module: nn.Module, error: BaseException) -> str | None:
+    """What to do where parameters are of another type than images; None where that is not why it failed."""
+    if "type" not in message_of(error):
+        return None
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            return (
+                f"its {name} is {kind}, and networks are captured in float32: call .float() on the network, in a"
+                " builder given as --teacher python:package.module:function (docs/networks.md)"
+            )
+    return None
 
 
 @contextlib.contextmanager

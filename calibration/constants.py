@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from calibration.operators import WEIGHTED, attribute, kind
+from calibration.operators import WEIGHTED, argument, attribute, kind, static_shape
 
 aten = torch.ops.aten
 #: The lowest number: what a mask adds to scores instead of minus infinity, which is no value that training may leave.
@@ -58,17 +58,36 @@ def fold_constants(graph_module: GraphModule) -> None:
 def finite_masks(graph_module: GraphModule) -> None:
     """Replace, in place, constants that are added and hold minus infinity by such that hold the lowest number there.
 
-    A softmax makes exactly 0 of either, unless it masks a whole row.
+    A softmax makes exactly 0 of either, unless it masks a whole row: of that torch's attention makes zeros, and so does
+    a factor behind the softmax.
     """
     for node in list(graph_module.graph.nodes):
         values = attribute(graph_module, str(node.target)) if node.op == "get_attr" else None
         if not isinstance(values, Tensor) or not values.is_floating_point() or values.is_meta:
             continue
         adders = [user for user in node.users if user.target is aten.add.Tensor]
-        if adders and bool(torch.isneginf(values).any()):
+        hidden = torch.isneginf(values)
+        if adders and bool(hidden.any()):
             (finite,) = new_constants(graph_module, node, {"value": values.clamp_min(LOWEST)}, holder="finite")
             for adder in adders:
                 adder.replace_input_with(node, finite)
+                if values.dim() and bool(hidden.all(-1).any()):
+                    _zero_rows(graph_module, adder, ~hidden.all(-1, keepdim=True))
+
+
+def _zero_rows(graph_module: GraphModule, scores: Node, seen: Tensor) -> None:
+    """Multiply a softmax over the last axis of scores by 0 where nothing of a row is seen."""
+    for softmax in [user for user in scores.users if user.target is aten.softmax.int]:
+        if argument(softmax, 1, "dim") not in (-1, len(static_shape(softmax)) - 1):
+            continue
+        readers = list(softmax.users)
+        # Truths: no training changes them.
+        (factor,) = new_constants(graph_module, softmax, {"value": seen}, holder="seen")
+        with graph_module.graph.inserting_after(softmax):
+            zeroed = graph_module.graph.call_function(aten.mul.Tensor, (softmax, factor))
+        zeroed.meta = dict(softmax.meta)
+        for reader in readers:
+            reader.replace_input_with(softmax, zeroed)
 
 
 def own_weights_per_axis(graph_module: GraphModule) -> None:

@@ -21,6 +21,7 @@ from calibration.normalisations import NORMALISATIONS
 from calibration.one_axis import OVER_ROWS, batch_norm_of_rows
 from calibration.operators import argument, attribute, axis_order, clip_bounds, kind, static_shape
 from calibration.rearrangements import REARRANGEMENTS, circular_border
+from calibration.regions import module_path, without_regions
 from calibration.spellings import SPELLINGS, WITH_INDICES, channel_shuffle, hard_sigmoid
 from calibration.thresholds import THRESHOLDS
 
@@ -71,9 +72,6 @@ CHECKS = frozenset(
     }
 )
 
-#: Operators that hold a part of the network in a graph of its own.
-_REGIONS = frozenset({torch.ops.higher_order.wrap_with_autocast, torch.ops.higher_order.wrap_with_set_grad_enabled})
-
 #: Containers say nothing about what a node does: the operator's own word is added to their path.
 _CONTAINERS = ("Sequential", "ModuleList", "ModuleDict")
 
@@ -86,7 +84,7 @@ def normal_form(captured: GraphModule, *, source: str, copies: dict[Node, Node] 
     """
     graph, constants = Graph(), dict[int, str]()
     copies = {} if copies is None else copies
-    for node in sorted(without_regions(captured).graph.nodes, key=lambda node: node.op != "placeholder"):
+    for node in sorted(without_regions(captured, source).graph.nodes, key=lambda node: node.op != "placeholder"):
         if node.op == "call_module" or node.target in CHECKS:
             continue  # the guards of export: the batch size is free and the image size checked by the caller
         same = _same_tensor(node)
@@ -104,38 +102,6 @@ def normal_form(captured: GraphModule, *, source: str, copies: dict[Node, Node] 
                 tensor = attribute(captured, str(node.target))
                 copies[node].target = constants.setdefault(id(tensor), str(node.target))
     return graph
-
-
-def without_regions(captured: GraphModule) -> GraphModule:
-    """Write the operators of regions with settings of their own (autocast, gradients) into the graph around them.
-
-    A network that is quantised computes in float32 wherever it is not integer, so the settings say nothing.
-    """
-    graph = captured.graph
-    for node in list(graph.nodes):
-        if node.target not in _REGIONS:
-            continue
-        region = next(argument for argument in node.args if isinstance(argument, Node) and argument.op == "get_attr")
-        inner: GraphModule = attribute(captured, str(region.target))
-        operands = node.args[node.args.index(region) + 1 :]
-        places = [place for place in inner.graph.nodes if place.op == "placeholder"]
-        copies: dict[Node, Any] = dict(zip(places, operands, strict=True))
-        with graph.inserting_before(node):
-            results = graph.graph_copy(inner.graph, copies)
-        for copied in copies.values():
-            if isinstance(copied, Node) and copied.op == "get_attr" and copied not in operands:
-                copied.target = f"{region.target}.{copied.target}"
-        values = results if isinstance(results, (list, tuple)) else (results,)
-        for user in list(node.users):
-            if user.target is operator.getitem:
-                user.replace_all_uses_with(values[user.args[1]])
-                graph.erase_node(user)
-        if node.users:
-            node.replace_all_uses_with(values[0])
-        graph.erase_node(node)
-        if not region.users:
-            graph.erase_node(region)
-    return captured
 
 
 def _same_tensor(node: Node) -> Node | None:
@@ -397,9 +363,7 @@ REWRITTEN = frozenset(
 def _name(node: Node) -> str:
     """The module path with underscores for dots; the operator's word is added where the module is no single layer."""
     stack = node.meta.get("nn_module_stack") or {}
-    path, kind = list(stack.values())[-1] if stack else ("", "")
-    if path.startswith("_"):  # nodes that export added itself carry a placeholder instead of a path
-        path = ""
+    path, (_, kind) = module_path(node), list(stack.values())[-1] if stack else ("", "")
     kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
     word = str(getattr(node.target, "__name__", node.target)).split(".")[0].strip("_")
     is_layer = kind.startswith("torch.nn.modules") and not kind.endswith(_CONTAINERS)

@@ -97,6 +97,19 @@ def _windows(w: Write, node: Node) -> Node | None:
     return w(aten.reshape.default, w(aten.cat.default, parts, 2), result)
 
 
+def _windows_of_axis(w: Write, node: Node) -> Node | None:
+    """Windows along one axis: its places once for each window that they are in, and those of a window apart, last."""
+    source, axis = source_of(node), int(argument(node, 1, "dimension")) % len(static_shape(source_of(node)))
+    sizes, size, step = static_shape(source), int(argument(node, 2, "size")), int(argument(node, 3, "step"))
+    if axis == 0 or min(sizes[1:]) < 1:
+        return None
+    count = (sizes[axis] - size) // step + 1
+    picked = _picked(w, source, axis, [first * step + place for first in range(count) for place in range(size)])
+    apart = w(aten.reshape.default, picked, [-1, *sizes[1:axis], count, size, *sizes[axis + 1 :]])
+    order = [place for place in range(len(sizes) + 1) if place != axis + 1]
+    return apart if axis == len(sizes) - 1 else w(aten.permute.default, apart, [*order, axis + 1])
+
+
 def _from_windows(w: Write, node: Node) -> Node | None:
     """A map put together of windows: a reshape where they tile it, a sum of shifted maps where they lie one apart."""
     source, (height, width) = source_of(node), pair(argument(node, 1, "output_size"))
@@ -196,6 +209,7 @@ REARRANGEMENTS: Mapping[Any, tuple[Callable[[Graph, Node], Node], ...]] = {
         aten._upsample_nearest_exact1d.vec: _nearest_exact,
         aten._upsample_nearest_exact2d.vec: _nearest_exact,
         aten.im2col.default: _windows,
+        aten.unfold.default: _windows_of_axis,
         aten.col2im.default: _from_windows,
         aten.slice_scatter.default: _written_slice,
         aten.select_scatter.default: _written_index,

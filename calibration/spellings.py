@@ -63,6 +63,16 @@ def _addcmul(w: Write, node: Node) -> Node:
     return w(aten.add.Tensor, source_of(node), product if value == 1 else w(aten.mul.Tensor, product, value))
 
 
+def _product_added(w: Write, node: Node) -> Node:
+    """The sum beta * x + alpha * (a @ b)."""
+    added, product = source_of(node), w(aten.matmul.default, node.args[1], node.args[2])
+    beta, alpha = (float(argument(node, place, name, 1)) for place, name in ((3, "beta"), (4, "alpha")))
+    product = product if alpha == 1.0 else w(aten.mul.Tensor, product, alpha)
+    if beta == 0.0:
+        return product  # torch reads nothing of it then, not even NaN
+    return w(aten.add.Tensor, product, added if beta == 1.0 else w(aten.mul.Tensor, added, beta))
+
+
 def _lerp(w: Write, node: Node) -> Node:
     way = w(aten.sub.Tensor, node.args[1], source_of(node))
     return w(aten.add.Tensor, source_of(node), w(aten.mul.Tensor, way, argument(node, 2, "weight")))
@@ -246,6 +256,7 @@ _SPELLINGS: Mapping[Any, Spelling] = {
     aten.rsqrt.default: lambda w, node: w(aten.reciprocal.default, w(aten.sqrt.default, source_of(node))),
     aten.pow.Tensor_Scalar: _power,
     aten.addcmul.default: _addcmul,
+    aten.baddbmm.default: _product_added,
     aten.lerp.Scalar: _lerp,
     aten.glu.default: _gated_half,
     aten.mish.default: _mish,

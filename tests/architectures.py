@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -181,37 +182,60 @@ def _shrunken(kind: Any) -> Any:
 
 def _shrink(config: Any) -> None:
     for field in ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_layers"):
-        if isinstance(getattr(config, field, None), int) and not hasattr(config, "out_indices"):
+        whole = hasattr(config, "out_indices") or hasattr(config, "neck_hidden_sizes")  # a head reads blocks by number
+        if isinstance(getattr(config, field, None), int) and not whole:
             setattr(config, field, min(getattr(config, field), 2))
     for field in ("depths", "num_blocks", "depth"):
         if isinstance(getattr(config, field, None), (list, tuple)):
             setattr(config, field, [min(int(count), 2) for count in getattr(config, field)])
     if hasattr(config, "use_pretrained_backbone"):
         config.use_pretrained_backbone = False
+    for part in ("backbone_config", "vision_config", "text_config"):
+        if hasattr(getattr(config, part, None), "to_dict"):
+            _shrink(getattr(config, part))
+
+
+#: The module at the end of a YAML file, in small letters -> the class that builds the network of it.
+_ENDS = {
+    "rtdetrdecoder": "RTDETRDetectionModel",
+    "worlddetect": "WorldModel",
+    "yoloedetect": "YOLOEModel",
+    "yoloesegment": "YOLOESegModel",
+    "semanticsegment": "SemanticSegmentationModel",
+    "segment": "SegmentationModel",
+    "pose": "PoseModel",
+    "obb": "OBBModel",
+    "classify": "ClassificationModel",
+    "depth": "DepthModel",
+    "detect": "DetectionModel",
+}
 
 
 def ultralytics_networks() -> Iterator[Architecture]:
-    """The smallest of every generation and task, built from its YAML file."""
+    """The network of every YAML file, in its smallest size."""
     if importlib.util.find_spec("ultralytics") is None:
         return
+    import ultralytics
+    import yaml  # type: ignore[import-untyped]  # no stubs: only the survey reads such files
     from ultralytics.nn import tasks
 
-    makers = {
-        "": tasks.DetectionModel,
-        "-seg": tasks.SegmentationModel,
-        "-pose": tasks.PoseModel,
-        "-obb": tasks.OBBModel,
-        "-cls": tasks.ClassificationModel,
-    }
-    names = [f"yolo{generation}n{task}" for generation in ("v8", "11", "12", "26") for task in makers]
-    names += ["yolov3-tiny", "yolov5n", "yolov6n", "yolov8n-ghost", "yolov8n-p2", "yolov9t", "yolov10n"]
-    for name in names:
-        task = next((task for task in makers if task and name.endswith(task)), "")
+    def built(name: str, end: str) -> nn.Module:
+        described = tasks.yaml_model_load(f"{name}.yaml")
+        for *_, options in described["backbone"]:
+            options[:] = [None if option == "DEFAULT" else option for option in options]  # of weights to download
+        network: nn.Module = getattr(tasks, end)(described, verbose=False)
+        return network
+
+    for file in sorted((Path(ultralytics.__file__).parent / "cfg" / "models").rglob("*.yaml")):
+        described = yaml.safe_load(file.read_text(encoding="utf-8"))
+        last = described["head"][-1][-2].lower()
+        smallest = next(iter(described.get("scales", {})), "")  # the first is the smallest: n
+        name = re.sub(r"^(yoloe?-?v?\d+)(?=-|$)", rf"\g<1>{smallest}", file.stem)
         yield Architecture(
             library="ultralytics",
             name=name,
-            build=lambda name=name, task=task: makers[task](f"{name}.yaml", verbose=False),  # type: ignore[misc]
-            pixels=64 if task == "-cls" else 128,
+            build=lambda name=name, last=last: built(name, next(_ENDS[word] for word in _ENDS if word in last)),  # type: ignore[misc]
+            pixels=64 if last == "classify" else 128,
         )
 
 

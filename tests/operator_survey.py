@@ -3,7 +3,8 @@
     python3 -m tests.operator_survey [--export-only] [LIBRARY ...]
 
 asks the networks of these libraries (timm, torchvision, transformers, ultralytics; of all) that have no row in
-tests/backends/operator_survey.jsonl yet, and adds theirs. A library that is not installed has none. Blocks that repeat
+tests/backends/operator_survey.jsonl yet, and adds theirs. A library that is not installed has none, nor has a network
+that does not run on images alone (an input of its own, a package or a download that is not there). Blocks that repeat
 each other are left out, as they add no operator. With --export-only a network is exported without values, in a
 fraction of the time, and its row says "exported"; without, such a network is asked again and converted.
 tests/operator_table.py shows the rows as a page.
@@ -135,6 +136,20 @@ def _too_slow(number: int, frame: FrameType | None) -> None:
     raise TimeoutError("took too long")
 
 
+def _own_refusal(architecture: Architecture) -> str | None:
+    """Why a network does not run on images by itself, as its library configures it; None where it does."""
+    signal.alarm(_SECONDS)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            architecture.build().eval()(architecture.example())
+    except Exception as error:  # the library's own code
+        return f"{type(error).__name__}: {str(error)[:300]}"
+    finally:
+        signal.alarm(0)
+    return None
+
+
 def main(libraries: list[str], *, export_only: bool = False) -> None:
     """Add the rows that are missing."""
     done = [row for row in read() if export_only or row["outcome"] != "exported"]
@@ -153,6 +168,11 @@ def main(libraries: list[str], *, export_only: bool = False) -> None:
                 signal.alarm(0)
             if "took too long" in row["outcome"]:
                 continue  # asked again another time
+            if row["outcome"] not in ("converted", "exported"):
+                refusal = _own_refusal(architecture)
+                if refusal is not None:
+                    print(f"{architecture.name} does not run by itself: {refusal}", flush=True)
+                    continue
             print(f"{architecture.name}: {row['outcome'][:300]}", flush=True)
             with FILE.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

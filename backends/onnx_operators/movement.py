@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -73,12 +73,26 @@ def flip(e: Emitter, node: Node) -> list[str]:
 
 
 def index_select(e: Emitter, node: Node) -> list[str]:
-    """Gather at constant places."""
+    """Gather at constant places; of channels in another order in two halves where OpenVINO may read them."""
     axis, places = int(argument(node, 1, "dim")), constant(e.module, argument(node, 2, "index"))
     if places is None:
         raise e.unsupported("indices that are computed at run time have no translation to ONNX")
-    stored = e.constant(places.cpu().numpy().astype(np.int64), f"{node.name}_places")
+    order = places.cpu().numpy().astype(np.int64)
+    if (for_openvino(e) or not e.moves_integers(node)) and axis == 1 and _is_misread(order, static_shape(node)[1]):
+        halves = [e.constant(half, f"{node.name}_places_{i}") for i, half in enumerate(np.array_split(order, 2))]
+        parts = [e.add("Gather", [e.read(input_of(node)), half], axis=1, suffix=half[-2:])[0] for half in halves]
+        return e.add("Concat", parts, axis=1)
+    stored = e.constant(order, f"{node.name}_places")
     return e.add("Gather", [e.read(input_of(node)), stored], axis=axis)
+
+
+def _is_misread(order: np.ndarray[Any, Any], channels: int) -> bool:
+    """Whether OpenVINO would take channels in the inverse of this order: all of them, in one that is not its own.
+
+    Measured on 2026.4.1: where a convolution follows, its pass that fuses reversed channels into weights drops a Gather
+    of all channels and permutes the weights the wrong way round; a reversal is its own inverse.
+    """
+    return sorted(order) == list(range(channels)) and not np.array_equal(order[order], np.arange(channels))
 
 
 def select(e: Emitter, node: Node) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch.fx import Node
 
 _BUILDER = "in a builder given as --teacher python:package.module:function (docs/networks.md)"
@@ -16,7 +17,15 @@ _COMPARED = (
     "what is chosen by comparing values has no integer form: write it with relu, clamp, minimum or maximum"
     f" {_BUILDER}; a mask that depends on no image is a constant and may stay"
 )
-_SORTED = f"sorting and picking by value belong behind the artifact: {_PART}"
+_SORTED = (
+    "sorting and picking by value belong behind the artifact: return what is picked from, such as the boxes and scores"
+    f" of all places (of Ultralytics' heads by end2end = False), {_BUILDER}; of a network with two stages name the"
+    " first with --submodule"
+)
+_CAST = (
+    "what is not integer is computed in float32 here: leave the conversion out, with the weights behind it brought to"
+    f" float32 by .float(), {_BUILDER}"
+)
 _THREE = f"volumes and video have three axes, and faqd quantises images: a kernel of depth 1 is a Conv2d {_BUILDER}"
 _RECURRENT = f"a recurrent layer runs step by step, with no integer kernel in any runtime here: {_PART}"
 _SAMPLED = f"sampling at computed positions has no integer kernel and no exact counterpart here: {_PART}"
@@ -90,11 +99,22 @@ REFUSED: Mapping[str, str] = {
 _AROUND = (_BATCH, _WHOLE, _COMPARED)
 
 
+#: Operators that convert to another type.
+_CONVERSIONS = frozenset({"aten.to", "aten._to_copy"})
+
+
 def refusal(target: object) -> str | None:
     """Why an operator is not translated, with the way round; None for one that the list does not have."""
     return REFUSED.get(str(target).rpartition(".")[0])
 
 
+def refusal_of(node: Node) -> str | None:
+    """Why this one is not: of a conversion it depends on the types, between two of reals it makes nothing whole."""
+    values = [source.meta.get("val") for source in (node, *node.all_input_nodes)]
+    reals = all(isinstance(value, torch.Tensor) and value.is_floating_point() for value in values)
+    return _CAST if reals and str(node.target).rpartition(".")[0] in _CONVERSIONS else refusal(node.target)
+
+
 def most_telling(nodes: Sequence[Node]) -> Node:
     """Of operators that are not translated the one to name: not the zeros that a recurrent layer starts from."""
-    return next((node for node in nodes if refusal(node.target) not in (None, *_AROUND)), nodes[0])
+    return next((node for node in nodes if refusal_of(node) not in (None, *_AROUND)), nodes[0])

@@ -74,7 +74,14 @@ def _tracked() -> nn.Module:
     return norm
 
 
+def _added_product(n: Any, x: Tensor) -> Tensor:
+    rows = x.flatten(2)
+    return torch.baddbmm(rows, rows @ rows.transpose(1, 2), rows, beta=0.5, alpha=0.1).reshape(-1, 16, 8, 8)
+
+
 _MASK = torch.ones(64, 64, dtype=torch.bool).tril(3)
+_HIDDEN = _MASK.clone()
+_HIDDEN[[0, 17]] = False  # rows that see nothing
 
 #: Name -> the line, and what else it reads: everything on integers.
 INTEGER: dict[str, tuple[Line, dict[str, Make]]] = {
@@ -115,6 +122,10 @@ INTEGER: dict[str, tuple[Line, dict[str, Make]]] = {
     ),
     "tiles and back": (lambda n, x: F.fold(F.unfold(x, 2, stride=2), (8, 8), 2, stride=2), {}),
     "windows": (lambda n, x: F.unfold(x, 3, padding=1, stride=2)[:, ::9].reshape(-1, 16, 4, 4), {}),
+    "windows of axes": (
+        lambda n, x: x.unfold(2, 4, 2).unfold(3, 3, 5)[..., 1].reshape(-1, 16, 3, 8),
+        {},
+    ),
     "sums of windows": (lambda n, x: F.fold(F.unfold(x, 3, padding=1), (8, 8), 3, padding=1), {}),
     "written parts": (_written, {}),
     "a matrix": (
@@ -130,6 +141,7 @@ INTEGER: dict[str, tuple[Line, dict[str, Make]]] = {
         lambda n, x: x * F.linear(x.mean((2, 3)), n.l(x[:1].mean((2, 3))).reshape(16, 16))[:, :, None, None],
         {"l": lambda: nn.Linear(16, 256)},
     ),
+    "a sum with a product": (_added_product, {}),
     "one weight, two axes": (_tied, {"w": lambda: c3(16, 16)}),
 }
 #: The same with an operator in float.
@@ -149,11 +161,14 @@ FLOAT: dict[str, tuple[Line, dict[str, Make]]] = {
     "attention, causal": (_attended(is_causal=True), {}),
     "attention, truths": (_attended(attn_mask=_MASK), {}),
     "attention, numbers": (_attended(attn_mask=torch.where(_MASK, 0.1, -torch.inf)), {}),
+    "attention, truths that hide rows": (_attended(attn_mask=_HIDDEN), {}),
+    "attention, numbers that hide rows": (_attended(attn_mask=torch.where(_HIDDEN, 0.1, -torch.inf)), {}),
     "attention, shared keys": (_shared_keys, {}),
 }
 
 
-def _network(line: Line, layers: dict[str, Make]) -> Net:
+def network_of(line: Line, layers: dict[str, Make]) -> Net:
+    """The line between two convolutions of 16 channels."""
     torch.manual_seed(0)  # of the layers' weights, which modules draw from nowhere else
     made = {name: make() for name, make in layers.items()}
     return Net(lambda n, x: n.b(line(n, n.a(x))), a=c3(3, 16), b=c3(16, 16), **made).eval()
@@ -166,7 +181,7 @@ def test_it_is_captured_and_runs(name: str, build: Build) -> None:
         line, _ = INTEGER[name]
         module: nn.Module = Net(lambda n, x: line(n, n.a(x)), a=c3(3, 16)).eval()
     else:
-        module = _network(*(INTEGER | FLOAT)[name])
+        module = network_of(*(INTEGER | FLOAT)[name])
     built = build(module, inputs=torch.randn((4, 3, 8, 8), generator=torch.Generator().manual_seed(1)), suited=True)
     with torch.no_grad():
         expected = module(built.images)
@@ -193,7 +208,7 @@ def test_it_is_captured_and_runs(name: str, build: Build) -> None:
 
 def test_products_of_queries_and_keys_are_integer_with_every_mask(build: Build) -> None:
     for name in ("attention", "attention, causal", "attention, truths", "attention, shared keys"):
-        plan = build(_network(*FLOAT[name]), inputs=torch.randn(2, 3, 8, 8)).plan
+        plan = build(network_of(*FLOAT[name]), inputs=torch.randn(2, 3, 8, 8)).plan
         products = [node for node, word in plan.kinds.items() if word == "matmul"]
         assert len(products) == 2 and len(set(products) - plan.float_nodes.keys()) == 1
 
@@ -205,6 +220,12 @@ def _computed_weight(n: Any, x: Tensor) -> Tensor:
     return mixed.reshape(-1, 16, 8, 8)
 
 
+def _autocast(layer: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        result: Tensor = layer(x)
+    return result.float()
+
+
 @pytest.mark.parametrize(
     ("line", "layers", "words"),
     [
@@ -214,7 +235,12 @@ def _computed_weight(n: Any, x: Tensor) -> Tensor:
         (lambda n, x: n.c(x.flatten(2))[0], {"c": lambda: nn.LSTM(64, 8, batch_first=True)}, "lstm.*step by step"),
         (lambda n, x: n.c(x.flatten(2))[0], {"c": lambda: nn.GRU(64, 8, batch_first=True)}, "gru.*step by step"),
         (lambda n, x: torch.where(x > 0, x, 0.1 * x), {}, r"chosen by comparing.*relu, clamp"),
-        (lambda n, x: x.topk(2, 1)[0], {}, "belong behind the artifact"),
+        (lambda n, x: x.topk(2, 1)[0], {}, r"belong behind the artifact.*end2end = False.*two stages.*--submodule"),
+        (lambda n, x: n.c(x.half()).float(), {"c": lambda: c3(3, 4).half()}, r"is computed in float32.*by \.float\(\)"),
+        (lambda n, x: x.double().mean((2, 3)).float(), {}, "is computed in float32 here: leave the conversion out"),
+        (lambda n, x: x.long().float(), {}, "whole numbers and truths"),
+        (lambda n, x: n.c(x), {"c": lambda: c3(3, 4).half()}, r"its c\.weight is float16.*call \.float\(\)"),
+        (lambda n, x: _autocast(n.c, x), {"c": lambda: c3(3, 4)}, r"bfloat16 under torch\.autocast.*enabled=False"),
         (lambda n, x: F.interpolate(x, size=(5, 5), mode="bicubic", antialias=True), {}, "anti-aliasing.*antialias=F"),
     ],
 )
