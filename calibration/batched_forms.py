@@ -41,12 +41,14 @@ class Forms:
         if node.target is operator.getitem:
             yield lambda: self._call(node, self._copies)
             return
-        if sizes and is_view(node):
-            if node.target in _ORDERS:
-                yield lambda: self._call(node, self._copies)
+        if node.target is aten.unbind.int and isinstance(value, (list, tuple)) and len(value) == 1:
+            yield lambda: self._unbound(node)
+        if sizes and (is_view(node) or node.target in _VIEWS):
             axes = sorted(range(len(sizes)), key=lambda axis: (sizes[axis] != 1, axis))
             own = sizes.count(1)
             yield from (self._reshape(node, sizes, axis) for axis in axes[:own])
+            if node.target in _ORDERS:
+                yield lambda: self._call(node, self._copies)
             if sizes[0] == 1:
                 yield lambda: self._reshape_in_front(node, sizes)
             yield lambda: self._call(node, self._copies)
@@ -57,11 +59,24 @@ class Forms:
             yield lambda: self._call(node, self._repeated(node))
         yield from (self._image_by_image(node, sizes, shift=shift) for shift in (0, 1) if sizes)
 
+    def in_front(self, node: Node) -> Node:
+        """What was written of a node, the images on the first axis, which is one long for a single one."""
+        return self._write(aten.reshape.default, (self._with_axis(node, node), [-1, *node.meta["val"].shape[1:]]), node)
+
     def _call(self, node: Node, copies: dict[Node, Node]) -> Node:
         called = self._graph.node_copy(node, copies.__getitem__)
         if called.target in _VIEWS:
             called.target = aten.reshape.default  # a view asks for a memory layout, which several images change
+        elif called.target is aten.t.default:
+            called.target, called.args = aten.transpose.int, (called.args[0], 0, -1)
         return called
+
+    def _unbound(self, node: Node) -> Node:
+        """The one part that taking the axis of a single image apart gives, with the others' behind it."""
+        sizes = node.meta["val"][0].shape
+        source = self._with_axis(cast(Node, node.args[0]), node)
+        joined = self._write(aten.reshape.default, (source, [-1, *sizes[1:]]), node)
+        return self._write(aten.unbind.int, (self._write(aten.unsqueeze.default, (joined, 0), node), 0), node)
 
     def _write(self, target: Any, arguments: tuple[Any, ...], like: Node) -> Node:
         word = str(target).split(".")[1].strip("_")

@@ -31,6 +31,9 @@ aten = torch.ops.aten
 # part of the graph.
 _OTHER_COUNT = 7
 
+# Torch does not check what these are given, and ends in memory that is not theirs where a state is of another batch.
+_RECURRENT = ("lstm", "gru", "rnn_")
+
 _ADVICE = (
     "keep the first axis for the image, as x[:1] does and x[0] and squeeze(0) do not, or write that part otherwise, in"
     " a builder given as --teacher python:package.module:function (docs/networks.md)"
@@ -87,7 +90,7 @@ class _Rewriting:
             if node is self._image or node.op == "call_module" or node.target in CHECKS:
                 continue  # the guards of export hold for one image
             if node.op == "output":
-                self._check_outputs(node, names)
+                self._finish(node, names, forms)
                 self._graph.node_copy(node, self._copies.__getitem__)
             elif not any(source in self._layouts for source in node.all_input_nodes):
                 self._copies[node] = self._graph.node_copy(node, self._copies.__getitem__)
@@ -95,6 +98,8 @@ class _Rewriting:
             elif node.target in NO_OPERATION:
                 self._copies[node] = self._graph.node_copy(node, self._copies.__getitem__)
                 self._layouts[node] = self._layouts[node.all_input_nodes[0]]
+            elif any(word in str(node.target) for word in _RECURRENT):
+                raise self._refusal(node, "it runs step by step, with no integer kernel in any runtime")
             else:
                 try:
                     trial = Trial(node, self._layouts, self._constants, exact, generator)
@@ -133,7 +138,11 @@ class _Rewriting:
                 return
             while (written := next(reversed(self._graph.nodes))) is not mark:
                 self._graph.erase_node(written)
-        raise self._refusal(node, "it does not compute image by image, as an operator along the images' axis does")
+        if isinstance(trial.alone[0], Tensor) and not trial.alone[0].dim():
+            why = "it makes one number of all axes, which are to be named without the first, as in x.mean((1, 2, 3))"
+        else:
+            why = "it does not compute image by image, as an operator along the images' axis does"
+        raise self._refusal(node, why)
 
     def _keep_merged(self, node: Node, layout: Layout | tuple[Layout, ...]) -> None:
         first = layout[0] if isinstance(layout, tuple) else layout
@@ -141,12 +150,17 @@ class _Rewriting:
             before = (self._merged[source] for source in node.all_input_nodes if source in self._merged)
             self._merged[node] = next(before, node)
 
-    def _check_outputs(self, node: Node, names: Sequence[str]) -> None:
+    def _finish(self, node: Node, names: Sequence[str], forms: Forms) -> None:
+        """Let every output begin with the images' axis."""
         (results,) = node.args
         assert isinstance(results, (list, tuple))
         for result, name in zip((each for each in results if isinstance(each, Node)), names, strict=True):
             layout = self._layouts.get(result)
             if isinstance(layout, Layout) and not layout.is_first:
+                if layout.sizes[:1] == (1,):
+                    self._copies[result] = forms.in_front(result)
+                    self._layouts[result] = Layout(sizes=layout.sizes, axis=0)
+                    continue
                 raise UserError(
                     f"{self._source}: the network's output {name} has the shape {list(layout.sizes)} for one image,"
                     f" without an axis of its own for the image{self._since(result)}: {_ADVICE}"

@@ -156,7 +156,8 @@ def expand(e: Emitter, node: Node) -> list[str]:
     # The free dimension is the batch: it is read from the network's input.
     (batch,) = e.add("Shape", [e.first_input], suffix="_batch", start=0, end=1)
     axis = sizes.index(-1)
-    parts = [e.int64s(sizes[:axis])] * (axis > 0) + [batch] + [e.int64s(sizes[axis + 1 :])] * (axis + 1 < len(sizes))
+    before, behind = ([e.int64s(part)] if part else [] for part in (sizes[:axis], sizes[axis + 1 :]))
+    parts = [*before, batch, *behind]
     (wanted,) = e.add("Concat", parts, suffix="_sizes", axis=0)
     return e.add("Expand", [e.read(input_of(node)), wanted])
 

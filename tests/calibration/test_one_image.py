@@ -96,6 +96,40 @@ def _sampled(n: Any, x: Tensor) -> Tensor:
     return result
 
 
+def _image_by_image(n: Any, x: Tensor) -> Tensor:
+    return torch.cat([n.l(n.a(image[None]).flatten())[None] for image in x])
+
+
+def _shifted_windows(n: Any, x: Tensor) -> Tensor:
+    """Windows with masks that are written region by region, which takes the whole graph apart."""
+    regions = torch.zeros(1, 8, 8, 1)
+    for index, rows in enumerate((slice(0, 4), slice(4, None))):
+        regions[:, rows, :, :] = index
+    windows = regions.view(1, 2, 4, 2, 4, 1).permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, 16)
+    mask = (windows.unsqueeze(1) - windows.unsqueeze(2)).abs() * -10
+    y = torch.roll(n.a(x), (-2, -2), (2, 3)).permute(0, 2, 3, 1).view(1, 2, 4, 2, 4, 4)
+    tokens = y.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, 16, 4)
+    q, k, v = n.t(tokens).reshape(4, 16, 3, 2, 2).permute(2, 0, 3, 1, 4)
+    scores = (q @ k.transpose(-2, -1)).view(1, 4, 2, 16, 16) + mask.unsqueeze(1).unsqueeze(0)
+    y = (scores.view(-1, 2, 16, 16).softmax(-1) @ v).transpose(1, 2).reshape(4, 16, 4)
+    result: Tensor = n.l(y.view(1, 2, 2, 4, 4, 4).permute(0, 1, 3, 2, 4, 5).reshape(1, -1))
+    return result
+
+
+def _gram(n: Any, x: Tensor) -> Tensor:
+    rows = n.a(x).view(4, 64)
+    result: Tensor = n.t(torch.mm(rows, rows.t()) / 64).view(1, -1)
+    return result
+
+
+def _queries(n: Any, x: Tensor) -> Tensor:
+    """A constant of one image among rows of the batch, as a decoder's queries are, and the batch put in front last."""
+    keys = n.a(x).reshape(1, 4, 64).permute(2, 0, 1)
+    queries = n.table.weight[:9].unsqueeze(1)
+    result: Tensor = n.t(queries + n.m(queries, keys, keys)[0]).transpose(0, 1)
+    return result
+
+
 def _insists(n: Any, x: Tensor) -> Tensor:
     assert x.shape[0] == 1, "batch 1 alone"
     result: Tensor = n.l(n.a(x).view(x.shape[0], -1))
@@ -118,6 +152,10 @@ TAKEN: dict[str, tuple[Compute, dict[str, nn.Module]]] = {
     "without the batch in between": (_dropped, {"b": c3(4, 4)}),
     "several results": (_split, {}),
     "a grid": (_sampled, {}),
+    "queries": (_queries, {"m": nn.MultiheadAttention(4, 2), "t": nn.Linear(4, 3)}),
+    "a loop over images": (_image_by_image, {}),
+    "shifted windows": (_shifted_windows, {"t": nn.Linear(4, 12)}),
+    "products of channels": (_gram, {"t": nn.Linear(4, 3)}),
     "a check of the batch": (_insists, {}),
     "outputs by name": (_several, {}),
 }
@@ -126,7 +164,12 @@ TAKEN: dict[str, tuple[Compute, dict[str, nn.Module]]] = {
 def _net(compute: Compute, **layers: nn.Module) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        common = {"a": c3(3, 4), "l": nn.Linear(256, 10), "table": nn.Embedding(66, 4)}
+        common = {
+            "a": c3(3, 4),
+            "l": nn.Linear(256, 10),
+            "table": nn.Embedding(66, 4),
+            "r": nn.GRU(4, 4, batch_first=True),
+        }
         return Net(compute, **common, **layers).eval()
 
 
@@ -166,7 +209,14 @@ REFUSED: dict[str, tuple[Compute, str]] = {
     "the batch squeezed": (lambda n, x: n.l(_flat(n, x)).squeeze(0), r"has the shape \[10\].*keep the first axis"),
     "the batch elsewhere": (lambda n, x: n.a(x).reshape(1, 4, 64).permute(1, 0, 2), r"has the shape \[4, 1, 64\]"),
     "a mean over the batch": (_mean, r"sub \(aten.sub.Tensor, .*since mean"),
-    "the largest of all": (lambda n, x: _flat(n, x) / _flat(n, x).abs().max(), r"max_1 \(aten.max.default"),
+    "the largest of all": (
+        lambda n, x: _flat(n, x) / _flat(n, x).abs().max(),
+        r"max_1 \(aten.max.default.*one number of all axes",
+    ),
+    "a recurrent layer": (
+        lambda n, x: n.r(_flat(n, x).view(1, 64, 4), torch.zeros(1, 1, 4))[0].mean(1),
+        r"gru \(aten.gru.input.*step by step",
+    ),
     "statistics of the batch": (
         lambda n, x: F.batch_norm(n.a(x), None, None, training=True).view(1, -1),
         r"batch_norm \(aten.batch_norm.default",
