@@ -141,12 +141,12 @@ def binomial_bounds(count: int, total: int, risk: float) -> tuple[float, float]:
     return low, high
 
 
-def student_quantile(freedom: int) -> float:
-    """What Student's t with so many degrees of freedom stays below with a chance of CONFIDENCE."""
+def student_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
+    """What Student's t with so many degrees of freedom, >= 1, stays below with a chance of `confidence`, 0.5 to 1."""
 
     def beyond(x: float) -> float:
         # The chance of t > sqrt(freedom * (1 - x) / x), for x from 0 to 1 rising (DLMF 8.17 and its relation to t).
-        return 0.5 * incomplete_beta(x, freedom / 2, 0.5) - (1 - CONFIDENCE)
+        return 0.5 * incomplete_beta(x, freedom / 2, 0.5) - (1 - confidence)
 
     x = _root(beyond)
     return math.sqrt(freedom * (1 - x) / x)

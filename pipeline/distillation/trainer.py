@@ -285,13 +285,20 @@ class Trainer:
             curve=tuple(self.curve),
             gain=None if verdict is None else verdict.gain,
             gain_error=None if verdict is None else verdict.error,
-            remarks=(*self.first_steps, *remarks),
+            remarks=(*self.first_steps, *self._given_up(), *remarks),
         )
         for parameter in network.parameters():
             parameter.grad = None  # as large as the network itself
         # Plain memory layout: what is saved and frozen must not depend on the layout that trained fastest.
         plain = network.cpu().to(memory_format=torch.contiguous_format)
         return TrainedStudent(network=plain.eval(), distillation=record)
+
+    def _given_up(self) -> Iterable[str]:
+        if self.diverged:
+            yield (
+                f"WARNING: training diverged, at learning rate {self.rates.weights:.3g} too: the calibrated weights go"
+                " on; --learning-rate lowers it further"
+            )
 
 
 def _lowered(what: str, rate: float, tried: FirstStep) -> Iterable[str]:

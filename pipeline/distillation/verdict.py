@@ -15,9 +15,11 @@ from torch import Tensor
 from calibration.grid import SMALLEST_SCALE
 from calibration.grids import ActivationGrid
 from calibration.prepared import PreparedNetwork
+from pipeline.confidence import student_quantile
 
-#: Standard errors from which on a mean difference counts: by chance alone it is larger in one case of forty.
-STANDARD_ERRORS = 2.0
+# A mean difference counts where by chance alone it is larger in one case of forty: two standard errors of many images,
+# 2.3 of nine, 12.7 of two, whose standard error is itself little known (Student's t).
+_CONFIDENCE = 1 - 1 / 40
 _SHOWN = 3
 # Scales are kept as float32 logarithms, of which those of the floor come back a few parts in a million off.
 _AT_FLOOR = SMALLEST_SCALE * (1 + 1e-5)
@@ -39,7 +41,17 @@ class Verdict:
     @property
     def improves(self) -> bool:
         """Whether the loss has fallen beyond chance."""
-        return self.gain is not None and self.error is not None and self.gain > STANDARD_ERRORS * self.error
+        return self.gain is not None and self.gain > self.chance
+
+    @property
+    def worsens(self) -> bool:
+        """Whether it has risen beyond chance."""
+        return self.gain is not None and -self.gain > self.chance
+
+    @property
+    def chance(self) -> float:
+        """The mean difference that chance alone may make."""
+        return math.inf if self.error is None else student_quantile(self.images - 1, _CONFIDENCE) * self.error
 
 
 def verdict_on(calibrated: Tensor, trained: Tensor) -> Verdict:
@@ -88,7 +100,7 @@ def _not_better(verdict: Verdict, calibrated: float) -> str:
     change = f"held-out loss {calibrated:.3g} -> {verdict.final:.3g}"
     if verdict.error is None:
         return f"one held-out image tells no gain of training from chance ({change}): the calibrated weights are kept"
-    what = "made worse" if verdict.gain < -STANDARD_ERRORS * verdict.error else "not improved beyond chance"
+    what = "made worse" if verdict.worsens else "not improved beyond chance"
     return (
         f"training has {what} what {verdict.images} held-out images lose ({change}; by {verdict.gain:.2g} +-"
         f" {verdict.error:.2g} each): the calibrated weights are kept, which --steps 0 gives at once"

@@ -21,7 +21,11 @@ def test_the_standard_error_by_hand() -> None:
     # Differences 1, 2, 1, 4: mean 2, variance (1 + 0 + 1 + 4) / 3 = 2, standard error sqrt(2 / 4).
     assert (verdict.images, verdict.final, verdict.gain) == (4, 4.0, 2.0)
     assert verdict.error == pytest.approx(math.sqrt(0.5))
-    assert verdict.improves  # 2 > 2 x 0.707
+    # Of four images 3.182 standard errors are chance (Student's t of three degrees of freedom): 2.25.
+    assert verdict.chance == pytest.approx(3.182 * math.sqrt(0.5), rel=1e-3)
+    assert not verdict.improves and not verdict.worsens
+    assert verdict_on(losses(4, 5, 5, 8), losses(2, 3, 3, 5)).improves  # 2, 2, 2, 3: 2.25 > 3.182 x 0.25
+    assert verdict_on(losses(2, 3, 3, 5), losses(4, 5, 5, 8)).worsens
 
 
 def test_pairs_tell_what_the_means_alone_would_not() -> None:
@@ -32,10 +36,10 @@ def test_pairs_tell_what_the_means_alone_would_not() -> None:
     assert not verdict_on(better, each).improves
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_chance_improves_nothing_often(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    pairs = [torch.rand((2, 64), generator=generator, dtype=torch.float64) for _ in range(200)]
+@pytest.mark.parametrize("images", [2, 3, 9, 64])
+def test_chance_improves_nothing_often(images: int) -> None:
+    generator = torch.Generator().manual_seed(images)
+    pairs = [torch.randn((2, images), generator=generator, dtype=torch.float64) for _ in range(200)]
     assert sum(verdict_on(*pair).improves for pair in pairs) <= 14  # 2.5 % of 200 are 5
 
 

@@ -133,6 +133,7 @@ def test_a_hopeless_run_ends_with_the_calibrated_network(example: SimpleNamespac
     assert trained.distillation.diverged and trained.distillation.chosen == "calibrated"
     assert same(trained.network.state_dict(), example.prepared.network().state_dict())
     assert "given up" in said[-1]
+    assert any(line.startswith("WARNING: training diverged") for line in trained.distillation.remarks)
 
 
 def test_weights_that_became_worse_are_not_kept_and_that_is_said(example: SimpleNamespace, tmp_path: Path) -> None:
@@ -143,6 +144,26 @@ def test_weights_that_became_worse_are_not_kept_and_that_is_said(example: Simple
     assert record.loss_final > record.loss_calibrated and not record.diverged
     assert record.gain == pytest.approx(record.loss_calibrated - record.loss_final, rel=1e-6)
     assert record.chosen == "calibrated" and "has made worse" in record.remarks[-1]
+    assert same(trained.network.state_dict(), example.prepared.network().state_dict())
+
+
+@pytest.mark.parametrize(
+    "way", [{"normalised": True, "learning_rate": 3.0}, {"weight_grids": "faqd"}, {"activation_grids": "pact"}]
+)
+def test_no_way_of_training_keeps_what_is_worse(way: dict[str, Any], example: SimpleNamespace, tmp_path: Path) -> None:
+    """Recipes train otherwise, an interrupted run goes on, and all end in the one verdict."""
+
+    def interrupt(done: int, total: int, figures: Mapping[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    settings = schedule(**{"steps": 2, "learning_rate": 0.03} | way)
+    with pytest.raises(KeyboardInterrupt):
+        train(example, tmp_path, schedule=settings, step=interrupt)
+    trained = train(example, tmp_path, schedule=settings)
+    record = trained.distillation
+    assert record.loss_calibrated is not None and record.loss_final is not None
+    assert record.loss_final > 2 * record.loss_calibrated and record.chosen == "calibrated"
+    assert "has made worse" in record.remarks[-1]
     assert same(trained.network.state_dict(), example.prepared.network().state_dict())
 
 
