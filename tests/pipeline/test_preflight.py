@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,29 @@ def test_a_corrected_evaluation_goes_on_with_what_is_finished(
     assert main([*arguments, "--eval-data", "npz:moved.npz#images", "--resume"]) in (0, 1, 4)
     assert (folder / "run" / "state" / "trained.safetensors").stat().st_mtime_ns == trained
     assert (folder / "run" / "bundle" / "manifest.json").is_file()
+
+
+def test_what_a_run_settles_may_be_typed_when_it_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", *QUICK, "--max-drop", "100", "--output", "run"]
+
+    def no_room(*given: object, **more: object) -> None:
+        raise UserError("the disk was full here")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.run.validate_network", no_room)
+        assert main(arguments) == 2
+        settled = json.loads((folder / "run" / "state" / "settings.json").read_text())["settled"]
+        held_out, (taps,) = settled["held-out-images"], settled["taps"]
+        assert held_out > 100 and settled["targets"] == "image" and settled["batch-size"] == 128 and taps
+        for flag, value in (("--held-out-images", held_out + 1), ("--targets", "mirror"), ("--taps", taps[0])):
+            assert main([*arguments, flag, str(value), "--resume"]) == 2
+            assert f"error: --resume: {flag} was " in capsys.readouterr().err
+    typed = ["--held-out-images", str(held_out), "--targets", "image", "--augmentation", "crop", "--taps", *taps]
+    trained = (folder / "run" / "state" / "trained.safetensors").stat().st_mtime_ns
+    assert main([*arguments, *typed, "--image-size", "8", "--resume"]) in (0, 1, 4), capsys.readouterr().err
+    assert (folder / "run" / "state" / "trained.safetensors").stat().st_mtime_ns == trained
 
 
 def identity(source: ImageSource) -> str:
