@@ -84,7 +84,10 @@ class _Rewriting:
 
     def done(self, names: Sequence[str]) -> GraphModule:
         generator = torch.Generator().manual_seed(0)
-        exact = exact_values(self._captured, self._image, generator)
+        try:
+            exact = exact_values(self._captured, self._image, generator)
+        except Exception as error:  # the network's own conditions, which random images may break
+            raise self._refusal(self._image, f"for a random image its graph ends in {type(error).__name__}") from error
         forms = Forms(self._graph, self._copies, self._layouts, self._count)
         for node in self._captured.graph.nodes:
             if node is self._image or node.op == "call_module" or node.target in CHECKS:
@@ -179,7 +182,8 @@ class _Rewriting:
             with enable_python_dispatcher(), torch.no_grad():
                 FakeTensorProp(batched, mode).propagate_dont_convert_inputs(example)
         except Exception as error:  # torch's own refusal of a free size
-            node = next(node for node in self._layouts if "val" not in self._copies[node].meta)
+            unknown = (node for node in self._layouts if "val" not in self._copies[node].meta)
+            node = next(unknown, self._image)
             raise self._refusal(node, f"for a free number of images it ends in {type(error).__name__}") from error
         for node in batched.graph.nodes:
             if node.op == "get_attr":

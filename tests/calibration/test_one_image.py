@@ -213,6 +213,10 @@ REFUSED: dict[str, tuple[Compute, str]] = {
         lambda n, x: _flat(n, x) / _flat(n, x).abs().max(),
         r"max_1 \(aten.max.default.*one number of all axes",
     ),
+    "places that values decide": (
+        lambda n, x: n.a(x)[:, torch.nonzero(x.mean((0, 2, 3)) > 0)[:, 0]],
+        r"nonzero \(aten.nonzero.default",
+    ),
     "a recurrent layer": (
         lambda n, x: n.r(_flat(n, x).view(1, 64, 4), torch.zeros(1, 1, 4))[0].mean(1),
         r"gru \(aten.gru.input.*step by step",
