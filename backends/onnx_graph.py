@@ -14,16 +14,17 @@ from torch.fx import GraphModule, Node
 
 from backends.group_merging import groups_in_one, merged_weight
 from backends.onnx_int4 import int4_tensor
-from backends.onnx_operators import TRANSLATORS, UNREAD
+from backends.onnx_operators import TRANSLATORS
 from backends.onnx_operators.common import Integers
 from backends.onnx_operators.refused import most_telling, refusal_of
 from backends.onnx_shapes import declared_shape
 from backends.onnx_view import INT4_OPSET, OPSETS
 from backends.serialised import check_model
+from calibration.arguments import READS, unread
 from calibration.errors import UserError
 from calibration.free_size import FreeSize
 from calibration.freeze import FrozenConstant, FrozenNetwork
-from calibration.operators import argument, attribute, kind, multiplier, static_shape, unread_arguments
+from calibration.operators import argument, attribute, kind, multiplier, static_shape
 from calibration.own_borders import one_sided_border
 
 _BYTE = 8  # bits of the integers that activations are stored in
@@ -341,8 +342,9 @@ class Emitter:
             else:
                 self.floats[node] = self.read_float(source)
             return
-        for name, value in unread_arguments(node, UNREAD.get(node.target, ())).items():
-            raise self.unsupported(f"its argument {name}={value} has no translation to ONNX")
+        row = READS.get(node.target)
+        if said := unread(node, None if row is None else row.kept):
+            raise self.unsupported(said)
         produced = TRANSLATORS[node.target](self, node)
         if len(produced) > 1 or isinstance(node.meta["val"], (list, tuple)):
             self.lists[node] = produced

@@ -23,6 +23,7 @@ from torch.export.graph_signature import ConstantArgument, OutputKind, TensorArg
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from calibration.arguments import check_kept
 from calibration.eager import own_copy
 from calibration.errors import UserError, is_ours_to_report, message_of
 from calibration.mutation import mutates_a_view
@@ -57,6 +58,7 @@ def capture(module: nn.Module, example: Tensor, *, source: str, one_image: bool 
     check_outputs(graph, names, source)
     plain = make_graph_module(captured, graph)
     _check_chance(plain, source)
+    check_kept(plain.graph, source)
     for parameter in plain.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     plain.meta["outputs"], plain.meta["one_image"] = names, one_image

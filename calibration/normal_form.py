@@ -12,6 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from calibration import decompositions
 from calibration.aliases import ALIASES
+from calibration.arguments import check_rewritten
 from calibration.attention import attention
 from calibration.decompositions import before, reshaped
 from calibration.elementary import ELEMENTARY
@@ -87,6 +88,8 @@ def normal_form(captured: GraphModule, *, source: str, copies: dict[Node, Node] 
     for node in sorted(without_regions(captured, source).graph.nodes, key=lambda node: node.op != "placeholder"):
         if node.op == "call_module" or node.target in CHECKS:
             continue  # the guards of export: the batch size is free and the image size checked by the caller
+        if node.op == "call_function":
+            check_rewritten(node, _operator(node), source)
         same = _same_tensor(node)
         if same is not None:
             _check_dropout(node, source)
@@ -170,10 +173,15 @@ def _check_dropout(node: Node, source: str) -> None:
         )
 
 
+def _operator(node: Node) -> Any:
+    """The operator of a node under the name that the tables know: without side effects, the first of its names."""
+    target = functional(node) if is_in_place(node) else node.target
+    return ALIASES.get(target, target)
+
+
 def _copy(graph: Graph, node: Node, copies: Mapping[Node, Node]) -> Node:
     """Write a node, or what it is in normal form, under the name of the module that it comes from."""
-    target = functional(node) if is_in_place(node) else node.target
-    target = ALIASES.get(target, target)
+    target = _operator(node)
     arguments = torch.fx.node.map_arg(node.args, lambda source: copies[source])
     keywords = torch.fx.node.map_arg(node.kwargs, lambda source: copies[source])
     name = _name(node) if node.op == "call_function" else node.name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -185,20 +184,6 @@ def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
     if len(node.args) > position:
         return node.args[position]
     return node.kwargs.get(name, default)
-
-
-def unread_arguments(node: Node, names: Collection[str]) -> dict[str, Any]:
-    """Those arguments of these names whose values are not the schema's defaults; float32 asked for is what is there."""
-    changed = {}
-    for position, slot in enumerate(node.target._schema.arguments if names else ()):  # type: ignore[union-attr]  # an overload of ATen
-        if slot.name in names:
-            value = argument(node, position, slot.name, slot.default_value)
-            is_default = value == slot.default_value or (
-                slot.name == "threshold" and float(value) >= slot.default_value
-            )
-            if not is_default and value is not torch.float32:
-                changed[slot.name] = value
-    return changed
 
 
 def axis_order(node: Node) -> list[int]:

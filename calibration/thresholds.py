@@ -58,7 +58,7 @@ def _soft_plus(w: Write, node: Node) -> Node | None:
     """Where beta x is beyond its threshold it is x itself: from 20 on what float32 says as well, before that a step."""
     beta, threshold = float(argument(node, 1, "beta", 1)), float(argument(node, 2, "threshold", 20))
     if beta == 1.0 and threshold >= _STRAIGHT:
-        return None
+        return w(aten.softplus.default, source_of(node)) if len(node.args) > 1 else None
     scaled = source_of(node) if beta == 1.0 else w(aten.mul.Tensor, source_of(node), beta)
     curved = w(aten.softplus.default, scaled)
     if threshold < _STRAIGHT:

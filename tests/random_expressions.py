@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.expression_lines import ACTIVATIONS, IN_PLACE, MAPS, MOVED, NUMBERS, TOKENS, TWO, VECTORS
+from tests.expression_lines import ACTIVATIONS, IN_PLACE, MAPS, MIXED, MOVED, NUMBERS, TOKENS, TWO, VECTORS
 
 _ACTS: tuple[Any, ...] = (
     *(
@@ -48,7 +49,17 @@ class RandomExpression(nn.Module):
             self.convs = nn.ModuleList(nn.Conv2d(CHANNELS, CHANNELS, 1) for _ in range(2))
             self.act = draw.choice(_ACTS)()
             self.slope, self.scale = nn.Parameter(torch.tensor([0.3])), nn.Parameter(torch.rand(CHANNELS) + 0.5)
-            self.token = nn.Parameter(torch.randn(1, 1, 1))
+            self.token, self.mix = nn.Parameter(torch.randn(1, 1, 1)), nn.Parameter(torch.randn(CHANNELS, CHANNELS))
+            self.number, self.power = draw.choice((2, 0.5, -1.5)), draw.choice((1, 2, 3))
+            for name, buffer in {
+                "count": torch.tensor(3),
+                "factor": torch.tensor(1.5),
+                "gain": torch.tensor([0.25], dtype=torch.float64),
+                "flag": torch.tensor(draw.random() < 0.5),
+                "places": torch.tensor([1, 0, 1]),
+                "table": torch.randn(1, 1, 2 * PIXELS, 2 * PIXELS),
+            }.items():
+                self.register_buffer(name, buffer)
             for statistic, low in ((self.bn.running_mean, -0.3), (self.bn.running_var, 0.5)):
                 assert statistic is not None
                 statistic.uniform_(low, low + 1)
@@ -72,7 +83,7 @@ class RandomExpression(nn.Module):
         return result
 
     def _run(self, lines: Sequence[str], x: Tensor) -> dict[str, Any]:
-        names: dict[str, Any] = {"self": self, "x": x, "torch": torch, "F": F, "nn": nn}
+        names: dict[str, Any] = {"self": self, "x": x, "torch": torch, "F": F, "nn": nn, "math": math}
         for line in lines:
             exec(line, names)
         return names
@@ -102,7 +113,7 @@ class RandomExpression(nn.Module):
         value = values[first]
         alike = [other for other, tensor in values.items() if tensor.shape == value.shape]
         own = {4: MAPS, 3: TOKENS, 2: VECTORS}.get(value.dim(), VECTORS)
-        form = draw.choice((own, own, NUMBERS, ACTIVATIONS, TWO, MOVED, IN_PLACE))
+        form = draw.choice((own, own, NUMBERS, ACTIVATIONS, TWO, MOVED, MIXED, IN_PLACE))
         axes = [axis for axis in range(-value.dim() + 1, value.dim()) if axis != 0]
 
         def filled(template: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from backends.onnx_operators import activations, arithmetic, layers, maps, movement
 from backends.onnx_operators.common import Translator, simple
 
-__all__ = ["TRANSLATORS", "UNREAD", "Translator"]
+__all__ = ["TRANSLATORS", "Translator"]
 
 aten = torch.ops.aten
 
@@ -103,16 +103,4 @@ TRANSLATORS: dict[Any, Translator] = {
     aten.cat.default: movement.concat,
     aten.pixel_shuffle.default: movement.depth_to_space,
     aten.channel_shuffle.default: movement.channel_shuffle,
-}
-
-#: Arguments that a translation does not read, per operator: written only where they have the values of the schema.
-UNREAD: dict[Any, tuple[str, ...]] = {
-    aten.elu.default: ("scale", "input_scale"),
-    aten.softplus.default: ("beta", "threshold"),
-    aten.softmax.int: ("dtype",),
-    aten.log_softmax.int: ("dtype",),
-    aten.linalg_vector_norm.default: ("dtype",),
-    aten.mean.dim: ("dtype",),
-    aten.sum.dim_IntList: ("dtype",),
-    aten.expand.default: ("implicit",),
 }
