@@ -59,7 +59,7 @@ class Eager:
     def in_double(self) -> Eager:
         """A copy that computes in float64."""
         found = self.again(seed=self._seed)
-        found.module = copy.deepcopy(self.module).double()
+        found.module.double()  # its parameters are tensors of its own, so the network's stay as they are
         return found
 
     def state(self) -> dict[str, Any]:

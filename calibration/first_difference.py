@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from calibration.capture import exported_graph
 from calibration.eager import Eager
-from calibration.nearness import LARGEST_DIFFERENCE, apart
+from calibration.nearness import LARGEST_DIFFERENCE, LARGEST_OF_THE_SAME, apart
 from calibration.normal_form import normal_form
 from calibration.operators import make_graph_module
 
@@ -47,12 +47,20 @@ def first_difference(eager: Eager, images: Tensor, source: str) -> str:
 
 
 def first_mixing(eager: Eager, images: Tensor, place: int) -> str:
-    """Name the first sub-module that gives an image of [B, C, H, W] another result alone than among the others."""
-    among, alone = _results_of_parts(eager, images), _results_of_parts(eager, images[place:][:1])
+    """Name the first sub-module that gives an image of [B, C, H, W] another result alone than among the others.
+
+    In float64 where the network runs so.
+    """
+    largest, double = LARGEST_OF_THE_SAME, images.double()
+    try:
+        among, alone = (_results_of_parts(eager.in_double(), part) for part in (double, double[place:][:1]))
+    except Exception:  # the network's own code, which float64 may not fit
+        largest = LARGEST_DIFFERENCE
+        among, alone = _results_of_parts(eager, images), _results_of_parts(eager, images[place:][:1])
     for path in among:
         if path in alone and among[path].dim() and len(among[path]) == len(images):
             single = among[path][place][None]
-            if single.shape != alone[path].shape or not apart(alone[path], single) <= LARGEST_DIFFERENCE:
+            if single.shape != alone[path].shape or not apart(alone[path], single) <= largest:
                 return f" (first behind module {path})"
     return ""
 

@@ -6,7 +6,7 @@ Every image by itself, in every call the same: what the captured graph cannot sa
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,14 @@ from calibration.capture import reported
 from calibration.eager import Eager, changed
 from calibration.errors import UserError
 from calibration.first_difference import first_difference, first_mixing
-from calibration.nearness import LARGEST_DIFFERENCE, apart, differing, equal_in_double
+from calibration.nearness import (
+    LARGEST_DIFFERENCE,
+    LARGEST_OF_THE_SAME,
+    Computation,
+    apart,
+    differing,
+    equal_in_double,
+)
 
 #: Standard deviations of the random images of `wide_images`: shades of grey, noise, and far beyond photographs.
 _WIDE = (0.1, 2.0, 8.0)
@@ -46,7 +53,7 @@ def check_first_link(module: nn.Module, captured: GraphModule, images: Tensor, *
         answers = eager(images)
         alone = _check_calls(untouched, answers, images, captured.meta["outputs"], source)
         _check_axes(answers, alone[0], captured.meta["outputs"], len(images), source)
-    _check_mixing(eager, answers, alone, images, captured.meta["outputs"], source, shown)
+    _check_mixing(eager, answers, alone, images, captured, source, shown)
     _check_captured(eager, answers, captured, images, source, shown)
 
 
@@ -124,18 +131,24 @@ def _check_mixing(
     answers: Sequence[Tensor],
     alone: dict[int, list[Tensor]],
     images: Tensor,
-    names: Sequence[str],
+    captured: GraphModule,
     source: str,
     shown: str,
 ) -> None:
-    """Refuse a module that gives an image another answer alone than among others."""
+    """Refuse a module that gives an image another answer alone than among others.
+
+    In float64 where module or graph runs so: kernels that depend on the number of images then differ in the last of
+    sixteen digits, and whatever mixes images in far more. Else in float32, up to its rounding.
+    """
+    moved = dict[int, list[tuple[int, float]]]()
     for place, single in alone.items():
         among = [answer[place][None] for answer in answers]
-        # Code that drops the batch's axis with others of size 1 is no mixing: the axis is put back.
-        single = [a.reshape(b.shape) if a.numel() == b.numel() else a for a, b in zip(single, among, strict=True)]
-        moved = differing(single, among, eager, images[place:][:1])
-        fits = all(a.shape == b.shape for a, b in zip(single, among, strict=True))
-        if not moved or (fits and _agree_in_double(eager, images, place)):
+        moved[place] = differing(_with_axis(single, among), among, eager, images[place:][:1])
+    shapes = [place for place, outputs in moved.items() if any(far == float("inf") for _, far in outputs)]
+    if not shapes and (exactly := _mixing_in_double(eager, captured, images, list(alone))) is not None:
+        moved = exactly
+    for place, outputs in moved.items():
+        if not outputs:
             continue
         if _by_chance(eager, images[place:][:1]):
             raise UserError(
@@ -144,11 +157,12 @@ def _check_mixing(
                 " nothing: let the network do so in training alone, or change that part in a builder given as --teacher"
                 " python:package.module:function"
             )
-        index, difference = moved[0]
+        index, difference = outputs[0]
+        name = captured.meta["outputs"][index]
         how = (
-            f"output {names[index]} differs by {difference:.2g} of its largest value"
+            f"output {name} differs by {difference:.2g} of its largest value"
             if difference != float("inf")
-            else f"output {names[index]} has the shape {list(single[index].shape)} for it alone"
+            else f"output {name} has the shape {list(alone[place][index].shape)} for it alone"
         )
         raise UserError(
             f"{source}: the network mixes the images of a batch: with {shown}, {how} where an image is shown alone or"
@@ -164,15 +178,43 @@ def _by_chance(eager: Eager, image: Tensor) -> bool:
     return any(differing(one, answers[0], eager, image) for one in answers[1:])
 
 
-def _agree_in_double(eager: Eager, images: Tensor, place: int) -> bool:
-    """Whether float64 gives an image alone what it gives it among others; False where the network does not run so."""
-    try:
-        double = eager.in_double()
-        single, among = double(images[place:][:1].double()), double(images.double())
-    except Exception:  # the network's own code, which float64 may not fit
-        return False
-    there = [answer[place][None] for answer in among]
-    return equal_in_double([a.reshape(b.shape) for a, b in zip(single, there, strict=True)], there)
+def _with_axis(single: Sequence[Tensor], among: Sequence[Tensor]) -> list[Tensor]:
+    """An image's own answers; code that drops the batch's axis with others of size 1 is no mixing: it is put back."""
+    return [a.reshape(b.shape) if a.numel() == b.numel() else a for a, b in zip(single, among, strict=True)]
+
+
+def _mixing_in_double(
+    eager: Eager, captured: GraphModule, images: Tensor, places: Sequence[int]
+) -> dict[int, list[tuple[int, float]]] | None:
+    """Per place the outputs that float64 gives an image otherwise alone than among others; None where nothing runs so.
+
+    The module itself, or where its code insists on float32 the graph captured of it.
+    """
+    whole = images.double()
+    makers: tuple[Callable[[], Computation], ...] = (eager.in_double, lambda: _in_double(captured))
+    for in_double in makers:
+        try:
+            network = in_double()
+            answers, moved = network(whole), dict[int, list[tuple[int, float]]]()
+            for place in places:
+                image, among = whole[place:][:1], [answer[place][None] for answer in answers]
+                single = _with_axis(network(image), among)
+                moved[place] = differing(single, among, network, image, largest=LARGEST_OF_THE_SAME)
+            return moved
+        except Exception:  # the network's own code, which float64 may not fit
+            continue
+    return None
+
+
+def _in_double(captured: GraphModule) -> Computation:
+    """A captured graph that computes in float64."""
+    double = copy.deepcopy(captured).double()
+
+    def compute(images: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            return list(double(images))
+
+    return compute
 
 
 def _check_captured(
@@ -195,9 +237,7 @@ def _check_captured(
 def _same_algebra(eager: Eager, captured: GraphModule, images: Tensor) -> bool:
     """Whether graph and module agree in float64, so that only float32's rounding tells them apart."""
     try:
-        with torch.no_grad():
-            theirs = eager.in_double()(images.double())
-            ours = list(copy.deepcopy(captured).double()(images.double()))
+        theirs, ours = eager.in_double()(images.double()), _in_double(captured)(images.double())
     except Exception:  # code that insists on float32
         return False
     return all(a.dtype == b.dtype for a, b in zip(ours, theirs, strict=True)) and equal_in_double(ours, theirs)

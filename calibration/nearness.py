@@ -17,6 +17,10 @@ Computation = Callable[[Tensor], Sequence[Tensor]]
 LARGEST_DIFFERENCE = 1e-4
 LARGEST_FACTOR = 8
 
+#: In float64, where the same algebra agrees to twelve digits and more: what differs by more is another computation,
+#: unless parts of the network compute in float32 all the same, whose rounding is measured then.
+LARGEST_OF_THE_SAME = 1e-9
+
 # Of an image whose outputs are a thousandth of another's, the last three digits are the other's rounding.
 _SMALLEST_SHARE = 1e-3
 # Outputs that small are zero for every purpose; the number only keeps 0 / 0 apart.
@@ -83,9 +87,9 @@ def sensitivity(network: Computation, images: Tensor, like: Sequence[Tensor]) ->
 
     Relative to the largest values of each image in `like`, of the outputs' shapes. Terms that cancel leave their
     rounding, as large as they are: of an output that is 0 but for that, images alone show nothing. 0 for an output that
-    changes from call to call by itself: chance explains nothing.
+    changes from call to call by itself: chance explains nothing. Images of float64 are for a network in float64.
     """
-    plain, again, epsilon = network(images), network(images), torch.finfo(torch.float32).eps
+    plain, again, epsilon = network(images), network(images), torch.finfo(images.dtype).eps
     near = [network(images * factor) for factor in (1 + epsilon, 1 - epsilon)]
     with torch.no_grad(), _LastBits(torch.Generator().manual_seed(0)):
         near += [network(images) for _ in range(2)]
@@ -97,15 +101,20 @@ def sensitivity(network: Computation, images: Tensor, like: Sequence[Tensor]) ->
 
 
 def differing(
-    ours: Sequence[Tensor], theirs: Sequence[Tensor], network: Computation, images: Tensor
+    ours: Sequence[Tensor],
+    theirs: Sequence[Tensor],
+    network: Computation,
+    images: Tensor,
+    *,
+    largest: float = LARGEST_DIFFERENCE,
 ) -> list[tuple[int, float]]:
     """The outputs that differ by more than rounding explains, and by how much.
 
     `network` computes `theirs` of `images`, or outputs of their shapes: it is asked how rounding moves it, only where
-    the difference is beyond that of common networks.
+    the difference is beyond that of common networks, `largest`.
     """
     differences = [apart(a, b) for a, b in zip(ours, theirs, strict=True)]
-    suspects = [(index, far) for index, far in enumerate(differences) if not far <= LARGEST_DIFFERENCE]
+    suspects = [(index, far) for index, far in enumerate(differences) if not far <= largest]
     if not suspects or any(a.shape != b.shape for a, b in zip(ours, theirs, strict=True)):
         return suspects
     limits = sensitivity(network, images, theirs)

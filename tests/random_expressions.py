@@ -35,6 +35,9 @@ _ACTS: tuple[Any, ...] = (
 
 CHANNELS, PIXELS = 4, 8
 
+#: How many of the lines without translation that are drawn are kept: the others would hide what the file does.
+_UNTRANSLATED_SHARE = 0.1
+
 
 class RandomExpression(nn.Module):
     """Images [B, 3, 8, 8] through a convolution and up to eight lines of code drawn by a seed; `text` is that code."""
@@ -124,7 +127,10 @@ class RandomExpression(nn.Module):
             axis = str(draw.choice(axes)) if axes else "0"
             return template.replace("{d}", axis).replace("{a}", first).replace("{b}", draw.choice(alike))
 
-        written = filled(draw.choice(form))
+        template = draw.choice(form)
+        while template.startswith("!") and draw.random() > _UNTRANSLATED_SHARE:
+            template = draw.choice(form)
+        written = filled(template.removeprefix("!"))
         if form is not IN_PLACE:
             return f"{name} = {written}"
         begin = draw.choice((f"y = {first} * 1", f"y = {first} + {first}", f"y = {first}", f"y = {first}.clone()"))

@@ -156,6 +156,50 @@ def test_images_that_mix_are_refused(name: str, net: MakeNet, noise: Noise) -> N
     assert expected in refusal(module, noise)
 
 
+#: What float32's rounding would hide: each changes an answer by a millionth of its largest value or less.
+SLIGHTLY_MIXED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "the mean over the batch": lambda n, x: n.a(x) - 1e-6 * n.a(x).mean(0, keepdim=True),
+    "the largest of all": lambda n, x: n.a(x) + 1e-7 * n.a(x).abs().max(),
+    "the neighbour": lambda n, x: n.a(x) + 1e-6 * n.a(x).roll(1, 0),
+    "code that insists on float32": lambda n, x: n.a(x.float()) + 1e-6 * n.a(x.float()).flip(0),
+}
+
+
+@pytest.mark.parametrize("name", SLIGHTLY_MIXED)
+def test_images_that_mix_by_less_than_rounding_are_refused(name: str, net: MakeNet, noise: Noise) -> None:
+    message = refusal(net(SLIGHTLY_MIXED[name], a=conv()), noise)
+    assert "mixes the images of a batch" in message and "e-0" in message
+
+
+def test_the_part_that_mixes_by_less_than_rounding_is_named(net: MakeNet, noise: Noise) -> None:
+    mixing = net(lambda n, x: x - 1e-6 * x.mean(0, keepdim=True))
+    assert "(first behind module 1)" in refusal(nn.Sequential(conv(), mixing, nn.ReLU()), noise)
+
+
+#: Rounding that depends on the number of images, in networks that compute in float32 whatever they are given.
+ROUNDED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a softmax of its own precision": lambda n, x: F.softmax(n.a(x).float() * 30, 1),
+    "sums in float32": lambda n, x: (n.a(x).flatten(1).float() @ torch.ones(256, 5)).cumsum(1),
+    "a table in float32": lambda n, x: n.a(x) * torch.linspace(0, 1, 8),
+    "steps": lambda n, x: torch.floor(n.a(x) * 4),
+    "a convolution in float32": lambda n, x: F.conv2d(n.a(x).float(), torch.ones(4, 4, 3, 3)).exp(),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_rounding_is_no_mixing(name: str, net: MakeNet, noise: Noise) -> None:
+    module = net(ROUNDED[name], a=conv())
+    graph = capture(module, noise(2, 3, 8, 8), source="my network")
+    images = wide() if "convolution" not in name else wide() * 0.1  # no overflow
+    check_first_link(module, graph, images, source="my network", shown="random images")
+
+
+def test_a_network_is_as_it_was_after_it_was_tried_in_float64(net: MakeNet, noise: Noise) -> None:
+    module = nn.Sequential(conv(), nn.BatchNorm2d(4)).eval()
+    check(module, noise)
+    assert {tensor.dtype for tensor in module.state_dict().values()} == {torch.float32, torch.int64}
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_what_hooks_compute_of_weights_and_keep_is_no_obstacle(noise: Noise) -> None:
     module = nn.Sequential(nn.utils.weight_norm(conv()), nn.utils.spectral_norm(nn.Conv2d(4, 4, 3))).eval()
