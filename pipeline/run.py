@@ -150,6 +150,9 @@ def _run(
         with progress.stage("float"):
             student, remark = taught_in_float(config, folder, student, teacher, images, progress, mirror, steps)
             notes = (*notes, remark)
+            # With what it has learned: at the start it was held against its module with its first weights.
+            check_on_images(student, shown)
+            _check_own_float_file(config, student, shown)
     student = suited(student, candidates[0].profile, widths(config))
     job = Job(
         config=config,
@@ -326,18 +329,20 @@ def _images(config: RunConfig, teacher: Network) -> UnlabelledImages:
 
 def _checked_on_images(config: RunConfig, networks: tuple[Network, ...], images: UnlabelledImages) -> Tensor:
     """Some of the images, on which all graphs, and the teacher's float file, compute what their modules do."""
-    teacher, bits = networks[0], config.quantisation
+    teacher = networks[0]
     shown = some_images(images, teacher.preprocessing, seed=config.execution.seed)
     for network in {id(network): network for network in networks}.values():
         check_on_images(network, shown)
     # Before training as well as at the end: a mistake of the file must not cost the user an hour first.
-    check_float_file(
-        float_counterpart(teacher.folded, opset=bits.opset, batch=bits.static_batch, most=bits.external_data_above),
-        teacher,
-        shown,
-        batch=bits.static_batch,
-    )
+    _check_own_float_file(config, teacher, shown)
     return shown
+
+
+def _check_own_float_file(config: RunConfig, network: Network, shown: Tensor) -> None:
+    """Raise UserError unless the float file of a network gives for some images what its module does."""
+    bits = config.quantisation
+    model = float_counterpart(network.folded, opset=bits.opset, batch=bits.static_batch, most=bits.external_data_above)
+    check_float_file(model, network, shown, batch=bits.static_batch)
 
 
 def _with_folders_names(outputs: tuple[Output, ...], scored: Scored | None) -> tuple[Output, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from calibration.eager import own_copy
 from calibration.errors import UserError
 from calibration.fold import fold
 from calibration.training_mode import in_training
@@ -88,10 +90,25 @@ def teach_float(
 
 
 def with_weights(student: Network, weights: Mapping[str, Tensor]) -> Network:
-    """The student with trained weights and statistics, folded anew."""
+    """The student with trained weights and statistics, folded anew, and a copy of its own module that has them too."""
     captured = in_training(student.captured, training=False)
     captured.load_state_dict(weights)
-    return replace(student, captured=captured, folded=fold(captured))
+    return replace(student, module=_module_with(student.module, weights), captured=captured, folded=fold(captured))
+
+
+def _module_with(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a module in evaluation mode whose parameters and buffers have the values of these names.
+
+    A graph keeps the module's names; what it has beside them are constants, which do not learn.
+    """
+    taught = copy.deepcopy(own_copy(module))
+    parameters = taught.named_parameters(remove_duplicate=False)
+    places = dict[str, Tensor]([*parameters, *taught.named_buffers(remove_duplicate=False)])
+    with torch.no_grad():
+        for name, values in weights.items():
+            if name in places:
+                places[name].copy_(values)
+    return taught
 
 
 class _Learner:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,8 @@ from calibration.training_mode import in_training
 from pipeline.artifacts import Network
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.networks.digits import DigitsNetwork
+from pipeline.stages.convert import float_counterpart
+from pipeline.stages.first_link import check_float_file, check_on_images
 from pipeline.stages.float_student import FloatTask, teach_float, with_weights
 
 
@@ -76,6 +79,24 @@ def test_it_learns_and_resumes_to_the_same_bits(example: SimpleNamespace, tmp_pa
     images = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(trained.folded(images)[0], trained.captured(images)[0], rtol=1e-3, atol=1e-4)
+
+
+def test_what_was_taught_is_held_against_the_users_own_module_with_these_weights(
+    example: SimpleNamespace, tmp_path: Path
+) -> None:
+    untaught = student(example)
+    before = {name: tensor.clone() for name, tensor in untaught.module.state_dict().items()}
+    weights, _ = teach(example, tmp_path, student=untaught, steps=3)
+    taught = with_weights(untaught, weights)
+    images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    check_on_images(taught, images)
+    check_float_file(float_counterpart(taught.folded, opset=None), taught, images, batch=None)
+    assert all(torch.equal(before[name], tensor) for name, tensor in untaught.module.state_dict().items())
+    kept = taught.module.state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in weights.items() if name in kept)
+    assert weights.keys() <= kept.keys() and not torch.equal(kept["classifier.weight"], before["classifier.weight"])
+    with pytest.raises(UserError, match="does not compute what the network does"):
+        check_on_images(replace(taught, module=untaught.module), images)
 
 
 def test_batch_norms_train_in_a_copy_alone(example: SimpleNamespace) -> None:
