@@ -50,7 +50,7 @@ def mutates_a_view(graph: Graph, *, harmless: Collection[Any] = ()) -> bool:
         if not is_in_place(node) or node.target in harmless:
             continue
         written = node.args[0]
-        if not isinstance(written, Node):
+        if not isinstance(written, Node) or _writes_elsewhere(node):
             return True
         # A part of a split is a view as well: it is an item of the operator that has the schema.
         shared = is_view(written) or written.op in {"get_attr", "placeholder"} or written.target is operator.getitem
@@ -65,6 +65,11 @@ def is_view(node: Node) -> bool:
     if schema is None or schema.is_mutable:
         return False
     return any(value.alias_info is not None for value in schema.returns)
+
+
+def _writes_elsewhere(node: Node) -> bool:
+    """Whether an operator writes another of its arguments than the first, as torch.add(a, b, out=c) does."""
+    return any(slot.alias_info is not None and slot.alias_info.is_write for slot in _schema(node).arguments[1:])
 
 
 def _schema(node: Node) -> Any:

@@ -83,7 +83,7 @@ MIXED = _lines(
     torch.special.log1p({a}.abs())   !torch.sinc({a} * 0.1)   !torch.logit(torch.sigmoid({a}), eps=0.01)
     torch.sigmoid({a}) if {a}.dim() > 2 else {a} * 2   torch.relu({a}) if self.training else {a} * 0.5
     torch.add({a}, 1, out=torch.empty_like({a}))   torch.mul({a}, {n}, out=torch.empty_like({a}))
-    !torch.exp({a} * 0.1, out={a}.clone())
+    torch.exp({a} * 0.1, out={a}.clone())
     """
 )
 
@@ -126,9 +126,9 @@ IN_PLACE = _lines(
     F.hardtanh(y, -1, {p}, inplace=True)   !y.masked_fill_(y < 0, {n})   y.chunk(2, 1)[0].relu_()   y.pow_(2)
     y.view(y.shape[0], -1).mul_({n})   y.transpose(1, -1).add_(1)   y.select(1, 0).neg_()   y.narrow(-1, 0, 1).fill_(1)
     z = y; z += 1; y = y + z   z = y[:, :1]; y += 1; y = y * z   y.unsqueeze(1).relu_()   y.flatten(1).sub_(1)
-    !torch.add(y, {b}, out=y)   !torch.mul(y, 2, out=y)   !torch.relu(y, out=y) if 0 else torch.neg(y, out=y)
+    torch.add(y, {b}, out=y)   torch.mul(y, 2, out=y)   torch.relu(y, out=y) if 0 else torch.neg(y, out=y)
     z = torch.empty_like(y); torch.sub(y, {b}, out=z); y = z * y   z = y.clone(); torch.add(y, 1, out=z)
-    z = y; torch.mul({b}, {n}, out=z); y = y + z   torch.sigmoid({b}, out=y)   !torch.clamp(y, 0, {p}, out=y)
+    z = y; torch.mul({b}, {n}, out=z); y = y + z   torch.sigmoid({b}, out=y)   torch.clamp(y, 0, {p}, out=y)
     z, w = y.chunk(2, {d}); y = z * w.sigmoid()   z, w = y.chunk(2, {d}); y = torch.cat([w, z], {d})
     z, *w = y.split(1, {d}); y = torch.cat([*w, z], {d})   z = y.unbind({d}); y = z[0] - z[-1]
     z = y.unbind({d}); y = sum(z)   z = y.unbind({d}); y = torch.stack(z[::-1], {d})

@@ -267,3 +267,34 @@ def test_places_from_the_end_are_written_from_the_start(indices: list[int], net:
     graph = capture(module, noise(2, 3, 8, 8), source="test")
     assert [kind(node) for node in graph.graph.nodes if node.op == "call_function"][-1] == "select"
     check_first_link(module, graph, wide(), source="test", shown="random images")
+
+
+def _added_into(y: Tensor) -> Tensor:
+    z = y.clone()
+    torch.add(z, 2, out=y)
+    return z * y
+
+
+def _through_a_view(y: Tensor) -> Tensor:
+    torch.sigmoid(y[:, 1:2], out=y[:, :1])
+    return y
+
+
+def _into_another_name(y: Tensor) -> Tensor:
+    z = y
+    torch.mul(y.sin(), 2, out=z)
+    return y + z
+
+
+def _into_a_new_tensor(y: Tensor) -> Tensor:
+    return torch.mul(y, 2, out=torch.empty_like(y))
+
+
+@pytest.mark.parametrize("written", [_added_into, _through_a_view, _into_another_name, _into_a_new_tensor])
+def test_what_is_written_into_an_argument_is_written_there(
+    written: Callable[[Tensor], Tensor], net: MakeNet, noise: Noise
+) -> None:
+    module = net(lambda n, x: written(n.a(x)), a=conv()).eval()
+    graph = capture(module, noise(2, 3, 8, 8), source="test")
+    assert not [node for node in graph.graph.nodes if str(node.target).endswith(".out") or "empty" in str(node.target)]
+    check_first_link(module, graph, wide(), source="test", shown="random images")
