@@ -22,5 +22,5 @@ def in_training(graph_module: GraphModule, *, training: bool = True) -> GraphMod
         if kind(node) == "batch_norm":
             node.args = (*node.args[:_TRAINING], training, *node.args[_TRAINING + 1 :])
     made = make_graph_module(changed, changed.graph)
-    made.meta["outputs"] = graph_module.meta["outputs"]
+    made.meta.update({name: value for name, value in graph_module.meta.items() if name in ("outputs", "one_image")})
     return made
