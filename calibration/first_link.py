@@ -147,8 +147,10 @@ def _check_mixing(
         among = [answer[place][None] for answer in answers]
         moved[place] = differing(_with_axis(single, among), among, eager, images[place:][:1])
     shapes = [place for place, outputs in moved.items() if any(far == float("inf") for _, far in outputs)]
-    if not shapes and (exactly := _mixing_in_double(eager, captured, images, list(alone))) is not None:
-        moved = exactly
+    exactly = None if shapes else _mixing_in_double(eager, captured, images, list(alone))
+    for place, (outputs, agrees) in (exactly or {}).items():
+        if outputs or agrees:  # else chance blurs what float64 says, and float32's word stands
+            moved[place] = outputs
     for place, outputs in moved.items():
         if not outputs:
             continue
@@ -187,8 +189,10 @@ def _with_axis(single: Sequence[Tensor], among: Sequence[Tensor]) -> list[Tensor
 
 def _mixing_in_double(
     eager: Eager, captured: GraphModule, images: Tensor, places: Sequence[int]
-) -> dict[int, list[tuple[int, float]]] | None:
-    """Per place the outputs that float64 gives an image otherwise alone than among others; None where nothing runs so.
+) -> dict[int, tuple[list[tuple[int, float]], bool]] | None:
+    """Per place the outputs that float64 gives an image otherwise alone than among others, and whether all agree.
+
+    None where nothing runs so.
 
     The module itself, or where its code insists on float32 the graph captured of it.
     """
@@ -197,11 +201,12 @@ def _mixing_in_double(
     for in_double in makers:
         try:
             network = in_double()
-            answers, moved = network(whole), dict[int, list[tuple[int, float]]]()
+            answers, moved = network(whole), dict[int, tuple[list[tuple[int, float]], bool]]()
             for place in places:
                 image, among = whole[place:][:1], [answer[place][None] for answer in answers]
                 single = _with_axis(network(image), among)
-                moved[place] = differing(single, among, network, image, largest=LARGEST_OF_THE_SAME)
+                outputs = differing(single, among, network, image, largest=LARGEST_OF_THE_SAME)
+                moved[place] = outputs, equal_in_double(single, among)
             return moved
         except Exception:  # the network's own code, which float64 may not fit
             continue
