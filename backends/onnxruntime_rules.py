@@ -6,7 +6,10 @@ from dataclasses import replace
 
 from backends.cpu import host_cpu
 from backends.profile import Profile, Rule
+from calibration.channels_last import ROWS_OF_CHANNELS_LAST
 from calibration.grid import Grid
+from calibration.multipliers import NUMBERS_BEFORE_PRODUCTS
+from calibration.subpixel import TRANSPOSED_AS_CONVOLUTIONS
 
 # "measured" rows were checked on ONNX Runtime 1.31.1 by reading the kernels of the optimised graph; the selectors are
 # in onnxruntime/core/optimizer/qdq_transformer/selectors_actions/qdq_selectors.cc.
@@ -97,21 +100,24 @@ X64 = Profile(
     # 475 and 257 (494), of 16 at 8x8 258 and 216 (317); 48 groups of 1 to 2, 7x7 at stride 2, 2408 and 289. Beyond 32
     # the zeros cost more than the wider matrix saves.
     merged_channels=32,
-    # Measured, one thread, ms as it is and as a convolution behind which channels move (float in brackets), 64 to 32
-    # channels at 56x56: 2x2 stride 2 1.15 and 0.97 (1.22), 4x4 stride 2 3.71 and 1.42 (3.59), 3x3 stride 2 2.23 and
-    # 1.41 (2.15); a U-Net at 128x128 4.56 and 4.24 (16.3).
-    transposed_as_convolutions="all",
+    rewrites=(
+        # Measured, one thread, ms as it is and as a convolution behind which channels move (float in brackets), 64 to
+        # 32 channels at 56x56: 2x2 stride 2 1.15 and 0.97 (1.22), 4x4 stride 2 3.71 and 1.42 (3.59), 3x3 stride 2 2.23
+        # and 1.41 (2.15); a U-Net at 128x128 4.56 and 4.24 (16.3).
+        TRANSPOSED_AS_CONVOLUTIONS,
+        # Measured, scores of attention, 96 products of 56x56 matrices, ns a value: 2.43 where a number multiplies the
+        # query in float, 1.32 on integers.
+        NUMBERS_BEFORE_PRODUCTS,
+        # The runtime gives every QLinearConv a map with channels last (nhwc_transformer.cc). Measured, one thread, 128
+        # px, ms before and after: EfficientFormerV2-S0 3.97 and 3.79, at batch 8 23.3 and 21.4; MaxViT-T 30.1 and 26.2.
+        ROWS_OF_CHANNELS_LAST,
+    ),
     # Measured, 96x56x56, ns a value as QLinearAveragePool and as a convolution of ones (float in brackets): 2x2, stride
     # 2, 2.17 and 0.32 (0.75), 3x3 9.30 and 0.78 (1.03).
     averages_as_convolutions=True,
     # Measured, 96x56x56, ns a value: the PRelu kernel 4.90, Mul and Max 1.12, Relu, Min, Mul and Add 1.26.
     maximum_for_prelu=True,
-    # Measured, scores of attention, 96 products of 56x56 matrices, ns a value: 2.43 where a number multiplies the query
-    # in float, 1.32 on integers.
     numbers_in_scales=True,
-    # The runtime gives every QLinearConv a map with channels last (nhwc_transformer.cc). Measured, one thread, 128 px,
-    # ms before and after: EfficientFormerV2-S0 3.97 and 3.79, at batch 8 23.3 and 21.4; MaxViT-T 30.1 and 26.2.
-    channels_last=True,
 )
 
 X64_WITHOUT_VNNI = replace(

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 from backends.cpu import host_cpu
 from backends.profile import Profile, Rule
+from calibration.explicit_borders import BORDERS_BEFORE_AVERAGES, STRIDES_BEFORE_POINTWISE
 from calibration.grid import Grid
+from calibration.subpixel import SIGNED_TRANSPOSED_AS_CONVOLUTIONS, TRANSPOSED_AS_CONVOLUTIONS
 
 # "measured" rows were checked on OpenVINO 2026.4.1 by reading the runtime model of the compiled network; what must
 # not be rounded twice was found by comparing every rounded tensor with exact integer arithmetic (docs/openvino.md).
@@ -53,6 +55,12 @@ RULES: dict[str, Rule] = {
     },
 }
 
+# The plugin's pooling of integers takes zero for the border's integer, whatever the zero point is; and its pass for
+# strides of 1x1 convolutions (StridesOptimization) puts a pooling of its own between rounding and convolution: both run
+# in float then. Measured, ms as it is and with strides in front: 64 to 128 channels at 56x56 0.168 and 0.115, 256 to
+# 512 at 28x28 0.324 and 0.153, 512 to 1024 at 14x14 0.304 and 0.137.
+_BORDERS_AND_STRIDES = (BORDERS_BEFORE_AVERAGES, STRIDES_BEFORE_POINTWISE)
+
 # uint8 for all activations: signed tensors with a zero point are 1 % slower than int8 ones and twice as fine where they
 # lean to one side; and a rounding to int8 behind a concatenation gives wrong outputs (measured, docs/openvino.md).
 PROFILE = Profile(
@@ -63,15 +71,13 @@ PROFILE = Profile(
     integer_bias=False,
     integer_movement=True,
     movement_in_file="reals",
-    # Measured, 64 to 32 channels at 56x56, one thread, ms as it is and as a convolution behind which channels move: of
-    # non-negative values, integers in both, 2x2 stride 2 0.286 and 0.489, 4x4 stride 2 0.524 and 0.739; of signed ones,
-    # which have a zero point and so no integer Deconvolution, 0.495 and 0.484, 1.150 and 0.720.
-    transposed_as_convolutions="signed",
-    # The plugin's pooling of integers takes zero for the border's integer, whatever the zero point is; and its pass for
-    # strides of 1x1 convolutions (StridesOptimization) puts a pooling of its own between rounding and convolution: both
-    # run in float then. Measured, ms as it is and with strides in front: 64 to 128 channels at 56x56 0.168 and
-    # 0.115, 256 to 512 at 28x28 0.324 and 0.153, 512 to 1024 at 14x14 0.304 and 0.137.
-    explicit_borders=True,
+    rewrites=(
+        # Measured, 64 to 32 channels at 56x56, one thread, ms as it is and as a convolution behind which channels move:
+        # of non-negative values, integers in both, 2x2 stride 2 0.286 and 0.489, 4x4 stride 2 0.524 and 0.739; of
+        # signed ones, which have a zero point and so no integer Deconvolution, 0.495 and 0.484, 1.150 and 0.720.
+        SIGNED_TRANSPOSED_AS_CONVOLUTIONS,
+        *_BORDERS_AND_STRIDES,
+    ),
     inexact="OpenVINO rounds after one more float operation than the oracle: values beside a tie may fall a step apart",
 )
 
@@ -84,7 +90,7 @@ WITHOUT_VNNI = replace(
     # 2 * 255 * 63 = 32130 is below 2**15, so no sum of two products saturates (rule 22).
     weight_limit=63,
     # Deconvolutions run in float there, of non-negative values as well (measured on AVX2).
-    transposed_as_convolutions="all",
+    rewrites=(TRANSPOSED_AS_CONVOLUTIONS, *_BORDERS_AND_STRIDES),
     source="kernels of x86 without VNNI add two products in 16 bits and saturate: weights keep half of their range"
     " (oneDNN's notes on int8 computation; measured on AVX2)",
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from calibration.grid import Grid
+from calibration.rewrite import Rewrite, check_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,15 +87,11 @@ class Profile:
     whoever loads the file; `arm_arithmetic`: QLinearAdd scales by 22-bit integers and rounds halves away from zero,
     and QLinearMul rounds once; `shares_constants`: layers may read one stored weight, and one zero point of weights;
     `merged_channels`: groups of convolutions are written as one, with zeros between them, up to so many channels (0: as
-    they are); `transposed_as_convolutions`: which of the student's transposed convolutions become convolutions and
-    movement: those whose input may be negative, or all;
-    `explicit_borders`: average poolings of signed maps read their border from a padding, and 1x1 convolutions with a
-    stride read a map of its positions alone;
+    they are); `rewrites`: the forms of a folded network that the runtime has kernels for, in the order in which they
+    are written;
     `averages_as_convolutions`: average poolings with equal windows are depthwise convolutions of ones in the file;
     `maximum_for_prelu`: a PReLU is written as the larger of x and slope times x;
-    `numbers_in_scales`: a number that multiplies a rounded tensor, or a product of two, changes a scale and no integer;
-    `parts_as_layers`: its linear layers whose result is taken apart, as into query, key and value, become one per part;
-    `channels_last`: convolutions hold maps with channels last, so rows of positions are taken from such maps.
+    `numbers_in_scales`: a number that multiplies a rounded tensor changes a scale and no integer.
     """
 
     name: str
@@ -117,10 +114,10 @@ class Profile:
     shares_constants: bool = True
     arm_arithmetic: bool = False
     merged_channels: int = 0
-    transposed_as_convolutions: Literal["none", "signed", "all"] = "none"
-    explicit_borders: bool = False
+    rewrites: tuple[Rewrite, ...] = ()
     averages_as_convolutions: bool = False
     maximum_for_prelu: bool = False
     numbers_in_scales: bool = False
-    parts_as_layers: bool = False
-    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        check_order(self.rewrites)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from backends.profile import LayerShape, Profile, Rule, WeightOnly
 from calibration.grid import Grid
+from calibration.parts import LAYERS_PER_PART
+from calibration.subpixel import TRANSPOSED_AS_CONVOLUTIONS
 
 _GUIDANCE = "NVIDIA TensorRT developer guide, explicit quantisation; ModelOpt 0.47 onnx/quantization"
 # A layer's kernel ends in one pointwise epilogue, which needs no rounding behind it.
@@ -126,11 +128,13 @@ PROFILE = Profile(
     " TensorRT has no 4-bit convolution",
     skip_layer=skip_layer,
     weight_only=WEIGHT_ONLY,
-    # Rule 37. TensorRT-RTX 1.7.1 (measured: every Vision Transformer of timm, Swin's stages of one window): where the
-    # tokens of an image stay together, the compiler takes the product of queries, keys and values apart, and expands
-    # its int8 weight to floats for that. Three layers of one input it multiplies as one int8 product.
-    parts_as_layers=True,
-    # Rule 38. TensorRT-RTX 1.7.1 has no int8 transposed convolution (measured): as a convolution whose channels move to
-    # their places it multiplies integers. NVIDIA's guidance rounds the inputs of those that cannot be written so.
-    transposed_as_convolutions="all",
+    rewrites=(
+        # Rule 38. TensorRT-RTX 1.7.1 has no int8 transposed convolution (measured): as a convolution whose channels
+        # move to their places it multiplies integers. NVIDIA's guidance rounds the inputs of those that stay.
+        TRANSPOSED_AS_CONVOLUTIONS,
+        # Rule 37. TensorRT-RTX 1.7.1 (measured: every Vision Transformer of timm, Swin's stages of one window): where
+        # the tokens of an image stay together, the compiler takes the product of queries, keys and values apart, and
+        # expands its int8 weight to floats for that. Three layers of one input it multiplies as one int8 product.
+        LAYERS_PER_PART,
+    ),
 )

@@ -14,8 +14,11 @@ import torch
 from torch.fx import GraphModule, Node
 
 from calibration.decompositions import before
-from calibration.operators import axis_order, kind, make_graph_module, static_shape, tensor_inputs
-from calibration.sharing import sharing_copy
+from calibration.multipliers import NUMBERS_BEFORE_PRODUCTS
+from calibration.operators import axis_order, kind, static_shape, tensor_inputs
+from calibration.parts import LAYERS_PER_PART
+from calibration.rewrite import Rewrite
+from calibration.subpixel import TRANSPOSED_AS_CONVOLUTIONS
 
 aten = torch.ops.aten
 
@@ -30,21 +33,14 @@ _KEEPS_LAYOUT = frozenset(
 _LEAST_BLOCK = 32
 
 
-def rows_of_channels_last(graph_module: GraphModule) -> GraphModule:
-    """A copy of a folded graph in which rows are taken from maps with channels last, and made into such.
+def _rows_of_channels_last(graph_module: GraphModule) -> bool:
+    """Take rows from maps with channels last, and make them into such.
 
     That is where a convolution computes or reads the map and a transposition stands behind the reshape, or before it,
-    and between two transpositions, as from windows to other windows. The same values; the graph itself where there is
-    nothing of the kind.
+    and between two transpositions, as from windows to other windows.
     """
-    changed = sharing_copy(graph_module)
-    reshapes = [node for node in changed.graph.nodes if kind(node) == "reshape"]
-    moved = [_to_rows(node) or _to_map(node) or _to_other_rows(node) for node in reshapes]
-    if not any(moved):
-        return graph_module
-    made = make_graph_module(changed, changed.graph)
-    made.meta["outputs"] = graph_module.meta["outputs"]
-    return made
+    reshapes = [node for node in graph_module.graph.nodes if kind(node) == "reshape"]
+    return any([_to_rows(node) or _to_map(node) or _to_other_rows(node) for node in reshapes])
 
 
 def _to_rows(reshape: Node) -> bool:
@@ -162,3 +158,11 @@ def _meets_convolution(nodes: Iterable[Node], *, forward: bool) -> bool:
             seen.add(node)
             stack += node.users if forward else tensor_inputs(node)
     return False
+
+
+ROWS_OF_CHANNELS_LAST = Rewrite(
+    name="rows of maps with channels last",
+    edit=_rows_of_channels_last,
+    source="the runtime gives every integer convolution a map with channels last (measured beside the profiles)",
+    behind=frozenset({TRANSPOSED_AS_CONVOLUTIONS.name, NUMBERS_BEFORE_PRODUCTS.name, LAYERS_PER_PART.name}),
+)

@@ -9,44 +9,44 @@ import torch
 from torch.fx import GraphModule, Node
 
 from calibration.decompositions import before
-from calibration.operators import argument, is_non_negative, kind, make_graph_module, pair, static_shape, tensor_inputs
-from calibration.sharing import sharing_copy
+from calibration.operators import argument, is_non_negative, kind, pair, static_shape, tensor_inputs
+from calibration.rewrite import Rewrite
+from calibration.subpixel import SIGNED_TRANSPOSED_AS_CONVOLUTIONS, TRANSPOSED_AS_CONVOLUTIONS
 
 aten = torch.ops.aten
 
 
-def borders_before_averages(graph_module: GraphModule) -> GraphModule:
-    """A copy of a folded graph whose average poolings of signed maps read their border of zeros from a padding.
+def _borders_before_averages(graph_module: GraphModule) -> bool:
+    """Let average poolings of signed maps read their border of zeros from a padding.
 
-    What cannot be negative stays, for its zero point is zero; so do poolings that round their size up. The graph itself
-    where there are none.
+    What cannot be negative stays, for its zero point is zero; so do poolings that round their size up.
     """
-    changed = sharing_copy(graph_module)
-    for pooling in [node for node in changed.graph.nodes if _counts_a_signed_border(node)]:
+    concerned = [node for node in graph_module.graph.nodes if _counts_a_signed_border(node)]
+    for pooling in concerned:
         (source,), (rows, columns) = tensor_inputs(pooling), pair(argument(pooling, 3, "padding"))
         border = [columns, columns, rows, rows]
-        padded = before(changed.graph, pooling, aten.constant_pad_nd.default, (source, border, 0.0))
+        padded = before(graph_module.graph, pooling, aten.constant_pad_nd.default, (source, border, 0.0))
         pooling.args = (padded, *pooling.args[1:3], [0, 0], *pooling.args[4:])
-    return _finished(changed, graph_module)
+    return bool(concerned)
 
 
-def strides_before_pointwise(graph_module: GraphModule) -> GraphModule:
-    """A copy of a folded graph in which a map that only 1x1 convolutions of one stride read loses the other positions.
+def _strides_before_pointwise(graph_module: GraphModule) -> bool:
+    """Take from a map that only 1x1 convolutions of one stride read the positions that they leap over.
 
-    A pooling over single positions leaves them out, and the convolutions read all that is left. The graph itself where
-    there are none.
+    A pooling over single positions leaves them out, and the convolutions read all that is left.
     """
-    changed = sharing_copy(graph_module)
-    for source in list(changed.graph.nodes):
+    changed = False
+    for source in list(graph_module.graph.nodes):
         strides = {_pointwise_stride(user) if user.args[0] is source else None for user in source.users}
         stride = strides.pop() if len(strides) == 1 else None
         if stride is None:
             continue
         readers = list(source.users)
-        fewer = before(changed.graph, readers[0], aten.max_pool2d.default, (source, [1, 1], list(stride)))
+        fewer = before(graph_module.graph, readers[0], aten.max_pool2d.default, (source, [1, 1], list(stride)))
         for reader in readers:
             reader.args = (fewer, *reader.args[1:3], [1, 1], *reader.args[4:])
-    return _finished(changed, graph_module)
+        changed = True
+    return changed
 
 
 def _counts_a_signed_border(node: Node) -> bool:
@@ -68,9 +68,14 @@ def _pointwise_stride(node: Node) -> tuple[int, ...] | None:
     return stride if not isinstance(padding, str) and not any(pair(padding)) else None
 
 
-def _finished(changed: GraphModule, original: GraphModule) -> GraphModule:
-    if len(changed.graph.nodes) == len(original.graph.nodes):
-        return original
-    made = make_graph_module(changed, changed.graph)
-    made.meta["outputs"] = original.meta["outputs"]
-    return made
+BORDERS_BEFORE_AVERAGES = Rewrite(
+    name="borders in front of averages",
+    edit=_borders_before_averages,
+    source="poolings of integers take 0 for the border's integer, whatever the zero point is (rule 34)",
+)
+STRIDES_BEFORE_POINTWISE = Rewrite(
+    name="strides in front of 1x1 convolutions",
+    edit=_strides_before_pointwise,
+    source="a pooling of the runtime's own between rounding and convolution makes both float (rule 33)",
+    behind=frozenset({TRANSPOSED_AS_CONVOLUTIONS.name, SIGNED_TRANSPOSED_AS_CONVOLUTIONS.name}),
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from calibration.operators import (
     constant,
     is_non_negative,
     kind,
-    make_graph_module,
     pair,
     shape,
     static_shape,
@@ -26,57 +26,27 @@ from calibration.operators import (
 )
 from calibration.own_borders import take_border_in
 from calibration.products import layer_as_product, product_as_layer
-from calibration.reshapes import activation_before_reshape
+from calibration.reshapes import POINTWISE, activation_before_reshape
+from calibration.rewrite import Rewrite, edits, rewritten
 from calibration.sharing import sharing_copy
 
 aten = torch.ops.aten
 
 
-def fold(graph_module: GraphModule) -> GraphModule:
-    """A copy in which every BatchNorm is part of a weighted layer and global poolings have one form.
+def fold(graph_module: GraphModule, *, check: Tensor | None = None) -> GraphModule:
+    """A copy in which every BatchNorm is part of a weighted layer and global poolings have one form: all of `FOLDING`.
 
     A BatchNorm whose input is a convolution, transposed convolution or linear layer read by nobody else is folded
     into that layer's weight and bias; any other becomes a depthwise 1x1 convolution, so that it too runs in integers.
-    Constant tensors of one value that multiply or divide become numbers. Activations are computed before reshapes.
-    Constants that are added to a layer's output, or multiply it, are folded likewise, and sums of parallel
-    convolutions become one. PReLUs with one slope become leaky ReLUs, ReLUs of what is not negative disappear.
-    Averages over a whole map become `adaptive_avg_pool2d(1)`, adaptive poolings of a map to its own size disappear,
-    those to a part of it are average poolings, and what is computed from constants alone becomes a constant. Borders of
-    zeros that are equal at both ends become the padding of the convolutions and average poolings that read them. Equal
-    to the original up to float32 rounding. Raises UserError for a BatchNorm that has no running statistics. Weights
-    that it leaves alone are in memory once.
+    Equal to the original up to float32 rounding; `check` as of `rewritten`. Raises UserError for a BatchNorm that has
+    no running statistics. Weights that it leaves alone are in memory once.
     """
-    graph_module = sharing_copy(graph_module)
-    outputs = graph_module.meta["outputs"]
-    fold_constants(graph_module)
-    fold_batches(graph_module)
-    finite_masks(graph_module)
-    own_weights_per_axis(graph_module)
-    graph_module.graph.eliminate_dead_code()  # what has become a constant is computed no more
-    for node in list(graph_module.graph.nodes):
-        if kind(node) == "batch_norm" and node.users:
-            _fold_batch_norm(graph_module, node)
-        elif kind(node) == "matmul":
-            product_as_layer(graph_module, node)
-        elif kind(node) == "linear":
-            layer_as_product(graph_module, node)
-        elif kind(node) in {"add", "sub", "mul", "div"}:
-            constant_as_number(graph_module, node)
-            fold_affine(graph_module, node)
-        elif kind(node) in {"mean", "average_pool", "adaptive_average_pool"}:
-            _canonical_pool(graph_module.graph, node)
-        elif kind(node) == "pad":
-            take_border_in(graph_module.graph, node)
-        elif kind(node) == "prelu":
-            _one_slope(graph_module, node)
-        elif kind(node) == "relu" and is_non_negative(tensor_inputs(node)[0]):
-            node.replace_all_uses_with(tensor_inputs(node)[0])
-        if kind(node) == "add" and node.users:
-            merge_branches(graph_module, node)
-        activation_before_reshape(graph_module, node)
-    folded = make_graph_module(graph_module, graph_module.graph)
-    folded.meta["outputs"] = outputs
-    return folded
+    folded = rewritten(graph_module, FOLDING, check=check)
+    if folded is not graph_module:
+        return folded
+    copied = sharing_copy(graph_module)
+    copied.meta.update(graph_module.meta)
+    return copied
 
 
 def largest_difference(first: GraphModule, second: GraphModule, images: Tensor) -> float:
@@ -167,13 +137,13 @@ def _call(graph: Graph, target: Any, arguments: tuple[Any, ...], like: Node) -> 
     return node
 
 
-def _canonical_pool(graph: Graph, node: Node) -> None:
+def _canonical_pool(graph_module: GraphModule, node: Node) -> None:
     """Rewrite a mean over height and width, or a pooling window as large as its map, as adaptive_avg_pool2d(1).
 
     An adaptive pooling of a map to its own size is dropped, as it averages single values; to a multiple, it repeats
     them; to a part, it is a pooling with equal windows.
     """
-    source = node.args[0]
+    graph, source = graph_module.graph, node.args[0]
     assert isinstance(source, Node)
     sizes = static_shape(source)
     if len(sizes) != 4 or -1 in sizes[2:]:
@@ -218,3 +188,104 @@ def _replace(graph: Graph, node: Node, result: Node, *, heir: Node) -> None:
     node.replace_all_uses_with(result)
     graph.erase_node(node)
     heir.name = node.name  # renaming proper would number it, as the graph remembers every name
+
+
+def _each(rule: Callable[[GraphModule, Node], None], *words: str) -> Callable[[GraphModule], bool]:
+    """The edit that asks a rule of every node of these kinds which is still read, in order."""
+
+    def change(graph_module: GraphModule) -> None:
+        for node in list(graph_module.graph.nodes):
+            if kind(node) in words and node.users:
+                rule(graph_module, node)
+
+    return edits(change)
+
+
+def _layer_rule(graph_module: GraphModule, node: Node) -> None:
+    """What a node adds to the layer before it; one walk for all, as each makes room for the next."""
+    if kind(node) == "batch_norm":
+        _fold_batch_norm(graph_module, node)
+        return
+    constant_as_number(graph_module, node)
+    fold_affine(graph_module, node)
+    if kind(node) == "add" and node.users:
+        merge_branches(graph_module, node)
+
+
+def _products(graph_module: GraphModule, node: Node) -> None:
+    (product_as_layer if kind(node) == "matmul" else layer_as_product)(graph_module, node)
+
+
+def _without_useless_relu(graph_module: GraphModule, node: Node) -> None:
+    if is_non_negative(tensor_inputs(node)[0]):
+        node.replace_all_uses_with(tensor_inputs(node)[0])
+
+
+_CONSTANTS = frozenset({"constants", "tables of positions"})
+
+FOLDING: tuple[Rewrite, ...] = (
+    Rewrite(
+        name="constants",
+        edit=edits(fold_constants),
+        source="what is computed from constants alone is computed once, and a computed weight can be quantised",
+    ),
+    Rewrite(
+        name="tables of positions",
+        edit=edits(fold_batches),
+        source="what repeats a constant for every image is a table for one",
+        behind=frozenset({"constants"}),
+    ),
+    Rewrite(
+        name="finite masks",
+        edit=edits(finite_masks),
+        source="minus infinity is no value that training may leave",
+        behind=_CONSTANTS,
+    ),
+    Rewrite(
+        name="weights per axis",
+        edit=edits(own_weights_per_axis),
+        source="a stored weight has one scale per output channel, along one axis",
+        behind=_CONSTANTS,
+    ),
+    Rewrite(
+        name="products and layers",
+        edit=_each(_products, "matmul", "linear"),
+        source="a constant matrix is a weight, and a computed weight is none",
+        behind=_CONSTANTS,
+    ),
+    Rewrite(
+        name="borders as paddings",
+        edit=_each(lambda module, node: take_border_in(module.graph, node), "pad"),
+        source="a padding of its own reads and writes the map once more",
+    ),
+    Rewrite(
+        name="layers",
+        edit=_each(_layer_rule, "batch_norm", "add", "sub", "mul", "div"),
+        source="BatchNorms, constants and parallel convolutions are part of one layer's weight and bias (rule 20)",
+        behind=_CONSTANTS | {"weights per axis", "products and layers", "borders as paddings"},
+    ),
+    Rewrite(
+        name="poolings",
+        edit=_each(_canonical_pool, "mean", "average_pool", "adaptive_average_pool"),
+        source="runtimes have integer kernels for averages over a whole map in one form alone (rule 17)",
+        behind=frozenset({"borders as paddings"}),
+    ),
+    Rewrite(
+        name="slopes",
+        edit=_each(_one_slope, "prelu"),
+        source="a leaky ReLU has integer kernels, a PReLU has none",
+        behind=_CONSTANTS,
+    ),
+    Rewrite(
+        name="useless ReLUs",
+        edit=_each(_without_useless_relu, "relu"),
+        source="a ReLU that no kernel performs runs in float",
+        behind=frozenset({"poolings", "layers"}),
+    ),
+    Rewrite(
+        name="activations before reshapes",
+        edit=_each(activation_before_reshape, *POINTWISE),
+        source="a kernel performs the activation that stands behind it",
+        behind=frozenset({"layers", "useless ReLUs"}),
+    ),
+)

@@ -7,8 +7,8 @@ from torch.fx import GraphModule, Node
 
 from calibration.affine import fold_affine
 from calibration.decompositions import before
-from calibration.operators import MOVEMENT, WEIGHTED, constant, kind, make_graph_module, multiplier, static_shape
-from calibration.sharing import sharing_copy
+from calibration.operators import MOVEMENT, WEIGHTED, constant, kind, multiplier, static_shape
+from calibration.rewrite import Rewrite
 
 
 def constant_as_number(graph_module: GraphModule, node: Node) -> None:
@@ -28,19 +28,13 @@ def constant_as_number(graph_module: GraphModule, node: Node) -> None:
     node.target = torch.ops.aten.mul.Tensor
 
 
-def numbers_before_products(graph_module: GraphModule) -> GraphModule:
-    """A copy of a folded graph in which numbers behind a product of two tensors multiply one of its operands.
+def _numbers_before_products(graph_module: GraphModule) -> bool:
+    """Let numbers behind a product of two tensors multiply one of its operands.
 
-    The same function up to float32 rounding. An operand that a layer computes is chosen, for it is or may be rounded,
-    and on its grid the number costs nothing; a product without one is left alone. The graph itself where none changes.
+    An operand that a layer computes is chosen, for it is or may be rounded, and on its grid the number costs nothing; a
+    product without one is left alone.
     """
-    changed = sharing_copy(graph_module)
-    moved = [_move_before(changed, node) for node in list(changed.graph.nodes)]
-    if not any(moved):
-        return graph_module
-    made = make_graph_module(changed, changed.graph)
-    made.meta["outputs"] = graph_module.meta["outputs"]
-    return made
+    return any([_move_before(graph_module, node) for node in list(graph_module.graph.nodes)])
 
 
 def _move_before(graph_module: GraphModule, node: Node) -> bool:
@@ -66,3 +60,10 @@ def _comes_from_a_layer(node: Node) -> bool:
             return False
         node = source
     return kind(node) in WEIGHTED
+
+
+NUMBERS_BEFORE_PRODUCTS = Rewrite(
+    name="numbers in front of products",
+    edit=_numbers_before_products,
+    source="a number that multiplies a rounded tensor changes a scale and no integer (measured beside the profiles)",
+)

@@ -18,8 +18,9 @@ from torch.fx import GraphModule, Node
 from calibration.affine import owns_weight
 from calibration.constants import new_constants
 from calibration.decompositions import before
-from calibration.operators import argument, axis_order, constant, kind, make_graph_module, static_shape
-from calibration.sharing import sharing_copy
+from calibration.multipliers import NUMBERS_BEFORE_PRODUCTS
+from calibration.operators import argument, axis_order, constant, kind, static_shape
+from calibration.rewrite import Rewrite
 
 aten = torch.ops.aten
 
@@ -35,21 +36,18 @@ class _Part:
     drops: bool
 
 
-def with_layers_per_part(graph_module: GraphModule) -> GraphModule:
-    """A copy of a folded graph in which layers over tokens whose channels are taken apart are one layer per part.
+def _layers_per_part(graph_module: GraphModule) -> bool:
+    """Make layers over tokens whose channels are taken apart one layer per part.
 
     That is all whose parts are selected, sliced or split off behind a reshape and a transposition at most, and whose
-    weights nobody else reads; the graph itself where there are none.
+    weights nobody else reads.
     """
-    if not any(_parts(node) for node in graph_module.graph.nodes):
-        return graph_module
-    changed = sharing_copy(graph_module)
-    for node in list(changed.graph.nodes):
+    changed = False
+    for node in list(graph_module.graph.nodes):
         if _parts(node):
-            _rewrite(changed, node)
-    made = make_graph_module(changed, changed.graph)
-    made.meta["outputs"] = graph_module.meta["outputs"]
-    return made
+            _rewrite(graph_module, node)
+            changed = True
+    return changed
 
 
 def _moves(layer: Node) -> list[Node]:
@@ -181,3 +179,11 @@ def _moved(taking: Node, found: Node, sizes: list[int], order: list[int]) -> Non
     else:
         taking.replace_all_uses_with(found)
         taking.graph.erase_node(taking)
+
+
+LAYERS_PER_PART = Rewrite(
+    name="layers per part",
+    edit=_layers_per_part,
+    source="the compiler takes the layer apart by itself, and expands its weight to floats for that (rule 37)",
+    behind=frozenset({NUMBERS_BEFORE_PRODUCTS.name}),
+)

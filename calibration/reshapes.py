@@ -9,7 +9,7 @@ from calibration.decompositions import call
 from calibration.operators import kind, static_shape
 
 #: Kinds of operator that compute every value from one.
-_POINTWISE = frozenset({"relu", "clip", "leaky_relu", "sigmoid", "hardsigmoid", "gelu", "tanh", "elu"})
+POINTWISE = frozenset({"relu", "clip", "leaky_relu", "sigmoid", "hardsigmoid", "gelu", "tanh", "elu"})
 
 
 def activation_before_reshape(graph_module: GraphModule, node: Node) -> None:
@@ -17,7 +17,7 @@ def activation_before_reshape(graph_module: GraphModule, node: Node) -> None:
 
     Linear layers over tokens have a reshape on either side: between two of them, both disappear.
     """
-    reshape = node.args[0] if kind(node) in _POINTWISE else None
+    reshape = node.args[0] if kind(node) in POINTWISE else None
     if not isinstance(reshape, Node) or kind(reshape) != "reshape" or len(reshape.users) > 1:
         return
     source, sizes = reshape.args[0], list(static_shape(reshape))

@@ -9,32 +9,28 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from calibration.operators import WEIGHTED, has_weighted, kind, make_graph_module, tensor_inputs
-from calibration.sharing import sharing_copy
+from calibration.operators import WEIGHTED, has_weighted, kind, tensor_inputs
+from calibration.parts import LAYERS_PER_PART
+from calibration.rewrite import Rewrite
+from calibration.subpixel import SIGNED_TRANSPOSED_AS_CONVOLUTIONS, TRANSPOSED_AS_CONVOLUTIONS
 
 aten = torch.ops.aten
 
 
-def with_wide_branches(graph_module: GraphModule) -> GraphModule:
-    """A copy of a folded graph in which narrow layers read copies of the tensors that others read as well.
+def _wide_branches(graph_module: GraphModule) -> bool:
+    """Let narrow layers read copies of the tensors that others read as well.
 
-    Narrow are all weighted layers but the first and the last. The graph itself where no tensor has both readers.
+    Narrow are all weighted layers but the first and the last.
     """
-    shared = [node.name for node in graph_module.graph.nodes if _is_shared(node)]
-    if not shared:
-        return graph_module
-    changed = sharing_copy(graph_module)
-    for node in list(changed.graph.nodes):
-        if node.name in shared:
-            layers = [reader for reader in node.users if _is_narrow(reader, node)]
-            with changed.graph.inserting_after(node):
-                copied = changed.graph.call_function(aten.clone.default, (node,))
-            copied.meta = dict(node.meta)
-            for layer in layers:
-                layer.replace_input_with(node, copied)
-    made = make_graph_module(changed, changed.graph)
-    made.meta["outputs"] = graph_module.meta["outputs"]
-    return made
+    shared = [node for node in graph_module.graph.nodes if _is_shared(node)]
+    for node in shared:
+        layers = [reader for reader in node.users if _is_narrow(reader, node)]
+        with graph_module.graph.inserting_after(node):
+            copied = graph_module.graph.call_function(aten.clone.default, (node,))
+        copied.meta = dict(node.meta)
+        for layer in layers:
+            layer.replace_input_with(node, copied)
+    return bool(shared)
 
 
 def _is_shared(node: Node) -> bool:
@@ -47,3 +43,11 @@ def _is_narrow(reader: Node, tensor: Node) -> bool:
     if kind(reader) not in WEIGHTED or tensor_inputs(reader)[:1] != [tensor]:
         return False
     return all(has_weighted(reader, forward=forward) for forward in (True, False))
+
+
+WIDE_BRANCHES = Rewrite(
+    name="copies for narrow layers",
+    edit=_wide_branches,
+    source="papers of 2 to 4-bit activations leave the sums of a residual network as they are",
+    behind=frozenset({TRANSPOSED_AS_CONVOLUTIONS.name, SIGNED_TRANSPOSED_AS_CONVOLUTIONS.name, LAYERS_PER_PART.name}),
+)

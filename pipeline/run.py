@@ -153,7 +153,7 @@ def _run(
             # With what it has learned: at the start it was held against its module with its first weights.
             check_on_images(student, shown)
             _check_own_float_file(config, student, shown)
-    student = suited(student, candidates[0].profile, widths(config))
+    student = suited(student, candidates[0].profile, widths(config), check=shown)
     job = Job(
         config=config,
         folder=folder,

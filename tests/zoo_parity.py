@@ -18,13 +18,13 @@ from backends.exposed import exposed
 from backends.onnxruntime import OnnxRuntime
 from backends.onnxruntime_rules import host_profile
 from backends.placement import Widths, place
-from backends.suited import suited_graph
 from calibration.capture import capture
 from calibration.fold import fold
 from calibration.freeze import freeze
 from calibration.insert import insert
 from calibration.observe import choose_ranges, observe
 from calibration.plan import Plan
+from calibration.rewrite import rewritten
 from tests.zoo import ZooNetwork
 
 FILE = Path(__file__).resolve().parent / "backends" / "zoo_parity.json"
@@ -45,7 +45,7 @@ def counts(network: ZooNetwork, *, pixels: int, shallow: bool = False) -> dict[s
     calibration = network.images(CALIBRATION_IMAGES, pixels=pixels)
     folded = fold(capture(network.build(pixels=pixels, shallow=shallow), images, source=network.source))
     profile = host_profile()
-    student = suited_graph(folded, profile)
+    student = rewritten(folded, profile.rewrites)
     plan = place(student, profile, Widths())
     prepared = insert(student, plan, choose_ranges(observe(student, plan, [calibration]), plan, "mse")).eval()
     backend = OnnxRuntime(profile)

@@ -20,10 +20,10 @@ import torch
 
 from backends.onnxruntime_rules import X64
 from backends.placement import Widths, place
-from backends.suited import suited_graph
 from calibration.capture import capture
 from calibration.fold import fold
 from calibration.operators import WEIGHTED, kind
+from calibration.rewrite import rewritten
 from tests import zoo_parity
 from tests.zoo import ZOO, ZooNetwork
 
@@ -67,7 +67,7 @@ def structure_of(network: ZooNetwork) -> dict[str, Any]:
         torch.manual_seed(0)
         module = network.create(network.full_pixels).eval()
     images = torch.zeros(2, 3, network.full_pixels, network.full_pixels)
-    folded = suited_graph(fold(capture(module, images, source=network.source)), X64)
+    folded = rewritten(fold(capture(module, images, source=network.source)), X64.rewrites)
     plan = place(folded, X64, Widths())
     layers = [node for node in folded.graph.nodes if kind(node) in WEIGHTED]
     reasons = Counter((plan.kinds[node], reason) for node, reason in plan.float_nodes.items())

@@ -17,6 +17,7 @@ from calibration.eager import Eager
 from calibration.errors import UserError
 from calibration.first_difference import values_of
 from calibration.first_link import check_first_link
+from calibration.fold import fold
 from calibration.nearness import LARGEST_DIFFERENCE, apart, differing
 from pipeline.artifacts import FLOAT_MODEL, Network, UnlabelledImages
 from pipeline.batches import ordered_batches
@@ -42,10 +43,12 @@ def some_images(images: UnlabelledImages, preprocessing: Preprocessing, *, seed:
 def check_on_images(network: Network, images: Tensor) -> None:
     """Raise UserError unless the captured graph computes what the module does with images float32 [B, C, H, W].
 
-    And unless that are numbers: what is NaN there can be held against nothing.
+    And unless that are numbers: what is NaN there can be held against nothing. Folding is held against the captured
+    graph row by row: RewriteChangedOutputs names the one that changed something.
     """
     check_finite(network.captured, images, source=network.source, shown="images of --data")
     check_first_link(network.module, network.captured, images, source=network.source, shown="images of --data")
+    fold(network.captured, check=images)
 
 
 def check_float_file(model: Serialised, network: Network, images: Tensor, *, batch: int | None) -> None:

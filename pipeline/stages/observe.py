@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from torch import Tensor
 from torch.fx import GraphModule
 
 from backends.base import Backend
 from backends.placement import Widths, place
 from backends.profile import Profile
-from backends.suited import suited_graph
 from calibration.correction import find_corrections
 from calibration.free_size import free_size
 from calibration.observe import choose_ranges, observe
 from calibration.observers import RangeMethod
-from calibration.wide_branches import with_wide_branches
+from calibration.rewrite import rewritten
+from calibration.wide_branches import WIDE_BRANCHES
 from pipeline.artifacts import Network, PreparedStudent, UnlabelledImages
 from pipeline.batches import images_at_once
 from pipeline.calibration_images import calibration_batches, calibration_indices
@@ -27,20 +28,19 @@ _BATCH = 64
 _CORRECTION_IMAGES = 64
 
 
-def suited(student: Network, profile: Profile, widths: Widths) -> Network:
-    """The student in the form that runtime and widths ask for; the same function, and the same object if it is so."""
-    folded = _suited_graph(student.folded, profile, widths)
+def suited(student: Network, profile: Profile, widths: Widths, *, check: Tensor | None = None) -> Network:
+    """The student in the form that runtime and widths ask for; the same function, and the same object if it is so.
+
+    `check`: normalised images on which each rewrite is held against the graph before it (see `rewritten`).
+    """
+    rows = (*profile.rewrites, WIDE_BRANCHES) if widths.activations < 8 else profile.rewrites
+    folded = rewritten(student.folded, rows, check=check)
     if folded is student.folded:
         return student
-    other = None if student.other is None else _suited_graph(student.other, profile, widths)
+    other = None if student.other is None else rewritten(student.other, rows)
     if other is not None:
         folded.meta["free_size"] = free_size(folded, other)
     return replace(student, folded=folded, other=other)
-
-
-def _suited_graph(folded: GraphModule, profile: Profile, widths: Widths) -> GraphModule:
-    suited = suited_graph(folded, profile)
-    return with_wide_branches(suited) if widths.activations < 8 else suited
 
 
 def prepare(

@@ -19,17 +19,15 @@ from backends.onnx_graph import emit
 from backends.onnxruntime_rules import host_profile
 from backends.placement import Widths, place
 from backends.profile import Profile
-from backends.suited import suited_graph
 from backends.tensorrt_rules import PROFILE
 from calibration.capture import capture
 from calibration.fold import fold
 from calibration.freeze import FrozenNetwork, freeze
 from calibration.insert import insert
-from calibration.multipliers import numbers_before_products
 from calibration.observe import choose_ranges, observe
-from calibration.parts import with_layers_per_part
 from calibration.plan import Plan
 from calibration.prepared import PreparedNetwork
+from calibration.rewrite import rewritten
 from tests.one_line_net import Net
 
 PROFILES: dict[str, Profile] = {
@@ -417,10 +415,7 @@ def images(count: int = 8, seed: int = 7) -> Tensor:
 
 @pytest.fixture(scope="session")
 def build() -> Build:
-    """From the name of a network, or a network, to everything up to its artifact.
-
-    `suited`: in the form that a run gives it for the target; else transposed convolutions stay what they are.
-    """
+    """From the name of a network, or a network, to everything up to its artifact, in the form that a run gives it."""
 
     def run(
         network: str | nn.Module,
@@ -432,7 +427,6 @@ def build() -> Build:
         saturating: bool = False,
         seed: int = 0,
         inputs: Tensor | None = None,
-        suited: bool = False,
     ) -> Built:
         given = images() if inputs is None else inputs
         if isinstance(network, nn.Module):
@@ -444,9 +438,7 @@ def build() -> Build:
             folded = copy.deepcopy(_folded[network])
             resemble_trained(folded, seed, sparse=sparse)
         profile = target if isinstance(target, Profile) else PROFILES[target]
-        folded = numbers_before_products(folded) if profile.numbers_in_scales else folded
-        folded = with_layers_per_part(folded) if profile.parts_as_layers else folded
-        folded = suited_graph(folded, profile) if suited else folded
+        folded = rewritten(folded, profile.rewrites)
         plan = place(folded, profile, widths or Widths(weights=bits))
         ranges = choose_ranges(observe(folded, plan, [given]), plan, "minmax")
         if saturating:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from calibration.errors import MissingExtra, UserError
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'faqd[openvino]'")
 
+AS_IT_IS = replace(PROFILE, rewrites=())
 Build = Callable[..., Any]
 BACKEND = OpenVINO()
 
@@ -119,7 +121,7 @@ def test_weights_stay_within_63_where_sums_of_two_products_saturate(build: Build
 
 @pytest.mark.parametrize("network", ["tokens", "attention", "transposed", "hard_swish", "silu", "bilinear", "clamp"])
 def test_the_census_finds_layers_beside_float_operators(network: str, build: Build) -> None:
-    built = build(network, "openvino", suited=True)
+    built = build(network, "openvino")
     census = BACKEND.census(BACKEND.emit(built.frozen).SerializeToString(), layers_of(built))
     assert census.integer == tuple(layers_of(built))
 
@@ -202,7 +204,7 @@ def wrong(built: Any, model: onnx.ModelProto) -> bool:
 
 @pytest.mark.parametrize("network", REWRITTEN)
 def test_forms_that_its_passes_mistake_are_written_so_that_they_do_not(network: str, build: Build) -> None:
-    built = build(network, "openvino", suited=True)
+    built = build(network, "openvino")
     model = BACKEND.emit(built.frozen)
     assert lint(model, lint_rules(PROFILE, built.plan)) == []
     assert BACKEND.census(model.SerializeToString(), layers_of(built)).integer == tuple(layers_of(built))
@@ -210,7 +212,7 @@ def test_forms_that_its_passes_mistake_are_written_so_that_they_do_not(network: 
 
 
 def test_a_sum_of_a_layer_without_a_bias_is_wrong_and_refused(build: Build) -> None:
-    built = build("sum_without_bias", "openvino", suited=True)
+    built = build("sum_without_bias", "openvino")
     for bias in (None, np.zeros(16, np.float32)):
         model = BACKEND.emit(built.frozen)
         layer = next(node for node in model.graph.node if node.name == "a")
@@ -224,7 +226,7 @@ def test_a_sum_of_a_layer_without_a_bias_is_wrong_and_refused(build: Build) -> N
 
 
 def test_tokens_of_a_layer_without_a_bias_do_not_load_and_are_refused(build: Build) -> None:
-    built = build("tokens_without_bias", "openvino", suited=True)
+    built = build("tokens_without_bias", "openvino")
     model = BACKEND.emit(built.frozen)
     layer = next(node for node in model.graph.node if node.name == "l")
     del layer.input[2]
@@ -234,21 +236,21 @@ def test_tokens_of_a_layer_without_a_bias_do_not_load_and_are_refused(build: Bui
 
 
 def test_strides_of_pointwise_convolutions_run_in_float_and_are_refused(build: Build) -> None:
-    built = build("strided_pointwise", "openvino")
+    built = build("strided_pointwise", AS_IT_IS)
     model = built.model()
     assert [(v.rule, v.node) for v in lint(model, lint_rules(PROFILE, built.plan))] == [(33, "b"), (33, "d")]
     assert BACKEND.census(model.SerializeToString(), layers_of(built)).floating == ("b", "d")
 
 
 def test_a_border_around_signed_averages_is_wrong_and_refused(build: Build) -> None:
-    built, suited = (build("bordered_average", "openvino", suited=suited) for suited in (False, True))
+    built, suited = (build("bordered_average", profile) for profile in (AS_IT_IS, PROFILE))
     model = built.model()
     assert [(v.rule, v.node) for v in lint(model, lint_rules(PROFILE, built.plan))] == [(34, "avg_pool2d")]
     assert wrong(suited, model)
 
 
 def test_what_follows_a_largest_value_makes_it_wrong_and_is_refused(build: Build) -> None:
-    built = build("largest", "openvino", suited=True)
+    built = build("largest", "openvino")
     model = BACKEND.emit(built.frozen)
     maximum = next(node for node in model.graph.node if node.op_type == "Max")
     for node in model.graph.node:
@@ -259,7 +261,7 @@ def test_what_follows_a_largest_value_makes_it_wrong_and_is_refused(build: Build
 
 
 def test_transposed_convolutions_of_signed_values_run_in_float_and_are_refused(build: Build) -> None:
-    built = build("signed_transposed", "openvino")
+    built = build("signed_transposed", AS_IT_IS)
     model = built.model()
     assert [(v.rule, v.node) for v in lint(model, lint_rules(PROFILE, built.plan))] == [(36, "t")]
     assert BACKEND.census(model.SerializeToString(), layers_of(built)).floating == ("t",)

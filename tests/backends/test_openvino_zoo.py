@@ -13,12 +13,12 @@ import torch
 from backends.openvino import OpenVINO
 from backends.placement import Widths, place
 from backends.reference import IntegerOracle
-from backends.suited import suited_graph
 from calibration.capture import capture
 from calibration.fold import fold
 from calibration.freeze import freeze
 from calibration.insert import insert
 from calibration.observe import choose_ranges, observe
+from calibration.rewrite import rewritten
 from tests.zoo import ZOO
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'faqd[openvino]'")
@@ -40,7 +40,7 @@ def hold(name: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         built = network.build(shallow=True)
-    folded = suited_graph(fold(capture(built, images[:2], source=network.source)), profile)
+    folded = rewritten(fold(capture(built, images[:2], source=network.source)), profile.rewrites)
     plan = place(folded, profile, Widths())
     ranges = choose_ranges(observe(folded, plan, [images]), plan, "minmax")
     model = backend.emit(freeze(insert(folded, plan, ranges).eval(), folded))

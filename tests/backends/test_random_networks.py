@@ -36,7 +36,7 @@ def examine(build: Build, seed: int, target: str) -> str | None:
         outputs = network(images)
     if not outputs.isfinite().all() or outputs.abs().max() > 1e6 or outputs.std() < 1e-6:
         return None
-    built = build(network, target, bits=BITS[seed % 4], inputs=images, suited=True)
+    built = build(network, target, bits=BITS[seed % 4], inputs=images)
     backend, planned = backend_named(target), built.plan.integer_layers()
     model = backend.emit(built.frozen, opset=None, batch=None)
     if target == "tensorrt":

@@ -182,7 +182,7 @@ def test_it_is_captured_and_runs(name: str, build: Build) -> None:
         module: nn.Module = Net(lambda n, x: line(n, n.a(x)), a=c3(3, 16)).eval()
     else:
         module = network_of(*(INTEGER | FLOAT)[name])
-    built = build(module, inputs=torch.randn((4, 3, 8, 8), generator=torch.Generator().manual_seed(1)), suited=True)
+    built = build(module, inputs=torch.randn((4, 3, 8, 8), generator=torch.Generator().manual_seed(1)))
     with torch.no_grad():
         expected = module(built.images)
         torch.testing.assert_close(built.folded(built.images)[0], expected, rtol=1e-4, atol=1e-5)

@@ -21,7 +21,7 @@ from tests.one_line_net import Net
 
 Build = Callable[..., Any]
 TOKENS, WIDTH, HEADS = 64, 64, 4
-AS_IT_IS = replace(PROFILE, parts_as_layers=False, transposed_as_convolutions="none")
+AS_IT_IS = replace(PROFILE, rewrites=())
 
 
 def attention(parts: Any) -> Tensor:
@@ -118,9 +118,9 @@ def _upsampling() -> nn.Module:
 
 @pytest.mark.usefixtures("rtx")
 def test_rule_32_a_transposed_convolution_is_one_that_multiplies_integers(build: Build) -> None:
-    engine = build_ahead_of_time(build(_upsampling(), AS_IT_IS, suited=True).model().SerializeToString())
+    engine = build_ahead_of_time(build(_upsampling(), AS_IT_IS).model().SerializeToString())
     assert engine.float_layers == ("_2",), "a compiler that has an integer kernel needs no rule"
-    built = build(_upsampling(), PROFILE, suited=True)
+    built = build(_upsampling(), PROFILE)
     engine = build_ahead_of_time(TensorRT().emit(built.frozen).SerializeToString())
     assert engine.integer_layers == ("_0", "_2_conv2d", "_4") and engine.float_layers == ()
     (oracle, *_), _ = IntegerOracle(built.model(), fused_rounding=False).run(built.images)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import pytest
 
 from backends.placement import Widths, place
-from backends.suited import suited_graph
 from backends.tensorrt import TensorRT
 from backends.tensorrt_device.check import planned_products
 from backends.tensorrt_device.kernels import census
@@ -24,6 +23,7 @@ from calibration.freeze import freeze
 from calibration.insert import insert
 from calibration.observe import choose_ranges, observe
 from calibration.plan import Plan
+from calibration.rewrite import rewritten
 from tests.zoo import ZOO
 
 
@@ -97,7 +97,7 @@ def counts(name: str, backend: TensorRT, widths: Widths = Widths()) -> Counts:  
     """What becomes of a network's layers; every planned layer and product is accounted for."""
     network = ZOO[name]
     images = network.images(2)
-    folded = suited_graph(fold(capture(network.build(shallow=True), images, source=network.source)), PROFILE)
+    folded = rewritten(fold(capture(network.build(shallow=True), images, source=network.source)), PROFILE.rewrites)
     plan = place(folded, PROFILE, widths)
     ranges = choose_ranges(observe(folded, plan, [images]), plan, "minmax")
     model = backend.emit(freeze(insert(folded, plan, ranges).eval(), folded))

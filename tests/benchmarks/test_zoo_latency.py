@@ -26,7 +26,6 @@ from backends.onnx_graph import emit
 from backends.onnxruntime import OnnxRuntime
 from backends.onnxruntime_rules import host_profile
 from backends.placement import Widths, place
-from backends.suited import suited_graph
 from backends.timing import interleaved_latency
 from calibration.capture import capture
 from calibration.fold import fold
@@ -34,6 +33,7 @@ from calibration.freeze import freeze
 from calibration.insert import insert
 from calibration.observe import choose_ranges, observe
 from calibration.operators import WEIGHTED, kind
+from calibration.rewrite import rewritten
 from pipeline.circumstances import host
 from tests import zoo_table
 from tests.benchmarks.test_latency_against_peers import quantised_by_peer
@@ -86,7 +86,7 @@ def test_network(name: str, results: Results, tmp_path: Path) -> None:
     images = network.images(16, pixels=pixels)
     folded = fold(capture(network.build(pixels=pixels), images[:2], source=name))
     profile = host_profile()
-    student = suited_graph(folded, profile)
+    student = rewritten(folded, profile.rewrites)
     plan = place(student, profile, Widths())
     prepared = insert(student, plan, choose_ranges(observe(student, plan, [images]), plan, "mse")).eval()
     float_model = emit(folded, opset=20).SerializeToString()

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from calibration.capture import capture
-from calibration.channels_last import rows_of_channels_last
+from calibration.channels_last import ROWS_OF_CHANNELS_LAST
 from calibration.fold import fold
 from calibration.operators import axis_order, kind
+from calibration.rewrite import rewritten
 
 if TYPE_CHECKING:
     from tests.calibration.conftest import MakeNet, Noise
@@ -68,7 +69,7 @@ def _network(net: MakeNet, compute: Callable[[Any, Tensor], Tensor]) -> nn.Modul
 def test_rows_come_from_maps_with_channels_last(name: str, net: MakeNet, noise: Noise) -> None:
     compute, expected = REWRITTEN[name]
     folded = fold(capture(_network(net, compute), noise(2, 3, 8, 8), source="test"))
-    changed = rows_of_channels_last(folded)
+    changed = rewritten(folded, (ROWS_OF_CHANNELS_LAST,))
     assert _orders(changed) == expected
     images = noise(3, 3, 8, 8, seed=1)
     torch.testing.assert_close(changed(images), folded(images))
@@ -92,7 +93,7 @@ LEFT: dict[str, Callable[[Any, Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", LEFT)
 def test_what_would_gain_nothing_is_left_alone(name: str, net: MakeNet, noise: Noise) -> None:
     folded = fold(capture(_network(net, LEFT[name]), noise(2, 3, 8, 8), source="test"))
-    assert rows_of_channels_last(folded) is folded
+    assert rewritten(folded, (ROWS_OF_CHANNELS_LAST,)) is folded
 
 
 def test_a_transposition_that_moves_nothing_is_left_out(net: MakeNet, noise: Noise) -> None:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from calibration.capture import capture
-from calibration.explicit_borders import borders_before_averages, strides_before_pointwise
+from calibration.explicit_borders import BORDERS_BEFORE_AVERAGES, STRIDES_BEFORE_POINTWISE
 from calibration.fold import fold
 from calibration.operators import argument, kind
+from calibration.rewrite import Rewrite, rewritten
 
 if TYPE_CHECKING:
     from tests.calibration.conftest import MakeNet, Noise
@@ -26,12 +27,10 @@ def kinds(graph_module: GraphModule) -> list[str]:
     return [kind(node) for node in graph_module.graph.nodes if node.op == "call_function"]
 
 
-def rewritten(
-    module: nn.Module, images: Tensor, rewrite: Callable[[GraphModule], GraphModule]
-) -> tuple[GraphModule, GraphModule]:
+def changed_by(module: nn.Module, images: Tensor, row: Rewrite) -> tuple[GraphModule, GraphModule]:
     """The folded graph before and after, which give equal outputs for two batch sizes."""
     folded = fold(capture(module.eval(), images[:2], source="test"))
-    changed = rewrite(folded)
+    changed = rewritten(folded, (row,))
     assert changed.meta["outputs"] == folded.meta["outputs"]
     with torch.no_grad():
         for batch in (images, images[:1]):
@@ -46,7 +45,7 @@ def test_a_border_of_a_signed_map_is_a_padding(
     padding: int | tuple[int, int], stride: int, net: MakeNet, noise: Noise
 ) -> None:
     module = net(lambda n, x: n.b(F.avg_pool2d(n.a(x), 3, stride, padding)), a=C(3, 8, 3), b=C(8, 8, 1))
-    _, changed = rewritten(module, noise(3, 3, 13, 12), borders_before_averages)
+    _, changed = changed_by(module, noise(3, 3, 13, 12), BORDERS_BEFORE_AVERAGES)
     assert kinds(changed) == ["conv", "pad", "average_pool", "conv"]
 
 
@@ -62,7 +61,7 @@ def test_a_border_of_a_signed_map_is_a_padding(
 )
 def test_other_poolings_stay(pooling: Callable[[Tensor], Tensor], net: MakeNet, noise: Noise) -> None:
     module = net(lambda n, x: n.b(pooling(n.a(x))), a=C(3, 8, 3), b=C(8, 8, 1))
-    folded, changed = rewritten(module, noise(3, 3, 12, 12), borders_before_averages)
+    folded, changed = changed_by(module, noise(3, 3, 12, 12), BORDERS_BEFORE_AVERAGES)
     assert changed is folded
 
 
@@ -75,7 +74,7 @@ def test_strides_of_pointwise_convolutions_are_left_out_in_front(net: MakeNet, n
         c=C(8, 8, 3, padding=1),
         d=C(8, 8, 1, stride=2, bias=False),
     )
-    _, changed = rewritten(module, noise(3, 3, 13, 12), strides_before_pointwise)
+    _, changed = changed_by(module, noise(3, 3, 13, 12), STRIDES_BEFORE_POINTWISE)
     assert kinds(changed).count("max_pool") == 1
     assert all(argument(node, 3, "stride", [1, 1]) == [1, 1] for node in changed.graph.nodes if kind(node) == "conv")
 
@@ -106,5 +105,5 @@ def test_strides_stay_where_others_read_the_map(
         depthwise=C(8, 8, 1, stride=2, groups=8),
         bordered=C(8, 8, 1, stride=2, padding=1),
     )
-    folded, changed = rewritten(module, noise(3, 3, 12, 12), strides_before_pointwise)
+    folded, changed = changed_by(module, noise(3, 3, 12, 12), STRIDES_BEFORE_POINTWISE)
     assert changed is folded

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from calibration.capture import capture
 from calibration.fold import fold, largest_difference
-from calibration.multipliers import numbers_before_products
+from calibration.multipliers import NUMBERS_BEFORE_PRODUCTS
 from calibration.operators import kind, multiplier
+from calibration.rewrite import rewritten
 
 if TYPE_CHECKING:
     from tests.calibration.conftest import MakeNet, Noise
@@ -84,7 +85,7 @@ def test_a_number_behind_a_product_moves_before_it(name: str, net: MakeNet, nois
     compute, expected = MOVED[name]
     layers = {"qkv": nn.Linear(3, 48), "q": nn.Linear(3, 8), "k": nn.Linear(3, 8)}
     folded = fold(capture(net(compute, **layers).eval(), noise(2, 3, 6, 6), source="test"))
-    moved = numbers_before_products(folded)
+    moved = rewritten(folded, (NUMBERS_BEFORE_PRODUCTS,))
     assert largest_difference(folded, moved, noise(3, 3, 6, 6, seed=1)) < 1e-5
     numbers = [node for node in moved.graph.nodes if multiplier(node) is not None]
     found = [(kind(next(iter(node.users))).replace("output", ""), kind(node.args[0])) for node in numbers]

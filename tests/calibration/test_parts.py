@@ -13,7 +13,8 @@ from torch.fx import GraphModule
 from calibration.capture import capture
 from calibration.fold import fold
 from calibration.operators import WEIGHTED, kind
-from calibration.parts import with_layers_per_part
+from calibration.parts import LAYERS_PER_PART
+from calibration.rewrite import rewritten
 from tests.one_line_net import Net
 
 TOKENS, WIDTH, HEADS = 9, 16, 4
@@ -90,20 +91,20 @@ def result(module: GraphModule) -> Tensor:
 @pytest.mark.parametrize(("form", "bias"), [*((form, True) for form in FORMS), ("unbind, as timm", False)])
 def test_the_function_stays(form: str, bias: bool) -> None:
     before = graph(FORMS[form], bias=bias)
-    after = with_layers_per_part(before)
+    after = rewritten(before, (LAYERS_PER_PART,))
     assert layers(before) == ["a", "qkv"]
     assert layers(after) == ["a", *(f"qkv_{index}" for index in range(2 if form == "one part unused" else 3))]
     torch.testing.assert_close(result(after), result(before), rtol=1e-5, atol=1e-6)
     assert after.meta["outputs"] == before.meta["outputs"]
     (rows,) = {node.args[0] for node in after.graph.nodes if kind(node) == "linear"}
     assert len(rows.users) == len(layers(after)) - 1, "they read one tensor, which is rounded once"
-    assert with_layers_per_part(after) is after
+    assert rewritten(after, (LAYERS_PER_PART,)) is after
 
 
 @pytest.mark.parametrize("form", LEFT)
 def test_what_is_not_taken_apart_is_left_alone(form: str) -> None:
     before = graph(LEFT[form])
-    assert with_layers_per_part(before) is before
+    assert rewritten(before, (LAYERS_PER_PART,)) is before
 
 
 def test_a_weight_that_others_read_is_left_alone() -> None:
@@ -115,4 +116,4 @@ def test_a_weight_that_others_read_is_left_alone() -> None:
     torch.manual_seed(0)
     module = Net(shared, a=nn.Conv2d(3, WIDTH, 4, stride=4), qkv=nn.Linear(WIDTH, 3 * WIDTH))
     before = fold(capture(module.eval(), torch.randn(2, 3, 12, 12), source="test"))
-    assert with_layers_per_part(before) is before
+    assert rewritten(before, (LAYERS_PER_PART,)) is before

@@ -11,7 +11,8 @@ from torch import nn
 from calibration.capture import capture
 from calibration.fold import fold
 from calibration.operators import kind
-from calibration.subpixel import subpixel_weight, without_transposed_convolutions
+from calibration.rewrite import rewritten
+from calibration.subpixel import TRANSPOSED_AS_CONVOLUTIONS, subpixel_weight
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "2x2 stride 2": {"kernel_size": 2, "stride": 2},
@@ -41,7 +42,7 @@ def _graph(settings: dict[str, Any], activation: nn.Module) -> Any:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_function_stays(name: str, activation: nn.Module) -> None:
     graph = _graph(SETTINGS[name], activation)
-    changed = without_transposed_convolutions(graph)
+    changed = rewritten(graph, (TRANSPOSED_AS_CONVOLUTIONS,))
     kinds = [kind(node) for node in changed.graph.nodes]
     assert "conv_transpose" not in kinds and "conv_transpose" in [kind(node) for node in graph.graph.nodes]
     images = torch.randn((3, 3, 9, 7), generator=torch.Generator().manual_seed(1))
@@ -56,13 +57,13 @@ def test_the_function_stays(name: str, activation: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", LEFT)
 def test_what_cannot_be_written_so_is_left_alone(name: str) -> None:
-    changed = without_transposed_convolutions(_graph(LEFT[name], nn.ReLU()))
+    changed = rewritten(_graph(LEFT[name], nn.ReLU()), (TRANSPOSED_AS_CONVOLUTIONS,))
     assert "conv_transpose" in [kind(node) for node in changed.graph.nodes]
 
 
 def test_a_graph_without_any_is_handed_back() -> None:
     graph = fold(capture(nn.Conv2d(3, 4, 3).eval(), torch.randn(2, 3, 5, 5), source="test"))
-    assert without_transposed_convolutions(graph) is graph
+    assert rewritten(graph, (TRANSPOSED_AS_CONVOLUTIONS,)) is graph
 
 
 def test_the_weight_by_hand() -> None:

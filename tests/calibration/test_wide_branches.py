@@ -15,7 +15,8 @@ from calibration.freeze import freeze
 from calibration.insert import insert
 from calibration.observe import choose_ranges, observe
 from calibration.operators import kind
-from calibration.wide_branches import with_wide_branches
+from calibration.rewrite import rewritten
+from calibration.wide_branches import WIDE_BRANCHES
 from tests.one_line_net import folded_with_seed, small_images
 
 WIDTHS = Widths(weights=2, activations=2)
@@ -43,18 +44,18 @@ def folded() -> GraphModule:
 
 
 def test_the_function_stays_and_narrow_layers_share_one_copy(folded: GraphModule) -> None:
-    changed = with_wide_branches(folded)
+    changed = rewritten(folded, (WIDE_BRANCHES,))
     with torch.no_grad():
         assert torch.equal(changed(small_images(1))[0], folded(small_images(1))[0])
     (copied,) = [node for node in changed.graph.nodes if kind(node) == "copy"]
     assert {reader.name for reader in copied.users} == {"second", "short"}
     assert not [node for node in folded.graph.nodes if kind(node) == "copy"], "the given graph is as it was"
     assert changed.meta["outputs"] == folded.meta["outputs"]
-    assert with_wide_branches(changed) is changed
+    assert rewritten(changed, (WIDE_BRANCHES,)) is changed
 
 
 def test_the_branch_keeps_8_bits_and_layers_read_few(folded: GraphModule) -> None:
-    before, after = place(folded, X64, WIDTHS), place(with_wide_branches(folded), X64, WIDTHS)
+    before, after = place(folded, X64, WIDTHS), place(rewritten(folded, (WIDE_BRANCHES,)), X64, WIDTHS)
     branch = {"add", "second"}  # what reads the tensor that is both branch and input
     assert [p.grid.bits for p in before.activations if branch <= set(p.readers)] == [2]
     assert {p.grid.bits for p in after.activations if "add" in p.readers} == {8}
@@ -65,7 +66,7 @@ def test_the_branch_keeps_8_bits_and_layers_read_few(folded: GraphModule) -> Non
 
 
 def test_the_simulation_is_the_oracles(folded: GraphModule) -> None:
-    changed = with_wide_branches(folded)
+    changed = rewritten(folded, (WIDE_BRANCHES,))
     plan = place(changed, X64, WIDTHS)
     prepared = insert(changed, plan, choose_ranges(observe(changed, plan, [small_images(1)]), plan, "auto")).eval()
     oracle = IntegerOracle(emit(freeze(prepared, changed), opset=21, pack_int4=True))
@@ -87,4 +88,4 @@ class Plain(nn.Module):
 
 def test_a_network_without_branches_stays_the_same_object() -> None:
     graph = folded_with_seed(Plain)
-    assert with_wide_branches(graph) is graph
+    assert rewritten(graph, (WIDE_BRANCHES,)) is graph

@@ -14,13 +14,13 @@ from backends.onnxruntime import OnnxRuntime
 from backends.onnxruntime_rules import host_profile
 from backends.placement import Widths, place
 from backends.reference import IntegerOracle
-from backends.suited import suited_graph
 from calibration.capture import capture
 from calibration.fold import fold
 from calibration.freeze import freeze
 from calibration.insert import insert
 from calibration.observe import choose_ranges, observe
 from calibration.operators import WEIGHTED, kind
+from calibration.rewrite import rewritten
 from tests.zoo_teachers import DENSE
 
 #: What of these networks may be computed in float, for its reason is in the backend's table.
@@ -34,7 +34,7 @@ def check(name: str) -> None:
     if network.part is not None:
         module = module.get_submodule(network.part)
     profile = host_profile()
-    folded = suited_graph(fold(capture(module, images, source=name)), profile)
+    folded = rewritten(fold(capture(module, images, source=name)), profile.rewrites)
     plan = place(folded, profile, Widths())
     assert {plan.kinds[node] for node in plan.float_nodes} <= FLOAT
     prepared = insert(folded, plan, choose_ranges(observe(folded, plan, [images]), plan, "minmax")).eval()

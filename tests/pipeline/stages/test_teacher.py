@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
+from torch.fx import GraphModule
 
-from calibration.fold import fold
+from calibration.fold import FOLDING
 from calibration.nearness import LARGEST_DIFFERENCE
 from calibration.operators import fixed_layers
-from pipeline.stages import teacher
+from calibration.rewrite import RewriteChangedOutputs
 from pipeline.stages.teacher import load_network
 
 BUILDER = """
 import torch
+from torch.fx import GraphModule
 from torch import nn
 
 
@@ -101,14 +102,15 @@ def test_layers_that_training_cannot_reach_are_told() -> None:
 
 
 def test_a_fold_that_changes_the_network_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(captured: Any) -> Any:
-        folded = right(captured)
-        with torch.no_grad():
-            next(folded.parameters()).mul_(1.001)
-        return folded
+    def wrong(graph_module: GraphModule) -> bool:
+        layers.edit(graph_module)
+        for parameter in graph_module.parameters():
+            parameter.data = parameter.data * 1.001
+        return True
 
-    right = fold
-    monkeypatch.setattr(teacher, "fold", wrong)
+    (layers,) = [row for row in FOLDING if row.name == "layers"]
+    rows = tuple(replace(row, edit=wrong) if row is layers else row for row in FOLDING)
+    monkeypatch.setattr("calibration.fold.FOLDING", rows)
     for name in ("build", "cancelling"):
-        with pytest.raises(RuntimeError, match="folding changed the output"):
+        with pytest.raises(RewriteChangedOutputs, match="'layers' changed the output"):
             load_network(f"python:chaotic_net:{name}")
