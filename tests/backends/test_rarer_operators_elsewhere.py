@@ -63,7 +63,7 @@ class Together(nn.Module):
 
 def _built(build: Build, target: str) -> Built:
     images = torch.randn((4, 3, 8, 8), generator=torch.Generator().manual_seed(1))
-    return build(Together(NAMES).eval(), target, inputs=images, suited=True)
+    return build(Together(NAMES).eval(), target, inputs=images)
 
 
 def test_openvino_computes_them_on_integers_as_the_oracle_does(build: Build) -> None:
@@ -102,7 +102,7 @@ def test_tensorrt_rtx_multiplies_integers_for_every_layer_of_theirs(build: Build
 )
 def test_openvino_keeps_the_order_of_channels(line: Line, build: Build) -> None:
     pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'faqd[openvino]'")
-    built = build(network_of(line, {}), "openvino", inputs=torch.randn(2, 3, 8, 8), suited=True)
+    built = build(network_of(line, {}), "openvino", inputs=torch.randn(2, 3, 8, 8))
     backend = backend_named("openvino")
     model = backend.emit(built.frozen, opset=None, batch=None)
     (oracle,), _ = IntegerOracle(model).run(built.images)
