@@ -67,13 +67,19 @@ def _by_distillation(job: Job) -> QuantisedStudent:
                 seed=config.execution.seed,
                 step=lambda done, total: progress.step(done, total),
             )
-            prepared = choose_profile(prepared, job.candidates, job.teacher, job.images, widths=widths(config))
-            prepared = corrected(
+            prepared = choose_profile(
                 prepared,
+                job.candidates,
+                job.teacher,
                 job.images,
-                job.teacher.preprocessing,
-                count=config.data.calibration_images,
-                seed=config.execution.seed,
+                widths=widths(config),
+                corrected=lambda calibrated: corrected(
+                    calibrated,
+                    job.images,
+                    job.teacher.preprocessing,
+                    count=config.data.calibration_images,
+                    seed=config.execution.seed,
+                ),
             )
             check_opset(prepared.plan, config.quantisation.opset)
             check_loads(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -29,18 +29,21 @@ def choose_profile(
     images: UnlabelledImages,
     *,
     widths: Widths,
+    corrected: Callable[[PreparedStudent], PreparedStudent],
 ) -> PreparedStudent:
     """The student prepared for one of the candidates, which differ in their weights alone and are the fastest first.
 
-    Each is judged by how much of what the teacher decides for the held-out images its calibrated student decides alike
-    (for an output of values: by the squared difference); a slower one is taken only where it gains more than two
-    standard errors of the mean difference per image. `prepared` is the first candidate's, returned as it is where
+    `corrected` puts the means and spreads of a calibrated student right: it is judged, and returned, as training would
+    begin with it. Each is judged by how much of what the teacher decides for the held-out images its student decides
+    alike (for an output of values: by the squared difference); a slower one is taken only where it gains more than two
+    standard errors of the mean difference per image. `prepared` is the first candidate's, judged against none where
     there is no other.
     """
     if len(candidates) == 1:
-        return prepared
+        return corrected(prepared)
     students = [prepared]
     students += [replace(prepared, plan=place(prepared.folded, other.profile, widths)) for other in candidates[1:]]
+    students = [corrected(student) for student in students]
     output = teacher.outputs[primary(teacher.outputs)]
     scores = _scores(students, teacher, images)
     best = 0

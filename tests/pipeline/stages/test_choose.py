@@ -27,7 +27,9 @@ def choose(example: SimpleNamespace, *profiles: Any, **changes: Any) -> Prepared
     backend = changes.pop("backend", OnnxRuntime)
     candidates = [backend(profile) for profile in profiles]
     teacher = replace(example.teacher, outputs=changes.pop("outputs", example.teacher.outputs))
-    return choose_profile(prepared, candidates, teacher, replace(example.images, **changes), widths=WIDTHS)
+    corrected = changes.pop("corrected", lambda student: student)
+    images = replace(example.images, **changes)
+    return choose_profile(prepared, candidates, teacher, images, widths=WIDTHS, corrected=corrected)
 
 
 def test_an_equal_slower_profile_is_not_taken(example: SimpleNamespace) -> None:
@@ -88,3 +90,17 @@ def test_an_output_of_one_number_per_image_is_judged_by_its_squares(example: Sim
 def test_one_profile_is_no_choice(example: SimpleNamespace) -> None:
     chosen = choose(example, X64)
     assert chosen.notes == () and chosen.plan.variant == "x86-vnni"
+
+
+def test_candidates_are_judged_as_training_would_begin_with_them(example: SimpleNamespace) -> None:
+    def corrected(student: PreparedStudent) -> PreparedStudent:
+        """What ruins the student of one profile alone."""
+        if student.plan.variant != "x86-avx2-limited":
+            return student
+        scales = {name: replace(chosen, scale=chosen.scale * 100) for name, chosen in student.ranges.items()}
+        return replace(student, ranges=scales)
+
+    chosen = choose(example, X64_WITHOUT_VNNI, X64_PRECISE, corrected=corrected)
+    assert chosen.plan.variant == "x86-avx2-precise"
+    alone = choose(example, X64_WITHOUT_VNNI, corrected=corrected)
+    assert alone.ranges != example.prepared.ranges
