@@ -348,6 +348,10 @@ CLOSE: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+#: ONNX Runtime's profile without its rewrites, for what a rewrite would take away.
+AS_IT_IS = replace(PROFILES["onnxruntime"], rewrites=())
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for a network of one of the tables for every network of it."""
     tables = (("exact_network", EXACT), ("close_network", CLOSE), ("every_network", EXACT | CLOSE))

@@ -21,6 +21,7 @@ from backends.onnx_rule import LintRules, lint_rules
 from backends.onnxruntime import OnnxRuntime
 from backends.onnxruntime_rules import X64, X64_WITHOUT_VNNI
 from calibration.errors import UserError
+from tests.backends.conftest import AS_IT_IS
 
 Build = Callable[..., Any]
 DOCS = Path(__file__).parents[2] / "docs"
@@ -268,7 +269,7 @@ def test_rule_11_weight_scales_lie_on_output_channels(residual: Any) -> None:
 
 @pytest.mark.parametrize(("network", "layer"), [("transposed", "t"), ("linear", "b"), ("tokens", "l")])
 def test_rule_11_knows_every_kind_of_layer(network: str, layer: str, build: Build) -> None:
-    built = build(network)
+    built = build(network, AS_IT_IS)
     mutant = Mutant(built.model())
     dequantise = mutant.node(mutant.node(layer).input[1])
     dequantise.attribute[0].i = 1 - dequantise.attribute[0].i
@@ -427,7 +428,7 @@ def test_rule_19_biases_are_integers(residual: Any) -> None:
 
 
 def test_rule_19_weights_behind_rounded_inputs_are_integers(build: Build) -> None:
-    built = build("transposed")
+    built = build("transposed", AS_IT_IS)
     mutant = Mutant(built.model())
     dequantise = mutant.node(mutant.node("t").input[1])
     reals = mutant.value(dequantise.input[0]) * mutant.value(dequantise.input[1]).reshape(1, -1, 1, 1)

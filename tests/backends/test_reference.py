@@ -15,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from backends.onnx_view import OnnxView, attributes
 from backends.reference import IntegerOracle, Reference
 from calibration.errors import UserError
+from tests.backends.conftest import AS_IT_IS
 
 Build = Callable[..., Any]
 BACKEND = Reference()
@@ -133,7 +134,7 @@ def test_its_runner_gives_the_threads_back(build: Build) -> None:
 
 
 def test_its_census_is_what_the_oracle_executes(build: Build) -> None:
-    built = build("transposed")
+    built = build("transposed", AS_IT_IS)
     layers = [placement.layer for placement in built.plan.weights]
     census = BACKEND.census(BACKEND.emit(built.frozen).SerializeToString(), layers)
     assert census.integer == ("a", "b")
