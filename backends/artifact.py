@@ -9,7 +9,7 @@ from backends.onnx_lint import require_clean
 from backends.onnx_rule import lint_rules
 from backends.onnx_view import INT4_OPSET
 from backends.profile import Profile
-from calibration.freeze import FrozenNetwork
+from calibration.simulation.freeze import FrozenNetwork
 
 # The newest opset that every version of the runtimes from pyproject on reads, and the exporter's default of torch.
 _DEFAULT_OPSET = 20

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from backends.profile import Profile
 from backends.serialised import Serialised
-from calibration.freeze import FrozenNetwork
+from calibration.simulation.freeze import FrozenNetwork
 
 Array = NDArray[np.float32]
 

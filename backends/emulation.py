@@ -27,7 +27,7 @@ from backends.profile import Profile
 from backends.scratch import scratch_folder
 from backends.serialised import Serialised, in_one_piece
 from calibration.errors import UserError
-from calibration.freeze import FrozenNetwork
+from calibration.simulation.freeze import FrozenNetwork
 
 
 @dataclass(frozen=True, kw_only=True)

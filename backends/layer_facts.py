@@ -9,7 +9,7 @@ from torch import SymInt
 from torch.fx import GraphModule, Node
 
 from backends.profile import LayerShape
-from calibration.operators import argument, constant, has_weighted, kind, shape, static_shape
+from calibration.graph.operators import argument, constant, has_weighted, kind, shape, static_shape
 
 if TYPE_CHECKING:
     from backends.placement import Widths

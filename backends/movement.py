@@ -6,7 +6,7 @@ import torch
 from torch.fx import Node
 
 from backends.profile import Profile
-from calibration.operators import (
+from calibration.graph.operators import (
     MOVEMENT,
     argument,
     is_non_negative,

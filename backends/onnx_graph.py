@@ -20,12 +20,12 @@ from backends.onnx_operators.refused import most_telling, refusal_of
 from backends.onnx_shapes import declared_shape
 from backends.onnx_view import INT4_OPSET, OPSETS
 from backends.serialised import check_model
-from calibration.arguments import READS, unread
 from calibration.errors import UserError
-from calibration.free_size import FreeSize
-from calibration.freeze import FrozenConstant, FrozenNetwork
-from calibration.operators import argument, attribute, kind, multiplier, static_shape
-from calibration.own_borders import one_sided_border
+from calibration.graph.arguments import READS, unread
+from calibration.graph.free_size import FreeSize
+from calibration.graph.operators import argument, attribute, kind, multiplier, static_shape
+from calibration.rewrites.own_borders import one_sided_border
+from calibration.simulation.freeze import FrozenConstant, FrozenNetwork
 
 _BYTE = 8  # bits of the integers that activations are stored in
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch.fx import Node
 
-from calibration.operators import static_shape
+from calibration.graph.operators import static_shape
 
 if TYPE_CHECKING:
     from backends.onnx_graph import Emitter

@@ -24,7 +24,7 @@ from backends.runtime_refusals import plain
 from backends.scratch import scratch_folder
 from backends.serialised import Serialised, SplitModel, on_disk, size_of
 from calibration.errors import UserError
-from calibration.freeze import FrozenNetwork
+from calibration.simulation.freeze import FrozenNetwork
 
 #: Kernels that multiply integers; everything else that reads a weight multiplies floats.
 INTEGER_KERNELS = frozenset(

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from backends.cpu import host_cpu
 from backends.profile import Profile, Rule
-from calibration.channels_last import ROWS_OF_CHANNELS_LAST
 from calibration.grid import Grid
-from calibration.multipliers import NUMBERS_BEFORE_PRODUCTS
-from calibration.subpixel import TRANSPOSED_AS_CONVOLUTIONS
+from calibration.rewrites.channels_last import ROWS_OF_CHANNELS_LAST
+from calibration.rewrites.multipliers import NUMBERS_BEFORE_PRODUCTS
+from calibration.rewrites.subpixel import TRANSPOSED_AS_CONVOLUTIONS
 
 # "measured" rows were checked on ONNX Runtime 1.31.1 by reading the kernels of the optimised graph; the selectors are
 # in onnxruntime/core/optimizer/qdq_transformer/selectors_actions/qdq_selectors.cc.

@@ -23,7 +23,7 @@ from backends.runtime_refusals import plain
 from backends.serialised import Serialised, in_one_piece
 from backends.vendor import without_telemetry
 from calibration.errors import MissingExtra, UserError
-from calibration.freeze import FrozenNetwork
+from calibration.simulation.freeze import FrozenNetwork
 
 #: Kernels that multiply by weights, as the runtime model names their kinds.
 WEIGHTED_KERNELS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from backends.cpu import host_cpu
 from backends.profile import Profile, Rule
-from calibration.explicit_borders import BORDERS_BEFORE_AVERAGES, STRIDES_BEFORE_POINTWISE
 from calibration.grid import Grid
-from calibration.subpixel import SIGNED_TRANSPOSED_AS_CONVOLUTIONS, TRANSPOSED_AS_CONVOLUTIONS
+from calibration.rewrites.explicit_borders import BORDERS_BEFORE_AVERAGES, STRIDES_BEFORE_POINTWISE
+from calibration.rewrites.subpixel import SIGNED_TRANSPOSED_AS_CONVOLUTIONS, TRANSPOSED_AS_CONVOLUTIONS
 
 # "measured" rows were checked on OpenVINO 2026.4.1 by reading the runtime model of the compiled network; what must
 # not be rounded twice was found by comparing every rounded tensor with exact integer arithmetic (docs/openvino.md).

@@ -13,8 +13,7 @@ from backends.movement import moves
 from backends.profile import Profile, Rule
 from backends.residual import skip_input
 from calibration.errors import UserError
-from calibration.grid import Grid
-from calibration.operators import (
+from calibration.graph.operators import (
     WEIGHTED,
     argument,
     clip_bounds,
@@ -28,6 +27,7 @@ from calibration.operators import (
     tensor_inputs,
     upper_limit,
 )
+from calibration.grid import Grid
 from calibration.plan import ActivationPlacement, Plan, WeightPlacement
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from calibration.grid import Grid
-from calibration.rewrite import Rewrite, check_order
+from calibration.rewrites.rewrite import Rewrite, check_order
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ from backends.reference_kernels import (
 from backends.reference_operators import FLOATS, MOVES, moves_values
 from backends.serialised import Serialised, parsed
 from calibration.errors import UserError
-from calibration.freeze import FrozenNetwork
+from calibration.simulation.freeze import FrozenNetwork
 
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 

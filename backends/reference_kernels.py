@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from backends.reference_operators import FLOATS, MOVES, Attributes, convolve, window_sums
-from calibration.elementwise import fused
+from calibration.arithmetic.elementwise import fused
 
 #: Integers up to here are exact in float32, and so is every partial sum of products that stays below.
 _EXACT_IN_FLOAT32 = 2**24

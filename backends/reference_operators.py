@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from calibration.logistic import logistic
+from calibration.arithmetic.logistic import logistic
 
 Attributes = dict[str, Any]
 aten = torch.ops.aten

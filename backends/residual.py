@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from calibration.operators import WEIGHTED, kind, tensor_inputs
+from calibration.graph.operators import WEIGHTED, kind, tensor_inputs
 
 
 def skip_input(addition: Node) -> Node | None:

@@ -29,7 +29,7 @@ from backends.tensorrt_engine import build_ahead_of_time, users_mistakes
 from backends.tensorrt_provider import provider_missing, provider_runner
 from backends.tensorrt_rules import PROFILE
 from calibration.errors import UserError
-from calibration.freeze import FrozenNetwork
+from calibration.simulation.freeze import FrozenNetwork
 
 Rest = Literal["fp32", "fp16"]
 Way = Literal["tensorrt", "onnxruntime"]

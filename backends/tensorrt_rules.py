@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from backends.profile import LayerShape, Profile, Rule, WeightOnly
 from calibration.grid import Grid
-from calibration.parts import LAYERS_PER_PART
-from calibration.subpixel import TRANSPOSED_AS_CONVOLUTIONS
+from calibration.rewrites.parts import LAYERS_PER_PART
+from calibration.rewrites.subpixel import TRANSPOSED_AS_CONVOLUTIONS
 
 _GUIDANCE = "NVIDIA TensorRT developer guide, explicit quantisation; ModelOpt 0.47 onnx/quantization"
 # A layer's kernel ends in one pointwise epilogue, which needs no rounding behind it.

@@ -50,8 +50,8 @@ class Plan:
     `kinds` maps every planned or float node to its kind; `fused_rounding`: kernels go from integer sums to rounded
     integers in one multiplication, else every operator between two roundings computes float32 reals of its own;
     `exact_averages`: poolings with equal windows sum integers, else they average float32 reals;
-    `arm_arithmetic`: tensors are added and multiplied as on ARM (calibration/elementwise.py), else as on x86;
-    `variant` names the backend's profile where it has several.
+    `arm_arithmetic`: tensors are added and multiplied as on ARM (calibration/arithmetic/elementwise.py), else as on
+    x86; `variant` names the backend's profile where it has several.
     """
 
     backend: str

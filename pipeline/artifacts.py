@@ -19,12 +19,12 @@ from torch.fx import GraphModule
 
 from backends.base import Backend
 from backends.serialised import Serialised
-from calibration.correction import Corrections
 from calibration.errors import UserError
-from calibration.insert import insert
-from calibration.observe import Range
 from calibration.plan import Plan
-from calibration.prepared import PreparedNetwork
+from calibration.ranges.observation import Range
+from calibration.simulation.correction import Corrections
+from calibration.simulation.insert import insert
+from calibration.simulation.prepared import PreparedNetwork
 from pipeline.atomic import whole_file, write_text
 from pipeline.outputs import Output
 from pipeline.preprocessing import Preprocessing

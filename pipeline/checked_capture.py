@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from calibration.capture import capture
+from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
-from calibration.first_link import check_first_link, wide_images
+from calibration.proof.module_and_graph import check_first_link, wide_images
 from pipeline.preprocessing import Preprocessing
 from pipeline.probe_images import noise, probe_images
 from pipeline.randomness import generator_for

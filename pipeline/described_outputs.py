@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from calibration.errors import UserError
-from calibration.operators import static_shape
+from calibration.graph.operators import static_shape
 from pipeline.final_activation import FinalActivation, final_activation
 from pipeline.outputs import OUTPUT_KINDS, Kind, Output
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from calibration.operators import argument, kind, static_shape
+from calibration.graph.operators import argument, kind, static_shape
 
 Activation = Literal["softmax", "log-softmax", "sigmoid"]
 

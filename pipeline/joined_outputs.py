@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from calibration.operators import argument, kind, static_shape
+from calibration.graph.operators import argument, kind, static_shape
 from pipeline.final_activation import HANDS_ON, move_of, moved_axis
 from pipeline.report.schema import Entries, Gate, OutputScore
 from pipeline.report.wording import entry_words, percentage, shape_words

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from calibration.errors import UserError
-from calibration.finite import all_finite, first_not_finite
+from calibration.ranges.finite import all_finite, first_not_finite
 from pipeline.preprocessing import Preprocessing, normalise
 from pipeline.randomness import generator_for
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from calibration.capture import capture
-from calibration.fold import fold
+from calibration.capture.graph_from_module import capture
+from calibration.rewrites.fold import fold
 
 
 class Net(nn.Module):

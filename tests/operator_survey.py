@@ -29,11 +29,11 @@ from torch import nn
 from torch.fx import Graph, GraphModule
 
 from backends.onnx_graph import emit
-from calibration import capture as capturing
-from calibration.eager import own_copy
+from calibration.capture import graph_from_module as capturing
+from calibration.capture.eager import own_copy
 from calibration.errors import UserError
-from calibration.fold import fold
-from calibration.normal_form import normal_form
+from calibration.normal_form.rules import normal_form
+from calibration.rewrites.fold import fold
 from tests.architectures import LIBRARIES, Architecture
 
 FILE = Path(__file__).parent / "backends" / "operator_survey.jsonl"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from backends.onnx_operators import TRANSLATORS
 from backends.onnx_operators.refused import REFUSED
-from calibration.mutation import functional_name
-from calibration.normal_form import REWRITTEN
+from calibration.normal_form.mutation import functional_name
+from calibration.normal_form.rules import REWRITTEN
 from tests.operator_survey import Row, read
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "aten-operators.md"

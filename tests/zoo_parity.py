@@ -18,13 +18,13 @@ from backends.exposed import exposed
 from backends.onnxruntime import OnnxRuntime
 from backends.onnxruntime_rules import host_profile
 from backends.placement import Widths, place
-from calibration.capture import capture
-from calibration.fold import fold
-from calibration.freeze import freeze
-from calibration.insert import insert
-from calibration.observe import choose_ranges, observe
+from calibration.capture.graph_from_module import capture
 from calibration.plan import Plan
-from calibration.rewrite import rewritten
+from calibration.ranges.observation import choose_ranges, observe
+from calibration.rewrites.fold import fold
+from calibration.rewrites.rewrite import rewritten
+from calibration.simulation.freeze import freeze
+from calibration.simulation.insert import insert
 from tests.zoo import ZooNetwork
 
 FILE = Path(__file__).resolve().parent / "backends" / "zoo_parity.json"

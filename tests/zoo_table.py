@@ -20,10 +20,10 @@ import torch
 
 from backends.onnxruntime_rules import X64
 from backends.placement import Widths, place
-from calibration.capture import capture
-from calibration.fold import fold
-from calibration.operators import WEIGHTED, kind
-from calibration.rewrite import rewritten
+from calibration.capture.graph_from_module import capture
+from calibration.graph.operators import WEIGHTED, kind
+from calibration.rewrites.fold import fold
+from calibration.rewrites.rewrite import rewritten
 from tests import zoo_parity
 from tests.zoo import ZOO, ZooNetwork
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch.fx import Node
 
 from backends.onnx_operators.common import fuses_roundings, input_of, per_channel
-from calibration.operators import argument, attribute, clip_bounds, kind, static_shape
+from calibration.graph.operators import argument, attribute, clip_bounds, kind, static_shape
 
 if TYPE_CHECKING:
     from backends.onnx_graph import Emitter

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from backends.onnx_operators.common import Translator, for_openvino, fuses_roundings, input_of, per_channel
 from backends.onnx_shapes import shape_of
-from calibration.operators import argument, static_shape
+from calibration.graph.operators import argument, static_shape
 
 if TYPE_CHECKING:
     from backends.onnx_graph import Emitter

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.fx import Node
 
-from calibration.operators import attribute, static_shape
+from calibration.graph.operators import attribute, static_shape
 
 if TYPE_CHECKING:
     from backends.onnx_graph import Emitter

@@ -8,8 +8,8 @@ import numpy as np
 from torch.fx import Node
 
 from backends.onnx_operators.common import NEXT_TO_NOTHING, for_openvino, input_of, pair, spatial
-from calibration.operators import argument, constant, kind, static_shape
-from calibration.own_borders import one_sided_border
+from calibration.graph.operators import argument, constant, kind, static_shape
+from calibration.rewrites.own_borders import one_sided_border
 
 if TYPE_CHECKING:
     from backends.onnx_graph import Emitter

@@ -9,9 +9,9 @@ from torch.fx import Node
 
 from backends.onnx_operators.common import Translator, input_of, pair
 from backends.onnx_shapes import shape_of, stored
-from calibration.freeze import FrozenConstant
-from calibration.operators import argument, static_shape
-from calibration.windows import Windows, equal_windows
+from calibration.graph.operators import argument, static_shape
+from calibration.graph.windows import Windows, equal_windows
+from calibration.simulation.freeze import FrozenConstant
 
 if TYPE_CHECKING:
     from backends.onnx_graph import Emitter

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from backends.onnx_operators.common import NEXT_TO_NOTHING, for_openvino, input_of
 from backends.onnx_shapes import shape_of, stored
-from calibration.operators import argument, axis_order, constant, is_non_negative, kind, static_shape
+from calibration.graph.operators import argument, axis_order, constant, is_non_negative, kind, static_shape
 
 if TYPE_CHECKING:
     from backends.onnx_graph import Emitter

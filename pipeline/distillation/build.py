@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from calibration.errors import UserError
-from calibration.operators import static_shape
+from calibration.graph.operators import static_shape
 from pipeline.distillation.affinity import AffinityOrder
 from pipeline.distillation.affinity_grid import grid_loss
 from pipeline.distillation.feed import feed_loss, non_linear_transform, seeded_conv

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.nn import functional
 
-from calibration.operators import constant, kind
+from calibration.graph.operators import constant, kind
 from pipeline.distillation.logit_reading import logit_readings
 from pipeline.outputs import Output
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from calibration.prepared import PreparedNetwork
+from calibration.simulation.prepared import PreparedNetwork
 from pipeline.distillation.schedules import learning_rate_factor
 from pipeline.distillation.task import Schedule
 

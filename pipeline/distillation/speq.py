@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 import torch
 
-from calibration.grids import ActivationGrid
-from calibration.prepared import PreparedNetwork
+from calibration.simulation.learned_grids import ActivationGrid
+from calibration.simulation.prepared import PreparedNetwork
 
 #: The precision of the activations that are not at fewer bits.
 FULL_BITS = 8

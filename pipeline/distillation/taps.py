@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from calibration.errors import UserError
-from calibration.grids import TensorGrid
-from calibration.operators import MOVEMENT, WEIGHTED, is_tensor, kind, static_shape
-from calibration.prepared import PreparedNetwork
+from calibration.graph.operators import MOVEMENT, WEIGHTED, is_tensor, kind, static_shape
+from calibration.simulation.learned_grids import TensorGrid
+from calibration.simulation.prepared import PreparedNetwork
 from pipeline.distillation.logit_reading import LogitReading, logit_readings
 from pipeline.outputs import Output
 

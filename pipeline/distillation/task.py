@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from calibration.prepared import PreparedNetwork
+from calibration.simulation.prepared import PreparedNetwork
 from pipeline.artifacts import PreparedStudent, UnlabelledImages
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.outputs import Output
@@ -23,10 +23,10 @@ class Schedule:
     """How long, how fast and on which grids: steps, images per step, peak rates for weights and for log-scales.
 
     `weight_decay`: of the weights, per unit of the learning rate. `weight_grids` faqd: integers by the formulas of
-    `calibration.closed_forms`; `activation_grids` pact: scales learn by `calibration.clipping`. `normalised`:
-    convolutions learn with a normalisation over the batch, which is folded away at the end (see
-    `calibration.renormalise`). `tries_first_step`: the rates are an offer, lowered where the first step would do harm
-    (see `pipeline.distillation.first_step`).
+    `calibration.simulation.closed_forms`; `activation_grids` pact: scales learn by `calibration.simulation.clipping`.
+    `normalised`: convolutions learn with a normalisation over the batch, which is folded away at the end (see
+    `calibration.simulation.normalised_training`). `tries_first_step`: the rates are an offer, lowered where the first
+    step would do harm (see `pipeline.distillation.first_step`).
     """
 
     steps: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from calibration.sharing import sharing_copy
+from calibration.graph.sharing import sharing_copy
 from pipeline.distillation.mirror import mean_of_mirrored
 from pipeline.distillation.objective import Objective
 from pipeline.distillation.taps import Tapped, tap_float, tap_prepared, write_in_place

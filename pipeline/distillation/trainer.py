@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calibration.clipping import ClippedScales
-from calibration.closed_forms import ClosedForms
-from calibration.prepared import PreparedNetwork
-from calibration.renormalise import Normalisation
+from calibration.simulation.clipping import ClippedScales
+from calibration.simulation.closed_forms import ClosedForms
+from calibration.simulation.normalised_training import Normalisation
+from calibration.simulation.prepared import PreparedNetwork
 from pipeline.artifacts import TrainedStudent
 from pipeline.distillation.build import build_objective
 from pipeline.distillation.divergence import DivergenceWatch

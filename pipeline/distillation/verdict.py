@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from calibration.grid import SMALLEST_SCALE
-from calibration.grids import ActivationGrid
-from calibration.prepared import PreparedNetwork
+from calibration.simulation.learned_grids import ActivationGrid
+from calibration.simulation.prepared import PreparedNetwork
 from pipeline.confidence import student_quantile
 
 # A mean difference counts where by chance alone it is larger in one case of forty: two standard errors of many images,

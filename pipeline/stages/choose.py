@@ -10,7 +10,7 @@ from torch import Tensor
 
 from backends.base import Backend
 from backends.placement import Widths, place
-from calibration.prepared import PreparedNetwork
+from calibration.simulation.prepared import PreparedNetwork
 from pipeline.artifacts import Network, PreparedStudent, UnlabelledImages
 from pipeline.batches import images_at_once
 from pipeline.data import ordered_batches

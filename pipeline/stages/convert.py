@@ -11,9 +11,9 @@ from backends.onnx_view import INT4_OPSET
 from backends.runtime_refusals import nodes_named_in
 from backends.serialised import Serialised, parsed, serialise
 from calibration.errors import MissingExtra, UserError
-from calibration.freeze import freeze
 from calibration.plan import Plan
-from calibration.prepared import PreparedNetwork
+from calibration.simulation.freeze import freeze
+from calibration.simulation.prepared import PreparedNetwork
 from pipeline.artifacts import FLOAT_MODEL, MODEL, CompiledModel, PreparedStudent
 
 # The float counterpart is only compared with: any opset that all runtimes read serves.

@@ -13,12 +13,12 @@ from torch import Tensor
 from backends.onnxruntime import OnnxRuntime
 from backends.onnxruntime_failures import session_failures
 from backends.serialised import Serialised, parsed, serialise
-from calibration.eager import Eager
+from calibration.capture.eager import Eager
 from calibration.errors import UserError
-from calibration.first_difference import values_of
-from calibration.first_link import check_first_link
-from calibration.fold import fold
-from calibration.nearness import LARGEST_DIFFERENCE, apart, differing
+from calibration.proof.first_difference import values_of
+from calibration.proof.module_and_graph import check_first_link
+from calibration.proof.nearness import LARGEST_DIFFERENCE, apart, differing
+from calibration.rewrites.fold import fold
 from pipeline.artifacts import FLOAT_MODEL, Network, UnlabelledImages
 from pipeline.batches import ordered_batches
 from pipeline.preprocessing import Preprocessing, normalise

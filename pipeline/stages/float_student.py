@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from calibration.eager import own_copy
+from calibration.capture.eager import own_copy
 from calibration.errors import UserError
-from calibration.fold import fold
-from calibration.training_mode import in_training
+from calibration.graph.training_mode import in_training
+from calibration.rewrites.fold import fold
 from pipeline.agreement import OutputTally
 from pipeline.artifacts import Network, UnlabelledImages, load_tensors, save_tensors
 from pipeline.data import ordered_batches, training_batches

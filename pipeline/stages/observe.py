@@ -11,12 +11,12 @@ from torch.fx import GraphModule
 from backends.base import Backend
 from backends.placement import Widths, place
 from backends.profile import Profile
-from calibration.correction import find_corrections
-from calibration.free_size import free_size
-from calibration.observe import choose_ranges, observe
-from calibration.observers import RangeMethod
-from calibration.rewrite import rewritten
-from calibration.wide_branches import WIDE_BRANCHES
+from calibration.graph.free_size import free_size
+from calibration.ranges.observation import choose_ranges, observe
+from calibration.ranges.observers import RangeMethod
+from calibration.rewrites.rewrite import rewritten
+from calibration.rewrites.wide_branches import WIDE_BRANCHES
+from calibration.simulation.correction import find_corrections
 from pipeline.artifacts import Network, PreparedStudent, UnlabelledImages
 from pipeline.batches import images_at_once
 from pipeline.calibration_images import calibration_batches, calibration_indices

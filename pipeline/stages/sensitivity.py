@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from calibration.operators import WEIGHTED, kind
-from calibration.prepared import PreparedNetwork
-from calibration.watching import Watching
+from calibration.graph.operators import WEIGHTED, kind
+from calibration.graph.watching import Watching
+from calibration.simulation.prepared import PreparedNetwork
 
 
 def layer_sqnr(folded: GraphModule, network: PreparedNetwork, batches: Iterable[Tensor]) -> dict[str, float]:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from calibration.capture import capture
+from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
-from calibration.first_link import check_first_link
-from calibration.fold import fold
-from calibration.free_size import free_size
-from calibration.nearness import apart
-from calibration.operators import fixed_layers, static_shape
+from calibration.graph.free_size import free_size
+from calibration.graph.operators import fixed_layers, static_shape
+from calibration.proof.module_and_graph import check_first_link
+from calibration.proof.nearness import apart
+from calibration.rewrites.fold import fold
 from pipeline.artifacts import Network
 from pipeline.checked_capture import checked_capture, of_one_image
 from pipeline.class_order import named_outputs, read_class_names

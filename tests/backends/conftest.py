@@ -20,14 +20,14 @@ from backends.onnxruntime_rules import host_profile
 from backends.placement import Widths, place
 from backends.profile import Profile
 from backends.tensorrt_rules import PROFILE
-from calibration.capture import capture
-from calibration.fold import fold
-from calibration.freeze import FrozenNetwork, freeze
-from calibration.insert import insert
-from calibration.observe import choose_ranges, observe
+from calibration.capture.graph_from_module import capture
 from calibration.plan import Plan
-from calibration.prepared import PreparedNetwork
-from calibration.rewrite import rewritten
+from calibration.ranges.observation import choose_ranges, observe
+from calibration.rewrites.fold import fold
+from calibration.rewrites.rewrite import rewritten
+from calibration.simulation.freeze import FrozenNetwork, freeze
+from calibration.simulation.insert import insert
+from calibration.simulation.prepared import PreparedNetwork
 from tests.one_line_net import Net
 
 PROFILES: dict[str, Profile] = {

@@ -13,15 +13,15 @@ from torch.fx import Node
 from backends.onnx_graph import emit
 from backends.onnx_operators import TRANSLATORS
 from backends.onnxruntime import OnnxRuntime
-from calibration.arguments import IMMATERIAL, READS, Reads, unread
-from calibration.capture import capture, exported_graph
+from calibration.capture.graph_from_module import capture, exported_graph
 from calibration.errors import UserError
-from calibration.first_link import check_first_link
-from calibration.fold import fold
-from calibration.mutation import functional, is_in_place
-from calibration.nearness import apart
-from calibration.normal_form import _CONVERSIONS, _RULES, NO_OPERATION
-from calibration.operators import KINDS
+from calibration.graph.arguments import IMMATERIAL, READS, Reads, unread
+from calibration.graph.operators import KINDS
+from calibration.normal_form.mutation import functional, is_in_place
+from calibration.normal_form.rules import _CONVERSIONS, _RULES, NO_OPERATION
+from calibration.proof.module_and_graph import check_first_link
+from calibration.proof.nearness import apart
+from calibration.rewrites.fold import fold
 
 aten = torch.ops.aten
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from backends.onnxruntime import OnnxRuntime
 from backends.onnxruntime_rules import host_profile
 from backends.reference import IntegerOracle
-from calibration.channels_last import ROWS_OF_CHANNELS_LAST
+from calibration.rewrites.channels_last import ROWS_OF_CHANNELS_LAST
 
 
 class Attention(nn.Module):

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from backends.onnx_graph import emit
 from backends.onnx_view import OPSETS, OnnxView
 from backends.reference import IntegerOracle
-from calibration.capture import capture
+from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
-from calibration.fold import fold
+from calibration.rewrites.fold import fold
 from tests.one_line_net import Net
 
 Build = Callable[..., Any]

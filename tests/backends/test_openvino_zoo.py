@@ -13,12 +13,12 @@ import torch
 from backends.openvino import OpenVINO
 from backends.placement import Widths, place
 from backends.reference import IntegerOracle
-from calibration.capture import capture
-from calibration.fold import fold
-from calibration.freeze import freeze
-from calibration.insert import insert
-from calibration.observe import choose_ranges, observe
-from calibration.rewrite import rewritten
+from calibration.capture.graph_from_module import capture
+from calibration.ranges.observation import choose_ranges, observe
+from calibration.rewrites.fold import fold
+from calibration.rewrites.rewrite import rewritten
+from calibration.simulation.freeze import freeze
+from calibration.simulation.insert import insert
 from tests.zoo import ZOO
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'faqd[openvino]'")

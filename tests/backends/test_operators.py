@@ -16,7 +16,7 @@ from torch import Tensor
 
 from backends import backend_named
 from backends.reference import IntegerOracle
-from calibration.capture import capture
+from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
 from tests.one_line_net import Net, c3
 

@@ -17,7 +17,7 @@ from backends.onnxruntime import OnnxRuntime
 from backends.onnxruntime_rules import X64_WITHOUT_VNNI
 from backends.placement import Widths
 from calibration.errors import UserError
-from calibration.operators import multiplier
+from calibration.graph.operators import multiplier
 from calibration.plan import Plan
 from tests.backends.conftest import AS_IT_IS, PROFILES
 from tests.one_line_net import Net, c3

@@ -15,12 +15,12 @@ import torch
 
 from backends.onnx_graph import emit
 from backends.onnxruntime import OnnxRuntime
-from calibration.capture import capture
-from calibration.eager import Eager
+from calibration.capture.eager import Eager
+from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
-from calibration.first_link import check_first_link
-from calibration.fold import fold
-from calibration.nearness import differing
+from calibration.proof.module_and_graph import check_first_link
+from calibration.proof.nearness import differing
+from calibration.rewrites.fold import fold
 from tests.random_expressions import PIXELS, RandomExpression
 
 #: The text of a refusal: what is refused, where and the way round.

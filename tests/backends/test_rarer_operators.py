@@ -18,9 +18,9 @@ from torch.nn.utils import prune
 from backends import backend_named
 from backends.onnx_graph import emit
 from backends.reference import IntegerOracle
-from calibration.capture import capture
+from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
-from calibration.fold import fold
+from calibration.rewrites.fold import fold
 from tests.one_line_net import Net, c3
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backends.residual import skip_input
-from calibration.capture import capture
-from calibration.fold import fold
+from calibration.capture.graph_from_module import capture
+from calibration.rewrites.fold import fold
 
 
 class Layers(nn.Module):

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from backends.onnxruntime_rules import X64
 from backends.placement import Widths, place
-from calibration.capture import capture
-from calibration.fold import fold
-from calibration.insert import insert
-from calibration.observe import choose_ranges, observe
+from calibration.capture.graph_from_module import capture
+from calibration.ranges.observation import choose_ranges, observe
+from calibration.rewrites.fold import fold
+from calibration.simulation.insert import insert
 
 
 class Repeated(nn.Module):

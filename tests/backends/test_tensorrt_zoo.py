@@ -17,13 +17,13 @@ from backends.tensorrt_device.check import planned_products
 from backends.tensorrt_device.kernels import census
 from backends.tensorrt_engine import build_ahead_of_time
 from backends.tensorrt_rules import PROFILE
-from calibration.capture import capture
-from calibration.fold import fold
-from calibration.freeze import freeze
-from calibration.insert import insert
-from calibration.observe import choose_ranges, observe
+from calibration.capture.graph_from_module import capture
 from calibration.plan import Plan
-from calibration.rewrite import rewritten
+from calibration.ranges.observation import choose_ranges, observe
+from calibration.rewrites.fold import fold
+from calibration.rewrites.rewrite import rewritten
+from calibration.simulation.freeze import freeze
+from calibration.simulation.insert import insert
 from tests.zoo import ZOO
 
 

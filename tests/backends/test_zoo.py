@@ -19,7 +19,7 @@ from backends.onnx_rule import lint_rules
 from backends.onnx_view import OPSETS
 from backends.onnxruntime import OnnxRuntime
 from backends.reference import IntegerOracle
-from calibration.operators import WEIGHTED, kind
+from calibration.graph.operators import WEIGHTED, kind
 from tests.backends.test_exactness import runtime_tensors
 from tests.zoo import ZOO
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from backends import backend_named
 from backends.placement import Widths
-from calibration.correction import Corrections
+from calibration.simulation.correction import Corrections
 from pipeline.artifacts import PreparedStudent
 from pipeline.data import open_evaluation, ordered_batches
 from pipeline.preprocessing import normalise

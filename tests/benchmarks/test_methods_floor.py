@@ -24,7 +24,7 @@ from torch.export import Dim, export
 from torch.fx import GraphModule, Node
 
 from backends.onnx_graph import emit
-from calibration.operators import kind
+from calibration.graph.operators import kind
 from pipeline.data import open_evaluation, ordered_batches
 from pipeline.preprocessing import normalise
 from pipeline.report.schema import read_report

@@ -27,11 +27,11 @@ from backends.openvino import OpenVINO
 from backends.openvino_rules import PROFILE
 from backends.placement import Widths, place
 from backends.timing import interleaved_latency
-from calibration.capture import capture
-from calibration.fold import fold
-from calibration.freeze import freeze
-from calibration.insert import insert
-from calibration.observe import choose_ranges, observe
+from calibration.capture.graph_from_module import capture
+from calibration.ranges.observation import choose_ranges, observe
+from calibration.rewrites.fold import fold
+from calibration.simulation.freeze import freeze
+from calibration.simulation.insert import insert
 from pipeline.networks.cifar_resnet import CifarResNet
 from tests.zoo import ZOO
 

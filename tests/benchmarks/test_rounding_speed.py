@@ -3,7 +3,7 @@
     python3 -m pytest -m benchmark tests/benchmarks/test_rounding_speed.py -s
 
 All round the same map to 8 bits, interleaved. That ours compute what a slow composition does is tested in
-tests/calibration/test_rounding.py.
+tests/calibration/arithmetic/test_rounding.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from calibration.rounding import requantise, round_straight_through, round_to_grid
+from calibration.arithmetic.rounding import requantise, round_straight_through, round_to_grid
 
 if TYPE_CHECKING:
     from tests.benchmarks.conftest import Columns, Results

@@ -27,13 +27,13 @@ from backends.onnxruntime import OnnxRuntime
 from backends.onnxruntime_rules import host_profile
 from backends.placement import Widths, place
 from backends.timing import interleaved_latency
-from calibration.capture import capture
-from calibration.fold import fold
-from calibration.freeze import freeze
-from calibration.insert import insert
-from calibration.observe import choose_ranges, observe
-from calibration.operators import WEIGHTED, kind
-from calibration.rewrite import rewritten
+from calibration.capture.graph_from_module import capture
+from calibration.graph.operators import WEIGHTED, kind
+from calibration.ranges.observation import choose_ranges, observe
+from calibration.rewrites.fold import fold
+from calibration.rewrites.rewrite import rewritten
+from calibration.simulation.freeze import freeze
+from calibration.simulation.insert import insert
 from pipeline.circumstances import host
 from tests import zoo_table
 from tests.benchmarks.test_latency_against_peers import quantised_by_peer

@@ -19,13 +19,13 @@ from backends.placement import Widths, place
 from backends.profile import Profile
 from backends.reference import IntegerOracle
 from backends.tensorrt_rules import PROFILE
-from calibration.capture import capture
-from calibration.fold import fold
-from calibration.freeze import freeze
-from calibration.insert import insert
-from calibration.observe import choose_ranges, observe
+from calibration.capture.graph_from_module import capture
 from calibration.plan import Plan
-from calibration.prepared import PreparedNetwork
+from calibration.ranges.observation import choose_ranges, observe
+from calibration.rewrites.fold import fold
+from calibration.simulation.freeze import freeze
+from calibration.simulation.insert import insert
+from calibration.simulation.prepared import PreparedNetwork
 from pipeline.models import load_model
 from tests.one_line_net import Net
 

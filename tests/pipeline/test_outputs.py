@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calibration.capture import capture
+from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
 from pipeline.agreement import OutputTally, parity_of
 from pipeline.described_outputs import describe_outputs

@@ -8,11 +8,11 @@ from torch import nn
 
 from backends.onnxruntime_rules import X64
 from backends.placement import Widths, place
-from calibration.capture import capture
+from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
-from calibration.fold import fold
-from calibration.insert import insert
-from calibration.observe import choose_ranges, observe
+from calibration.ranges.observation import choose_ranges, observe
+from calibration.rewrites.fold import fold
+from calibration.simulation.insert import insert
 from pipeline.distillation.taps import match_taps, named_taps, stage_ends, tap_float, tap_prepared, write_in_place
 from pipeline.networks.cifar_resnet import CifarResNet
 from pipeline.stages.teacher import load_network

@@ -14,13 +14,13 @@ from backends.onnxruntime import OnnxRuntime
 from backends.onnxruntime_rules import host_profile
 from backends.placement import Widths, place
 from backends.reference import IntegerOracle
-from calibration.capture import capture
-from calibration.fold import fold
-from calibration.freeze import freeze
-from calibration.insert import insert
-from calibration.observe import choose_ranges, observe
-from calibration.operators import WEIGHTED, kind
-from calibration.rewrite import rewritten
+from calibration.capture.graph_from_module import capture
+from calibration.graph.operators import WEIGHTED, kind
+from calibration.ranges.observation import choose_ranges, observe
+from calibration.rewrites.fold import fold
+from calibration.rewrites.rewrite import rewritten
+from calibration.simulation.freeze import freeze
+from calibration.simulation.insert import insert
 from tests.zoo_teachers import DENSE
 
 #: What of these networks may be computed in float, for its reason is in the backend's table.

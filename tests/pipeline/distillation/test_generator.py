@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calibration.capture import capture
+from calibration.capture.graph_from_module import capture
 from pipeline.distillation.generator import (
     LATENT,
     Generator,

@@ -16,11 +16,11 @@ from backends.onnxruntime_rules import X64
 from backends.openvino_rules import PROFILE as OPENVINO
 from backends.placement import Widths, place
 from backends.tensorrt_rules import PROFILE as TENSORRT
-from calibration.capture import capture
-from calibration.fold import fold
-from calibration.insert import insert
-from calibration.observe import choose_ranges, observe
-from calibration.prepared import PreparedNetwork
+from calibration.capture.graph_from_module import capture
+from calibration.ranges.observation import choose_ranges, observe
+from calibration.rewrites.fold import fold
+from calibration.simulation.insert import insert
+from calibration.simulation.prepared import PreparedNetwork
 from pipeline.described_outputs import describe_outputs
 from pipeline.distillation.logits import kl_loss
 from pipeline.distillation.outputs import output_loss

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from calibration.capture import capture
+from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
-from calibration.fold import fold
+from calibration.rewrites.fold import fold
 from pipeline.described_outputs import describe_outputs
 from pipeline.distillation.affinity import fa_loss, ffa_loss
 from pipeline.distillation.affinity_points import POINTS

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from calibration.grid import SMALLEST_SCALE
-from calibration.prepared import PreparedNetwork
+from calibration.simulation.prepared import PreparedNetwork
 from pipeline.distillation.verdict import Verdict, remarks_on, verdict_on
 
 
@@ -86,8 +86,8 @@ def prepared() -> PreparedNetwork:
     """The embedded network on ranges of one."""
     from backends.onnxruntime import OnnxRuntime
     from backends.placement import Widths, place
-    from calibration.insert import insert
-    from calibration.observe import Range
+    from calibration.ranges.observation import Range
+    from calibration.simulation.insert import insert
     from pipeline.stages.teacher import load_network
 
     folded = load_network("digits").folded

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from backends import backend_named
-from calibration.capture import capture
+from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
 from pipeline.stages.convert import check_convertible
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from calibration.errors import UserError
-from calibration.observe import Range
-from calibration.prepared import PreparedNetwork
+from calibration.ranges.observation import Range
+from calibration.simulation.prepared import PreparedNetwork
 from pipeline.artifacts import PreparedStudent, TrainedStudent
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.distillation.task import Schedule, Task

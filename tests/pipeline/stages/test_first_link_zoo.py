@@ -16,11 +16,11 @@ from torch import Tensor
 
 from backends.onnx_graph import emit
 from backends.onnxruntime import OnnxRuntime
-from calibration.capture import capture
-from calibration.eager import Eager
-from calibration.first_link import check_first_link, wide_images
-from calibration.fold import fold
-from calibration.nearness import apart, differing
+from calibration.capture.eager import Eager
+from calibration.capture.graph_from_module import capture
+from calibration.proof.module_and_graph import check_first_link, wide_images
+from calibration.proof.nearness import apart, differing
+from calibration.rewrites.fold import fold
 from tests.zoo import ZOO
 
 

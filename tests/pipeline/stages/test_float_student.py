@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calibration.capture import capture
+from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
-from calibration.fold import fold
-from calibration.training_mode import in_training
+from calibration.graph.training_mode import in_training
+from calibration.rewrites.fold import fold
 from pipeline.artifacts import Network
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.networks.digits import DigitsNetwork

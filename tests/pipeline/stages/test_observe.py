@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from backends.placement import Widths, place
-from calibration.correction import Corrections
+from calibration.simulation.correction import Corrections
 from pipeline.artifacts import PreparedStudent
 from pipeline.calibration_images import calibration_indices
 from pipeline.data import ordered_batches

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from torch.fx import GraphModule
 
-from calibration.fold import FOLDING
-from calibration.nearness import LARGEST_DIFFERENCE
-from calibration.operators import fixed_layers
-from calibration.rewrite import RewriteChangedOutputs
+from calibration.graph.operators import fixed_layers
+from calibration.proof.nearness import LARGEST_DIFFERENCE
+from calibration.rewrites.fold import FOLDING
+from calibration.rewrites.rewrite import RewriteChangedOutputs
 from pipeline.stages.teacher import load_network
 
 BUILDER = """
@@ -110,7 +110,7 @@ def test_a_fold_that_changes_the_network_is_an_error(monkeypatch: pytest.MonkeyP
 
     (layers,) = [row for row in FOLDING if row.name == "layers"]
     rows = tuple(replace(row, edit=wrong) if row is layers else row for row in FOLDING)
-    monkeypatch.setattr("calibration.fold.FOLDING", rows)
+    monkeypatch.setattr("calibration.rewrites.fold.FOLDING", rows)
     for name in ("build", "cancelling"):
         with pytest.raises(RewriteChangedOutputs, match="'layers' changed the output"):
             load_network(f"python:chaotic_net:{name}")

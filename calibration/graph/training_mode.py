@@ -1,0 +1,26 @@
+"""A captured float network as one that learns: its BatchNorms normalise by their batch and keep running statistics."""
+
+from __future__ import annotations
+
+import copy
+
+from torch.fx import GraphModule
+
+from calibration.graph.operators import kind, make_graph_module
+
+# Position of `training` among aten.batch_norm's arguments: input, weight, bias, mean, variance, training, ...
+_TRAINING = 5
+
+
+def in_training(graph_module: GraphModule, *, training: bool = True) -> GraphModule:
+    """A copy of a captured graph whose BatchNorms train, or infer again; its parameters and buffers are its own.
+
+    What capturing took away stays away: dropout.
+    """
+    changed = copy.deepcopy(graph_module)
+    for node in changed.graph.nodes:
+        if kind(node) == "batch_norm":
+            node.args = (*node.args[:_TRAINING], training, *node.args[_TRAINING + 1 :])
+    made = make_graph_module(changed, changed.graph)
+    made.meta.update({name: value for name, value in graph_module.meta.items() if name in ("outputs", "one_image")})
+    return made

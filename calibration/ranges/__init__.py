@@ -1,0 +1,1 @@
+"""What the tensors of a network hold on real images, and the ranges that follow from it."""

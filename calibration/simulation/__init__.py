@@ -1,0 +1,1 @@
+"""The network that rounds as the device will: grids that learn, integer operations, and the frozen result."""

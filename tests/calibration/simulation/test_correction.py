@@ -1,0 +1,196 @@
+"""Corrected statistics: the float layers' means and spreads, the same integers of the weights, nothing else touched."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from backends.onnxruntime_rules import X64
+from backends.profile import Profile
+from calibration.ranges.observation import choose_ranges, observe
+from calibration.simulation.correction import Corrections, find_corrections
+from calibration.simulation.insert import insert
+from tests.calibration.conftest import BuildChain, Chain, MakeNet, Noise, Trained
+from tests.one_line_net import c3, residual, shared_layer, values_of
+
+
+def correct(made: Chain) -> Corrections:
+    """The corrections of a chain from its own images, applied to its network."""
+    found = find_corrections(made.prepared.eval(), made.folded, [made.images])
+    found.apply(made.prepared)
+    return found
+
+
+def error(made: Chain) -> float:
+    return float((made.simulate()[0] - made.float_outputs()[0]).square().mean())
+
+
+def rounded_outputs(made: Chain) -> dict[str, Tensor]:
+    """What every 3 x 3 convolution of rounded maps and weights gives, by ordinary arithmetic in float64."""
+    values, network, found = values_of(made.prepared.eval().graph, made.images), made.prepared, {}
+    for placement in made.plan.weights:
+        layer = next(node for node in made.folded.graph.nodes if node.name == placement.layer)
+        source, weight, bias = layer.args[0].name, layer.args[1].target, layer.args[2].target
+        maps = values[network.integers[source]].double() * network.tensor_grids[source].scale().double()
+        grid, stored = network.weight_grid(weight), network.graph.get_parameter(weight)
+        weights = grid(stored).double() * grid.scale().double().reshape(-1, 1, 1, 1)
+        found[placement.layer] = functional.conv2d(
+            maps, weights, network.graph.get_parameter(bias).double(), padding=1
+        ).detach()
+    return found
+
+
+@pytest.mark.parametrize("bits", [4, 2, 1])
+def test_every_layer_has_the_float_layers_mean_and_spread(
+    bits: int, chain: BuildChain, net: MakeNet, noise: Noise
+) -> None:
+    layers = {"a": c3(3, 12), "b": c3(12, 12), "c": c3(12, 12), "d": c3(12, 8)}
+    made = chain(net(residual, **layers), noise(16, 3, 8, 8), bits=bits)
+    before = error(made)
+    found = correct(made)
+
+    assert found.biases.keys() == {f"{name}.bias" for name in layers}
+    assert found.factors.keys() == {"b.weight", "c.weight"}, "first and last layer have 8 bits, which keep the spread"
+    floats = values_of(made.folded, made.images)
+    for name, real in rounded_outputs(made).items():
+        wanted = floats[name].double()
+        # Biases are rounded to steps of the sums, in this layer and in those before it.
+        torch.testing.assert_close(real.mean((0, 2, 3)), wanted.mean((0, 2, 3)), rtol=0, atol=1e-3)
+        if f"{name}.weight" in found.factors:
+            torch.testing.assert_close(
+                real.std((0, 2, 3), correction=0), wanted.std((0, 2, 3), correction=0), rtol=2e-3, atol=0
+            )
+    assert error(made) < before
+
+
+def test_a_number_by_hand(chain: BuildChain, net: MakeNet) -> None:
+    """One weight of 2 bits after a layer that passes its image on: 0, 1, 2, 3 times 3 and 1 of 2 steps."""
+    layers = {name: nn.Conv2d(1, 1, 1) for name in "abc"}
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.weight.fill_(1.0)
+            layer.bias.zero_()  # type: ignore[union-attr]  # a layer that is made with one
+        layers["b"].weight.fill_(3.0)
+        layers["b"].bias.fill_(5.0)  # type: ignore[union-attr]  # as above
+    images = torch.tensor([0.0, 1.0, 2.0, 3.0]).reshape(1, 1, 2, 2).repeat(2, 1, 1, 1)
+    made = chain(net(lambda n, x: n.c(n.b(n.a(x))), **layers), images, bits=2, trained=True)
+    grid = made.prepared.weight_grid("b.weight")
+    grid.log_scale.data.fill_(0.0)  # the weight 3 is clipped to one step of 1
+    found = correct(made)
+    # Rounded, the layer gives x + 5: mean 6.5, spread s of x. Wanted are 3 x + 5: mean 9.5, spread 3 s.
+    torch.testing.assert_close(found.factors["b.weight"], torch.tensor([3.0]), rtol=1e-2, atol=0)
+    torch.testing.assert_close(found.biases["b.bias"], torch.tensor([5.0]), rtol=1e-2, atol=0)
+
+
+def test_no_integer_of_a_weight_moves(chain: BuildChain, net: MakeNet, noise: Noise) -> None:
+    layers = {"a": c3(3, 8), "b": c3(8, 8), "c": c3(8, 4)}
+    made = chain(net(lambda n, x: n.c(n.b(n.a(x).relu()).relu()), **layers), noise(8, 3, 8, 8), bits=2)
+    network = made.prepared
+    before = {path: grid(network.graph.get_parameter(path)) for path, grid in network.weight_grids().items()}
+    factors = correct(made).factors
+    assert (factors["b.weight"] - 1).abs().max() > 0.05
+    for path, grid in network.weight_grids().items():
+        assert torch.equal(grid(network.graph.get_parameter(path)), before[path])
+
+
+def test_the_float_network_shares_nothing_that_is_corrected(chain: BuildChain, net: MakeNet, noise: Noise) -> None:
+    layers = {"a": c3(3, 8), "b": c3(8, 8), "c": c3(8, 4)}
+    made = chain(net(lambda n, x: n.c(n.b(n.a(x).relu()).relu()), **layers), noise(8, 3, 8, 8), bits=4)
+    ranges = choose_ranges(observe(made.folded, made.plan, [made.images]), made.plan, "auto")
+    kept = copy.deepcopy(made.folded.state_dict())
+    shared = insert(made.folded, made.plan, ranges, shared=True).eval()
+    found = find_corrections(shared, made.folded, [made.images])
+    found.apply(shared)
+
+    assert all(torch.equal(value, kept[name]) for name, value in made.folded.state_dict().items())
+    places = {name: value.data_ptr() for name, value in made.folded.state_dict().items()}
+    own = {name: value.data_ptr() for name, value in shared.graph.state_dict().items() if name in places}
+    assert {name for name in own if own[name] == places[name]} == {"a.weight", "c.weight"}
+    again = find_corrections(insert(made.folded, made.plan, ranges).eval(), made.folded, [made.images])
+    assert torch.equal(found.biases["b.bias"], again.biases["b.bias"])
+
+
+def test_batches_are_averaged_by_their_images(chain: BuildChain, net: MakeNet, noise: Noise) -> None:
+    layers = {"a": c3(3, 8), "b": c3(8, 8), "c": c3(8, 4)}
+    made = chain(net(lambda n, x: n.c(n.b(n.a(x).relu()).relu()), **layers), noise(8, 3, 8, 8), bits=4)
+    network, parts = made.prepared.eval(), [made.images[:6], made.images[6:]]
+    both = find_corrections(network, made.folded, parts)
+    first, second = (find_corrections(network, made.folded, [part]) for part in parts)
+    for path, factor in both.factors.items():
+        torch.testing.assert_close(factor, (6 * first.factors[path] + 2 * second.factors[path]) / 8)
+
+
+def test_a_channel_that_is_switched_off_stays_so(chain: BuildChain, net: MakeNet, noise: Noise) -> None:
+    layers = {"a": c3(3, 8), "b": c3(8, 8), "c": c3(8, 4)}
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.weight.copy_(noise(*layer.weight.shape) * 0.2)
+        layers["b"].weight[3] = 0.0
+    made = chain(net(lambda n, x: n.c(n.b(n.a(x).relu()).relu()), **layers), noise(8, 3, 8, 8), bits=2, trained=True)
+    found = correct(made)
+    assert found.factors["b.weight"][3] == 1
+    assert all(torch.isfinite(values).all() for values in (*found.factors.values(), *found.biases.values()))
+
+
+def shared_bias(n: Any, x: Tensor) -> Tensor:
+    y = functional.conv2d(n.a(x).relu(), n.b.weight, n.b.bias, padding=1).relu()
+    return n.d(functional.conv2d(y, n.c.weight, n.b.bias, padding=1).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("compute", "second", "biases", "factors"),
+    [
+        (shared_layer, c3(8, 8), {"a.bias", "d.bias"}, set()),
+        (shared_bias, c3(8, 8), {"a.bias", "d.bias"}, {"b.weight", "c.weight"}),
+        (lambda n, x: n.d(n.b(n.a(x).relu()).relu()), c3(8, 8, bias=False), {"a.bias", "d.bias"}, set()),
+    ],
+    ids=["weight and bias", "bias", "no bias"],
+)
+def test_what_layers_share_and_what_is_not_there_is_left(
+    compute: Any,
+    second: nn.Module,
+    biases: set[str],
+    factors: set[str],
+    chain: BuildChain,
+    net: MakeNet,
+    noise: Noise,
+) -> None:
+    layers = {"a": c3(3, 8), "b": second, "c": c3(8, 8), "d": c3(8, 4)}
+    found = correct(chain(net(compute, **layers), noise(8, 3, 8, 8), bits=4))
+    assert found.biases.keys() == biases and found.factors.keys() <= factors
+
+
+def test_linear_layers_over_tokens(chain: BuildChain, net: MakeNet, noise: Noise) -> None:
+    layers = {"a": c3(3, 8), "b": nn.Linear(8, 16), "c": nn.Linear(16, 8), "d": nn.Linear(8, 5)}
+    made = chain(
+        net(lambda n, x: n.d(n.c(n.b(n.a(x).flatten(2).transpose(1, 2)).relu()).relu().mean(1)), **layers),
+        noise(32, 3, 8, 8),
+        bits=2,
+    )
+    before = error(made)
+    found = correct(made)
+    assert found.factors.keys() == {"b.weight", "c.weight"} and found.biases.keys() == {f"{n}.bias" for n in "abcd"}
+    assert error(made) < before
+    assert torch.equal(made.oracle()[0], made.simulate()[0])
+
+
+@pytest.mark.parametrize("profile", [X64, "tensorrt"])
+def test_a_trained_network_comes_much_nearer(profile: Profile | str, chain: BuildChain, resnet20: Trained) -> None:
+    """Integer biases (ONNX Runtime) and float ones (TensorRT); judged on images that corrected nothing."""
+    made = chain(resnet20.module, resnet20.images[:128], profile, bits=4, trained=True)
+    before, others = error(made), resnet20.images[128:]
+    found = correct(made)
+    assert torch.equal(made.oracle()[0], made.simulate()[0])
+    with torch.no_grad():
+        wanted, after = made.folded(others)[0], made.prepared(others)[0]
+    assert float((after - wanted).square().mean()) < 0.25 * before
+    assert json.loads(json.dumps(found.to_json())) == found.to_json()
+    again = Corrections.from_json(json.loads(json.dumps(found.to_json())))
+    assert all(torch.equal(again.factors[path], values) for path, values in found.factors.items())
+    assert all(torch.equal(again.biases[path], values) for path, values in found.biases.items())
