@@ -6,34 +6,34 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from backends.cpu import CPUS, host_cpu
+from backends.facts.cpu import CPUS, host_cpu
 from calibration.errors import UserError, require_package
 
 if TYPE_CHECKING:
     from backends.base import Backend
-    from backends.profile import Profile
+    from backends.facts.profile import Profile
 
 
 def _onnxruntime(profile: Profile | None = None) -> Backend:
-    from backends.onnxruntime import OnnxRuntime
+    from backends.onnxruntime.backend import OnnxRuntime
 
     return OnnxRuntime(profile)
 
 
 def _tensorrt(profile: Profile | None = None) -> Backend:
-    from backends.tensorrt import TensorRT
+    from backends.tensorrt.backend import TensorRT
 
     return TensorRT()
 
 
 def _openvino(profile: Profile | None = None) -> Backend:
-    from backends.openvino import OpenVINO
+    from backends.openvino.backend import OpenVINO
 
     return OpenVINO(profile)
 
 
 def _reference(profile: Profile | None = None) -> Backend:
-    from backends.reference import Reference
+    from backends.oracle.backend import Reference
 
     return Reference(profile)
 

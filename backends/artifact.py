@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import onnx
 
-from backends.onnx_graph import emit
-from backends.onnx_lint import require_clean
-from backends.onnx_rule import lint_rules
-from backends.onnx_view import INT4_OPSET
-from backends.profile import Profile
+from backends.facts.profile import Profile
+from backends.lint.rule import lint_rules
+from backends.lint.table import require_clean
+from backends.onnx_file.emit import emit
+from backends.onnx_file.view import INT4_OPSET
 from calibration.simulation.freeze import FrozenNetwork
 
 # The newest opset that every version of the runtimes from pyproject on reads, and the exporter's default of torch.

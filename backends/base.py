@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from backends.profile import Profile
-from backends.serialised import Serialised
+from backends.facts.profile import Profile
+from backends.onnx_file.serialised import Serialised
 from calibration.simulation.freeze import FrozenNetwork
 
 Array = NDArray[np.float32]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from backends.base import Backend
-from backends.serialised import Serialised
+from backends.onnx_file.serialised import Serialised
 from calibration.errors import UserError
 from calibration.plan import Plan
 from calibration.ranges.observation import Range

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from backends.runtime_versions import least_runtime
-from backends.serialised import DATA_SUFFIX, Serialised, files_of, read_model
+from backends.onnx_file.serialised import DATA_SUFFIX, Serialised, files_of, read_model
+from backends.onnxruntime.oldest_version import least_runtime
 from calibration.errors import UserError
 from calibration.plan import Plan
 from pipeline import records

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from backends import backend_of, backends_for
 from backends.base import Backend
-from backends.bundle_check.errors import DeviceError
-from backends.bundle_check.runtimes import refuse_old
-from backends.profile import Profile
-from backends.tensorrt_device.build import EngineOptions
+from backends.device.bundle_check.errors import DeviceError
+from backends.device.bundle_check.runtimes import refuse_old
+from backends.device.tensorrt_device.build import EngineOptions
+from backends.facts.profile import Profile
 from calibration.errors import UserError
 from calibration.plan import Plan
 from pipeline.atomic import check_place
@@ -55,7 +55,7 @@ def stored_backend(bundle: Bundle, engine: EngineConfig, *, batch: int, progress
         except importlib.metadata.PackageNotFoundError:
             pass  # a build under another name (onnxruntime-gpu): what it cannot load is said when it loads
     if bundle.backend == "tensorrt":
-        from backends.tensorrt import refuse_old_sdk
+        from backends.tensorrt.backend import refuse_old_sdk
 
         if engine.runner == "tensorrt":
             refuse_old_sdk()
@@ -68,7 +68,7 @@ def emulated_backend(bundle: Bundle, cpu: str) -> Backend:
 
     Raises UserError for another bundle, with the command that makes one, and where emulator or environment are missing.
     """
-    from backends.emulation import EMULATED, EmulatedOnnxRuntime, emulated_command
+    from backends.onnxruntime.emulation import EMULATED, EmulatedOnnxRuntime, emulated_command
 
     if bundle.backend != "onnxruntime":
         raise UserError(f"--emulate {cpu} runs ONNX Runtime, but {bundle.folder} is for {bundle.backend}")
@@ -86,7 +86,7 @@ def stored_profile(bundle: Bundle) -> Profile:
 def _tensorrt(
     engine: EngineConfig, batch: int, progress: Progress, *, rest: str = "fp32", weight_only: bool = True
 ) -> Backend:
-    from backends.tensorrt import TensorRT
+    from backends.tensorrt.backend import TensorRT
 
     smallest, preferred, largest = engine.batches or (batch, batch, batch)
     options = EngineOptions(

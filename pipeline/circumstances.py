@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from backends.cpu import INTEGER_INSTRUCTIONS, cpu_flags, host_cpu
+from backends.facts.cpu import INTEGER_INSTRUCTIONS, cpu_flags, host_cpu
 from pipeline import __version__
 from pipeline.doctor import EXTRAS, REQUIRED
 

@@ -251,7 +251,7 @@ def emulation(
     cpu: Annotated[Literal["x86-avx2", "arm64"], Parameter(help="Processor that bundles are to be checked on.")], /
 ) -> int:
     """Make what validate --emulate needs, from Debian's and Python's packages; nothing of this machine changes."""
-    from backends.emulation_setup import make_environment
+    from backends.onnxruntime.emulation_setup import make_environment
 
     out = console(wrapped=False)
     folder = make_environment(cpu, lambda line: out.print(line))

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from backends import BACKENDS
 from backends.base import Backend, Runner
-from backends.cpu import cpu_flags
-from backends.differences import Comparison, why
-from backends.exposed import exposed, rounded_tensors
-from backends.serialised import parsed, serialise
+from backends.facts.cpu import cpu_flags
+from backends.onnx_file.exposed import exposed, rounded_tensors
+from backends.onnx_file.serialised import parsed, serialise
+from backends.oracle.differences import Comparison, why
 from calibration.errors import UserError
 from pipeline.artifacts import MODEL
 from pipeline.batches import images_at_once

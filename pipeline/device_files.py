@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from backends import bundle_check
 from backends.base import Backend
-from backends.serialised import Serialised, parsed
+from backends.device import bundle_check
+from backends.onnx_file.serialised import Serialised, parsed
 from calibration.plan import Plan
 
 #: The command on every device: python3 check.py.
@@ -28,7 +28,7 @@ def device_files(backend: Backend, model: Serialised, plan: Plan, images: Tensor
     """The device's files by path below the bundle; `images` are the golden inputs float32 [B, C, H, W]."""
     files = {PREPROCESS: (_HERE / "device_preprocess.py").read_bytes(), **check_files(backend.name)}
     if backend.name == "tensorrt":
-        from backends.tensorrt_layers import oracle_layers
+        from backends.oracle.layer_samples import oracle_layers
 
         files[LAYERS] = oracle_layers(parsed(model), plan, images[:_LAYER_IMAGES])
     return files

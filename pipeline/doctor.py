@@ -8,7 +8,7 @@ import os
 import platform
 from dataclasses import dataclass
 
-from backends.cpu import CPUS, INTEGER_INSTRUCTIONS, cpu_flags, host_cpu, is_arm
+from backends.facts.cpu import CPUS, INTEGER_INSTRUCTIONS, cpu_flags, host_cpu, is_arm
 
 REQUIRED = (
     "torch",
@@ -95,7 +95,7 @@ def _accelerators() -> list[Finding]:
         return [Finding(topic="gpu", name="cuda", value="unknown: torch is missing")]
     import torch
 
-    from backends.tensorrt import TensorRT
+    from backends.tensorrt.backend import TensorRT
 
     missing = TensorRT().unavailable()
     engines = Finding(topic="gpu", name="tensorrt", value=f"none: {missing}" if missing else "engines run here")

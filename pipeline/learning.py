@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backends.placement import Widths
+from backends.placement.place import Widths
 from pipeline.artifacts import (
     Network,
     PreparedStudent,

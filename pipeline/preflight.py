@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from backends.scratch import scratch_folder
+from backends.onnx_file.scratch import scratch_folder
 from calibration.errors import UserError
 from pipeline.artifacts import Network, UnlabelledImages
 from pipeline.atomic import check_place

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from backends.base import Backend
-from backends.placement import place
+from backends.placement.place import place
 from calibration.errors import UserError
 from pipeline.advice import advice
 from pipeline.artifacts import FLOAT_MODEL, Network, UnlabelledImages, load_tensors, save_tensors

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from backends.base import Backend, Runner
-from backends.cpu import elsewhere, host_cpu
-from backends.serialised import Serialised, read_model, size_of
+from backends.facts.cpu import elsewhere, host_cpu
+from backends.onnx_file.serialised import Serialised, read_model, size_of
 from calibration.errors import UserError
 from calibration.plan import Plan
 from pipeline.artifacts import FLOAT_MODEL, Network, QuantisedStudent, UnlabelledImages

@@ -3,9 +3,9 @@
     python3 -m tests.operator_survey [--export-only] [LIBRARY ...]
 
 asks the networks of these libraries (timm, torchvision, transformers, ultralytics; of all) that have no row in
-tests/backends/operator_survey.jsonl yet, and adds theirs. A library that is not installed has none, nor has a network
-that does not run on images alone (an input of its own, a package or a download that is not there). Blocks that repeat
-each other are left out, as they add no operator. With --export-only a network is exported without values, in a
+tests/backends/operators/operator_survey.jsonl yet, and adds theirs. A library that is not installed has none, nor has a
+network that does not run on images alone (an input of its own, a package or a download that is not there). Blocks that
+repeat each other are left out, as they add no operator. With --export-only a network is exported without values, in a
 fraction of the time, and its row says "exported"; without, such a network is asked again and converted.
 tests/operator_table.py shows the rows as a page.
 """
@@ -28,7 +28,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 
-from backends.onnx_graph import emit
+from backends.onnx_file.emit import emit
 from calibration.capture import graph_from_module as capturing
 from calibration.capture.eager import own_copy
 from calibration.errors import UserError
@@ -36,7 +36,7 @@ from calibration.normal_form.rules import normal_form
 from calibration.rewrites.fold import fold
 from tests.architectures import LIBRARIES, Architecture
 
-FILE = Path(__file__).parent / "backends" / "operator_survey.jsonl"
+FILE = Path(__file__).parent / "backends" / "operators" / "operator_survey.jsonl"
 _SECONDS = int(os.environ.get("FAQD_SURVEY_SECONDS", "120"))  # for one network
 
 Row = dict[str, Any]

@@ -2,7 +2,7 @@
 
     python3 -m tests.operator_table
 
-writes docs/aten-operators.md from tests/backends/operator_survey.jsonl and the tables of the packages.
+writes docs/aten-operators.md from tests/backends/operators/operator_survey.jsonl and the tables of the packages.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from backends.onnx_operators import TRANSLATORS
-from backends.onnx_operators.refused import REFUSED
+from backends.onnx_file.translations import TRANSLATORS
+from backends.onnx_file.translations.refused import REFUSED
 from calibration.normal_form.mutation import functional_name
 from calibration.normal_form.rules import REWRITTEN
 from tests.operator_survey import Row, read

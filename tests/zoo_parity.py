@@ -1,6 +1,6 @@
 """Integer by integer: simulation, oracle and ONNX Runtime on networks of the list, and the reviewed counts of each.
 
-tests/backends/test_zoo_parity.py measures the counts of the whole list and writes them; docs/zoo.md shows them.
+tests/backends/zoo/test_parity.py measures the counts of the whole list and writes them; docs/zoo.md shows them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from backends.differences import Comparison, TensorDifference, kernel_of
-from backends.exposed import exposed
-from backends.onnxruntime import OnnxRuntime
-from backends.onnxruntime_rules import host_profile
-from backends.placement import Widths, place
+from backends.facts.onnxruntime_rules import host_profile
+from backends.onnx_file.exposed import exposed
+from backends.onnxruntime.backend import OnnxRuntime
+from backends.oracle.differences import Comparison, TensorDifference, kernel_of
+from backends.placement.place import Widths, place
 from calibration.capture.graph_from_module import capture
 from calibration.plan import Plan
 from calibration.ranges.observation import choose_ranges, observe
@@ -27,7 +27,7 @@ from calibration.simulation.freeze import freeze
 from calibration.simulation.insert import insert
 from tests.zoo import ZooNetwork
 
-FILE = Path(__file__).resolve().parent / "backends" / "zoo_parity.json"
+FILE = Path(__file__).resolve().parent / "backends" / "zoo" / "zoo_parity.json"
 #: Images that ranges are chosen by, and others that are compared.
 CALIBRATION_IMAGES, IMAGES = 16, 4
 

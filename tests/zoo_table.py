@@ -4,7 +4,7 @@
 
 writes the structure of these networks (of all) anew and the page that shows the table; what has changed is then
 reviewed as a diff. The figures are those of tests/benchmarks/test_zoo_latency.py, which writes them into the same file;
-the counts of parity are those of tests/backends/test_zoo_parity.py, in a file of their own.
+the counts of parity are those of tests/backends/zoo/test_parity.py, in a file of their own.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from backends.onnxruntime_rules import X64
-from backends.placement import Widths, place
+from backends.facts.onnxruntime_rules import X64
+from backends.placement.place import Widths, place
 from calibration.capture.graph_from_module import capture
 from calibration.graph.operators import WEIGHTED, kind
 from calibration.rewrites.fold import fold
@@ -28,13 +28,13 @@ from tests import zoo_parity
 from tests.zoo import ZOO, ZooNetwork
 
 _ROOT = Path(__file__).resolve().parent.parent
-FILE = _ROOT / "tests" / "backends" / "zoo_onnxruntime.json"
+FILE = _ROOT / "tests" / "backends" / "zoo" / "zoo_onnxruntime.json"
 PAGE = _ROOT / "docs" / "zoo.md"
 
 _HEAD = """# What runs on integers, network by network
 
 ONNX Runtime on x86 with VNNI, W8A8; every layer and operator at the size of images that the network is published for.
-`tests/backends/zoo_onnxruntime.json` holds the table; a test holds it to what a run plans, and this page to it.
+`tests/backends/zoo/zoo_onnxruntime.json` holds the table; a test holds it to what a run plans, and this page to it.
 
 Agreement, noise and speed: random weights, calibrated on 16 images and not trained, images of 128 px (noise of VGG:
 224). Agreement is the share of the 16 with the float network's class; in a network with random weights all classes are

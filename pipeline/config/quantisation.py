@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from backends.limits import LARGEST_MODEL
+from backends.facts.limits import LARGEST_MODEL
 from calibration.errors import UserError
 from pipeline import flags
 

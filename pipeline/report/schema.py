@@ -325,7 +325,7 @@ class Report:
     quantiser: str | None = None
     """How the integers were found: faqd, or another tool's way; None in reports older than the choice."""
     target: str | None = None
-    """Processor that the artifact is for, a key of `backends.cpu.CPUS`; None where the backend runs on none."""
+    """Processor that the artifact is for, a key of `backends.facts.cpu.CPUS`; None where the backend runs on none."""
 
     def __post_init__(self) -> None:
         records.check(self)

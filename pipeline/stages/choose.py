@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backends.base import Backend
-from backends.placement import Widths, place
+from backends.placement.place import Widths, place
 from calibration.simulation.prepared import PreparedNetwork
 from pipeline.artifacts import Network, PreparedStudent, UnlabelledImages
 from pipeline.batches import images_at_once

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch.fx import GraphModule
 
 from backends.base import Backend
-from backends.limits import LARGEST_MODEL
-from backends.onnx_graph import emit
-from backends.onnx_view import INT4_OPSET
-from backends.runtime_refusals import nodes_named_in
-from backends.serialised import Serialised, parsed, serialise
+from backends.facts.limits import LARGEST_MODEL
+from backends.onnx_file.emit import emit
+from backends.onnx_file.runtime_refusals import nodes_named_in
+from backends.onnx_file.serialised import Serialised, parsed, serialise
+from backends.onnx_file.view import INT4_OPSET
 from calibration.errors import MissingExtra, UserError
 from calibration.plan import Plan
 from calibration.simulation.freeze import freeze

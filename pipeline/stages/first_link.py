@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backends.onnxruntime import OnnxRuntime
-from backends.onnxruntime_failures import session_failures
-from backends.serialised import Serialised, parsed, serialise
+from backends.facts.onnxruntime_failures import session_failures
+from backends.onnx_file.serialised import Serialised, parsed, serialise
+from backends.onnxruntime.backend import OnnxRuntime
 from calibration.capture.eager import Eager
 from calibration.errors import UserError
 from calibration.proof.first_difference import values_of

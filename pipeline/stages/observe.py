@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from backends.base import Backend
-from backends.placement import Widths, place
-from backends.profile import Profile
+from backends.facts.profile import Profile
+from backends.placement.place import Widths, place
 from calibration.graph.free_size import free_size
 from calibration.ranges.observation import choose_ranges, observe
 from calibration.ranges.observers import RangeMethod

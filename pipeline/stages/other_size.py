@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from backends.base import Backend, Runner
-from backends.onnx_graph import emit
-from backends.reference import IntegerOracle
-from backends.serialised import Serialised, parsed
+from backends.onnx_file.emit import emit
+from backends.onnx_file.serialised import Serialised, parsed
+from backends.oracle.backend import IntegerOracle
 from calibration.errors import UserError
 from pipeline.outputs import Output
 from pipeline.report.schema import Gate

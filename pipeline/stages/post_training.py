@@ -8,10 +8,10 @@ from dataclasses import replace
 from torch.fx import GraphModule
 
 from backends.base import Array, Backend
-from backends.nncf_quantiser import quantise
-from backends.onnx_graph import emit
-from backends.onnx_plan import plan_of_file
-from backends.serialised import in_one_piece, serialise
+from backends.nncf.plan_of_file import plan_of_file
+from backends.nncf.quantiser import quantise
+from backends.onnx_file.emit import emit
+from backends.onnx_file.serialised import in_one_piece, serialise
 from pipeline.artifacts import FLOAT_MODEL, MODEL, CompiledModel, QuantisedStudent, UnlabelledImages
 from pipeline.batches import images_at_once
 from pipeline.calibration_images import calibration_batches, calibration_indices

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.base import Array, Backend, Census
-from backends.reference import IntegerOracle
-from backends.serialised import Serialised, parsed
+from backends.onnx_file.serialised import Serialised, parsed
+from backends.oracle.backend import IntegerOracle
 from backends.timing import interleaved_latency
 from calibration.errors import MissingExtra, UserError
 from pipeline.agreement import OutputTally, parity_of

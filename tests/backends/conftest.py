@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from backends import openvino_rules
-from backends.onnx_graph import emit
-from backends.onnxruntime_rules import host_profile
-from backends.placement import Widths, place
-from backends.profile import Profile
-from backends.tensorrt_rules import PROFILE
+from backends.facts import openvino_rules
+from backends.facts.onnxruntime_rules import host_profile
+from backends.facts.profile import Profile
+from backends.facts.tensorrt_rules import PROFILE
+from backends.onnx_file.emit import emit
+from backends.placement.place import Widths, place
 from calibration.capture.graph_from_module import capture
 from calibration.plan import Plan
 from calibration.ranges.observation import choose_ranges, observe

@@ -13,9 +13,9 @@ import pytest
 
 from backends import BACKENDS, backend_named
 from backends.base import Backend
-from backends.onnx_graph import emit
-from backends.onnx_lint import lint
-from backends.onnx_rule import lint_rules
+from backends.lint.rule import lint_rules
+from backends.lint.table import lint
+from backends.onnx_file.emit import emit
 from calibration.errors import MissingExtra, UserError
 
 Build = Callable[..., Any]
@@ -102,7 +102,8 @@ def test_an_unknown_backend_is_told_the_known_ones() -> None:
 
 def test_naming_the_backends_loads_no_runtime() -> None:
     code = (
-        "import sys, backends, backends.openvino, backends.placement, backends.tensorrt_rules, backends.onnx_lint;"
+        "import sys, backends, backends.openvino.backend, backends.placement.place;"
+        "import backends.facts.tensorrt_rules, backends.lint.table;"
         "print(sorted({'onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx'} & sys.modules.keys()))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from backends.exposed import exposed
-from backends.onnx_view import OnnxView
-from backends.onnxruntime_rules import CPU_PROFILES
-from backends.placement import Widths
-from backends.reference import IntegerOracle
+from backends.facts.onnxruntime_rules import CPU_PROFILES
+from backends.onnx_file.exposed import exposed
+from backends.onnx_file.view import OnnxView
+from backends.oracle.backend import IntegerOracle
+from backends.placement.place import Widths
 from tests.one_line_net import Net, c3
 
 VARIANTS: dict[str, dict[str, Any]] = {

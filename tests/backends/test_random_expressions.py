@@ -13,8 +13,8 @@ import re
 import pytest
 import torch
 
-from backends.onnx_graph import emit
-from backends.onnxruntime import OnnxRuntime
+from backends.onnx_file.emit import emit
+from backends.onnxruntime.backend import OnnxRuntime
 from calibration.capture.eager import Eager
 from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError

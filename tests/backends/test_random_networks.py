@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from backends import backend_named
-from backends.reference import IntegerOracle
-from backends.tensorrt_engine import build_ahead_of_time
+from backends.oracle.backend import IntegerOracle
+from backends.tensorrt.ahead_of_time import build_ahead_of_time
 from tests.random_networks import PIXELS, RandomNetwork
 
 Build = Callable[..., Any]

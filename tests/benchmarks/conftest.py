@@ -21,7 +21,7 @@ import torch
 
 from backends import backend_named
 from backends.base import Backend
-from backends.placement import Widths
+from backends.placement.place import Widths
 from pipeline.artifacts import Network, PreparedStudent, UnlabelledImages
 from pipeline.batches import suggested_workers
 from pipeline.circumstances import host, versions

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from backends.base import Array, Backend, Runner
-from backends.serialised import in_one_piece
+from backends.onnx_file.serialised import in_one_piece
 from backends.timing import interleaved_latency
 from pipeline.config import DataConfig, PreprocessingConfig, QuantisationConfig, RunConfig, TeacherConfig
 from pipeline.data import ordered_batches

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.export import Dim, export
 from torch.fx import GraphModule, Node
 
-from backends.onnx_graph import emit
+from backends.onnx_file.emit import emit
 from calibration.graph.operators import kind
 from pipeline.data import open_evaluation, ordered_batches
 from pipeline.preprocessing import normalise

@@ -20,12 +20,12 @@ import pytest
 import torch
 from torch import nn
 
-from backends.onnx_graph import emit
-from backends.onnxruntime import OnnxRuntime
-from backends.onnxruntime_rules import X64
-from backends.openvino import OpenVINO
-from backends.openvino_rules import PROFILE
-from backends.placement import Widths, place
+from backends.facts.onnxruntime_rules import X64
+from backends.facts.openvino_rules import PROFILE
+from backends.onnx_file.emit import emit
+from backends.onnxruntime.backend import OnnxRuntime
+from backends.openvino.backend import OpenVINO
+from backends.placement.place import Widths, place
 from backends.timing import interleaved_latency
 from calibration.capture.graph_from_module import capture
 from calibration.ranges.observation import choose_ranges, observe

@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 import torch
 
-from backends.onnx_graph import emit
-from backends.onnxruntime import OnnxRuntime
-from backends.onnxruntime_rules import host_profile
-from backends.placement import Widths, place
+from backends.facts.onnxruntime_rules import host_profile
+from backends.onnx_file.emit import emit
+from backends.onnxruntime.backend import OnnxRuntime
+from backends.placement.place import Widths, place
 from backends.timing import interleaved_latency
 from calibration.capture.graph_from_module import capture
 from calibration.graph.operators import WEIGHTED, kind

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backends.cpu import CPUS
-from backends.emulation import EMULATED
+from backends.facts.cpu import CPUS
+from backends.onnxruntime.emulation import EMULATED
 from calibration.errors import UserError
 from pipeline.bundle import Bundle, Golden
 from pipeline.chosen_backend import emulated_backend

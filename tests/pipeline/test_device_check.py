@@ -17,11 +17,11 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from backends.bundle_check.errors import DeviceError
-from backends.bundle_check.images import Images as OpenedImages
-from backends.bundle_check.images import open_images, scored
-from backends.bundle_check.manifest import digest, manifest_digest
-from backends.bundle_check.runtimes import refuse_old
+from backends.device.bundle_check.errors import DeviceError
+from backends.device.bundle_check.images import Images as OpenedImages
+from backends.device.bundle_check.images import open_images, scored
+from backends.device.bundle_check.manifest import digest, manifest_digest
+from backends.device.bundle_check.runtimes import refuse_old
 from pipeline.device_files import check_files
 from pipeline.preprocessing import Preprocessing
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backends.cpu import host_cpu
+from backends.facts.cpu import host_cpu
 from pipeline.doctor import EXTRAS, REQUIRED, examine
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from backends import backend_of
 from backends.base import Census
-from backends.bundle_check import compare as device
+from backends.device.bundle_check import compare as device
 from calibration.plan import Plan
 from pipeline.cli import main
 from pipeline.config import ValidationConfig

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from backends.scratch import scratch_folder
+from backends.onnx_file.scratch import scratch_folder
 from calibration.errors import UserError
 from pipeline.artifacts import load_tensors, save_tensors
 from pipeline.bundle import write_bundle

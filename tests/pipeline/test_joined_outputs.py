@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from backends.bundle_check.compare import same_share
+from backends.device.bundle_check.compare import same_share
 from pipeline.cli import main
 from pipeline.joined_outputs import Join, join_of, lost_entries, why_lost
 from pipeline.report.schema import Entries, OutputScore, Report, read_report

@@ -21,8 +21,8 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from backends.cpu import host_cpu
-from backends.onnxruntime_rules import host_profile
+from backends.facts.cpu import host_cpu
+from backends.facts.onnxruntime_rules import host_profile
 from pipeline import embedded
 from pipeline.bundle import read_bundle
 from pipeline.cli import main

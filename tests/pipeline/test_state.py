@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from backends.cpu import host_cpu
+from backends.facts.cpu import host_cpu
 from calibration.errors import UserError
 from pipeline import __version__
 from pipeline.artifacts import save_tensors

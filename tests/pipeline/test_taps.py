@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from backends.onnxruntime_rules import X64
-from backends.placement import Widths, place
+from backends.facts.onnxruntime_rules import X64
+from backends.placement.place import Widths, place
 from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
 from calibration.ranges.observation import choose_ranges, observe

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from backends.onnxruntime import OnnxRuntime
-from backends.serialised import parsed, size_of
+from backends.onnx_file.serialised import parsed, size_of
+from backends.onnxruntime.backend import OnnxRuntime
 from calibration.errors import UserError
 from pipeline.bundle import read_bundle
 from pipeline.chosen_backend import chosen_backends
@@ -22,7 +22,7 @@ from pipeline.embedded import digits_images
 from pipeline.progress import LineProgress
 from pipeline.report.schema import read_report
 from pipeline.stages.convert import check_opset
-from tests.backends import tensorrt_stand_in as stand_in
+from tests.backends.device import tensorrt_stand_in as stand_in
 
 BUILDER = '''
 import torch
@@ -114,7 +114,7 @@ def test_what_another_compiler_says_passes_no_gate(
     # As on a device that has ONNX Runtime's provider, and TensorRT's own package not: the bundle runs there, and its
     # kernels are known from TensorRT-RTX alone.
     pytest.importorskip("tensorrt_rtx", reason="the extra tensorrt-rtx is not installed")
-    import backends.tensorrt as backend
+    import backends.tensorrt.backend as backend
 
     monkeypatch.setattr(backend, "provider_missing", lambda: None)
     monkeypatch.setattr(backend, "provider_runner", lambda model, options: OnnxRuntime().runner(model, threads=1))
@@ -145,7 +145,7 @@ def test_a_bundle_is_compared_with_another_model_where_no_engine_runs(
 def test_a_bundle_is_compared_with_its_engine(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import backends.tensorrt as backend
+    import backends.tensorrt.backend as backend
 
     cuda = stand_in.FakeCuda()
     monkeypatch.setitem(sys.modules, "tensorrt", stand_in.stand_in(cuda))

@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from backends.onnxruntime import OnnxRuntime
-from backends.onnxruntime_rules import host_profile
-from backends.placement import Widths, place
-from backends.reference import IntegerOracle
+from backends.facts.onnxruntime_rules import host_profile
+from backends.onnxruntime.backend import OnnxRuntime
+from backends.oracle.backend import IntegerOracle
+from backends.placement.place import Widths, place
 from calibration.capture.graph_from_module import capture
 from calibration.graph.operators import WEIGHTED, kind
 from calibration.ranges.observation import choose_ranges, observe

@@ -113,9 +113,9 @@ def test_it_is_written_in_operators_that_are_known(name: str, net: MakeNet, nois
 
 @pytest.mark.parametrize("name", COMPUTED)
 def test_it_runs_on_onnx_runtime(name: str, net: MakeNet, noise: Noise) -> None:
-    from backends.onnx_graph import emit
-    from backends.onnxruntime import OnnxRuntime
-    from backends.reference import IntegerOracle
+    from backends.onnx_file.emit import emit
+    from backends.onnxruntime.backend import OnnxRuntime
+    from backends.oracle.backend import IntegerOracle
 
     module = net(COMPUTED[name][0], a=nn.Conv2d(3, 8, 3, padding=1), l=nn.Linear(8, 8)).eval()
     model = emit(fold(capture(module, noise(2, 3, 8, 8), source="test")), opset=20)

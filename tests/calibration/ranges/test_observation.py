@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from backends.onnxruntime_rules import X64
-from backends.placement import Widths, place
+from backends.facts.onnxruntime_rules import X64
+from backends.placement.place import Widths, place
 from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
 from calibration.plan import Plan

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from backends.onnx_graph import emit
-from backends.onnxruntime_rules import X64
-from backends.placement import Widths, place
-from backends.reference import IntegerOracle
+from backends.facts.onnxruntime_rules import X64
+from backends.onnx_file.emit import emit
+from backends.oracle.backend import IntegerOracle
+from backends.placement.place import Widths, place
 from calibration.graph.operators import kind
 from calibration.ranges.observation import choose_ranges, observe
 from calibration.rewrites.rewrite import rewritten

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from backends.onnxruntime_rules import X64
-from backends.placement import Widths, place
+from backends.facts.onnxruntime_rules import X64
+from backends.placement.place import Widths, place
 from calibration.ranges.observation import choose_ranges, observe
 from calibration.simulation.clipping import ClippedScales
 from calibration.simulation.insert import insert

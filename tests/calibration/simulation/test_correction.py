@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from backends.onnxruntime_rules import X64
-from backends.profile import Profile
+from backends.facts.onnxruntime_rules import X64
+from backends.facts.profile import Profile
 from calibration.ranges.observation import choose_ranges, observe
 from calibration.simulation.correction import Corrections, find_corrections
 from calibration.simulation.insert import insert

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from backends.onnxruntime_rules import X64
+from backends.facts.onnxruntime_rules import X64
 from calibration.errors import UserError
 from calibration.grid import SMALLEST_SCALE
 from calibration.simulation.freeze import FrozenNetwork, freeze

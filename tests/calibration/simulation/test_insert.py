@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backends.onnxruntime_rules import X64, X64_WITHOUT_VNNI
-from backends.profile import Profile
+from backends.facts.onnxruntime_rules import X64, X64_WITHOUT_VNNI
+from backends.facts.profile import Profile
 from calibration.arithmetic.integer_products import EXACT_IN_FLOAT32, LARGEST_ACTIVATION
 from calibration.simulation.operations import RequantiseProduct
 from calibration.simulation.prepared import OPERATIONS, PreparedNetwork

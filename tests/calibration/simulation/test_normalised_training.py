@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backends.onnxruntime_rules import X64
-from backends.placement import Widths, place
-from backends.tensorrt_rules import PROFILE
+from backends.facts.onnxruntime_rules import X64
+from backends.facts.tensorrt_rules import PROFILE
+from backends.placement.place import Widths, place
 from calibration.capture.graph_from_module import capture
 from calibration.ranges.observation import choose_ranges, observe
 from calibration.rewrites.fold import fold

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from backends.placement import Widths, place
-from backends.tensorrt_rules import PROFILE
+from backends.facts.tensorrt_rules import PROFILE
+from backends.placement.place import Widths, place
 from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
 from calibration.graph.operators import kind

@@ -84,8 +84,8 @@ def test_a_scale_at_its_floor_is_a_warning_by_name(prepared: PreparedNetwork) ->
 @pytest.fixture
 def prepared() -> PreparedNetwork:
     """The embedded network on ranges of one."""
-    from backends.onnxruntime import OnnxRuntime
-    from backends.placement import Widths, place
+    from backends.onnxruntime.backend import OnnxRuntime
+    from backends.placement.place import Widths, place
     from calibration.ranges.observation import Range
     from calibration.simulation.insert import insert
     from pipeline.stages.teacher import load_network

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from backends.onnxruntime import OnnxRuntime
-from backends.placement import Widths
+from backends.onnxruntime.backend import OnnxRuntime
+from backends.placement.place import Widths
 from pipeline.artifacts import UnlabelledImages
 from pipeline.data import open_images, split_held_out
 from pipeline.stages.observe import prepare

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from backends import BACKENDS
-from backends.onnxruntime import OnnxRuntime
-from backends.onnxruntime_rules import X64, X64_PRECISE, X64_WITHOUT_VNNI
-from backends.placement import Widths, place
+from backends.facts.onnxruntime_rules import X64, X64_PRECISE, X64_WITHOUT_VNNI
+from backends.onnxruntime.backend import OnnxRuntime
+from backends.placement.place import Widths, place
 from pipeline.artifacts import PreparedStudent
 from pipeline.stages.choose import choose_profile
 

@@ -14,7 +14,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from backends.serialised import parsed, serialise
+from backends.onnx_file.serialised import parsed, serialise
 from calibration.errors import UserError
 from pipeline.artifacts import FLOAT_MODEL, Network, UnlabelledImages
 from pipeline.cli import main

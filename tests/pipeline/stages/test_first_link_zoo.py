@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from backends.onnx_graph import emit
-from backends.onnxruntime import OnnxRuntime
+from backends.onnx_file.emit import emit
+from backends.onnxruntime.backend import OnnxRuntime
 from calibration.capture.eager import Eager
 from calibration.capture.graph_from_module import capture
 from calibration.proof.module_and_graph import check_first_link, wide_images

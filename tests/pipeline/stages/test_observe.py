@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from backends.placement import Widths, place
+from backends.placement.place import Widths, place
 from calibration.simulation.correction import Corrections
 from pipeline.artifacts import PreparedStudent
 from pipeline.calibration_images import calibration_indices

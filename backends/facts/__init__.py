@@ -1,0 +1,1 @@
+"""What runtimes and processors can do, as tables with their sources; imports nothing else of the backends."""

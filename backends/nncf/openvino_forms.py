@@ -1,0 +1,83 @@
+"""Forms that OpenVINO computes wrongly in a file that another tool wrote, written otherwise (rules 32, 34, 35)."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper
+
+from backends.lint.openvino_passes import borders_of_averages, lone_reductions
+from backends.lint.rule import LintRules
+from backends.nncf.editing import Names, constant
+from backends.onnx_file.translations.common import NEXT_TO_NOTHING
+from backends.onnx_file.view import OnnxView, attributes, node_name
+
+
+def openvino_forms(model: onnx.ModelProto) -> None:
+    """Give every layer a bias, averages of signed maps a border of its own, and what is largest or smallest a Max.
+
+    Each is as in our own files: nothing that is computed changes, but for sums of exactly 0, which become 1e-30.
+    """
+    names, rules = Names(model), LintRules(target="openvino")
+    _biases(model, names)
+    for name in {name for name, _ in borders_of_averages(OnnxView(model), rules)}:
+        _border(model, _named(model, name), names)
+    for name in {name for name, _ in lone_reductions(OnnxView(model), rules)}:
+        _maximum(model, _named(model, name), names)
+
+
+def _named(model: onnx.ModelProto, name: str) -> NodeProto:
+    node: NodeProto = next(node for node in model.graph.node if node_name(node) == name)
+    return node
+
+
+def _biases(model: onnx.ModelProto, names: Names) -> None:
+    view = OnnxView(model)
+    for node in filter(view.has_integer_weight, view.nodes):
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+            continue
+        bias = view.input(node, 2)
+        values = view.value(bias) if bias else None
+        if bias and (values is None or values.any()):
+            continue
+        weight = view.dequantised(node, 1)
+        stored = None if weight is None else view.value(view.stored_integers(weight) or "")
+        assert stored is not None  # it has an integer weight
+        if node.op_type == "Gemm":
+            count = stored.shape[0 if attributes(node).get("transB", 0) else 1]
+        else:
+            groups = attributes(node).get("group", 1) if node.op_type == "ConvTranspose" else 1
+            count = stored.shape[1] * groups if node.op_type == "ConvTranspose" else stored.shape[0]
+        base = names.fresh(f"{node.name or node.output[0]}_bias")
+        nothing = constant(model, base, np.full(count, NEXT_TO_NOTHING, np.float32))
+        del node.input[2:]
+        node.input.append(nothing)
+
+
+def _border(model: onnx.ModelProto, node: NodeProto, names: Names) -> None:
+    """Put a padding in front of an average pooling; one that rounds its size up divides otherwise and stays."""
+    found = attributes(node)
+    if found.get("ceil_mode", 0):
+        return
+    half = len(found["pads"]) // 2
+    pads = np.array([0, 0, *found["pads"][:half], 0, 0, *found["pads"][half:]], np.int64)
+    base = names.fresh(f"{node.name or node.output[0]}_border")
+    inputs = [
+        node.input[0],
+        constant(model, names.fresh(f"{base}_sizes"), pads),
+        constant(model, names.fresh(f"{base}_value"), np.array(NEXT_TO_NOTHING, np.float32)),
+    ]
+    position = list(model.graph.node).index(node)
+    model.graph.node.insert(position, helper.make_node("Pad", inputs, [base], name=base, mode="constant"))
+    node.input[0] = base
+    next(attribute for attribute in node.attribute if attribute.name == "pads").ints[:] = [0] * (2 * half)
+
+
+def _maximum(model: onnx.ModelProto, node: NodeProto, names: Names) -> None:
+    """Put a Max with the lowest number behind a reduction."""
+    result, node.output[0] = node.output[0], names.fresh(f"{node.output[0]}_reduced")
+    name = names.fresh(f"{result}_max")
+    lowest = constant(model, names.fresh(f"{name}_lowest"), np.array(np.finfo(np.float32).min, np.float32))
+    position = list(model.graph.node).index(node)
+    made = helper.make_node("Max", [node.output[0], lowest], [result], name=name)
+    model.graph.node.insert(position + 1, made)

@@ -1,0 +1,182 @@
+"""Translations of what moves values without computing any."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from backends.onnx_file.shapes import shape_of, stored
+from backends.onnx_file.translations.common import NEXT_TO_NOTHING, for_openvino, input_of
+from calibration.graph.operators import argument, axis_order, constant, is_non_negative, kind, static_shape
+
+if TYPE_CHECKING:
+    from backends.onnx_file.emit import Emitter
+
+aten = torch.ops.aten
+
+
+def reshape(e: Emitter, node: Node) -> list[str]:
+    """Flatten or Reshape, one dimension free at most."""
+    sizes = shape_of(e, node)
+    if node.target is aten.flatten.using_ints and len(sizes) == 2 and int(argument(node, 1, "start_dim", 0)) == 1:
+        return e.add("Flatten", [e.read(input_of(node))], axis=1)
+    wanted = e.int64s(sizes) if sizes.count(-1) <= 1 else _computed_sizes(e, node)
+    return e.add("Reshape", [e.read(input_of(node)), wanted])
+
+
+def _computed_sizes(e: Emitter, node: Node) -> str:
+    """The sizes of a reshape with several free ones: each is a size of the input, all but one that is inferred."""
+    source, parts, inferred = input_of(node), list[str](), 0
+    known, wanted = ((), ()) if e.free is None else (e.free.sizes[source.name], e.free.sizes[node.name])
+    for axis, size in enumerate(shape_of(e, node)):
+        # Of sizes that are equal, that at the same place from the end: height and width stand there.
+        places = [place for place, pair in enumerate(known) if pair == wanted[axis]]
+        if size >= 0:
+            parts.append(e.int64s([size]))
+        elif places:
+            start = min(places, key=lambda place: abs((len(known) - place) - (len(wanted) - axis)))
+            parts += e.add("Shape", [stored(e, [source.name])], suffix=f"_size_{axis}", start=start, end=start + 1)
+        else:
+            parts.append(e.int64s([-1]))
+            inferred += 1
+    if inferred > 1:
+        raise e.unsupported("a reshape with more than one free dimension has no translation to ONNX")
+    return e.add("Concat", parts, suffix="_sizes", axis=0)[0]
+
+
+def transpose(e: Emitter, node: Node) -> list[str]:
+    """Transpose."""
+    return e.add("Transpose", [e.read(input_of(node))], perm=axis_order(node))
+
+
+def slice_axis(e: Emitter, node: Node) -> list[str]:
+    """Slice of one axis."""
+    axis, start = int(argument(node, 1, "dim", 0)), argument(node, 2, "start")
+    end, step = argument(node, 3, "end"), int(argument(node, 4, "step", 1))
+    for bound in (start, end):
+        if isinstance(bound, Node):
+            raise e.unsupported("a slice whose bounds depend on the batch size has no translation to ONNX")
+    bounds = [[start or 0], [sys.maxsize if end is None else end], [axis], [step]]
+    return e.add("Slice", [e.read(input_of(node)), *(e.int64s(bound) for bound in bounds)])
+
+
+def flip(e: Emitter, node: Node) -> list[str]:
+    """Slice backwards."""
+    axes = [int(axis) for axis in argument(node, 1, "dims")]
+    bounds = [[-1] * len(axes), [-sys.maxsize] * len(axes), axes, [-1] * len(axes)]
+    return e.add("Slice", [e.read(input_of(node)), *(e.int64s(bound) for bound in bounds)])
+
+
+def index_select(e: Emitter, node: Node) -> list[str]:
+    """Gather at constant places; of channels in another order in two halves where OpenVINO may read them."""
+    axis, places = int(argument(node, 1, "dim")), constant(e.module, argument(node, 2, "index"))
+    if places is None:
+        raise e.unsupported("indices that are computed at run time have no translation to ONNX")
+    order = places.cpu().numpy().astype(np.int64)
+    if (for_openvino(e) or not e.moves_integers(node)) and axis == 1 and _is_misread(order, static_shape(node)[1]):
+        halves = [e.constant(half, f"{node.name}_places_{i}") for i, half in enumerate(np.array_split(order, 2))]
+        parts = [e.add("Gather", [e.read(input_of(node)), half], axis=1, suffix=half[-2:])[0] for half in halves]
+        return e.add("Concat", parts, axis=1)
+    stored = e.constant(order, f"{node.name}_places")
+    return e.add("Gather", [e.read(input_of(node)), stored], axis=axis)
+
+
+def _is_misread(order: np.ndarray[Any, Any], channels: int) -> bool:
+    """Whether OpenVINO would take channels in the inverse of this order: all of them, in one that is not its own.
+
+    Measured on 2026.4.1: where a convolution follows, its pass that fuses reversed channels into weights drops a Gather
+    of all channels and permutes the weights the wrong way round; a reversal is its own inverse.
+    """
+    return sorted(order) == list(range(channels)) and not np.array_equal(order[order], np.arange(channels))
+
+
+def select(e: Emitter, node: Node) -> list[str]:
+    """Gather of one index."""
+    axis, index = int(argument(node, 1, "dim")), int(argument(node, 2, "index"))
+    return e.add("Gather", [e.read(input_of(node)), e.constant(np.array(index, np.int64), f"index_{index}")], axis=axis)
+
+
+def split(e: Emitter, node: Node) -> list[str]:
+    """Split; of one part, nothing."""
+    axis = int(argument(node, 2, "dim", 0))
+    sizes = [int(part.shape[axis]) for part in node.meta["val"]]
+    if len(sizes) == 1:
+        return e.add("Identity", [e.read(input_of(node))])
+    return e.add("Split", [e.read(input_of(node)), e.int64s(sizes)], outputs=len(sizes), axis=axis)
+
+
+def item(e: Emitter, node: Node) -> list[str]:
+    """One of the tensors that a split gave."""
+    return [e.lists[input_of(node)][int(argument(node, 1, "b"))]]
+
+
+def pad(e: Emitter, node: Node) -> list[str]:
+    """Pad; its border is zero in the units of its input."""
+    amounts = [int(amount) for amount in argument(node, 1, "pad")]
+    mode = str(argument(node, 2, "mode", "constant")) if node.target is aten.pad.default else "constant"
+    value = argument(node, 3 if node.target is aten.pad.default else 2, "value", 0.0) or 0.0
+    if mode not in {"constant", "reflect", "replicate"}:
+        raise e.unsupported(f"padding mode {mode} has no translation to ONNX")
+    rank = len(static_shape(node))
+    begins, ends = [0] * rank, [0] * rank
+    for index in range(len(amounts) // 2):  # torch lists the last axis first
+        begins[rank - 1 - index], ends[rank - 1 - index] = amounts[2 * index], amounts[2 * index + 1]
+    border = e.border(input_of(node)) if value == 0.0 else e.scalar(float(value))
+    if for_openvino(e) and value == 0.0 and not e.moves_integers(node) and _is_averaged(node):
+        border = e.scalar(NEXT_TO_NOTHING)  # a pooling that takes the border in has integer zeros there (rule 34)
+    inputs = [e.read(input_of(node)), e.int64s(begins + ends)] + ([border] if mode == "constant" else [])
+    return e.add("Pad", inputs, mode={"replicate": "edge"}.get(mode, mode))
+
+
+def _is_averaged(pad: Node) -> bool:
+    """Whether an average pooling reads a border around values that may be negative."""
+    return not is_non_negative(pad) and any(kind(user) == "average_pool" for user in pad.users)
+
+
+def concat(e: Emitter, node: Node) -> list[str]:
+    """Concat."""
+    parts = node.args[0]
+    assert isinstance(parts, (list, tuple))
+    names = [e.read(part) for part in parts if isinstance(part, Node)]
+    return e.add("Concat", names, axis=int(argument(node, 1, "dim", 0)))
+
+
+def expand(e: Emitter, node: Node) -> list[str]:
+    """Expand, to the batch of the input where that is free."""
+    sizes = shape_of(e, node)
+    if sizes.count(-1) > 1:
+        raise e.unsupported("an expansion with more than one free dimension has no translation to ONNX")
+    if -1 not in sizes:
+        return e.add("Expand", [e.read(input_of(node)), e.int64s(sizes)])
+    # The free dimension is the batch: it is read from the network's input.
+    (batch,) = e.add("Shape", [e.first_input], suffix="_batch", start=0, end=1)
+    axis = sizes.index(-1)
+    before, behind = ([e.int64s(part)] if part else [] for part in (sizes[:axis], sizes[axis + 1 :]))
+    parts = [*before, batch, *behind]
+    (wanted,) = e.add("Concat", parts, suffix="_sizes", axis=0)
+    return e.add("Expand", [e.read(input_of(node)), wanted])
+
+
+def depth_to_space(e: Emitter, node: Node) -> list[str]:
+    """DepthToSpace in torch's order."""
+    factor = int(argument(node, 1, "upscale_factor"))
+    return e.add("DepthToSpace", [e.read(input_of(node))], blocksize=factor, mode="CRD")
+
+
+def channel_shuffle(e: Emitter, node: Node) -> list[str]:
+    """Reshape, Transpose, Reshape, or of integers a Gather of channels, which takes half the time and any size."""
+    groups = int(argument(node, 1, "groups"))
+    _, channels, height, width = shape_of(e, node)
+    if e.moves_integers(node) or min(height, width) < 0:
+        order = np.arange(channels, dtype=np.int64).reshape(groups, -1).T.reshape(-1)
+        places = e.constant(order, f"shuffle_{channels}_in_{groups}")
+        return e.add("Gather", [e.read(input_of(node)), places], axis=1)
+    apart: Sequence[int] = (-1, groups, channels // groups, height, width)
+    (split,) = e.add("Reshape", [e.read(input_of(node)), e.int64s(apart)], suffix="_apart")
+    (turned,) = e.add("Transpose", [split], suffix="_turned", perm=[0, 2, 1, 3, 4])
+    return e.add("Reshape", [turned, e.int64s((-1, channels, height, width))])

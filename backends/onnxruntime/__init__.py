@@ -1,0 +1,1 @@
+"""ONNX Runtime on CPUs, this machine's and emulated ones."""

@@ -1,0 +1,1 @@
+"""What a file computes in exact integers, and where a runtime differs from it."""

@@ -1,0 +1,1 @@
+"""TensorRT: engines ahead of time, where they run, and inside ONNX Runtime."""

@@ -1,0 +1,40 @@
+"""The version of the format and of the runtime that a file needs, no newer than its opset and types ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from backends.artifact import linted_artifact
+from backends.onnx_file.view import OPSETS
+from backends.onnxruntime.backend import OnnxRuntime
+from backends.onnxruntime.oldest_version import LEAST_OF_OPSET, least_runtime
+
+
+def test_every_opset_has_a_measured_runtime() -> None:
+    assert set(LEAST_OF_OPSET) == set(OPSETS)
+
+
+@pytest.mark.parametrize(("opset", "ir_version", "least"), [(17, 8, "1.15"), (20, 9, "1.17"), (21, 10, "1.18")])
+def test_files_are_no_newer_than_their_opset(
+    opset: int, ir_version: int, least: str, build: Callable[..., Any]
+) -> None:
+    """IR version 10 in every file kept bundles off ONNX Runtime 1.15 to 1.17, which run the same nodes to the bit."""
+    frozen = build("residual", "onnxruntime").frozen
+    model = linted_artifact(frozen, OnnxRuntime().profile, packs_int4=True, opset=opset, batch=None)
+    assert (model.ir_version, model.opset_import[0].version) == (ir_version, opset)
+    needed = least_runtime(model, "onnxruntime")
+    assert needed is not None and needed["least"] == least and f"its opset is {opset}" in needed["why"]
+
+
+def test_int4_needs_a_newer_runtime_than_its_opset() -> None:
+    tensor = helper.make_tensor("w", TensorProto.INT4, [2], [1, -1])
+    graph = helper.make_graph([], "g", [], [], initializer=[tensor])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    needed = least_runtime(model, "onnxruntime")
+    assert needed is not None and needed["least"] == "1.23" and "--bits 8" in needed["way_out"]
+    assert least_runtime(onnx.ModelProto(), "tensorrt") is None
