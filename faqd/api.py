@@ -11,9 +11,9 @@ from faqd.own_packages import own
 if TYPE_CHECKING:
     from pipeline.config import EngineConfig, RunConfig, ValidationConfig
     from pipeline.config.compare import CompareConfig
-    from pipeline.progress import Progress
     from pipeline.report.comparison import ComparisonReport
     from pipeline.report.schema import Report
+    from pipeline.tools.progress import Progress
 
 
 def run(config: RunConfig | None = None, *, progress: Progress | None = None) -> Report:
@@ -26,8 +26,8 @@ def run(config: RunConfig | None = None, *, progress: Progress | None = None) ->
     """
     with own():
         from pipeline.config import RunConfig
-        from pipeline.progress import SilentProgress
         from pipeline.run import run as run_pipeline
+        from pipeline.tools.progress import SilentProgress
 
         return run_pipeline(RunConfig() if config is None else config, progress or SilentProgress())
 
@@ -47,8 +47,8 @@ def validate(
     """
     with own():
         from pipeline.config import EngineConfig, ValidationConfig
-        from pipeline.progress import SilentProgress
         from pipeline.run import validate_bundle
+        from pipeline.tools.progress import SilentProgress
 
         return validate_bundle(
             Path(bundle),
@@ -69,7 +69,7 @@ def compare(
     """
     with own():
         from pipeline.config.compare import CompareConfig
-        from pipeline.progress import SilentProgress
         from pipeline.run import compare as compare_models
+        from pipeline.tools.progress import SilentProgress
 
         return compare_models(Path(bundle), CompareConfig() if config is None else config, progress or SilentProgress())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pipeline.siblings import shadowed_sibling
+from pipeline.setup.machine.siblings import shadowed_sibling
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

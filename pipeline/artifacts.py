@@ -25,11 +25,11 @@ from calibration.ranges.observation import Range
 from calibration.simulation.correction import Corrections
 from calibration.simulation.insert import insert
 from calibration.simulation.prepared import PreparedNetwork
-from pipeline.atomic import whole_file, write_text
-from pipeline.outputs import Output
-from pipeline.preprocessing import Preprocessing
+from pipeline.images.preprocessing import Preprocessing
+from pipeline.images.sources.image_source import ImageSource
+from pipeline.networks.outputs.meaning import Output
 from pipeline.report.schema import Distillation
-from pipeline.sources.image_source import ImageSource
+from pipeline.tools.atomic import whole_file, write_text
 
 #: Names of the files that the artifact and its float counterpart are written to.
 MODEL, FLOAT_MODEL = "model.onnx", "float.onnx"

@@ -22,18 +22,19 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from calibration.errors import UserError
-from pipeline import __version__, records
-from pipeline.atomic import NO_ROOM
+from pipeline import __version__
 from pipeline.config import ENGINE_GROUP, EngineConfig, RunConfig, ValidationConfig
 from pipeline.config.compare import CompareConfig
 from pipeline.config.file import read_settings
+from pipeline.config.flags import check_whole_numbers
 from pipeline.config.meaning import NEEDS, check_meanings, meaningful
+from pipeline.config.recipes import recipe_named
+from pipeline.config.recipes import recipes as all_recipes
 from pipeline.config.run import default_settings
-from pipeline.flags import check_whole_numbers
-from pipeline.printing import console, plain, take_any_text
-from pipeline.progress import progress_on
-from pipeline.recipes import recipe_named
-from pipeline.recipes import recipes as all_recipes
+from pipeline.tools import records
+from pipeline.tools.atomic import NO_ROOM
+from pipeline.tools.printing import console, plain, take_any_text
+from pipeline.tools.progress import progress_on
 
 if TYPE_CHECKING:
     from pipeline.report.schema import Report
@@ -176,8 +177,8 @@ def validate(
 ) -> int:
     """Validate an existing bundle on this machine's runtime, or an emulated one. Exit status as of run."""
     progress = progress_on(_configure_talk(talk), quiet=talk.quiet)
-    from pipeline.atomic import check_place, write_text
     from pipeline.run import validate_bundle
+    from pipeline.tools.atomic import check_place, write_text
 
     if report_file is not None:
         check_place(report_file, flag="--report")
@@ -217,9 +218,9 @@ def compare(
     Exit status: 0 every integer is equal (within --tolerance), 1 one differs, 2 a mistake in the input.
     """
     progress = progress_on(_configure_talk(talk), quiet=talk.quiet)
-    from pipeline.atomic import check_place, write_text
     from pipeline.report.comparison import render
     from pipeline.run import compare as compare_models
+    from pipeline.tools.atomic import check_place, write_text
 
     if report_file is not None:
         check_place(report_file, flag="--report")
@@ -233,7 +234,7 @@ def compare(
 @app.command(sort_key=4)
 def doctor() -> int:
     """Say what this machine offers: versions, integer instructions, GPU, optional packages."""
-    from pipeline.doctor import examine
+    from pipeline.setup.machine.doctor import examine
 
     findings = examine()
     table = Table(box=None, show_header=False, pad_edge=False)

@@ -12,46 +12,46 @@ from torch import Tensor
 from backends.base import Backend
 from backends.placement.place import place
 from calibration.errors import UserError
-from pipeline.advice import advice
 from pipeline.artifacts import FLOAT_MODEL, Network, UnlabelledImages, load_tensors, save_tensors
-from pipeline.batches import suggested_workers
-from pipeline.bundle import digest_of, read_bundle, write_bundle, write_model
-from pipeline.chosen_backend import chosen_backends, emulated_backend, stored_backend
-from pipeline.class_order import in_network_order, named_outputs
-from pipeline.comparison import compare_bundle
+from pipeline.bundle.bundle import digest_of, read_bundle, write_bundle, write_model
 from pipeline.config import NO_DATA, EngineConfig, RunConfig, ValidationConfig, check_engine
 from pipeline.config.compare import CompareConfig
-from pipeline.data import open_images, open_labelled, split_held_out
 from pipeline.distillation.build import build_objective
-from pipeline.evaluation import Scored
-from pipeline.folder_lock import locked
-from pipeline.gates import check_output_names, least_parity
-from pipeline.image_facts import check_single, look, readable_split
-from pipeline.learning import objective_config, taught_in_float, widths
-from pipeline.memory import freed_memory_kept
-from pipeline.outputs import Output, primary
-from pipeline.preflight import check_inputs, check_machine, identities
-from pipeline.preprocessing import Preprocessing
-from pipeline.preprocessing_overrides import Overrides
-from pipeline.probe_images import probe_images
-from pipeline.progress import Progress
-from pipeline.quantisers import QUANTISERS, Job, Quantiser
+from pipeline.images.batches import suggested_workers
+from pipeline.images.data import open_images, open_labelled, split_held_out
+from pipeline.images.image_facts import check_single, look, readable_split
+from pipeline.images.preprocessing import Preprocessing
+from pipeline.images.preprocessing_overrides import Overrides
+from pipeline.images.probe_images import probe_images
+from pipeline.images.sources.arrays import ArraySource
+from pipeline.networks.outputs.class_order import in_network_order, named_outputs
+from pipeline.networks.outputs.meaning import Output, primary
 from pipeline.report.comparison import ComparisonReport
 from pipeline.report.files import write_report
 from pipeline.report.schema import Report, read_report
-from pipeline.settled import float_steps, settled_by_inputs
-from pipeline.sources.arrays import ArraySource
-from pipeline.stage_seconds import StageSeconds
+from pipeline.setup.chosen_backend import chosen_backends, emulated_backend, stored_backend
+from pipeline.setup.folder_lock import locked
+from pipeline.setup.learning import objective_config, taught_in_float, widths
+from pipeline.setup.machine.memory import freed_memory_kept
+from pipeline.setup.settled import float_steps, settled_by_inputs
+from pipeline.setup.stage_seconds import StageSeconds
+from pipeline.setup.state import RunFolder, begin, clear, open_folder, told_to_resume
+from pipeline.setup.ways import QUANTISERS, Job, Quantiser
 from pipeline.stages.convert import check_convertible, float_counterpart
 from pipeline.stages.first_link import check_float_file, check_on_images, some_images
 from pipeline.stages.imagine import check_imaginable, imagine, preview
 from pipeline.stages.observe import suited
-from pipeline.stages.other_size import check_other_size
 from pipeline.stages.targets import LEAST_AGREEMENT, can_mirror, flips_in_training, mirror_agreement
 from pipeline.stages.teacher import check_same_outputs, load_network, other_size
-from pipeline.state import RunFolder, begin, clear, open_folder, told_to_resume
-from pipeline.teacher_check import check_teacher
-from pipeline.validation import validate_network, validate_stored
+from pipeline.tools.progress import Progress
+from pipeline.validation.advice import advice
+from pipeline.validation.evaluation import Scored
+from pipeline.validation.gates import check_output_names, least_parity
+from pipeline.validation.layer_by_layer import compare_bundle
+from pipeline.validation.other_size import check_other_size
+from pipeline.validation.preflight import check_inputs, check_machine, identities
+from pipeline.validation.teacher_check import check_teacher
+from pipeline.validation.validate import validate_network, validate_stored
 
 
 def run(config: RunConfig, progress: Progress) -> Report:

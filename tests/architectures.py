@@ -85,7 +85,7 @@ def torchvision_networks() -> Iterator[Architecture]:
     """Classifiers and segmentation networks, one for each word that names start with, and parts of the detectors."""
     from torchvision import models
 
-    from pipeline.model_sources.torchvision_detection import DenseHeads
+    from pipeline.networks.sources.torchvision_detection import DenseHeads
 
     def built(name: str) -> nn.Module:
         options = {} if name in classifiers else {"weights_backbone": None}

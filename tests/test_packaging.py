@@ -19,7 +19,7 @@ from pipeline import __version__
 from pipeline.cli import app
 from pipeline.config import RunConfig
 from pipeline.config.compare import CompareConfig
-from pipeline.flags import flags
+from pipeline.config.flags import flags
 
 PACKAGES = ("faqd", "pipeline", "backends", "calibration")
 DATA_SUFFIXES = (".toml", ".py", ".npz", ".safetensors", ".md", ".css", ".j2", ".typed")

@@ -16,7 +16,7 @@ import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.networks.cifar_resnet import CifarResNet
+from pipeline.networks.architectures.cifar_resnet import CifarResNet
 
 #: What makes a run short enough for a test; results are not what is tested here.
 QUICK = ("--steps", "2", "--batch-size", "2", "--calibration-images", "4", "--max-drop", "100")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.model_sources.torchvision_detection import dense_part, is_detector
+from pipeline.networks.sources.torchvision_detection import dense_part, is_detector
 from tests.zoo import ZOO, lived_in
 
 

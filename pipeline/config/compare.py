@@ -9,8 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from calibration.errors import UserError
-from pipeline import flags
-from pipeline.config import check_source
+from pipeline.config import check_source, flags
 
 COUNT = 64
 """Images of --data that are compared where nothing is said."""

@@ -8,8 +8,15 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from calibration.errors import UserError
-from pipeline import flags
-from pipeline.distillation.affinity_points import FA_CHOICES, AffinityChoice, Distance, Normalisation, Over, grid_point
+from pipeline.config import flags
+from pipeline.distillation.losses.affinity_points import (
+    FA_CHOICES,
+    AffinityChoice,
+    Distance,
+    Normalisation,
+    Over,
+    grid_point,
+)
 from pipeline.distillation.schedules import read_ramp
 
 

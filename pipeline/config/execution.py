@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from calibration.errors import UserError
-from pipeline import flags
+from pipeline.config import flags
 
 LARGEST_SEED = 2**63 - 1
 """torch.Generator takes a signed 64-bit seed."""

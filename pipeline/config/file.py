@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from calibration.errors import UserError
-from pipeline import flags, records
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, flags
+from pipeline.tools import records
 
 LARGEST_FILE = 1 << 20
 """Bytes; every flag with its longest sensible value fits a hundred times."""

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter, Token
 
 from calibration.errors import UserError
-from pipeline import flags
-from pipeline.pixel_scale import WHITE, of_other_pixels
+from pipeline.config import flags
+from pipeline.images.pixel_scale import WHITE, of_other_pixels
 
 
 def _numbers(help: str) -> Parameter:
@@ -153,7 +153,7 @@ class PreprocessingConfig:
             raise UserError(f"--std {flags.shown(self.std)}: every number must be greater than 0")
 
     def overrides(self) -> dict[str, Any]:
-        """Return what is set, as `pipeline.preprocessing_overrides.Overrides` has it."""
+        """Return what is set, as `pipeline.images.preprocessing_overrides.Overrides` has it."""
         values = {flag.field: getattr(self, flag.field) for flag in flags.flags(type(self)).values()}
         for flag in ("image_size", "resize"):
             values[flag] = _width_and_height(values[flag], flag)

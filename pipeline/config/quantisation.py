@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from backends.facts.limits import LARGEST_MODEL
 from calibration.errors import UserError
-from pipeline import flags
+from pipeline.config import flags
 
 Bits = Literal[8, 4, 3, 2, 1]
 """Of weights. 2 bits are three levels, 1 bit is two; the file stores 4 bits and less as 4."""

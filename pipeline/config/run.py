@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter
 
 from calibration.errors import UserError
-from pipeline import flags, records
+from pipeline.config import flags
 from pipeline.config.distillation import DistillationConfig
 from pipeline.config.execution import ExecutionConfig, OutputConfig
 from pipeline.config.meaning import check_meanings
@@ -19,6 +19,7 @@ from pipeline.config.preprocessing import PreprocessingConfig
 from pipeline.config.quantisation import QuantisationConfig
 from pipeline.config.sources import EMBEDDED, NO_DATA, DataConfig, StudentConfig, TeacherConfig
 from pipeline.config.validation import ENGINE_GROUP, EngineConfig, ValidationConfig, check_engine
+from pipeline.tools import records
 
 
 def _group(title: str) -> Parameter:

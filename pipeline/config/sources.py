@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from calibration.errors import UserError
-from pipeline import flags
+from pipeline.config import flags
 
 EMBEDDED = "digits"
 """Name of the teacher and of the data that ship with the package."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Group, Parameter
 
 from calibration.errors import UserError
-from pipeline import flags
+from pipeline.config import flags
 from pipeline.config.sources import check_source
 
 ENGINE_GROUP = Group.create_ordered("TensorRT engine")

@@ -11,10 +11,11 @@ from torch.fx import GraphModule
 
 from calibration.errors import UserError
 from calibration.graph.operators import static_shape
-from pipeline.distillation.affinity import AffinityOrder
-from pipeline.distillation.affinity_grid import grid_loss
-from pipeline.distillation.feed import feed_loss, non_linear_transform, seeded_conv
-from pipeline.distillation.losses import Metric
+from pipeline.distillation.losses.affinity import AffinityOrder
+from pipeline.distillation.losses.affinity_grid import grid_loss
+from pipeline.distillation.losses.feed import feed_loss, non_linear_transform, seeded_conv
+from pipeline.distillation.losses.sakd import SemanticBranch
+from pipeline.distillation.losses.table import Metric
 from pipeline.distillation.objective import (
     AFFINITY_FORMS,
     LOGIT_LOSSES,
@@ -24,12 +25,11 @@ from pipeline.distillation.objective import (
     ObjectiveConfig,
     affinity_form,
 )
-from pipeline.distillation.sakd import SemanticBranch
 from pipeline.distillation.schedules import Ramp
 from pipeline.distillation.taps import TapKind, match_taps
 from pipeline.distillation.terms import BranchTerm, ClassTerm, EnsembleTerm, FeatureTerm, LogitTerm, Term
-from pipeline.outputs import Output
-from pipeline.randomness import generator_for
+from pipeline.networks.outputs.meaning import Output
+from pipeline.tools.randomness import generator_for
 
 
 def build_objective(

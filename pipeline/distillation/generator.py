@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from calibration.graph.operators import constant, kind
 from pipeline.distillation.logit_reading import logit_readings
-from pipeline.outputs import Output
+from pipeline.networks.outputs.meaning import Output
 
 LATENT = 256
 _SLOPE = 0.2

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.fx import GraphModule
 
-from pipeline.final_activation import final_activation
-from pipeline.outputs import Output
+from pipeline.networks.outputs.final_activation import final_activation
+from pipeline.networks.outputs.meaning import Output
 
 
 @dataclass(frozen=True, kw_only=True)

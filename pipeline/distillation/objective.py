@@ -10,25 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from calibration.errors import UserError
-from pipeline.distillation.affinity import AFFINITY_ORDERS, AffinityOrder, fa_loss, ffa_loss, gram_loss
-from pipeline.distillation.affinity_points import (
+from pipeline.distillation.losses.affinity import AFFINITY_ORDERS, AffinityOrder, fa_loss, ffa_loss, gram_loss
+from pipeline.distillation.losses.affinity_points import (
     AFFINITY_WEIGHTS,
     FA_CHOICES,
     AffinityChoice,
     Point,
     grid_point,
 )
-from pipeline.distillation.cost import AffinityForm, choose_form
-from pipeline.distillation.logits import kl_loss, mse_loss
-from pipeline.distillation.outputs import LogitLoss as LogitMetric
-from pipeline.distillation.outputs import image_losses, output_loss, uninformed
+from pipeline.distillation.losses.cost import AffinityForm, choose_form
+from pipeline.distillation.losses.logits import kl_loss, mse_loss
+from pipeline.distillation.losses.of_outputs import LogitLoss as LogitMetric
+from pipeline.distillation.losses.of_outputs import image_losses, output_loss, uninformed
 from pipeline.distillation.schedules import Ramp, constant, read_ramp
 from pipeline.distillation.terms import (
     BranchTerm,
     Signals,
     Term,
 )
-from pipeline.outputs import Output
+from pipeline.networks.outputs.meaning import Output
 
 LogitLoss = Literal["kl", "mse"]
 Adapters = Literal["identity", "trained"]
@@ -241,7 +241,7 @@ def _first_logit_loss(config: ObjectiveConfig) -> LogitMetric:
 def uninformed_loss(teacher: Sequence[Tensor], outputs: Sequence[Output], *, config: ObjectiveConfig) -> Tensor:
     """Loss of the outputs of a student that gives every image (and position) the teacher's mean outputs.
 
-    The scale on which a loss is large, for `pipeline.distillation.divergence`.
+    The scale on which a loss is large, for `pipeline.distillation.training.divergence`.
 
     Args:
         teacher: outputs [B, ...] of a few hundred images.

@@ -17,7 +17,7 @@ from calibration.graph.operators import MOVEMENT, WEIGHTED, is_tensor, kind, sta
 from calibration.simulation.learned_grids import TensorGrid
 from calibration.simulation.prepared import PreparedNetwork
 from pipeline.distillation.logit_reading import LogitReading, logit_readings
-from pipeline.outputs import Output
+from pipeline.networks.outputs.meaning import Output
 
 TapKind = Literal["stages", "last", "pooled"]
 #: What a user calls the vector that the last linear layer reads; the rest of the taps are modules of the network.

@@ -10,11 +10,11 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from pipeline.distillation.logits import class_loss, cosine_loss, kl_loss, mean_logits
-from pipeline.distillation.losses import Metric
-from pipeline.distillation.outputs import mean_outputs, output_loss
+from pipeline.distillation.losses.logits import class_loss, cosine_loss, kl_loss, mean_logits
+from pipeline.distillation.losses.of_outputs import mean_outputs, output_loss
+from pipeline.distillation.losses.table import Metric
 from pipeline.distillation.schedules import Ramp
-from pipeline.outputs import Output
+from pipeline.networks.outputs.meaning import Output
 
 
 @dataclass(frozen=True, kw_only=True)

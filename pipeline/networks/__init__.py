@@ -1,1 +1,1 @@
-"""Networks that ship with the package, one architecture per file."""
+"""Networks by name, with their weights and what their outputs mean."""

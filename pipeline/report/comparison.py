@@ -10,9 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline import records
-from pipeline.printing import plain
 from pipeline.report.table import LABEL_COLUMNS
+from pipeline.tools import records
+from pipeline.tools.printing import plain
 
 MOST_TENSORS = 12
 """Differing tensors listed in the table at most; the report file has all."""

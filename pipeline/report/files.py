@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.atomic import write_text
 from pipeline.report.html import page
 from pipeline.report.schema import Report
+from pipeline.tools.atomic import write_text
 
 
 def write_report(report: Report, folder: Path) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from pipeline.printing import plain
 from pipeline.report import wording
 from pipeline.report.charts import line_chart
 from pipeline.report.schema import Report
+from pipeline.tools.printing import plain
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from calibration.errors import UserError
-from pipeline import records
+from pipeline.tools import records
 
 SCHEMA: Final = 1
 

@@ -6,9 +6,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.printing import plain
 from pipeline.report import wording
 from pipeline.report.schema import Report
+from pipeline.tools.printing import plain
 
 LONGEST_LIST = 5
 """Float layers named in the table at most; the page names all."""

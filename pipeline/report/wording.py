@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from pipeline.confidence import RULED_OUT, decidable_limit
 from pipeline.report.schema import Entries, Gate, OutputScore, Percentiles, Report, Status
+from pipeline.tools.confidence import RULED_OUT, decidable_limit
 
 NOT_HERE = "not run here"
 """Shown for a value that could not be measured on this machine."""

@@ -12,10 +12,10 @@ from backends.base import Backend
 from backends.placement.place import Widths, place
 from calibration.simulation.prepared import PreparedNetwork
 from pipeline.artifacts import Network, PreparedStudent, UnlabelledImages
-from pipeline.batches import images_at_once
-from pipeline.data import ordered_batches
-from pipeline.outputs import primary
-from pipeline.preprocessing import normalise
+from pipeline.images.batches import images_at_once
+from pipeline.images.data import ordered_batches
+from pipeline.images.preprocessing import normalise
+from pipeline.networks.outputs.meaning import primary
 
 _BATCH = 64
 # A difference of the means counts from here on: by chance alone it is larger in one case of forty.

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from pipeline.artifacts import TrainedStudent, load_tensors, save_tensors
-from pipeline.distillation.task import Task
-from pipeline.distillation.trainer import Trainer
+from pipeline.distillation.training.task import Task
+from pipeline.distillation.training.trainer import Trainer
 
 # Seconds between two checkpoints on disk; what is trained does not depend on it, as a resumed run is the same run.
 _CHECKPOINT_SECONDS = 20.0

@@ -20,10 +20,10 @@ from calibration.proof.module_and_graph import check_first_link
 from calibration.proof.nearness import LARGEST_DIFFERENCE, apart, differing
 from calibration.rewrites.fold import fold
 from pipeline.artifacts import FLOAT_MODEL, Network, UnlabelledImages
-from pipeline.batches import ordered_batches
-from pipeline.preprocessing import Preprocessing, normalise
-from pipeline.probe_images import check_finite
-from pipeline.randomness import generator_for
+from pipeline.images.batches import ordered_batches
+from pipeline.images.preprocessing import Preprocessing, normalise
+from pipeline.images.probe_images import check_finite
+from pipeline.tools.randomness import generator_for
 
 #: How many images are enough for a fault of capture to show: it shows in every one of them.
 _COUNT = 4

@@ -18,19 +18,19 @@ from calibration.capture.eager import own_copy
 from calibration.errors import UserError
 from calibration.graph.training_mode import in_training
 from calibration.rewrites.fold import fold
-from pipeline.agreement import OutputTally
 from pipeline.artifacts import Network, UnlabelledImages, load_tensors, save_tensors
-from pipeline.data import ordered_batches, training_batches
 from pipeline.distillation.build import build_objective
-from pipeline.distillation.mirror import mean_of_mirrored, with_mirror_images
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.distillation.schedules import learning_rate_factor
 from pipeline.distillation.taps import tap_float
-from pipeline.distillation.task import channels_last
 from pipeline.distillation.terms import Seen, Signals
-from pipeline.outputs import Output, primary
-from pipeline.preprocessing import Preprocessing, normalise
-from pipeline.randomness import generator_for
+from pipeline.distillation.training.mirror import mean_of_mirrored, with_mirror_images
+from pipeline.distillation.training.task import channels_last
+from pipeline.images.data import ordered_batches, training_batches
+from pipeline.images.preprocessing import Preprocessing, normalise
+from pipeline.networks.outputs.agreement import OutputTally
+from pipeline.networks.outputs.meaning import Output, primary
+from pipeline.tools.randomness import generator_for
 
 _CHECKPOINT_SECONDS = 20.0
 _WARM_UP_SHARE = 0.05

@@ -17,8 +17,8 @@ from calibration.errors import UserError
 from pipeline.artifacts import Network
 from pipeline.distillation.generator import LATENT, Generator, Impressed, generator_loss, generator_losses
 from pipeline.distillation.taps import pooled_features
-from pipeline.preprocessing import Preprocessing
-from pipeline.randomness import generator_for
+from pipeline.images.preprocessing import Preprocessing
+from pipeline.tools.randomness import generator_for
 
 _BATCH = 128
 _RATE = 1e-3

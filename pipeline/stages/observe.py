@@ -18,9 +18,9 @@ from calibration.rewrites.rewrite import rewritten
 from calibration.rewrites.wide_branches import WIDE_BRANCHES
 from calibration.simulation.correction import find_corrections
 from pipeline.artifacts import Network, PreparedStudent, UnlabelledImages
-from pipeline.batches import images_at_once
-from pipeline.calibration_images import calibration_batches, calibration_indices
-from pipeline.preprocessing import Preprocessing
+from pipeline.images.batches import images_at_once
+from pipeline.images.calibration_images import calibration_batches, calibration_indices
+from pipeline.images.preprocessing import Preprocessing
 
 _BATCH = 64
 # Rounding's shifts are differences between two passes of the same images, which few of them tell well: with eight times

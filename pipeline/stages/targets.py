@@ -1,8 +1,8 @@
 """What the student is asked to say about an image: the teacher's logits, possibly averaged over its mirror image.
 
-That mean is usually better than the network (see `pipeline.distillation.mirror`): a student that learns it, without a
-label, may beat its teacher. Where left and right mean something (text, traffic signs), mirrored images mislead; the
-teacher itself tells.
+That mean is usually better than the network (see `pipeline.distillation.training.mirror`): a student that learns it,
+without a label, may beat its teacher. Where left and right mean something (text, traffic signs), mirrored images
+mislead; the teacher itself tells.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from pipeline.artifacts import UnlabelledImages
-from pipeline.augmentation import choose_augmentation
-from pipeline.data import ordered_batches
-from pipeline.distillation.mirror import mean_of_mirrored, with_mirror_images
-from pipeline.distillation.outputs import mean_outputs
+from pipeline.distillation.losses.of_outputs import mean_outputs
 from pipeline.distillation.taps import tap_float
-from pipeline.outputs import Output, primary
-from pipeline.preprocessing import Preprocessing, normalise
+from pipeline.distillation.training.mirror import mean_of_mirrored, with_mirror_images
+from pipeline.images.augmentation import choose_augmentation
+from pipeline.images.data import ordered_batches
+from pipeline.images.preprocessing import Preprocessing, normalise
+from pipeline.networks.outputs.meaning import Output, primary
 
 # Ours: networks for natural images keep 93 to 97 % of their classes under mirroring on CIFAR-10; a set whose classes
 # know left from right (mirrored digits, signs with a direction) stays far below.

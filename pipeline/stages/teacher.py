@@ -19,14 +19,14 @@ from calibration.proof.module_and_graph import check_first_link
 from calibration.proof.nearness import apart
 from calibration.rewrites.fold import fold
 from pipeline.artifacts import Network
-from pipeline.checked_capture import checked_capture, of_one_image
-from pipeline.class_order import named_outputs, read_class_names
-from pipeline.described_outputs import describe_outputs
-from pipeline.models import load_model
-from pipeline.outputs import Output, parse_kinds, said_aloud
-from pipeline.preprocessing import Preprocessing
-from pipeline.preprocessing_overrides import Overrides
-from pipeline.probe_images import noise
+from pipeline.images.preprocessing import Preprocessing
+from pipeline.images.preprocessing_overrides import Overrides
+from pipeline.images.probe_images import noise
+from pipeline.networks.checked_capture import checked_capture, of_one_image
+from pipeline.networks.models import load_model
+from pipeline.networks.outputs.class_order import named_outputs, read_class_names
+from pipeline.networks.outputs.described import describe_outputs
+from pipeline.networks.outputs.meaning import Output, parse_kinds, said_aloud
 
 
 def load_network(

@@ -22,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data import open_evaluation, ordered_batches
-from pipeline.preprocessing import normalise
-from pipeline.sources.image_source import ImageSource
+from pipeline.images.data import open_evaluation, ordered_batches
+from pipeline.images.preprocessing import normalise
+from pipeline.images.sources.image_source import ImageSource
 from pipeline.stages.distill import distil
 from pipeline.stages.targets import target_outputs
 

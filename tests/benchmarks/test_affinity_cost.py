@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.distillation.cost import FORM_MACS, AffinityForm, choose_form
+from pipeline.distillation.losses.cost import FORM_MACS, AffinityForm, choose_form
 from pipeline.distillation.objective import AFFINITY_FORMS
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def test_affinity_cost(side: int, channels: int, form: AffinityForm, k: int, res
         results.newest(),
         notes=[
             f"loss and gradient of {_BATCH} images, one thread, median of {_ROUNDS} rounds of this process's CPU time",
-            "MMAC: student forward and backward and teacher forward, as executed (pipeline/distillation/cost.py)",
+            "MMAC: student forward and backward and teacher forward, as executed (distillation/losses/cost.py)",
             "automatic choice: among k = 15 and the exact forms",
         ],
     )

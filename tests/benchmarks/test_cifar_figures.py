@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backends import backend_named
-from pipeline.networks.cifar_resnet import BLOCKS
+from pipeline.networks.architectures.cifar_resnet import BLOCKS
 from pipeline.report.schema import read_report
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from backends import backend_named
 from backends.placement.place import Widths
 from calibration.simulation.correction import Corrections
 from pipeline.artifacts import PreparedStudent
-from pipeline.data import open_evaluation, ordered_batches
-from pipeline.preprocessing import normalise
+from pipeline.images.data import open_evaluation, ordered_batches
+from pipeline.images.preprocessing import normalise
 from pipeline.stages.observe import corrected, prepare, suited
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from backends.base import Array, Backend, Runner
 from backends.onnx_file.serialised import in_one_piece
 from backends.timing import interleaved_latency
 from pipeline.config import DataConfig, PreprocessingConfig, QuantisationConfig, RunConfig, TeacherConfig
-from pipeline.data import ordered_batches
-from pipeline.preprocessing import normalise
+from pipeline.images.data import ordered_batches
+from pipeline.images.preprocessing import normalise
 from pipeline.stages.convert import compile_model
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from torch.fx import GraphModule, Node
 
 from backends.onnx_file.emit import emit
 from calibration.graph.operators import kind
-from pipeline.data import open_evaluation, ordered_batches
-from pipeline.preprocessing import normalise
+from pipeline.images.data import open_evaluation, ordered_batches
+from pipeline.images.preprocessing import normalise
 from pipeline.report.schema import read_report
 from tests.benchmarks.test_latency_against_peers import quantised_by_peer
 from tests.benchmarks.test_methods import GOALS

@@ -32,7 +32,7 @@ from calibration.ranges.observation import choose_ranges, observe
 from calibration.rewrites.fold import fold
 from calibration.simulation.freeze import freeze
 from calibration.simulation.insert import insert
-from pipeline.networks.cifar_resnet import CifarResNet
+from pipeline.networks.architectures.cifar_resnet import CifarResNet
 from tests.zoo import ZOO
 
 if TYPE_CHECKING:

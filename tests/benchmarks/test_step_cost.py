@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.data import training_batches
-from pipeline.distillation.trainer import Trainer
-from pipeline.memory import freed_memory_kept
-from pipeline.models import load_model
-from pipeline.randomness import generator_for
+from pipeline.distillation.training.trainer import Trainer
+from pipeline.images.data import training_batches
+from pipeline.networks.models import load_model
+from pipeline.setup.machine.memory import freed_memory_kept
+from pipeline.tools.randomness import generator_for
 
 if TYPE_CHECKING:
     from tests.benchmarks.conftest import Cifar, Columns, Ready, Results

@@ -34,7 +34,7 @@ from calibration.rewrites.fold import fold
 from calibration.rewrites.rewrite import rewritten
 from calibration.simulation.freeze import freeze
 from calibration.simulation.insert import insert
-from pipeline.circumstances import host
+from pipeline.setup.machine.circumstances import host
 from tests import zoo_table
 from tests.benchmarks.test_latency_against_peers import quantised_by_peer
 from tests.zoo import ZOO

@@ -26,7 +26,7 @@ from calibration.rewrites.fold import fold
 from calibration.simulation.freeze import freeze
 from calibration.simulation.insert import insert
 from calibration.simulation.prepared import PreparedNetwork
-from pipeline.models import load_model
+from pipeline.networks.models import load_model
 from tests.one_line_net import Net
 
 PROFILES: dict[str, Profile] = {"onnxruntime": host_profile(), "tensorrt": PROFILE}

@@ -17,8 +17,8 @@ from calibration.errors import UserError
 from pipeline import __version__
 from pipeline.cli import app, main
 from pipeline.config import EngineConfig, RunConfig, ValidationConfig
-from pipeline.progress import Progress
 from pipeline.report.schema import Gate, Report, read_report
+from pipeline.tools.progress import Progress
 
 
 @pytest.fixture(autouse=True)

@@ -23,9 +23,9 @@ from PIL import Image
 
 from backends.facts.cpu import host_cpu
 from backends.facts.onnxruntime_rules import host_profile
-from pipeline import embedded
-from pipeline.bundle import read_bundle
+from pipeline.bundle.bundle import read_bundle
 from pipeline.cli import main
+from pipeline.images import embedded
 from pipeline.report.schema import read_report
 
 QUICK = ("--steps", "12", "--calibration-images", "128")
@@ -263,7 +263,7 @@ KILLED = """
 import os, signal, sys
 import pipeline.run, pipeline.stages.distill as distill
 from pipeline.cli import main
-from pipeline.distillation.trainer import Trainer
+from pipeline.distillation.training.trainer import Trainer
 
 def die(*given, **more):
     os.kill(os.getpid(), signal.SIGKILL)

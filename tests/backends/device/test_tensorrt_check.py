@@ -206,7 +206,7 @@ def test_a_damaged_bundle_is_not_run(bundle: Path, on_device: Any, capsys: pytes
 
 def test_the_devices_code_needs_nothing_of_ours(bundle: Path, repository: Path, tmp_path: Path) -> None:
     # As in a bundle: the folder alone, where torch, onnx and the project cannot be imported.
-    from pipeline.device_files import check_files
+    from pipeline.bundle.device_files import check_files
 
     for name, content in check_files("tensorrt").items():
         (bundle / name).parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from backends.device.tensorrt_device.sdk import load_sdk, product, version_of
 from backends.lint.table import RULES
 from backends.oracle.backend import IntegerOracle
 from backends.tensorrt.backend import TensorRT
-from pipeline.gates import PARITY_WITH_FLOAT
+from pipeline.validation.gates import PARITY_WITH_FLOAT
 from tests.backends.device import tensorrt_stand_in as stand_in
 
 Build = Callable[..., Any]

@@ -20,7 +20,7 @@ from backends.onnxruntime.backend import OnnxRuntime
 from backends.onnxruntime.emulation import EMULATED, EmulatedOnnxRuntime, emulated_command
 from backends.oracle.backend import IntegerOracle
 from calibration.errors import UserError
-from pipeline.networks.cifar_resnet import CifarResNet
+from pipeline.networks.architectures.cifar_resnet import CifarResNet
 from tests.zoo import ZOO
 
 Build = Callable[..., Any]

@@ -10,9 +10,9 @@ import pytest
 from calibration.errors import UserError
 from pipeline.cli import app, main
 from pipeline.config import RunConfig
+from pipeline.config.flags import flags
 from pipeline.config.meaning import ALWAYS, NEEDS, check_meanings, lacking, may_learn_in_float, meaningful
 from pipeline.config.run import default_settings
-from pipeline.flags import flags
 
 UNTRAINED = {"steps": 0}
 FLOAT = {"student": "cifar:resnet20"}

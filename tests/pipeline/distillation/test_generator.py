@@ -19,7 +19,7 @@ from pipeline.distillation.generator import (
     statistics_distance,
 )
 from pipeline.distillation.taps import pooled_features
-from pipeline.outputs import Output
+from pipeline.networks.outputs.meaning import Output
 
 
 def test_hand_worked_losses() -> None:

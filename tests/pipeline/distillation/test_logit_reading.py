@@ -21,11 +21,11 @@ from calibration.ranges.observation import choose_ranges, observe
 from calibration.rewrites.fold import fold
 from calibration.simulation.insert import insert
 from calibration.simulation.prepared import PreparedNetwork
-from pipeline.described_outputs import describe_outputs
-from pipeline.distillation.logits import kl_loss
-from pipeline.distillation.outputs import output_loss
+from pipeline.distillation.losses.logits import kl_loss
+from pipeline.distillation.losses.of_outputs import output_loss
 from pipeline.distillation.taps import tap_float, tap_prepared
-from pipeline.outputs import Output
+from pipeline.networks.outputs.described import describe_outputs
+from pipeline.networks.outputs.meaning import Output
 from pipeline.stages.targets import joint_targets
 
 PROFILES = {"onnxruntime": X64, "openvino": OPENVINO, "tensorrt": TENSORRT}

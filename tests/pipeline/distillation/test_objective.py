@@ -14,12 +14,11 @@ from torch.fx import GraphModule
 from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
 from calibration.rewrites.fold import fold
-from pipeline.described_outputs import describe_outputs
-from pipeline.distillation.affinity import fa_loss, ffa_loss
-from pipeline.distillation.affinity_points import POINTS
 from pipeline.distillation.build import build_objective
-from pipeline.distillation.feed import feed_loss
-from pipeline.distillation.logits import class_loss, cosine_loss, kl_loss, mse_loss
+from pipeline.distillation.losses.affinity import fa_loss, ffa_loss
+from pipeline.distillation.losses.affinity_points import POINTS
+from pipeline.distillation.losses.feed import feed_loss
+from pipeline.distillation.losses.logits import class_loss, cosine_loss, kl_loss, mse_loss
 from pipeline.distillation.objective import (
     Objective,
     ObjectiveConfig,
@@ -28,7 +27,8 @@ from pipeline.distillation.objective import (
 )
 from pipeline.distillation.taps import tap_float
 from pipeline.distillation.terms import Seen, Signals
-from pipeline.outputs import Output
+from pipeline.networks.outputs.described import describe_outputs
+from pipeline.networks.outputs.meaning import Output
 
 LOGITS = (Output(name="output", holds="classes", axis=1, shape=(5,)),)
 

@@ -9,7 +9,7 @@ import pytest
 from backends.onnxruntime.backend import OnnxRuntime
 from backends.placement.place import Widths
 from pipeline.artifacts import UnlabelledImages
-from pipeline.data import open_images, split_held_out
+from pipeline.images.data import open_images, split_held_out
 from pipeline.stages.observe import prepare
 from pipeline.stages.teacher import load_network
 

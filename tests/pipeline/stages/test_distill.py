@@ -17,8 +17,8 @@ from calibration.ranges.observation import Range
 from calibration.simulation.prepared import PreparedNetwork
 from pipeline.artifacts import PreparedStudent, TrainedStudent
 from pipeline.distillation.objective import ObjectiveConfig
-from pipeline.distillation.task import Schedule, Task
-from pipeline.distillation.trainer import Trainer
+from pipeline.distillation.training.task import Schedule, Task
+from pipeline.distillation.training.trainer import Trainer
 from pipeline.stages.distill import Step, distil
 
 

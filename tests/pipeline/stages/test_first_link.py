@@ -18,7 +18,7 @@ from backends.onnx_file.serialised import parsed, serialise
 from calibration.errors import UserError
 from pipeline.artifacts import FLOAT_MODEL, Network, UnlabelledImages
 from pipeline.cli import main
-from pipeline.data import open_images, split_held_out
+from pipeline.images.data import open_images, split_held_out
 from pipeline.stages.convert import float_counterpart
 from pipeline.stages.first_link import check_float_file, check_on_images, some_images
 from pipeline.stages.teacher import load_network

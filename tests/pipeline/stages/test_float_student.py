@@ -18,7 +18,7 @@ from calibration.graph.training_mode import in_training
 from calibration.rewrites.fold import fold
 from pipeline.artifacts import Network
 from pipeline.distillation.objective import ObjectiveConfig
-from pipeline.networks.digits import DigitsNetwork
+from pipeline.networks.architectures.digits import DigitsNetwork
 from pipeline.stages.convert import float_counterpart
 from pipeline.stages.first_link import check_float_file, check_on_images
 from pipeline.stages.float_student import FloatTask, teach_float, with_weights

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from calibration.errors import UserError
-from pipeline.outputs import Output
+from pipeline.networks.outputs.meaning import Output
 from pipeline.stages.imagine import _judged, check_imaginable, imagine, preview
 
 

@@ -15,8 +15,8 @@ import torch
 
 from pipeline.artifacts import TrainedStudent
 from pipeline.distillation.objective import ObjectiveConfig
-from pipeline.distillation.speq import stochastic_precision
-from pipeline.distillation.task import Schedule, Task
+from pipeline.distillation.training.speq import stochastic_precision
+from pipeline.distillation.training.task import Schedule, Task
 from pipeline.stages.distill import Step, distil
 from pipeline.stages.targets import joint_targets
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from backends.placement.place import Widths, place
 from calibration.simulation.correction import Corrections
 from pipeline.artifacts import PreparedStudent
-from pipeline.calibration_images import calibration_indices
-from pipeline.data import ordered_batches
-from pipeline.preprocessing import normalise
-from pipeline.sources.image_source import ImageSource
+from pipeline.images.calibration_images import calibration_indices
+from pipeline.images.data import ordered_batches
+from pipeline.images.preprocessing import normalise
+from pipeline.images.sources.image_source import ImageSource
 from pipeline.stages.observe import corrected
 
 
@@ -71,7 +71,7 @@ def test_it_reads_some_of_the_calibration_images_from_all_over_the_source(
         seen.extend(indices)
         return ordered_batches(source, indices, *arguments, **settings)  # type: ignore[arg-type]  # as they came
 
-    monkeypatch.setattr("pipeline.calibration_images.ordered_batches", watch)
+    monkeypatch.setattr("pipeline.images.calibration_images.ordered_batches", watch)
     correct(example, example.prepared, count=count)
     chosen = calibration_indices(example.images, count=count, seed=0)
     assert len(seen) == read and set(seen) <= set(chosen.tolist())

@@ -1,0 +1,1 @@
+"""The bundle, and the programs that it brings to its device."""

@@ -1,0 +1,189 @@
+"""The names that users type: one table from flag to field, derived from the configuration's dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+from cyclopts import ArgumentCollection, Parameter, Token
+
+from calibration.errors import UserError
+from pipeline.tools import records
+
+Configuration = TypeVar("Configuration")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flag:
+    """One field of one group of a configuration tree, as its user sees it."""
+
+    group: str
+    """Field of the tree that holds the group; empty for a configuration without groups."""
+    field: str
+    key: str
+    """The flag without its dashes, which is also the key in configuration files."""
+    hint: Any
+    help: str
+
+
+def flags(configuration_type: type) -> Mapping[str, Flag]:
+    """Return every flag of a configuration by its key, in the order of the fields."""
+    table: dict[str, Flag] = {}
+    for name, hint in records.hints(configuration_type).items():
+        inner = records.plain_hint(hint)
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            for key, flag in flags(inner).items():
+                table[key] = dataclasses.replace(flag, group=name)
+        else:
+            parameter = _parameter(hint)
+            # cyclopts keeps every name as a tuple, which its own type does not say.
+            names = tuple(parameter.name or ())
+            key = names[0].removeprefix("--") if names else name.replace("_", "-")
+            table[key] = Flag(group="", field=name, key=key, hint=inner, help=parameter.help or "")
+    return table
+
+
+def check_fields(configuration: Any) -> None:
+    """Check each field of a group against its type hint, which holds its choices too.
+
+    Raises:
+        UserError: a field holds a value that is not allowed; the line names the flag.
+    """
+    for flag in flags(type(configuration)).values():
+        value = getattr(configuration, flag.field)
+        if not records.fits(value, flag.hint):
+            raise UserError(f"--{flag.key} {shown(value)}: must be {records.describe(flag.hint)}")
+
+
+def check_at_least(configuration: Any, **limits: float) -> None:
+    """Check that the named number fields are at least their limits; None always passes.
+
+    Raises:
+        UserError: a number is below its limit; the line names the flag.
+    """
+    by_field = {flag.field: flag for flag in flags(type(configuration)).values()}
+    for field, limit in limits.items():
+        value = getattr(configuration, field)
+        if value is not None and value < limit:
+            raise UserError(f"--{by_field[field].key} {value}: must be {limit} or more")
+
+
+def check_above_zero(configuration: Any, *fields: str) -> None:
+    """Check that the named number fields are greater than zero; None always passes.
+
+    Raises:
+        UserError: a number is zero or negative; the line names the flag.
+    """
+    by_field = {flag.field: flag for flag in flags(type(configuration)).values()}
+    for field in fields:
+        value = getattr(configuration, field)
+        if value is not None and value <= 0:
+            raise UserError(f"--{by_field[field].key} {value}: must be greater than 0")
+
+
+def to_json(configuration: Any) -> dict[str, Any]:
+    """Return a configuration as one flat JSON object: flag without dashes -> value, None where unset."""
+    return {
+        key: records.to_json(getattr(getattr(configuration, flag.group) if flag.group else configuration, flag.field))
+        for key, flag in flags(type(configuration)).items()
+    }
+
+
+def from_json(configuration_type: type[Configuration], settings: Mapping[str, Any], *, where: str) -> Configuration:
+    """Build a configuration from a flat object as `to_json` writes it; absent keys take their defaults.
+
+    Raises:
+        UserError: a key is unknown or a value is not allowed; the line names `where`.
+    """
+    check_keys(configuration_type, settings, where=where)
+    table = flags(configuration_type)
+    groups: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        flag = table[key]
+        try:
+            converted = records.value_from_json(value, flag.hint, where=key)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from error
+        groups.setdefault(flag.group, {})[flag.field] = converted
+    own = groups.pop("", {})
+    hints = records.hints(configuration_type)
+    built = {group: records.plain_hint(hints[group])(**fields) for group, fields in groups.items()}
+    return configuration_type(**own, **built)
+
+
+def check_keys(configuration_type: type, settings: Mapping[str, Any], *, where: str) -> None:
+    """Check that every key of a flat object is a flag of the configuration.
+
+    Raises:
+        UserError: a key is unknown; the line holds the nearest known one.
+    """
+    table = flags(configuration_type)
+    for key in settings:
+        if key not in table:
+            hint = records.nearest(key, table) or "; the keys are the flags of `faqd run --help` without their dashes"
+            raise UserError(f"{where}: unknown key {key!r}{hint}")
+
+
+def shown(value: object) -> str:
+    """Return a value as the user would have typed it."""
+    if isinstance(value, tuple | list):
+        return ",".join(map(shown, value))
+    return str(value) if isinstance(value, str | int | float | Path) else repr(value)
+
+
+def check_whole_numbers(arguments: ArgumentCollection) -> None:
+    """Check that what was typed for whole numbers is whole: the command line's own reading rounds 1.9 to 2.
+
+    Raises:
+        UserError: one is not; the line names the flag.
+    """
+    for argument in arguments:
+        if int not in (argument.hint, *get_args(argument.hint)):
+            continue
+        for token in argument.tokens:
+            if re.fullmatch(r"[+-]?\d+\.\d*", token.value):
+                raise UserError(f"{argument.name} {token.value}: must be a whole number")
+
+
+def each_word(kind: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
+    """Convert a flag that may be given several times to a list with one entry for each."""
+    return tuple(token.value for token in tokens)
+
+
+def split_text(kind: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
+    """Convert the words after a flag to a list: "a,b c" is a, b and c."""
+    return tuple(piece for token in tokens for piece in token.value.split(",") if piece)
+
+
+def split_numbers(kind: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
+    """Convert the words after a flag to a list of numbers.
+
+    Raises:
+        UserError: a word is no number.
+    """
+    pieces = split_text(kind, tokens)
+    try:
+        return tuple(map(float, pieces))
+    except ValueError as error:
+        raise UserError(f"{tokens[0].keyword} {','.join(pieces)}: must be numbers, such as 0.5,0.5,0.5") from error
+
+
+def split_whole_numbers(kind: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
+    """Convert the words after a flag to a list of whole numbers.
+
+    Raises:
+        UserError: a word is no whole number.
+    """
+    pieces = split_text(kind, tokens)
+    try:
+        return tuple(map(int, pieces))
+    except ValueError as error:
+        raise UserError(f"{tokens[0].keyword} {','.join(pieces)}: must be whole numbers, such as 1,8,16") from error
+
+
+def _parameter(hint: Any) -> Parameter:
+    extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    return next((extra for extra in extras if isinstance(extra, Parameter)), Parameter())

@@ -1,0 +1,104 @@
+"""Every loss by name, with what it promises: the conformance tests hold each to it as soon as it is listed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from calibration.errors import UserError
+from pipeline.distillation.losses.affinity import AffinityOrder, fa_loss, ffa_loss, gram_loss
+from pipeline.distillation.losses.affinity_grid import grid_loss
+from pipeline.distillation.losses.affinity_points import POINTS, Affinity, Distance, Normalisation, Over, Point
+from pipeline.distillation.losses.feed import feed_loss
+from pipeline.distillation.losses.logits import class_loss, cosine_loss, kl_loss, mse_loss
+from pipeline.distillation.losses.sakd import uniformise
+
+#: (student's, teacher's, source of random projections) -> scalar; the teacher's is a constant.
+Metric = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """A metric and its promises.
+
+    `sees`: logits [B, K], maps [B, C, H, W] or either maps or vectors [B, d] ("features"). `per_image`: an average over
+    the images, each of which counts alone; otherwise images are compared with each other, whose order does not matter.
+    `vanishes`: zero where student and teacher are equal. `random`: draws from the generator.
+    """
+
+    metric: Metric
+    sees: Literal["logits", "map", "features"]
+    per_image: bool
+    vanishes: bool = True
+    random: bool = False
+
+
+def _plain(loss: Callable[[Tensor, Tensor], Tensor]) -> Metric:
+    return lambda student, teacher, _generator: loss(student, teacher)
+
+
+def _ffa(order: AffinityOrder) -> Metric:
+    return lambda student, teacher, generator: ffa_loss(
+        student, teacher, order=order, projections=3, generator=generator
+    )
+
+
+def valid_points() -> list[Point]:
+    """Every point of the affinity grid that is not refused."""
+    found = []
+    axes = (get_args(kind) for kind in (Affinity, Normalisation, Distance, Over))
+    for affinity, normalise, distance, over in itertools.product(*axes):
+        try:
+            found.append(Point(affinity=affinity, normalise=normalise, distance=distance, over=over))
+        except UserError:
+            continue
+    return found
+
+
+def point_loss(point: Point) -> Loss:
+    """The loss of one point of the affinity grid."""
+    pixels = point.over == "pixels"
+    return Loss(metric=_plain(partial(grid_loss, point=point)), sees="map" if pixels else "features", per_image=pixels)
+
+
+LOSSES: Mapping[str, Loss] = MappingProxyType(
+    {
+        "kl": Loss(metric=_plain(partial(kl_loss, temperature=4.0)), sees="logits", per_image=True),
+        "mse": Loss(metric=_plain(mse_loss), sees="logits", per_image=True),
+        "class": Loss(
+            metric=_plain(lambda student, teacher: class_loss(student, teacher.argmax(1))),
+            sees="logits",
+            per_image=True,
+            vanishes=False,
+        ),
+        "speq": Loss(metric=_plain(partial(cosine_loss, temperature=2.0)), sees="logits", per_image=True),
+        **{
+            f"fa-{order}": Loss(metric=_plain(partial(fa_loss, order=order)), sees="map", per_image=True)
+            for order in get_args(AffinityOrder)
+        },
+        **{
+            f"ffa-{order}": Loss(metric=_ffa(order), sees="map", per_image=True, random=True)
+            for order in get_args(AffinityOrder)
+        },
+        "gram": Loss(metric=_plain(gram_loss), sees="map", per_image=True),
+        **{name: point_loss(point) for name, point in POINTS.items()},
+        "feed": Loss(metric=_plain(feed_loss), sees="map", per_image=True),
+        # A branch's classifier is linear: what is ours about SAKD is the uniformisation before it.
+        "sakd": Loss(
+            metric=_plain(
+                lambda student, teacher: kl_loss(
+                    uniformise(student, side=2), uniformise(teacher.detach(), side=2), temperature=2.0
+                )
+            ),
+            sees="map",
+            per_image=True,
+        ),
+    }
+)

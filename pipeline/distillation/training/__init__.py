@@ -1,0 +1,1 @@
+"""One training run: its task, its teachers, its steps, its end."""

@@ -1,0 +1,118 @@
+"""Which weights go on after training, by the losses of the held-out images, and what should be said about them.
+
+No label is read. Both students see the same images, so the differences image by image tell far smaller effects from
+chance than the two means would.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from calibration.grid import SMALLEST_SCALE
+from calibration.simulation.learned_grids import ActivationGrid
+from calibration.simulation.prepared import PreparedNetwork
+from pipeline.tools.confidence import student_quantile
+
+# A mean difference counts where by chance alone it is larger in one case of forty: two standard errors of many images,
+# 2.3 of nine, 12.7 of two, whose standard error is itself little known (Student's t).
+_CONFIDENCE = 1 - 1 / 40
+_SHOWN = 3
+# Scales are kept as float32 logarithms, of which those of the floor come back a few parts in a million off.
+_AT_FLOOR = SMALLEST_SCALE * (1 + 1e-5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What training did to the held-out loss.
+
+    `final`: its mean after training, None where it is not finite. `gain`: mean over the images of what each lost, below
+    0 where the loss has risen. `error`: standard error of that mean, None for a single image.
+    """
+
+    images: int
+    final: float | None
+    gain: float | None
+    error: float | None
+
+    @property
+    def improves(self) -> bool:
+        """Whether the loss has fallen beyond chance."""
+        return self.gain is not None and self.gain > self.chance
+
+    @property
+    def worsens(self) -> bool:
+        """Whether it has risen beyond chance."""
+        return self.gain is not None and -self.gain > self.chance
+
+    @property
+    def chance(self) -> float:
+        """The mean difference that chance alone may make."""
+        return math.inf if self.error is None else student_quantile(self.images - 1, _CONFIDENCE) * self.error
+
+
+def verdict_on(calibrated: Tensor, trained: Tensor) -> Verdict:
+    """Compare the losses of two students on the same images, float64 [N] each."""
+    gains = calibrated - trained
+    count, final, gain = len(gains), float(trained.mean()), float(gains.mean())
+    if not math.isfinite(gain):
+        return Verdict(images=count, final=None, gain=None, error=None)
+    error = float(gains.std()) / math.sqrt(count) if count > 1 else None
+    # KL of two all but equal distributions may come out a rounding error below zero.
+    return Verdict(images=count, final=max(0.0, final), gain=gain, error=error)
+
+
+def remarks_on(
+    network: PreparedNetwork, verdict: Verdict | None, *, calibrated: float, ignorant: float
+) -> tuple[str, ...]:
+    """What a user should know about the weights that go on.
+
+    Args:
+        network: the one that goes on.
+        verdict: None where nothing was trained to the end.
+        calibrated: held-out loss of the calibrated student.
+        ignorant: that of one that gives every image the teacher's mean output.
+    """
+    said = []
+    if verdict is not None and not verdict.improves:
+        said.append(_not_better(verdict, calibrated))
+    kept = verdict.final if verdict is not None and verdict.improves else calibrated
+    if kept is not None and kept >= ignorant > 0:
+        said.append(
+            f"WARNING: the held-out loss of the quantised network, {kept:.3g}, is not below that of one that gives"
+            f" every image the same answer, {ignorant:.3g}: that classes agree says nothing here"
+        )
+    if stuck := list(_at_floor(network)):
+        others = f" and {len(stuck) - _SHOWN} more" if len(stuck) > _SHOWN else ""
+        said.append(
+            f"WARNING: the scale of {', '.join(stuck[:_SHOWN])}{others} is at its floor, {SMALLEST_SCALE:.3g}: all"
+            " that these tensors hold is 0 or too small for integers; scale the network's weights or inputs up"
+        )
+    return tuple(said)
+
+
+def _not_better(verdict: Verdict, calibrated: float) -> str:
+    if verdict.gain is None or verdict.final is None:
+        return "after training the held-out loss is not a finite number: the calibrated weights are kept"
+    change = f"held-out loss {calibrated:.3g} -> {verdict.final:.3g}"
+    if verdict.error is None:
+        return f"one held-out image tells no gain of training from chance ({change}): the calibrated weights are kept"
+    what = "made worse" if verdict.worsens else "not improved beyond chance"
+    return (
+        f"training has {what} what {verdict.images} held-out images lose ({change}; by {verdict.gain:.2g} +-"
+        f" {verdict.error:.2g} each): the calibrated weights are kept, which --steps 0 gives at once"
+    )
+
+
+def _at_floor(network: PreparedNetwork) -> Iterable[str]:
+    """Tensors whose values all round to nothing: activations by their group, weights by their path."""
+    for name, grid in network.activation_grids.items():
+        assert isinstance(grid, ActivationGrid)
+        if float(grid.log_scale.detach().exp()) <= _AT_FLOOR:
+            yield name.removesuffix("_grid")
+    for path, weights in network.weight_grids().items():
+        if bool((weights.log_scale.detach().exp() <= _AT_FLOOR).all()):
+            yield path

@@ -1,0 +1,1 @@
+"""Images by name, prepared as on the device, in batches."""

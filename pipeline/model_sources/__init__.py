@@ -1,1 +1,0 @@
-"""Where teachers and students come from: one kind of source per file, listed in `pipeline.models`."""

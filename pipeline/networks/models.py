@@ -1,0 +1,166 @@
+"""Teachers and students by name: `kind:rest` in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Unpack
+
+import torch
+from torch import nn
+
+from calibration.errors import UserError
+from pipeline.images.preprocessing import Preprocessing
+from pipeline.images.preprocessing_overrides import FLAGS, Overrides, assumed_preprocessing, with_overrides
+from pipeline.networks.sources.cifar import load_cifar
+from pipeline.networks.sources.loose_names import full_source
+from pipeline.networks.sources.python_builder import load_python
+from pipeline.networks.sources.sourced import CLASSIFIER, SourcedModel
+from pipeline.networks.sources.timm_models import load_timm
+from pipeline.networks.sources.torchvision_models import load_torchvision
+from pipeline.networks.unsuitable_parts import check_numbers, check_parts, without_inference_mode
+from pipeline.networks.weights import load_weights
+from pipeline.tools.source_text import close_matches, split_kind
+from pipeline.tools.user_code import UserCode
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A float network with what its images must look like."""
+
+    module: nn.Module  # in eval mode, float32, on the CPU
+    preprocessing: Preprocessing
+    source: str  # kind:rest, also where it was named otherwise
+    notes: tuple[str, ...]  # what the user should be told, such as an assumed preprocessing
+    output_kinds: Mapping[str, str] = field(default_factory=dict)  # output -> a key of OUTPUT_KINDS, where known
+    class_names: tuple[str, ...] = ()  # in the order of the outputs, where the source knows them
+    features: bool = False  # whether it is a part of a network, whose outputs are no answers but features
+
+
+def load_model(
+    source: str,
+    *,
+    weights: Path | None = None,
+    submodule: str | None = None,
+    otherwise: Preprocessing | None = None,
+    **overrides: Unpack[Overrides],
+) -> LoadedModel:
+    """Load the network that `kind:rest` names, with the weights of a file where one is given.
+
+    `submodule` is the dotted path of the part to hand over instead of the whole.
+
+    Overrides complete a source that carries no preprocessing, 224 px and ImageNet's statistics by default, and replace
+    the parts of one that does; the notes say either. `otherwise` is taken in place of these defaults.
+
+    Raises:
+        UserError: whatever is wrong with the source, the file or the numbers, in one line.
+    """
+    source, taken = full_source(source)
+    kind, rest = split_kind(source, MODEL_SOURCES, "network")
+    sourced = MODEL_SOURCES[kind](rest, weights)
+    module, notes, output_kinds = sourced.module, taken + sourced.notes, sourced.output_kinds
+    if submodule is not None:
+        module, output_kinds = _part(module, submodule, source), {}
+        notes += (f"{source}: its sub-module {submodule} alone is quantised; what follows it stays outside",)
+    elif sourced.only_parts:
+        raise UserError(sourced.only_parts)
+    check_parts(module, source)
+    module = without_inference_mode(module)
+    tensors = [*module.parameters(), *module.buffers()]
+    dtypes = {str(tensor.dtype) for tensor in tensors if tensor.is_floating_point()}
+    if dtypes - {"torch.float32"}:
+        notes += (f"converted to float32 from {', '.join(sorted(dtypes))}",)
+    with UserCode(source):  # a network may have its own versions of both, which need not return it
+        module.to(device="cpu", dtype=torch.float32)
+        module.eval()
+    check_numbers(module, source)
+    if sourced.preprocessing is None and otherwise is not None:
+        preprocessing = with_overrides(otherwise, **overrides)
+    elif sourced.preprocessing is None:
+        preprocessing = assumed_preprocessing(_image_channels(module), source, **overrides)
+        assumed = [FLAGS[name] for name in ("image_size", "mean", "std") if overrides.get(name) is None]
+        if assumed:
+            notes += (
+                f"{source} carries no preprocessing: {_described(preprocessing)} assumed; "
+                f"where that is wrong, set {', '.join(assumed)}",
+            )
+    else:
+        preprocessing = with_overrides(sourced.preprocessing, **overrides)
+        if preprocessing != sourced.preprocessing:
+            notes += (
+                f"{_described(preprocessing)}, as asked for, instead of the source's own "
+                f"{_described(sourced.preprocessing)}",
+            )
+    return LoadedModel(
+        module=module,
+        preprocessing=preprocessing,
+        source=source,
+        notes=notes,
+        output_kinds=output_kinds,
+        class_names=() if submodule is not None else sourced.class_names,
+        features=submodule is not None,
+    )
+
+
+def _load_digits(rest: str, weights: Path | None) -> SourcedModel:
+    # Imported here, since the embedded package builds a LoadedModel itself.
+    from pipeline.images.embedded import load_digits_teacher
+
+    if rest:
+        raise UserError(f"digits:{rest}: the embedded network has no variants; write digits")
+    loaded = load_digits_teacher()
+    notes = loaded.notes
+    if weights is not None:
+        notes += load_weights(weights, loaded.module, f"{weights} for digits")
+    return SourcedModel(
+        module=loaded.module,
+        preprocessing=loaded.preprocessing,
+        notes=notes,
+        output_kinds=CLASSIFIER,
+        class_names=tuple("0123456789"),
+    )
+
+
+MODEL_SOURCES: dict[str, Callable[[str, Path | None], SourcedModel]] = {
+    "torchvision": load_torchvision,
+    "timm": load_timm,
+    "cifar": load_cifar,
+    "python": load_python,
+    "digits": _load_digits,
+}
+"""Kind of source -> function from (rest, file of weights or None) to the network."""
+
+
+def _image_channels(module: nn.Module) -> int | None:
+    """Channels of the first convolution, where they are those of images."""
+    first = next((layer for layer in module.modules() if isinstance(layer, nn.Conv2d)), None)
+    return first.in_channels if first is not None and first.in_channels in (1, 3) else None
+
+
+def _part(module: nn.Module, path: str, source: str) -> nn.Module:
+    """The sub-module of a dotted path."""
+    parts: dict[str, nn.Module] = dict(module.named_modules())
+    if not path or path not in parts:
+        raise UserError(f"--submodule {path!r}: {source} has no such part; {close_matches(path, [*parts][1:])}")
+    return parts[path]
+
+
+def _described(preprocessing: Preprocessing) -> str:
+    p = preprocessing
+    size = f"{p.width}x{p.height} px"
+    if p.fit == "letterbox":
+        size = f"letterboxed to {size} ({p.placement}, {_numbers(p.fill or ())} around)"
+    elif isinstance(p.resize, tuple):
+        size = f"stretched to {p.resize[0]}x{p.resize[1]} px and a crop of {size}"
+    elif p.resize:
+        size = f"shorter side to {p.resize} px and a crop of {size}"
+    division = "" if p.divisor == 255 else f"divided by {p.divisor:.4g}, "
+    deep = "" if p.stored_bits == 16 else f", {p.stored_bits} bits of deep grey"
+    return (
+        f"{size}, {p.interpolation}, {p.channel_order}, {division}mean {_numbers(p.mean)}, std {_numbers(p.std)}{deep}"
+    )
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "/".join(f"{value:.4g}" for value in values)

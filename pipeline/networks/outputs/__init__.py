@@ -1,0 +1,1 @@
+"""What the outputs of networks hold, and how far two columns of them say the same."""

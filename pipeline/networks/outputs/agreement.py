@@ -1,0 +1,174 @@
+"""How far two columns of outputs say the same: counts over all batches, of decisions, of values and of embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.networks.outputs.cosine_tally import CosineTally
+from pipeline.networks.outputs.meaning import Output
+from pipeline.networks.outputs.value_tally import ValueTally, axis_of_kinds
+from pipeline.report.schema import OutputScore, Parity
+
+# A table of this many classes squared is counted per batch; more classes have no mean intersection over union.
+_MOST_CLASSES = 1024
+
+
+class OutputTally:
+    """One output's comparison of every column with the target, and of simulation, oracle and runtime."""
+
+    def __init__(self, output: Output) -> None:
+        self.output = output
+        self.metric: Literal["agreement", "r2", "cosine"] = "agreement"
+        if output.holds == "values":
+            self.metric = "cosine" if output.embedding else "r2"
+        # The numbers of an embedding mean nothing each for itself.
+        self.axis = None if output.embedding else axis_of_kinds(output.shape)
+        self.pairs: dict[tuple[str, str], _Decisions | ValueTally | CosineTally] = {}
+        self.agreeing = self.positions = 0
+        self.equal = self.elements = 0
+        self.largest = 0.0
+        self.per_image: dict[str, list[Tensor]] = {}
+
+    def add(self, columns: Mapping[str, Tensor]) -> None:
+        """Count one batch: column -> the output [B, ...]."""
+        compared = [name for name in ("simulated", "oracle", "runtime") if name in columns]
+        seen = dict(columns)
+        if self.output.holds != "values":
+            seen = {name: self.output.decided(values) for name, values in columns.items()}
+            if len(compared) > 1:
+                first = seen[compared[0]]
+                self.positions += first.numel()
+                self.agreeing += int(torch.stack([seen[name] == first for name in compared]).all(0).sum())
+        pairs = [("target", name) for name in columns if "target" in columns]
+        for one, other in [*pairs, ("oracle", "simulated"), ("oracle", "runtime")]:
+            if one in seen and other in seen:
+                if (one, other) not in self.pairs:
+                    self.pairs[one, other] = self._pair(one)
+                pair = self.pairs[one, other]
+                pair.add(seen[one], seen[other])
+                if one == "target":
+                    self.per_image.setdefault(other, []).append(pair.per_image(seen[one], seen[other]))
+        if "oracle" in columns and "runtime" in columns:
+            mine, theirs = columns["oracle"], columns["runtime"]
+            self.elements += mine.numel()
+            self.equal += int((mine == theirs).sum())
+            self.largest = max(self.largest, float((mine.double() - theirs.double()).abs().max()))
+
+    def fractions(self) -> dict[str, float]:
+        """Each column's agreement with the target (R2 for values, cosine for embeddings), 0 to 1."""
+        return {other: pair.fraction() for (one, other), pair in self.pairs.items() if one == "target"}
+
+    def lost(self, column: str) -> NDArray[np.float64] | None:
+        """What each image has lost in a column against the teacher's own, float64 [images]; None without either.
+
+        Of decisions the share that is no longer the target's; of values the error's share of the variance, so that the
+        mean over images is the loss of R2; of embeddings what the cosine lacks of 1.
+        """
+        if column not in self.per_image or "teacher" not in self.per_image:
+            return None
+        wrong = [torch.cat(self.per_image[name]).double() for name in (column, "teacher")]
+        difference = wrong[0] - wrong[1]
+        pair = self.pairs["target", column]
+        if isinstance(pair, ValueTally):
+            difference = pair.lost(difference)
+        lost: NDArray[np.float64] = difference.numpy()
+        return lost
+
+    @property
+    def joint_agreement(self) -> float | None:
+        """Share of decisions in which simulation, oracle and runtime are all alike; None where there are none."""
+        return self.agreeing / self.positions if self.positions else None
+
+    def score(self) -> OutputScore:
+        """The output's entry in the report."""
+        fractions = self.fractions()
+        best = self.pairs.get(("target", "runtime")) or self.pairs.get(("target", "oracle"))
+        simulation, runtime = self.pairs.get(("oracle", "simulated")), self.pairs.get(("oracle", "runtime"))
+        return OutputScore(
+            name=self.output.name,
+            holds=self.output.holds,
+            shape=self.output.shape,
+            decisions=self.output.decisions,
+            metric=self.metric,
+            teacher=fractions.get("teacher"),
+            simulated=fractions.get("simulated"),
+            oracle=fractions.get("oracle"),
+            runtime=fractions.get("runtime"),
+            mean_iou=best.mean_iou() if isinstance(best, _Decisions) else None,
+            rms_error=best.rms_error() if isinstance(best, ValueTally) else None,
+            oracle_vs_simulated=simulation.fraction() if simulation is not None else None,
+            runtime_vs_oracle=runtime.fraction() if runtime is not None else None,
+            exact_fraction=self.equal / self.elements if self.elements else None,
+            max_difference=self.largest if self.elements else None,
+            worst=best.worst() if isinstance(best, CosineTally) else None,
+            entries=best.entries() if isinstance(best, ValueTally) else (),
+        )
+
+    def _pair(self, one: str) -> _Decisions | ValueTally | CosineTally:
+        """An empty tally of a column `one` and another.
+
+        Oracle, simulation and runtime are to give the same numbers, of embeddings too: their R2 is judged there, which
+        no angle is stricter than.
+        """
+        if self.metric == "agreement":
+            return self._decisions()
+        return CosineTally() if self.metric == "cosine" and one == "target" else ValueTally(self.axis)
+
+    def _decisions(self) -> _Decisions:
+        classes = 2 if self.output.holds == "labels" else self.output.shape[self.output.axis - (self.output.axis > 0)]
+        dense = self.output.decisions != 1 or self.output.holds == "labels"
+        return _Decisions(classes if dense and classes <= _MOST_CLASSES else None, labels=self.output.holds == "labels")
+
+
+def parity_of(tallies: Sequence[OutputTally]) -> Parity:
+    """The comparison of simulation, oracle and runtime over all outputs together; None where the runtime is absent."""
+    elements, positions = sum(t.elements for t in tallies), sum(t.positions for t in tallies)
+    if not elements:
+        return Parity(argmax_agreement=None, exact_fraction=None, max_difference=None)
+    return Parity(
+        argmax_agreement=sum(t.agreeing for t in tallies) / positions if positions else None,
+        exact_fraction=sum(t.equal for t in tallies) / elements,
+        max_difference=max(t.largest for t in tallies),
+    )
+
+
+class _Decisions:
+    """How often two columns decide alike; with the number of classes, also which they confuse."""
+
+    def __init__(self, classes: int | None, *, labels: bool) -> None:
+        self.same = self.total = 0
+        self.labels = labels
+        self.confusion = None if classes is None else torch.zeros(classes, classes, dtype=torch.int64)
+
+    def add(self, wanted: Tensor, found: Tensor) -> None:
+        self.same += int((wanted == found).sum())
+        self.total += wanted.numel()
+        if self.confusion is not None:
+            size = len(self.confusion)
+            pairs = torch.bincount((wanted * size + found).reshape(-1), minlength=size * size)
+            self.confusion += pairs.reshape(size, size)
+
+    @staticmethod
+    def per_image(wanted: Tensor, found: Tensor) -> Tensor:
+        """Share of each image's decisions that differ, [B]."""
+        return (wanted != found).reshape(len(wanted), -1).double().mean(1)
+
+    def fraction(self) -> float:
+        return self.same / self.total
+
+    def mean_iou(self) -> float | None:
+        """Intersection over union, averaged over the classes that either names; of labels, that of the yes alone."""
+        if self.confusion is None:
+            return None
+        both = self.confusion.diagonal().double()
+        either = self.confusion.sum(0) + self.confusion.sum(1) - self.confusion.diagonal()
+        if self.labels:
+            both, either = both[1:], either[1:]
+        named = either > 0
+        return float((both[named] / either[named]).mean()) if bool(named.any()) else None

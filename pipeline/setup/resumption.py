@@ -1,0 +1,167 @@
+"""What a resumed run may change: which setting decides which of the things that a run keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from calibration.errors import UserError
+from pipeline.config import DistillationConfig, EngineConfig, PreprocessingConfig, flags
+
+DATA: Final = "data"
+#: Input of a run -> the flags that name it or say how it is read: what it holds then is compared, not how it is named.
+INPUTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "teacher": ("teacher", "weights", "submodule", "output-kinds", *flags.flags(PreprocessingConfig)),
+    "student": ("student", "student-weights"),
+    DATA: (DATA, "classes"),  # labels of class folders, which a loss may look at, are in the order of these names
+}
+IDENTIFIED: Final = frozenset(key for keys in INPUTS.values() for key in keys)
+#: Settings that decide nothing that is made, only where and how fast, or what of it is to be made again.
+FREE: Final = frozenset({"output", "overwrite", "resume", "restart-training", "workers", "device"})
+
+_TEACHER = frozenset({*INPUTS["teacher"], "seed"})
+_GENERATOR = frozenset({"generator-steps", "generated-images"})
+_IMAGES = frozenset({DATA, "held-out-images"}) | _GENERATOR
+_STUDENT = frozenset(INPUTS["student"])
+_FLOAT = frozenset({"float-steps", "float-learning-rate"})
+_LEARNING = frozenset(flags.flags(DistillationConfig)) - _FLOAT
+# Training of the quantised student alone.
+_ITS_STEPS = frozenset(
+    {"steps", "batch-norm", "learning-rate", "optimiser", "weight-decay", "scale-learning-rate", "generations"}
+)
+_PLACEMENT = frozenset(
+    {"backend", "target", "quantiser", "bits", "first-bits", "depthwise-bits", "last-bits", "activation-bits",
+     "weight-only", "dynamic-size"}
+)  # fmt: skip
+_CALIBRATION = frozenset({"calibration-images", "range"})
+_NAMES = frozenset(INPUTS[DATA])
+_GRIDS = frozenset({"learned-scales", "weight-grids", "activation-grids", "precision", "augmentation"})
+#: Settings of the files and of their validation: all that is made of them comes last, with the bundle.
+LATE: Final = frozenset(flags.flags(EngineConfig)) | {
+    "rest", "opset", "static-batch", "external-data-above",
+    "eval-data", "threads", "batch", "max-drop", "output-max-drop", "min-speedup",
+}  # fmt: skip
+
+#: What a run keeps -> the settings that decide it, those of what it was made from among them.
+DECIDED_BY: Final[Mapping[str, frozenset[str]]] = {
+    "generated images": _TEACHER | _GENERATOR,
+    "float student": _TEACHER | _STUDENT | _IMAGES | _FLOAT | _NAMES | {"augmentation"} | (_LEARNING - _ITS_STEPS),
+    "calibration": _TEACHER | _STUDENT | _IMAGES | _PLACEMENT | _CALIBRATION,
+    "training": _TEACHER | _STUDENT | _IMAGES | _PLACEMENT | _CALIBRATION | _LEARNING | _GRIDS | _NAMES,
+}
+_KNOWN = FREE.union(LATE, *DECIDED_BY.values())
+
+
+def decides(key: str, kept: str) -> bool:
+    """Whether a setting decides one of the things that a run keeps; one that no table names decides all of them."""
+    return key in DECIDED_BY[kept] or key not in _KNOWN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What was asked of a run, and what it came out as."""
+
+    typed: Mapping[str, Any]
+    """Flag without dashes -> value as JSON, a default that hangs on other things as None or "auto"."""
+    settled: Mapping[str, Any]
+    """Flag without dashes -> the value that such a default, or what was typed instead of it, stands for; may lack some
+    (see `pipeline.setup.settled`)."""
+
+    def differs(self, other: Settings, key: str) -> bool:
+        """Whether a setting has another value there; one that was typed has the same as a default that comes to it."""
+        if self.typed.get(key) == other.typed.get(key):
+            return False
+        return not (key in self.settled and key in other.settled and self.settled[key] == other.settled[key])
+
+
+def changed_keys(before: Settings, now: Settings) -> list[str]:
+    """The settings that differ and are not free, in the order of the flags."""
+    keys = (*now.typed, *(before.typed.keys() - now.typed.keys()))
+    return [key for key in keys if key not in FREE and before.differs(now, key)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A part of a run that is kept, or training of which a part is."""
+
+    name: str
+    """Key of `DECIDED_BY`."""
+    what: str
+    """In words, and where: "the calibration in FOLDER", "140 steps of training in FOLDER"."""
+    several: bool = False
+    """Whether these words are a plural."""
+    trained: bool = False
+    """Whether --restart-training makes it again, and nothing else."""
+
+    @property
+    def made(self) -> str:
+        """Half a sentence, such as "the calibration in FOLDER was made"."""
+        return f"{self.what} {'were' if self.several else 'was'} made"
+
+    @property
+    def way_out(self) -> str:
+        """What to do where another setting is meant all the same."""
+        if self.trained:
+            return "add --restart-training, which trains anew from the first step on and keeps the rest"
+        return "start anew with --overwrite"
+
+
+def check_changes(
+    before: Settings, now: Settings, finished: Collection[Finished], *, later: Collection[str] = ()
+) -> None:
+    """Check that no setting has changed which decides what is finished, but for those whose value is settled `later`.
+
+    A source may be named otherwise: what it holds is compared when it has been read (see `check_same_inputs`).
+
+    Raises:
+        UserError: one has; the line names the flag, both values and what they decide.
+    """
+    for key in changed_keys(before, now):
+        if key in IDENTIFIED or key in later:
+            continue
+        for part in finished:
+            if decides(key, part.name):
+                raise UserError(
+                    f"--resume: --{key} was {shown(before.typed.get(key))} and is {shown(now.typed.get(key))} now, "
+                    f"and {part.made} with the former: give that again, or {part.way_out}"
+                )
+
+
+def check_same_inputs(
+    before: Mapping[str, str],
+    now: Mapping[str, str],
+    changed: Collection[str],
+    typed: Mapping[str, Any],
+    finished: Collection[Finished],
+) -> None:
+    """Check that networks and images are those that the finished parts were made from, whatever they are called now.
+
+    `before` and `now`: the identity of each of `INPUTS`; `changed`: the settings that are others now, `typed`: all.
+
+    Raises:
+        UserError: one is another; the line names the flag.
+    """
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) == now.get(name):
+            continue
+        for part in finished:
+            if decides(name, part.name):
+                key = next((key for key in INPUTS[name] if key in changed), name)
+                what = f"{_another(key, name, typed.get(key))} that {part.made} from"
+                raise UserError(f"--resume: {what}: give those again, or {part.way_out}")
+
+
+def _another(key: str, name: str, value: Any) -> str:
+    """What a flag has made of an input, words that go on with "that ... was made from"."""
+    if key == DATA:
+        return f"--data {shown(value)} does not hold the images"
+    if key in ("teacher", "weights", "student", "student-weights"):
+        return f"--{key} {shown(value)} is not the network, weights and all,"
+    typed = f"without --{key}" if value in (None, []) else f"with --{key} {shown(value)}"
+    return f"{typed} {'labels are not those' if name == DATA else f'the {name} is not the network'}"
+
+
+def shown(value: Any) -> str:
+    """A value as its user typed it, or that it was not typed."""
+    return "not given" if value in (None, []) else flags.shown(value)

@@ -1,1 +1,0 @@
-"""Where images come from: one kind of source per file, listed in `pipeline.data`."""

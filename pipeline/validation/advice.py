@@ -1,0 +1,80 @@
+"""What to do about a failed gate: first what this very run has measured, then what is worth trying, cheapest first."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from pipeline.config import RunConfig
+from pipeline.networks.outputs.joined import lost_entries
+from pipeline.report.schema import Gate, Report
+from pipeline.report.wording import scored_output
+
+#: Bits of weights -> the next wider ones that are worth a run of their own.
+_WIDER = {4: 8, 3: 4, 2: 4, 1: 2}
+# Below this number of images, more of them are worth more than another setting [ours].
+_FEW_IMAGES = 512
+
+
+def advice(config: RunConfig, report: Report) -> tuple[str, ...]:
+    """One line for each failed gate that something can be done about; nothing where none failed."""
+    lines = (_line(config, report, gate) for gate in report.gates if gate.passed is False)
+    return tuple(line for line in lines if line is not None)
+
+
+def _line(config: RunConfig, report: Report, gate: Gate) -> str | None:
+    name, _, which = gate.name.partition(":")
+    if name == "max-drop" and (measured := None if which else _measured(report, gate)) is not None:
+        return measured
+    if name in ("max-drop", "worst"):
+        output = next((entry for entry in report.outputs if entry.name == which), scored_output(report))
+        if output is not None and gate.limit is not None and lost_entries(output, gate.limit):
+            return None  # no setting helps where one scale serves two kinds of numbers, and that is said already
+        return _untried(config, report, f"the gate of output {which}" if which else "the accuracy gate")
+    if gate.name.startswith("parity"):
+        return (
+            f"for the parity gate: faqd compare {shlex.quote(str(config.folder / 'bundle'))} names what differs first"
+        )
+    return None
+
+
+def _measured(report: Report, gate: Gate) -> str | None:
+    """The calibrated network, where training went on and it was better by the gate's measure."""
+    trained, teacher = report.distillation, report.accuracy.teacher
+    if trained is None or trained.chosen != "trained" or trained.accuracy_calibrated is None:
+        return None
+    if teacher is None or gate.limit is None:
+        return None
+    lost = 100 * (teacher - trained.accuracy_calibrated)
+    if lost > gate.limit + 1e-9:
+        return None
+    return (
+        f"for the accuracy gate: calibrated only passes, --steps 0: it lost {lost:.2f} points in this run, simulated on"
+        " the same images, though its held-out loss is the higher one"
+    )
+
+
+def _untried(config: RunConfig, report: Report, which: str) -> str | None:
+    ways = list(_ways(config, report))
+    return f"for {which}, not measured here, cheapest first: {'; '.join(ways)}" if ways else None
+
+
+def _ways(config: RunConfig, report: Report) -> Iterator[str]:
+    """Flags that may help, from those that cost a layer some bits to those that cost the user more."""
+    widths = config.quantisation
+    if widths.quantiser != "faqd":
+        yield "--quantiser faqd, which corrects and trains"
+        return
+    for flag, bits in (("first", widths.first_bits), ("last", widths.last_bits), ("depthwise", widths.depthwise_bits)):
+        if bits < 8:
+            yield f"--{flag}-bits 8 instead of {bits}"
+    if report.distillation is not None and report.distillation.steps == 0:
+        yield "training: leave --steps 0 out"
+    if widths.activation_bits < 8:
+        yield f"--activation-bits 8 instead of {widths.activation_bits}"
+    if widths.bits in _WIDER:
+        yield f"--bits {_WIDER[widths.bits]} instead of {widths.bits}"
+    elif widths.range_method == "auto":
+        yield "another --range (mse, minmax, percentile)"
+    if report.data is not None and report.data.generated is None and report.data.images < _FEW_IMAGES:
+        yield f"more images than the {report.data.images} of --data"

@@ -1,0 +1,64 @@
+"""The images that a result is scored on, and whether their labels can score it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.errors import UserError
+from pipeline.artifacts import Network, UnlabelledImages
+from pipeline.config import RunConfig
+from pipeline.images.data import EvaluationSet, open_evaluation, ordered_batches
+from pipeline.images.preprocessing import Preprocessing, normalise
+from pipeline.networks.outputs.class_order import in_network_order
+from pipeline.networks.outputs.meaning import Output, primary
+from pipeline.validation.score import ScoredImages
+
+_OTHERWISE = "; --classes FILE says another order"
+
+#: What is scored on, the indices of which of it, and what to say about that.
+Scored = tuple[EvaluationSet, NDArray[np.int64], tuple[str, ...]]
+
+
+def evaluation_of(config: RunConfig, images: UnlabelledImages | None, teacher: Network) -> Scored:
+    """The images that a run is scored on; `images` are needed where it is scored on those held out of them."""
+    source = config.evaluation_source
+    if source is None:
+        assert images is not None
+        return EvaluationSet(images=images.source, labels=None), images.held_out, ()
+    evaluation, remarks = usable_labels(open_evaluation(source, teacher.preprocessing), teacher.outputs, source)
+    if not len(evaluation.images):
+        raise UserError(f"--eval-data {source} has no images")
+    return evaluation, np.arange(len(evaluation.images), dtype=np.int64), remarks
+
+
+def usable_labels(
+    evaluation: EvaluationSet, outputs: Sequence[Output], source: str
+) -> tuple[EvaluationSet, tuple[str, ...]]:
+    """The set with labels that are indices of the network's classes, and how folders were matched with them.
+
+    Without labels where a network gives more than the one class per image that they name. Raises UserError where the
+    classes are others than the network's.
+    """
+    main = outputs[primary(outputs)]
+    if evaluation.labels is None:
+        return evaluation, ()
+    if main.holds == "classes" and main.decisions == 1:
+        of_folders = evaluation.folders is not None
+        evaluation, order = in_network_order(evaluation, main, source=source, flag="eval-data")
+        told = f"--eval-data {source}: {order.known_by}" + (_OTHERWISE if order.assumed else "")
+        return replace(evaluation, folders=order.names or None, order=order.known_by), (told,) if of_folders else ()
+    said = f"the labels of --eval-data {source} are one per image and output {main.name} is none such"
+    return replace(evaluation, labels=None), (f"{said}: agreement with the teacher is scored",)
+
+
+def scored_images(
+    evaluation: EvaluationSet, indices: NDArray[np.int64], preprocessing: Preprocessing, most: int, workers: int
+) -> Iterator[ScoredImages]:
+    """The images at these indices, normalised, `most` at a time, with their labels."""
+    for batch in ordered_batches(evaluation.images, indices, preprocessing, batch_size=most, workers=workers):
+        labels = None if evaluation.labels is None else evaluation.labels[batch.indices.numpy()]
+        yield ScoredImages(images=normalise(batch.images, preprocessing), labels=labels)

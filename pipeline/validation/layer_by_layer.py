@@ -1,0 +1,163 @@
+"""Layer by layer: a bundle's model as the oracle computes it against its runtime, or against another model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # its stubs are a package apart
+from torch import Tensor
+
+from backends import BACKENDS
+from backends.base import Backend, Runner
+from backends.facts.cpu import cpu_flags
+from backends.onnx_file.exposed import exposed, rounded_tensors
+from backends.onnx_file.serialised import parsed, serialise
+from backends.oracle.differences import Comparison, why
+from calibration.errors import UserError
+from pipeline.artifacts import MODEL
+from pipeline.bundle.bundle import Bundle
+from pipeline.config import EngineConfig
+from pipeline.config.compare import CompareConfig
+from pipeline.images.batches import images_at_once
+from pipeline.images.data import ImageSource, open_images, ordered_batches
+from pipeline.images.preprocessing import normalise
+from pipeline.report.comparison import ComparedOutput, ComparedTensor, ComparisonReport
+from pipeline.report.wording import RUNTIMES
+from pipeline.setup.chosen_backend import stored_backend
+from pipeline.tools.progress import Progress
+from pipeline.validation.running import filled_up
+
+_BATCH = 16
+
+
+@dataclass
+class _OutputCount:
+    """One output's comparison so far."""
+
+    elements: int = 0
+    differing: int = 0
+    largest: float = 0.0
+
+
+def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) -> ComparisonReport:
+    """Compare the oracle over a bundle's model with its runtime; or, with `against`, with another model.
+
+    Every rounded tensor is an output of what runs; the other model runs on the bundle's runtime, on the oracle where
+    that is not here. Raises UserError when there is nothing to compare with, or the models share no tensor.
+    """
+    backend = stored_backend(bundle, EngineConfig(), batch=bundle.fixed_batch or _BATCH, progress=progress)
+    notes = list[str]()
+    absent = backend.unavailable()
+    model = parsed(bundle.model)
+    other = None if config.against is None else _read(config.against)
+    runs_on = RUNTIMES.get(backend.name, backend.name)
+    if absent is not None:
+        if other is None:
+            raise UserError(f"there is nothing to compare the oracle with: {absent}; or name another model: --against")
+        # With the arithmetic of the bundle's own runtime, or the two would differ where their models do not.
+        backend, runs_on = BACKENDS["reference"](backend.profile), RUNTIMES["reference"]
+        notes.append(f"{absent}: the other model is executed by the oracle")
+    profile = backend.profile
+    comparison = Comparison(model, other, fused_rounding=profile.fused_rounding, arm_arithmetic=profile.arm_arithmetic)
+    if not comparison.names:
+        raise UserError(f"--against {config.against}: it shares no rounded tensor with the model of {bundle.folder}")
+    left_out = len(rounded_tensors(model)) - len(comparison.names)
+    if left_out:
+        notes.append(
+            f"{left_out} rounded tensors of the bundle's model have no counterpart of that name and are left out"
+        )
+    images, source = 0, None if config.data is None else open_images(config.data, bundle.preprocessing)
+    asked = len(bundle.golden.inputs) if source is None else min(config.count, len(source))
+    counts = {output.name: _OutputCount() for output in bundle.outputs}
+    running = other if other is not None else model
+    with _runner(backend, exposed(running, comparison.names), config.threads) as runner:
+        for given in _batches(bundle, source, asked):
+            batch = given if bundle.fixed_batch is None else filled_up(given, bundle.fixed_batch)
+            found = runner.run(batch.numpy())
+            tensors = [torch.from_numpy(np.asarray(values)) for values in found]
+            kept = len(running.graph.output)
+            theirs = dict(zip(comparison.names, tensors[kept:], strict=True))
+            mine = comparison.add(batch, theirs)
+            for output, here, there in zip(bundle.outputs, mine, tensors[:kept], strict=True):
+                _count(counts[output.name], here, there)
+            images += len(given)
+            progress.step(images, asked)
+    if source is not None and (broken := source.unreadable.summary()):
+        notes.append(f"{images} of {asked} images are compared: {broken}")
+    if source is not None and asked < config.count:
+        notes.append(f"--data {config.data} has {len(source)} images, fewer than --count {config.count}")
+    first = comparison.first()
+    return ComparisonReport(
+        here=f"oracle on {bundle.folder.name}",
+        there=f"{runs_on} on {config.against.name if config.against else bundle.folder.name}",
+        images=images,
+        tolerance=config.tolerance,
+        first=None if first is None else first.name,
+        tensors=tuple(_tensors(comparison)),
+        outputs=tuple(
+            ComparedOutput(name=name, elements=count.elements, differing=count.differing, largest=count.largest)
+            for name, count in counts.items()
+        ),
+        notes=tuple(notes),
+    )
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load(path)
+    except OSError as error:
+        raise UserError(f"--against {path}: cannot read it: {error.strerror or error}") from error
+    except DecodeError as error:
+        raise UserError(f"--against {path} is no ONNX file: {error}") from error
+    if not model.graph.node:
+        raise UserError(f"--against {path} is no ONNX file: it holds no graph")
+    return model
+
+
+def _runner(backend: Backend, model: onnx.ModelProto, threads: int | None) -> AbstractContextManager[Runner]:
+    return backend.runner(serialise(model, name=MODEL), threads=threads or os.cpu_count() or 1)
+
+
+def _batches(bundle: Bundle, source: ImageSource | None, count: int) -> Iterator[Tensor]:
+    """Normalised images: the first `count` of a source, or the bundle's golden ones."""
+    if source is None:
+        yield from torch.split(torch.from_numpy(bundle.golden.inputs), bundle.fixed_batch or _BATCH)
+        return
+    preprocessing, indices = bundle.preprocessing, np.arange(count, dtype=np.int64)
+    most = bundle.fixed_batch or images_at_once(preprocessing, _BATCH)
+    for batch in ordered_batches(source, indices, preprocessing, batch_size=most):
+        yield normalise(batch.images, preprocessing)
+
+
+def _count(count: _OutputCount, here: Tensor, there: Tensor) -> None:
+    if here.shape != there.shape:
+        raise UserError(f"--against: its output has the shape {list(there.shape)}, the bundle's {list(here.shape)}")
+    count.elements += here.numel()
+    count.differing += int((here != there).sum())
+    count.largest = max(count.largest, float((here.double() - there.double()).abs().max()))
+
+
+def _tensors(comparison: Comparison) -> Iterator[ComparedTensor]:
+    flags = cpu_flags()
+    saturating = flags is not None and not flags & {"avx512_vnni", "avx_vnni"}
+    for entry in comparison.tensors.values():
+        yield ComparedTensor(
+            name=entry.name,
+            node=entry.node,
+            operators=entry.operators,
+            elements=entry.elements,
+            differing=entry.differing,
+            largest=entry.largest,
+            own=entry.own,
+            own_largest=entry.own_largest,
+            ties=entry.ties,
+            example=entry.example,
+            why=why(entry, saturating_products=saturating) if entry.differing or entry.arises else "",
+        )

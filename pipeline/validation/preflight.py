@@ -1,0 +1,133 @@
+"""What can be known to go wrong is found before anything takes time: a dry pass over inputs, machine and disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from backends.onnx_file.scratch import scratch_folder
+from calibration.errors import UserError
+from pipeline.artifacts import Network, UnlabelledImages
+from pipeline.config import RunConfig
+from pipeline.images.data import EvaluationSet, ImageSource
+from pipeline.images.loading import Reader, none_readable
+from pipeline.images.preprocessing import Preprocessing
+from pipeline.networks.outputs.meaning import Output, primary
+from pipeline.setup.defaults import resolve_device
+from pipeline.setup.identity import images_identity, network_identity, sample
+from pipeline.setup.settled import float_steps, settled_by_configuration
+from pipeline.setup.state import STATE
+from pipeline.tools.atomic import check_place
+from pipeline.validation.evaluation import Scored, evaluation_of
+from pipeline.validation.score import check_labels
+
+
+def check_machine(config: RunConfig) -> None:
+    """Check what needs no input: the device that trains, and where the kernel timings of engines go.
+
+    Raises:
+        UserError: there is no such device, or a place that cannot be written.
+    """
+    resolve_device(config.execution.device)
+    if config.engine.timing_cache is not None:
+        check_place(config.engine.timing_cache, flag="--timing-cache")
+
+
+def check_inputs(
+    config: RunConfig, root: Path, teacher: Network, student: Network, images: UnlabelledImages | None
+) -> Scored | None:
+    """Check images, labels and disk before the first stage; the images to score on, where they are known already.
+
+    `images`: None where they are still to be generated.
+
+    Raises:
+        UserError: a source cannot be opened, no image of it can be read, labels are no classes of the network, or the
+            disk has no room for what a run is sure to write.
+    """
+    classes = _classes(teacher.outputs)
+    if images is not None:
+        check_readable(images.source, teacher.preprocessing)
+        if images.labels is not None and classes is not None:
+            check_labels(images.labels, classes, flag="--data")
+    scored = None
+    if images is not None or config.evaluation_source is not None:
+        scored = evaluation_of(config, images, teacher)
+        evaluation, _, _ = scored
+        if images is None or evaluation.images is not images.source:
+            check_scored(evaluation, teacher.outputs, teacher.preprocessing)
+    _check_room(config, root, teacher, student)
+    return scored
+
+
+def identities(
+    config: RunConfig, teachers: Sequence[Network], student: Network, images: UnlabelledImages | None
+) -> dict[str, str]:
+    """What each flag of an input names: networks and images by what is in them."""
+    found = {"teacher": network_identity(teachers)}
+    if config.student.source is not None:
+        found["student"] = network_identity([student])
+    found["data"] = "generated" if images is None else images_identity(images)
+    return found
+
+
+def check_readable(source: ImageSource, preprocessing: Preprocessing) -> None:
+    """Decode and prepare some images from all over a source, and more of them until one can be read.
+
+    Raises:
+        UserError: none can, or one is none that the network takes.
+    """
+    reader = Reader(source, preprocessing)
+    if reader.array is not None:
+        return  # stored as the network takes them
+    read = [reader.plain(index) is not None for index in sample(source)]
+    if not any(read) and all(reader.plain(index) is None for index in range(len(source))):
+        raise UserError(none_readable(source.name, len(source), reader.bad[min(reader.bad)][1]))
+
+
+def check_scored(evaluation: EvaluationSet, outputs: Sequence[Output], preprocessing: Preprocessing) -> None:
+    """Check that images to score on can be read, and that their labels, if any, are classes of the network.
+
+    Raises:
+        UserError: none of them can, or a label is none.
+    """
+    check_readable(evaluation.images, preprocessing)
+    classes = _classes(outputs)
+    if evaluation.labels is not None and classes is not None:
+        check_labels(evaluation.labels, classes)
+
+
+def _classes(outputs: Sequence[Output]) -> int | None:
+    """How many classes an image may have; None where the output holds no one class for each image."""
+    main = outputs[primary(outputs)]
+    return main.shape[main.axis - 1] if main.holds == "classes" and main.decisions == 1 else None
+
+
+def _check_room(config: RunConfig, root: Path, teacher: Network, student: Network) -> None:
+    """Check the room for results, for training's checkpoints, and for what a runtime reads from temporary files."""
+    size, integers = _bytes(student), _bytes(student) * max(4, config.quantisation.bits) // 32
+    ours, learns_in_float = config.quantisation.quantiser == "faqd", float_steps(config) > 0
+    trains = learns_in_float or (ours and settled_by_configuration(config)["steps"] > 0)
+    before = size if learns_in_float else 0
+    results = before + (size if ours else 0) + _bytes(teacher) + integers
+    # Weights and the optimiser's two moments of each; the next one is written beside the last.
+    checkpoints = before + 2 * 3 * size if trains else 0
+    needed = max(results, checkpoints)
+    kept = sum(file.stat().st_size for file in (root / STATE).glob("*.safetensors"))
+    free = shutil.disk_usage(root).free
+    if free + kept < needed:
+        what = f"needs {needed / 1e6:.4g} MB for its training's checkpoints"
+        if results >= checkpoints:
+            what = f"writes {needed / 1e6:.4g} MB at the least"
+        raise UserError(
+            f"{root} has {free / 1e6:.4g} MB free and a run of this network {what}: make room there, or choose another"
+            " place with --output"
+        )
+    # Its own optimised form of the model is what ONNX Runtime is asked about each layer by.
+    if config.quantisation.backend == "onnxruntime":
+        with scratch_folder("room", needed=integers):
+            pass
+
+
+def _bytes(network: Network) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in network.folded.state_dict().values())

@@ -1,0 +1,193 @@
+"""Score the same images on every stage of the way, and measure the artifact on its runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from backends.base import Array, Backend, Census
+from backends.onnx_file.serialised import Serialised, parsed
+from backends.oracle.backend import IntegerOracle
+from backends.timing import interleaved_latency
+from calibration.errors import MissingExtra, UserError
+from pipeline.networks.outputs.agreement import OutputTally, parity_of
+from pipeline.networks.outputs.meaning import Output, primary
+from pipeline.report.schema import Accuracy, Latency, OutputScore, Parity, Percentiles
+from pipeline.tools.confidence import Loss, loss_of
+
+#: Stages whose outputs are scored, in the order of the way; "runtime" is absent where it does not run.
+#: "target", scored only against itself, is what the student was asked for: without labels it stands in for them.
+COLUMNS = ("target", "teacher", "calibrated", "simulated", "oracle", "runtime")
+
+Outputs = Callable[[Tensor], list[Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredImages:
+    """One batch to score: normalised images float32 [B, C, H, W] and their labels int64 [B], where there are any."""
+
+    images: Tensor
+    labels: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What `score` found; `calibrated` is the score of the calibrated network before training."""
+
+    accuracy: Accuracy
+    parity: Parity
+    calibrated: float | None
+    outputs: tuple[OutputScore, ...]
+    main: int = 0
+    """Index of the output that the accuracy is about."""
+    agreements: tuple[float | None, ...] = ()
+    """Of each output the share of decisions in which simulation, oracle and runtime are all alike."""
+    lost: Loss | None = None
+    """What the accuracy of the runtime, of the oracle where it is not here, has lost; None without a teacher."""
+    outputs_lost: tuple[Loss | None, ...] = ()
+    """The same of each output's agreement or R2."""
+
+
+def score(
+    columns: Mapping[str, Outputs],
+    batches: Iterable[ScoredImages],
+    outputs: Sequence[Output],
+    *,
+    step: Callable[[int], None],
+) -> Scores:
+    """Accuracy of every column, parity of simulation, oracle and runtime, and both for every output of its own.
+
+    The metric of the accuracy is top-1 where batches have labels, else that of the network's first classes (or labels)
+    against the distillation targets (column "target", needed then): the teacher's own outputs, unless they are averaged
+    over mirror images. Maps count per position. Raises UserError when a label is no class of the network.
+    """
+    images, main = 0, primary(outputs)
+    tallies = [OutputTally(output) for output in outputs]
+    labelled: dict[str, int] = {}
+    wrong: dict[str, list[Tensor]] = {}
+    for batch in batches:
+        found = {name: run(batch.images) for name, run in columns.items()}
+        images += len(batch.images)
+        if batch.labels is not None:
+            for name, values in found.items():
+                check_labels(batch.labels, values[main].shape[1])
+                answers = outputs[main].decided(values[main]).reshape(-1)
+                right = answers == torch.from_numpy(batch.labels)
+                labelled[name] = labelled.get(name, 0) + int(right.sum())
+                wrong.setdefault(name, []).append((~right).double())
+        for index, tally in enumerate(tallies):
+            tally.add({name: values[index] for name, values in found.items()})
+        step(images)
+    if not images:
+        raise UserError("--eval-data: no image to score was readable")
+    fractions = {name: right / images for name, right in labelled.items()} or tallies[main].fractions()
+    accuracy = Accuracy(
+        metric="top1" if labelled else tallies[main].metric,
+        images=images,
+        teacher=fractions.get("teacher"),
+        simulated=fractions.get("simulated"),
+        oracle=fractions.get("oracle"),
+        runtime=fractions.get("runtime"),
+    )
+    scores = tuple(tally.score() for tally in tallies)
+    last = "runtime" if "runtime" in columns else "oracle"
+    outputs_lost = tuple(_output_loss(tally, last) for tally in tallies)
+    lost = outputs_lost[main]
+    if labelled:
+        lost = _labelled_loss(wrong, fractions, last)
+    return Scores(
+        accuracy=accuracy,
+        parity=parity_of(tallies),
+        calibrated=fractions.get("calibrated"),
+        outputs=scores,
+        main=main,
+        agreements=tuple(tally.joint_agreement for tally in tallies),
+        lost=lost,
+        outputs_lost=outputs_lost,
+    )
+
+
+def _labelled_loss(wrong: Mapping[str, list[Tensor]], fractions: Mapping[str, float], column: str) -> Loss | None:
+    """What top-1 has lost in a column against the teacher's."""
+    if column not in wrong or "teacher" not in wrong:
+        return None
+    lost = torch.cat(wrong[column]) - torch.cat(wrong["teacher"])
+    points = _points(fractions["teacher"], fractions[column])
+    return loss_of(lost.numpy(), points=points, decisions=1, paired=fractions["teacher"] < 1)
+
+
+def _output_loss(tally: OutputTally, column: str) -> Loss | None:
+    """What an output's agreement or R2 has lost in a column against the teacher's."""
+    lost, fractions = tally.lost(column), tally.fractions()
+    if lost is None:
+        return None
+    points = _points(fractions["teacher"], fractions[column])
+    decisions = tally.output.decisions
+    return loss_of(lost, points=points, decisions=decisions, paired=fractions["teacher"] < 1)
+
+
+def _points(teacher: float, other: float) -> float:
+    """Percentage points lost; rounded, so that one of a hundred is 1 and not a little more."""
+    return round(100 * (teacher - other), 9)
+
+
+def check_labels(labels: NDArray[np.int64], classes: int, *, flag: str = "--eval-data") -> None:
+    """Raise UserError unless labels [N], which `flag` names, are classes of a network that has so many."""
+    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+        raise UserError(
+            f"{flag} has labels {labels.min()} to {labels.max()}, but the network has"
+            f" {classes} classes, 0 to {classes - 1}"
+        )
+
+
+def oracle_outputs(model: Serialised, *, fused_rounding: bool, arm_arithmetic: bool) -> Outputs:
+    """The integer oracle of an artifact as a column, with the semantics of its runtime's kernels."""
+    oracle = IntegerOracle(parsed(model), fused_rounding=fused_rounding, arm_arithmetic=arm_arithmetic)
+    return lambda images: oracle.run(images)[0]
+
+
+def measure_latency(
+    backend: Backend, model: Serialised, float_model: Serialised | None, images: Array, *, threads: int
+) -> Latency:
+    """Median and p90 of both models on the backend's runtime, interleaved; `images` is one inference's input."""
+    with backend.runner(model, threads=threads) as quantised:
+        runners = {"quantised": quantised}
+        if float_model is None:
+            times = interleaved_latency(runners, images)
+        else:
+            with backend.runner(float_model, threads=threads) as plain:
+                times = interleaved_latency({"float": plain, **runners}, images)
+    found = {name: Percentiles(median=time.median_ms, p90=time.p90_ms) for name, time in times.items()}
+    plain_time = found.get("float")
+    return Latency(
+        batch=len(images),
+        threads=threads,
+        float_ms=plain_time,
+        quantised_ms=found["quantised"],
+        speedup=plain_time.median / found["quantised"].median if plain_time else None,
+    )
+
+
+def no_latency(batch: int, threads: int) -> Latency:
+    """The latency block where the runtime does not run."""
+    return Latency(batch=batch, threads=threads, float_ms=None, quantised_ms=None, speedup=None)
+
+
+def count_kernels(backend: Backend, model: Serialised, layers: list[str]) -> tuple[Census | None, str | None]:
+    """What the runtime makes of each weighted layer, and what to say about how that is known.
+
+    Where the runtime does not run, its compiler may still say (TensorRT builds ahead of time without a GPU); where
+    that is missing too, nothing is known and the remark says what to install.
+    """
+    try:
+        census = backend.census(model, layers)
+    except MissingExtra as missing:
+        return None, f"no engine was built: {missing}"
+    on_target = backend.unavailable() is None and not census.elsewhere
+    how = "" if on_target else "kernels are those that are chosen ahead of time here: they did not run"
+    return census, "; ".join(part for part in (how, census.remark) if part) or None

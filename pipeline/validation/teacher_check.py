@@ -1,0 +1,176 @@
+"""Whether the float teacher can be trusted: asked of some images before anything is trained on its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from calibration.errors import UserError
+from pipeline.artifacts import Network, UnlabelledImages
+from pipeline.images.batches import images_at_once
+from pipeline.images.data import EvaluationSet, ImageSource, ordered_batches
+from pipeline.images.preprocessing import normalise
+from pipeline.networks.outputs.meaning import Output, primary
+from pipeline.validation.teacher_judgement import Judgement, judge
+
+# A few hundred labelled images tell a teacher from chance; as many as a batch show what an output holds [ours].
+_JUDGED, _SEEN = 256, 64
+_BATCH = 64
+_SUM_ERROR = 1e-2
+
+
+def check_labelled(
+    teacher: Network,
+    source: ImageSource,
+    labels: NDArray[np.int64],
+    indices: NDArray[np.int64],
+    *,
+    flag: str,
+    order: str,
+    workers: int,
+) -> tuple[str, ...]:
+    """Ask a classifier about some labelled images; what to warn of.
+
+    `labels` int64, one per image of the source, of which `indices` are looked at; `flag` names the source, `order` says
+    how its classes were matched with the network's.
+
+    Raises:
+        UserError: the answers are all but guesses, or right in another order of the classes.
+    """
+    main = primary(teacher.outputs)
+    output = teacher.outputs[main]
+    assert output.classes is not None
+    chosen = indices[np.unique(np.linspace(0, len(indices) - 1, min(_JUDGED, len(indices))).astype(np.int64))]
+    answers, truth = list[Tensor](), list[NDArray[np.int64]]()
+    for values, seen in _answers(teacher, source, chosen, workers):
+        answers.append(output.decided(values[main]).reshape(-1))
+        truth.append(labels[seen])
+    found = judge(np.concatenate(truth), torch.cat(answers).numpy(), output.classes)
+    told = (
+        f"the float teacher is right on {100 * found.accuracy:.1f} % of {found.images} images of {flag}, and guessing"
+        f" is on {100 * found.chance:.1f} %"
+    )
+    if found.reordered is not None or found.at_chance:
+        raise UserError(f"{told}{_why(found)}: {order}; {_WAY}")
+    return (f"WARNING: {told}: {order}; where that is not what the network is worth, {_WAY}",) if found.poor else ()
+
+
+_WAY = (
+    "give the order of the network's outputs with --classes FILE, check --weights, --mean and --std, or give images"
+    " without labels to be scored by agreement with the teacher"
+)
+
+
+def _why(found: Judgement) -> str:
+    if found.reordered is None:
+        return ""
+    return (
+        f"; with the same classes in another order it would be on {100 * found.reordered:.0f} %, so the order is wrong"
+    )
+
+
+def check_answers(teacher: Network, images: UnlabelledImages) -> tuple[str, ...]:
+    """Look at a few answers for what they were said to hold; what to warn of.
+
+    Raises:
+        UserError: what was said to be logits are probabilities, or the other way round.
+    """
+    parts = [values for values, _ in _answers(teacher, images.source, images.held_out[:_SEEN], images.workers)]
+    lines = []
+    for index, output in enumerate(teacher.outputs):
+        values = torch.cat([part[index] for part in parts])
+        _check_range(output, values, teacher.source)
+        if index == primary(teacher.outputs) and output.holds != "values":
+            decided = output.decided(values)
+            if len(values) > 1 and bool((decided == decided.reshape(-1)[0]).all()):
+                lines.append(
+                    f"WARNING: the float teacher decides {output.name} alike everywhere on {len(values)} held-out"
+                    f" images ({_decision(output, int(decided.reshape(-1)[0]))}): agreement with it says nothing"
+                )
+    return tuple(lines)
+
+
+def _decision(output: Output, decision: int) -> str:
+    if output.holds == "labels":
+        return "yes" if decision else "no"
+    return f"class {decision}" + (f", {output.names[decision]}" if output.names else "")
+
+
+def _check_range(output: Output, values: Tensor, source: str) -> None:
+    """Refuse logits that are probabilities by their values, and probabilities that are none."""
+    if output.holds == "values":
+        return
+    flag, within = f"--output-kinds {output.name}=", bool(((values >= 0) & (values <= 1)).all())
+    shown = f"on {len(values)} held-out images all values of {output.name} of {source} are within 0 and 1"
+    last = "-last" if output.axis in (-1, len(output.shape)) and len(output.shape) > 1 else ""
+    if output.activation is None and within:
+        if output.holds == "labels":
+            raise UserError(
+                f"{shown}, where labels are logits whose yes is above 0, so that all would be yes: {flag}"
+                f"label-probabilities where a sigmoid has made them, {flag}values where they are numbers"
+            )
+        if bool(((values.sum(output.axis) - 1).abs() < _SUM_ERROR).all()):
+            raise UserError(f"{shown} and sum to 1, where classes are logits: {flag}probabilities{last}")
+    if output.activation in ("softmax", "sigmoid") and not output.shown and not within:
+        kind = "labels" if output.holds == "labels" else f"classes{last}"
+        raise UserError(
+            f"{output.name} of {source} was said to hold probabilities, and on {len(values)} held-out images it goes"
+            f" from {float(values.min()):.3g} to {float(values.max()):.3g}: {flag}{kind} for logits"
+        )
+
+
+def _answers(
+    teacher: Network, source: ImageSource, indices: NDArray[np.int64], workers: int
+) -> Iterator[tuple[Sequence[Tensor], NDArray[np.int64]]]:
+    """The teacher's outputs, batch by batch, with the indices of the images that could be read."""
+    size = images_at_once(teacher.preprocessing, _BATCH)
+    with torch.no_grad():
+        for batch in ordered_batches(source, indices, teacher.preprocessing, batch_size=size, workers=workers):
+            yield teacher.folded(normalise(batch.images, teacher.preprocessing)), batch.indices.numpy()
+
+
+def check_teacher(
+    teacher: Network,
+    images: UnlabelledImages | None,
+    evaluation: EvaluationSet | None,
+    *,
+    data: str,
+    eval_data: str | None,
+) -> tuple[str, ...]:
+    """All that images say of the teacher before it teaches; what to warn of.
+
+    `evaluation`: what the result will be scored on, where it is known; `data` and `eval_data` name the sources.
+
+    Raises:
+        UserError: as of `check_labelled` and `check_answers`.
+    """
+    lines: tuple[str, ...] = ()
+    workers = 0 if images is None else images.workers
+    if evaluation is not None and evaluation.labels is not None:
+        everything = np.arange(len(evaluation.images), dtype=np.int64)
+        lines += check_labelled(
+            teacher,
+            evaluation.images,
+            evaluation.labels,
+            everything,
+            flag=f"--eval-data {eval_data}",
+            order=evaluation.order,
+            workers=workers,
+        )
+    if images is not None:
+        if images.labels is not None:
+            lines += check_labelled(
+                teacher,
+                images.source,
+                images.labels,
+                images.training,
+                flag=f"--data {data}",
+                order=images.label_order,
+                workers=workers,
+            )
+        lines += check_answers(teacher, images)
+    return lines
