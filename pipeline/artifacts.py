@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,7 +24,6 @@ from calibration.simulation.correction import Corrections
 from calibration.simulation.insert import insert
 from calibration.simulation.prepared import PreparedNetwork
 from pipeline.images.preprocessing import Preprocessing
-from pipeline.images.sources.image_source import ImageSource
 from pipeline.networks.outputs.meaning import Output
 from pipeline.report.schema import Distillation
 from pipeline.tools.atomic import whole_file, write_text
@@ -52,23 +49,6 @@ class Network:
     notes: tuple[str, ...]
     other: GraphModule | None = None
     """The folded graph for images of another size, where the size is free; `folded.meta` says what follows it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnlabelledImages:
-    """The images of a run: most train, some are kept out to judge the result by its distillation loss."""
-
-    source: ImageSource
-    training: NDArray[np.int64]
-    held_out: NDArray[np.int64]
-    workers: int
-    augmentation: str
-    labels: NDArray[np.int64] | None = None
-    """One per image of the source, only where a loss was asked to look at them."""
-    label_order: str = ""
-    """How the labels' classes were matched with the network's, half a sentence."""
-    preview: str | None = None
-    """Some of the images as a PNG in base64, where they were generated."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from backends.base import Backend
 from backends.placement.place import place
 from calibration.errors import UserError
-from pipeline.artifacts import FLOAT_MODEL, Network, UnlabelledImages, load_tensors, save_tensors
+from pipeline.artifacts import FLOAT_MODEL, Network, load_tensors, save_tensors
 from pipeline.bundle.bundle import digest_of, read_bundle, write_bundle, write_model
 from pipeline.config import NO_DATA, EngineConfig, RunConfig, ValidationConfig, check_engine
 from pipeline.config.compare import CompareConfig
@@ -24,6 +24,7 @@ from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.preprocessing_overrides import Overrides
 from pipeline.images.probe_images import probe_images
 from pipeline.images.sources.arrays import ArraySource
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.networks.outputs.class_order import in_network_order, named_outputs
 from pipeline.networks.outputs.meaning import Output, primary
 from pipeline.report.comparison import ComparisonReport

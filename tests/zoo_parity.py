@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from backends.facts.onnxruntime_rules import host_profile
+from backends.facts.widths import Widths
 from backends.onnx_file.exposed import exposed
 from backends.onnxruntime.backend import OnnxRuntime
 from backends.oracle.differences import Comparison, TensorDifference, kernel_of
-from backends.placement.place import Widths, place
+from backends.placement.place import place
 from calibration.capture.graph_from_module import capture
 from calibration.plan import Plan
 from calibration.ranges.observation import choose_ranges, observe

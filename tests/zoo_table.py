@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from backends.facts.onnxruntime_rules import X64
-from backends.placement.place import Widths, place
+from backends.facts.widths import Widths
+from backends.placement.place import place
 from calibration.capture.graph_from_module import capture
 from calibration.graph.operators import WEIGHTED, kind
 from calibration.rewrites.fold import fold

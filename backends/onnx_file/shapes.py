@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 from torch.fx import Node
 
+from backends.onnx_file.writer import Writer
 from calibration.graph.operators import static_shape
 
-if TYPE_CHECKING:
-    from backends.onnx_file.emit import Emitter
 
-
-def shape_of(e: Emitter, node: Node) -> tuple[int, ...]:
+def shape_of(e: Writer, node: Node) -> tuple[int, ...]:
     """A node's shape with -1 for every free dimension: the batch, and what follows the size of images if free."""
     found = None if e.free is None else e.free.shape(node.name)
     return static_shape(node) if found is None else found
 
 
-def stored(e: Emitter, nodes: Collection[str]) -> str:
+def stored(e: Writer, nodes: Collection[str]) -> str:
     """Name of one of several tensors that lies there as it is, for its shape: the image, else a rounded one if any.
 
     A kernel writes no float between what it computes and what it rounds.
@@ -30,7 +27,7 @@ def stored(e: Emitter, nodes: Collection[str]) -> str:
     return (integers or [name for node, name in e.floats.items() if node.name in nodes])[0]
 
 
-def declared_shape(e: Emitter, node: Node) -> list[int | str]:
+def declared_shape(e: Writer, node: Node) -> list[int | str]:
     """The shape of an input or result as a file declares it, free dimensions by name."""
     sizes: list[int | str] = []
     for axis, size in enumerate(shape_of(e, node)):
@@ -41,7 +38,7 @@ def declared_shape(e: Emitter, node: Node) -> list[int | str]:
     return sizes
 
 
-def _free_name(e: Emitter, node: Node, axis: int) -> str:
+def _free_name(e: Writer, node: Node, axis: int) -> str:
     """The name of a free dimension: the image's, where it is as long as that."""
     if e.free is not None:
         image = e.free.sizes[e.first_input]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from torch import SymInt
 from torch.fx import GraphModule, Node
 
 from backends.facts.profile import LayerShape
+from backends.facts.widths import Widths
 from calibration.graph.operators import argument, constant, has_weighted, kind, shape, static_shape
-
-if TYPE_CHECKING:
-    from backends.placement.place import Widths
 
 
 def layer_shape(module: GraphModule, layer: Node) -> LayerShape:

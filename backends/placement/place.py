@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch.fx import GraphModule, Node
 
 from backends.facts.profile import Profile, Rule
+from backends.facts.widths import Widths
 from backends.placement.handed_on import moves
 from backends.placement.layer_facts import layer_shape, weight_bits
 from backends.placement.residual import skip_input
@@ -29,20 +30,6 @@ from calibration.graph.operators import (
 )
 from calibration.grid import Grid
 from calibration.plan import ActivationPlacement, Plan, WeightPlacement
-
-
-@dataclass(frozen=True, kw_only=True)
-class Widths:
-    """Bits of the weights: of most layers, and of those that are kept wider by default.
-
-    `activations`: bits of what weighted layers read, but for the first and the last; all else is rounded to 8.
-    """
-
-    weights: int = 8
-    first: int = 8
-    depthwise: int = 8
-    last: int = 8
-    activations: int = 8
 
 
 class _Groups:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,6 @@ from calibration.arithmetic.integer_products import EXACT_BIAS, EXACT_IN_FLOAT32
 from calibration.arithmetic.rounding import requantise, sign
 from calibration.grid import SMALLEST_SCALE, Grid, broadcast_scale, in_blocks
 from calibration.ranges.observers import weight_scale
-
-if TYPE_CHECKING:
-    from calibration.simulation.closed_forms import ClosedForm
 
 
 class _LearnedScale(nn.Module):
@@ -160,6 +157,13 @@ class MultipliedGrid:
         return self.source.scale() * self.factor
 
 
+class WeightForm(Protocol):
+    """What a weight's grid asks of a formula that takes the place of its learned scale (`closed_forms`)."""
+
+    def integers(self, weight: Tensor) -> Tensor: ...
+    def scale(self) -> Tensor: ...
+
+
 class WeightGrid(_LearnedScale):
     """Symmetric grid of one weight with a learned scale per channel, or per channel and block of inputs.
 
@@ -167,7 +171,7 @@ class WeightGrid(_LearnedScale):
     where integers and scale follow from the weight for a while, instead of being learned.
     """
 
-    form: ClosedForm | None = None
+    form: WeightForm | None = None
 
     def __init__(self, grid: Grid, weight: Tensor, *, floor: Tensor | None = None) -> None:
         scale = weight_scale(weight, grid)

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.artifacts import UnlabelledImages
 from pipeline.images.data import ordered_batches
 from pipeline.images.preprocessing import Preprocessing, normalise
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.tools.randomness import generator_for
 
 

@@ -14,13 +14,13 @@ from calibration.errors import UserError
 from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.preprocessing_overrides import FLAGS, Overrides, assumed_preprocessing, with_overrides
 from pipeline.networks.sources.cifar import load_cifar
+from pipeline.networks.sources.digits import load_digits
 from pipeline.networks.sources.loose_names import full_source
 from pipeline.networks.sources.python_builder import load_python
-from pipeline.networks.sources.sourced import CLASSIFIER, SourcedModel
+from pipeline.networks.sources.sourced import SourcedModel
 from pipeline.networks.sources.timm_models import load_timm
 from pipeline.networks.sources.torchvision_models import load_torchvision
 from pipeline.networks.unsuitable_parts import check_numbers, check_parts, without_inference_mode
-from pipeline.networks.weights import load_weights
 from pipeline.tools.source_text import close_matches, split_kind
 from pipeline.tools.user_code import UserCode
 
@@ -103,31 +103,12 @@ def load_model(
     )
 
 
-def _load_digits(rest: str, weights: Path | None) -> SourcedModel:
-    # Imported here, since the embedded package builds a LoadedModel itself.
-    from pipeline.images.embedded import load_digits_teacher
-
-    if rest:
-        raise UserError(f"digits:{rest}: the embedded network has no variants; write digits")
-    loaded = load_digits_teacher()
-    notes = loaded.notes
-    if weights is not None:
-        notes += load_weights(weights, loaded.module, f"{weights} for digits")
-    return SourcedModel(
-        module=loaded.module,
-        preprocessing=loaded.preprocessing,
-        notes=notes,
-        output_kinds=CLASSIFIER,
-        class_names=tuple("0123456789"),
-    )
-
-
 MODEL_SOURCES: dict[str, Callable[[str, Path | None], SourcedModel]] = {
     "torchvision": load_torchvision,
     "timm": load_timm,
     "cifar": load_cifar,
     "python": load_python,
-    "digits": _load_digits,
+    "digits": load_digits,
 }
 """Kind of source -> function from (rest, file of weights or None) to the network."""
 

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts import Network, UnlabelledImages
+from pipeline.artifacts import Network
 from pipeline.images.sources.arrays import ArraySource
 from pipeline.images.sources.folder import FolderSource
 from pipeline.images.sources.image_source import ImageSource, UnreadableImage
+from pipeline.images.unlabelled import UnlabelledImages
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Digest

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from backends.placement.place import Widths
-from pipeline.artifacts import (
-    Network,
-    PreparedStudent,
-    TrainedStudent,
-    UnlabelledImages,
-    load_tensors,
-    save_tensors,
-)
+from backends.facts.widths import Widths
+from pipeline.artifacts import Network, PreparedStudent, TrainedStudent, load_tensors, save_tensors
 from pipeline.config import RunConfig
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.distillation.training.task import Schedule, Task
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.networks.outputs.meaning import Output, primary
 from pipeline.report.schema import Distillation
 from pipeline.setup.defaults import (

@@ -6,12 +6,13 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from backends import backends_for
-from pipeline.artifacts import Network, UnlabelledImages
+from pipeline.artifacts import Network
 from pipeline.config import RunConfig
 from pipeline.distillation.losses.affinity_points import AFFINITY_WEIGHTS, GRID_AXES, grid_point
 from pipeline.distillation.objective import Objective
 from pipeline.distillation.schedules import read_ramp
 from pipeline.images.augmentation import choose_augmentation
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.networks.sources.loose_names import full_source
 from pipeline.setup.defaults import (
     resolve_device,

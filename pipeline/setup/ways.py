@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from backends.base import Backend
 from calibration.errors import require_package
-from pipeline.artifacts import Network, PreparedStudent, QuantisedStudent, UnlabelledImages
+from pipeline.artifacts import Network, PreparedStudent, QuantisedStudent
 from pipeline.config import RunConfig
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.setup.chosen_backend import prepared_for
 from pipeline.setup.learning import distilled, widths
 from pipeline.setup.state import RunFolder

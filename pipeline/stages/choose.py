@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from backends.base import Backend
-from backends.placement.place import Widths, place
+from backends.facts.widths import Widths
+from backends.placement.place import place
 from calibration.simulation.prepared import PreparedNetwork
-from pipeline.artifacts import Network, PreparedStudent, UnlabelledImages
+from pipeline.artifacts import Network, PreparedStudent
 from pipeline.images.batches import images_at_once
 from pipeline.images.data import ordered_batches
 from pipeline.images.preprocessing import normalise
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.networks.outputs.meaning import primary
 
 _BATCH = 64

@@ -19,10 +19,11 @@ from calibration.proof.first_difference import values_of
 from calibration.proof.module_and_graph import check_first_link
 from calibration.proof.nearness import LARGEST_DIFFERENCE, apart, differing
 from calibration.rewrites.fold import fold
-from pipeline.artifacts import FLOAT_MODEL, Network, UnlabelledImages
+from pipeline.artifacts import FLOAT_MODEL, Network
 from pipeline.images.batches import ordered_batches
 from pipeline.images.preprocessing import Preprocessing, normalise
 from pipeline.images.probe_images import check_finite
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.tools.randomness import generator_for
 
 #: How many images are enough for a fault of capture to show: it shows in every one of them.

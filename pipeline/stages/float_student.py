@@ -18,7 +18,7 @@ from calibration.capture.eager import own_copy
 from calibration.errors import UserError
 from calibration.graph.training_mode import in_training
 from calibration.rewrites.fold import fold
-from pipeline.artifacts import Network, UnlabelledImages, load_tensors, save_tensors
+from pipeline.artifacts import Network, load_tensors, save_tensors
 from pipeline.distillation.build import build_objective
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.distillation.schedules import learning_rate_factor
@@ -28,6 +28,7 @@ from pipeline.distillation.training.mirror import mean_of_mirrored, with_mirror_
 from pipeline.distillation.training.task import channels_last
 from pipeline.images.data import ordered_batches, training_batches
 from pipeline.images.preprocessing import Preprocessing, normalise
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.networks.outputs.agreement import OutputTally
 from pipeline.networks.outputs.meaning import Output, primary
 from pipeline.tools.randomness import generator_for

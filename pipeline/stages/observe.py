@@ -10,17 +10,19 @@ from torch.fx import GraphModule
 
 from backends.base import Backend
 from backends.facts.profile import Profile
-from backends.placement.place import Widths, place
+from backends.facts.widths import Widths
+from backends.placement.place import place
 from calibration.graph.free_size import free_size
 from calibration.ranges.observation import choose_ranges, observe
 from calibration.ranges.observers import RangeMethod
 from calibration.rewrites.rewrite import rewritten
 from calibration.rewrites.wide_branches import WIDE_BRANCHES
 from calibration.simulation.correction import find_corrections
-from pipeline.artifacts import Network, PreparedStudent, UnlabelledImages
+from pipeline.artifacts import Network, PreparedStudent
 from pipeline.images.batches import images_at_once
 from pipeline.images.calibration_images import calibration_batches, calibration_indices
 from pipeline.images.preprocessing import Preprocessing
+from pipeline.images.unlabelled import UnlabelledImages
 
 _BATCH = 64
 # Rounding's shifts are differences between two passes of the same images, which few of them tell well: with eight times

@@ -12,10 +12,11 @@ from backends.nncf.plan_of_file import plan_of_file
 from backends.nncf.quantiser import quantise
 from backends.onnx_file.emit import emit
 from backends.onnx_file.serialised import in_one_piece, serialise
-from pipeline.artifacts import FLOAT_MODEL, MODEL, CompiledModel, QuantisedStudent, UnlabelledImages
+from pipeline.artifacts import FLOAT_MODEL, MODEL, CompiledModel, QuantisedStudent
 from pipeline.images.batches import images_at_once
 from pipeline.images.calibration_images import calibration_batches, calibration_indices
 from pipeline.images.preprocessing import Preprocessing
+from pipeline.images.unlabelled import UnlabelledImages
 
 # The oldest opset of the targets' manuals is enough for 8 bits; the float counterpart is written alike.
 _OPSET = 20

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from pipeline.artifacts import UnlabelledImages
 from pipeline.distillation.losses.of_outputs import mean_outputs
 from pipeline.distillation.taps import tap_float
 from pipeline.distillation.training.mirror import mean_of_mirrored, with_mirror_images
 from pipeline.images.augmentation import choose_augmentation
 from pipeline.images.data import ordered_batches
 from pipeline.images.preprocessing import Preprocessing, normalise
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.networks.outputs.meaning import Output, primary
 
 # Ours: networks for natural images keep 93 to 97 % of their classes under mirroring on CIFAR-10; a set whose classes

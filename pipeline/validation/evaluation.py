@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import UserError
-from pipeline.artifacts import Network, UnlabelledImages
+from pipeline.artifacts import Network
 from pipeline.config import RunConfig
 from pipeline.images.data import EvaluationSet, open_evaluation, ordered_batches
 from pipeline.images.preprocessing import Preprocessing, normalise
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.networks.outputs.class_order import in_network_order
 from pipeline.networks.outputs.meaning import Output, primary
 from pipeline.validation.score import ScoredImages

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calibration.errors import UserError
-from pipeline.artifacts import Network, UnlabelledImages
+from pipeline.artifacts import Network
 from pipeline.images.batches import images_at_once
 from pipeline.images.data import EvaluationSet, ImageSource, ordered_batches
 from pipeline.images.preprocessing import normalise
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.networks.outputs.meaning import Output, primary
 from pipeline.validation.teacher_judgement import Judgement, judge
 

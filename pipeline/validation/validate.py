@@ -20,13 +20,14 @@ from backends.facts.cpu import elsewhere, host_cpu
 from backends.onnx_file.serialised import Serialised, read_model, size_of
 from calibration.errors import UserError
 from calibration.plan import Plan
-from pipeline.artifacts import FLOAT_MODEL, Network, QuantisedStudent, UnlabelledImages
+from pipeline.artifacts import FLOAT_MODEL, Network, QuantisedStudent
 from pipeline.bundle.bundle import Bundle, Golden
 from pipeline.bundle.device_files import device_files
 from pipeline.config import RunConfig, ValidationConfig
 from pipeline.images.batches import images_at_once
 from pipeline.images.data import EvaluationSet, open_evaluation, ordered_batches
 from pipeline.images.preprocessing import normalise
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.networks.outputs.class_order import named_outputs, read_class_names
 from pipeline.networks.outputs.joined import reasons
 from pipeline.networks.outputs.meaning import Output

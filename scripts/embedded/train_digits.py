@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.images.embedded import ARCHIVE_NAME, TEACHER_NAME, digits_images, digits_preprocessing, read_embedded
+from pipeline.images.embedded import ARCHIVE_NAME, TEACHER_NAME, digits_images, read_embedded
 from pipeline.images.preprocessing import normalise
 from pipeline.networks.architectures.digits import DigitsNetwork
+from pipeline.networks.sources.digits import digits_preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from backends.facts.onnxruntime_rules import CPU_PROFILES
+from backends.facts.widths import Widths
 from backends.onnx_file.exposed import exposed
 from backends.onnx_file.view import OnnxView
 from backends.oracle.backend import IntegerOracle
-from backends.placement.place import Widths
 from tests.one_line_net import Net, c3
 
 VARIANTS: dict[str, dict[str, Any]] = {

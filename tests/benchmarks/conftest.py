@@ -21,13 +21,14 @@ import torch
 
 from backends import backend_named
 from backends.base import Backend
-from backends.placement.place import Widths
-from pipeline.artifacts import Network, PreparedStudent, UnlabelledImages
+from backends.facts.widths import Widths
+from pipeline.artifacts import Network, PreparedStudent
 from pipeline.config import DataConfig, ExecutionConfig, QuantisationConfig, RunConfig, TeacherConfig
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.distillation.training.task import Schedule, Task
 from pipeline.images.batches import suggested_workers
 from pipeline.images.data import open_images, split_held_out
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.run import _mirrored_targets  # the run's own decision, not a copy that could drift from it
 from pipeline.setup.defaults import resolve_device, resolve_learning_rate, resolve_steps
 from pipeline.setup.machine.circumstances import host, versions

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional
 
 from backends import backend_named
-from backends.placement.place import Widths
+from backends.facts.widths import Widths
 from calibration.simulation.correction import Corrections
 from pipeline.artifacts import PreparedStudent
 from pipeline.images.data import open_evaluation, ordered_batches

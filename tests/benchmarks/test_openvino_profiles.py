@@ -22,10 +22,11 @@ from torch import nn
 
 from backends.facts.onnxruntime_rules import X64
 from backends.facts.openvino_rules import PROFILE
+from backends.facts.widths import Widths
 from backends.onnx_file.emit import emit
 from backends.onnxruntime.backend import OnnxRuntime
 from backends.openvino.backend import OpenVINO
-from backends.placement.place import Widths, place
+from backends.placement.place import place
 from backends.timing import interleaved_latency
 from calibration.capture.graph_from_module import capture
 from calibration.ranges.observation import choose_ranges, observe

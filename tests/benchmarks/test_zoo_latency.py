@@ -23,9 +23,10 @@ import pytest
 import torch
 
 from backends.facts.onnxruntime_rules import host_profile
+from backends.facts.widths import Widths
 from backends.onnx_file.emit import emit
 from backends.onnxruntime.backend import OnnxRuntime
-from backends.placement.place import Widths, place
+from backends.placement.place import place
 from backends.timing import interleaved_latency
 from calibration.capture.graph_from_module import capture
 from calibration.graph.operators import WEIGHTED, kind

@@ -16,9 +16,10 @@ from torch.fx import GraphModule
 from backends.facts.onnxruntime_rules import host_profile
 from backends.facts.profile import Profile
 from backends.facts.tensorrt_rules import PROFILE
+from backends.facts.widths import Widths
 from backends.onnx_file.emit import emit
 from backends.oracle.backend import IntegerOracle
-from backends.placement.place import Widths, place
+from backends.placement.place import place
 from calibration.capture.graph_from_module import capture
 from calibration.plan import Plan
 from calibration.ranges.observation import choose_ranges, observe

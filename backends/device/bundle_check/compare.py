@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 # What float64 sums leave of a share that is 1, and of a variance that is 0.
 _ROUNDING = 1e-12
-# As a run tells numbers of several kinds in one tensor apart (pipeline/value_tally.py).
+# As a run tells numbers of several kinds in one tensor apart (pipeline/networks/outputs/value_tally.py).
 _APART, _MOST_ENTRIES = 30.0, 512
 
 WORDS = {"classes": "same argmax", "labels": "same yes or no", "values": "values alike, R2"}

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from torch.fx import Node
 
 from backends.onnx_file.translations.common import fuses_roundings, input_of, per_channel
+from backends.onnx_file.writer import Writer
 from calibration.graph.operators import argument, attribute, clip_bounds, kind, static_shape
 
-if TYPE_CHECKING:
-    from backends.onnx_file.emit import Emitter
 
-
-def relu(e: Emitter, node: Node) -> list[str]:
+def relu(e: Writer, node: Node) -> list[str]:
     """Relu, or Max with 0 behind an integer product that writes floats (rule 31)."""
     source = e.read(input_of(node))
     return e.add("Max", [source, e.scalar(0.0)]) if _behind_float_product(e, node) else e.add("Relu", [source])
 
 
-def clip(e: Emitter, node: Node) -> list[str]:
+def clip(e: Writer, node: Node) -> list[str]:
     """Clip, with the bounds that are finite; or Max and Min behind an integer product that writes floats (rule 31)."""
     low, high = clip_bounds(node)
     if _behind_float_product(e, node):
@@ -33,7 +30,7 @@ def clip(e: Emitter, node: Node) -> list[str]:
     return e.add("Clip", [e.read(input_of(node)), *bounds] if bounds[1] else [e.read(input_of(node)), bounds[0]])
 
 
-def _behind_float_product(e: Emitter, node: Node) -> bool:
+def _behind_float_product(e: Writer, node: Node) -> bool:
     """Whether a matrix product on integers writes floats that this node then changes, as it is not absorbed.
 
     ONNX Runtime looks behind a Relu or Clip for a rounding that does its work; without one the product stays in float.
@@ -49,7 +46,7 @@ def _behind_float_product(e: Emitter, node: Node) -> bool:
     )
 
 
-def hard_sigmoid(e: Emitter, node: Node) -> list[str]:
+def hard_sigmoid(e: Writer, node: Node) -> list[str]:
     """HardSigmoid, or on integers an addition whose rounding clips."""
     # torch: clip(x / 6 + 1/2, 0, 1); the rounding behind an integer addition clips by itself.
     if not e.runs_on_integers(node):
@@ -57,22 +54,22 @@ def hard_sigmoid(e: Emitter, node: Node) -> list[str]:
     return e.add("Add", [e.read_divided(input_of(node), 6), e.integer_constant(1, 0.5, rank=len(static_shape(node)))])
 
 
-def leaky_relu(e: Emitter, node: Node) -> list[str]:
+def leaky_relu(e: Writer, node: Node) -> list[str]:
     """LeakyRelu."""
     return e.add("LeakyRelu", [e.read(input_of(node))], alpha=float(argument(node, 1, "negative_slope", 0.01)))
 
 
-def celu(e: Emitter, node: Node) -> list[str]:
+def celu(e: Writer, node: Node) -> list[str]:
     """Celu."""
     return e.add("Celu", [e.read(input_of(node))], alpha=float(argument(node, 1, "alpha", 1.0)))
 
 
-def elu(e: Emitter, node: Node) -> list[str]:
+def elu(e: Writer, node: Node) -> list[str]:
     """Elu."""
     return e.add("Elu", [e.read(input_of(node))], alpha=float(argument(node, 1, "alpha", 1.0)))
 
 
-def prelu(e: Emitter, node: Node) -> list[str]:
+def prelu(e: Writer, node: Node) -> list[str]:
     """PRelu, its slopes along the channels; or the same values by Mul and Max, and with slopes above 1 by two parts."""
     source, parameter = e.read(input_of(node)), input_of(node, 1)
     slopes = per_channel(e, parameter, len(static_shape(node)))
@@ -85,13 +82,13 @@ def prelu(e: Emitter, node: Node) -> list[str]:
     return e.add("Add", [*e.add("Relu", [source], suffix="_above"), sloping])
 
 
-def silu(e: Emitter, node: Node) -> list[str]:
+def silu(e: Writer, node: Node) -> list[str]:
     """X * Sigmoid(x)."""
     source = e.read(input_of(node))
     return e.add("Mul", [source, *e.add("Sigmoid", [source], suffix="_sigmoid")])
 
 
-def gelu(e: Emitter, node: Node) -> list[str]:
+def gelu(e: Writer, node: Node) -> list[str]:
     """Gelu, before opset 20 by the error function."""
     source = e.read(input_of(node))
     approximate = str(argument(node, 1, "approximate", "none"))

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch.fx import Node
 
 from backends.onnx_file.shapes import shape_of
 from backends.onnx_file.translations.common import Translator, for_openvino, fuses_roundings, input_of, per_channel
+from backends.onnx_file.writer import Writer
 from calibration.graph.operators import argument, static_shape
-
-if TYPE_CHECKING:
-    from backends.onnx_file.emit import Emitter
 
 
 def binary(operator: str) -> Translator:
     """An operator of two tensors, or of a tensor and a number."""
 
-    def translate(e: Emitter, node: Node) -> list[str]:
+    def translate(e: Writer, node: Node) -> list[str]:
         if float(argument(node, 2, "alpha", 1)) != 1.0:
             raise e.unsupported("a scaled addition (alpha) has no translation to ONNX")
         operands = [argument(node, position, "other") for position in range(2)]
@@ -31,13 +28,13 @@ def binary(operator: str) -> Translator:
 def reduction(operator: str) -> Translator:
     """A reduction over named axes; over all axes there is none, as the batch is one of them."""
 
-    def translate(e: Emitter, node: Node) -> list[str]:
+    def translate(e: Writer, node: Node) -> list[str]:
         return _reduce(e, node, operator, argument(node, 1, "dim"), argument(node, 2, "keepdim", False))
 
     return translate
 
 
-def vector_norm(e: Emitter, node: Node) -> list[str]:
+def vector_norm(e: Writer, node: Node) -> list[str]:
     """ReduceL1 or ReduceL2."""
     order = argument(node, 1, "ord", 2)
     if order not in (1, 2):
@@ -45,7 +42,7 @@ def vector_norm(e: Emitter, node: Node) -> list[str]:
     return _reduce(e, node, f"ReduceL{int(order)}", argument(node, 2, "dim"), argument(node, 3, "keepdim", False))
 
 
-def _reduce(e: Emitter, node: Node, operator: str, axes: object, keep: object) -> list[str]:
+def _reduce(e: Writer, node: Node, operator: str, axes: object, keep: object) -> list[str]:
     if not isinstance(axes, (list, tuple)) or not axes:
         raise e.unsupported(f"{operator} over all axes has no translation to ONNX")
     numbers, kept = [int(axis) for axis in axes], int(bool(keep))
@@ -56,7 +53,7 @@ def _reduce(e: Emitter, node: Node, operator: str, axes: object, keep: object) -
     return _reduced(e, node, operator, numbers, kept)
 
 
-def _reduced(e: Emitter, node: Node, operator: str, numbers: list[int], kept: int, *, suffix: str = "") -> list[str]:
+def _reduced(e: Writer, node: Node, operator: str, numbers: list[int], kept: int, *, suffix: str = "") -> list[str]:
     # ReduceSum took its axes as an input five versions before the others.
     if e.opset >= (13 if operator == "ReduceSum" else 18):
         return e.add(operator, [e.read(input_of(node)), e.int64s(numbers)], suffix=suffix, keepdims=kept)
@@ -66,7 +63,7 @@ def _reduced(e: Emitter, node: Node, operator: str, numbers: list[int], kept: in
 def softmax(operator: str) -> Translator:
     """Softmax or LogSoftmax along one axis."""
 
-    def translate(e: Emitter, node: Node) -> list[str]:
+    def translate(e: Writer, node: Node) -> list[str]:
         source = e.read(input_of(node))
         if _between_roundings(e, node):
             # Not below the lowest number: nothing changes but what the runtime sees between the two roundings.
@@ -76,7 +73,7 @@ def softmax(operator: str) -> Translator:
     return translate
 
 
-def _between_roundings(e: Emitter, node: Node) -> bool:
+def _between_roundings(e: Writer, node: Node) -> bool:
     """Whether a node of a file for ONNX Runtime stands between roundings, which that would merge with it."""
     return fuses_roundings(e) and node.name in e.placements and input_of(node) in e.integers
 
@@ -86,12 +83,12 @@ def smaller_or_larger(operator: str) -> Translator:
     return lambda e, node: e.add(operator, [e.read(input_of(node)), e.read(input_of(node, 1))])
 
 
-def power(e: Emitter, node: Node) -> list[str]:
+def power(e: Writer, node: Node) -> list[str]:
     """Pow to a number."""
     return e.add("Pow", [e.read(input_of(node)), e.scalar(float(argument(node, 1, "exponent")))])
 
 
-def instance_norm(e: Emitter, node: Node) -> list[str]:
+def instance_norm(e: Writer, node: Node) -> list[str]:
     """InstanceNormalization; statistics of the image itself alone."""
     weight, bias = (argument(node, place, name) for place, name in ((1, "weight"), (2, "bias")))
     if not argument(node, 5, "use_input_stats"):
@@ -103,7 +100,7 @@ def instance_norm(e: Emitter, node: Node) -> list[str]:
     return e.add("InstanceNormalization", [e.read(input_of(node)), scale, shift], epsilon=epsilon)
 
 
-def group_norm(e: Emitter, node: Node) -> list[str]:
+def group_norm(e: Writer, node: Node) -> list[str]:
     """InstanceNormalization over the rows of groups, then scale and shift of each channel.
 
     ONNX's own GroupNormalization has a scale per channel from opset 21 on only; this form is right in all.
@@ -125,7 +122,7 @@ def group_norm(e: Emitter, node: Node) -> list[str]:
     return [found]
 
 
-def layer_norm(e: Emitter, node: Node) -> list[str]:
+def layer_norm(e: Writer, node: Node) -> list[str]:
     """LayerNormalization; a scale of ones where there is none."""
     sizes = [int(size) for size in argument(node, 1, "normalized_shape")]
     weight, bias = argument(node, 2, "weight"), argument(node, 3, "bias")

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.fx import Node
 
+from backends.onnx_file.writer import Writer
 from calibration.graph.operators import attribute, static_shape
-
-if TYPE_CHECKING:
-    from backends.onnx_file.emit import Emitter
 
 #: A number that changes no sum but one of exactly 0, and that no pass of a compiler takes for 0.
 NEXT_TO_NOTHING = 1e-30
-Translator = Callable[["Emitter", Node], list[str]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Integers:
-    """A tensor of integers in the file: its name and those of the scale and zero point that give it meaning."""
-
-    name: str
-    scale: str
-    zero_point: str
+Translator = Callable[["Writer", Node], list[str]]
 
 
 def input_of(node: Node, position: int = 0) -> Node:
@@ -49,23 +37,23 @@ def spatial(node: Node, position: int) -> tuple[int, int]:
 def simple(operator: str, **attributes: Any) -> Translator:
     """An operator with one input and fixed attributes."""
 
-    def translate(e: Emitter, node: Node) -> list[str]:
+    def translate(e: Writer, node: Node) -> list[str]:
         return e.add(operator, [e.read(input_of(node))], **attributes)
 
     return translate
 
 
-def fuses_roundings(e: Emitter) -> bool:
+def fuses_roundings(e: Writer) -> bool:
     """Whether the file is for ONNX Runtime, which makes one kernel of an operator and the roundings around it."""
     return e.frozen is not None and e.frozen.plan.fused_rounding and not e.move_reals
 
 
-def for_openvino(e: Emitter) -> bool:
+def for_openvino(e: Writer) -> bool:
     """Whether the file is for OpenVINO, whose passes take rules of their own."""
     return e.frozen is not None and e.frozen.plan.backend == "openvino"
 
 
-def per_channel(e: Emitter, parameter: Node, rank: int) -> str:
+def per_channel(e: Writer, parameter: Node, rank: int) -> str:
     """A parameter [C] in the form that broadcasts along axis 1 of a tensor of that rank."""
     values = attribute(e.module, str(parameter.target)).detach().cpu().float().numpy()
     name = f"{str(parameter.target).replace('.', '_')}_per_channel"

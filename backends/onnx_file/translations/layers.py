@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from torch.fx import Node
 
 from backends.onnx_file.translations.common import NEXT_TO_NOTHING, for_openvino, input_of, pair, spatial
+from backends.onnx_file.writer import Writer
 from calibration.graph.operators import argument, constant, kind, static_shape
 from calibration.rewrites.own_borders import one_sided_border
 
-if TYPE_CHECKING:
-    from backends.onnx_file.emit import Emitter
 
-
-def _inputs(e: Emitter, node: Node) -> list[str]:
+def _inputs(e: Writer, node: Node) -> list[str]:
     """What a layer reads: its input, weight and bias; for OpenVINO no layer on integers is without a bias (rule 32)."""
     inputs, bias = [e.read(input_of(node)), e.weight(input_of(node, 1))], argument(node, 2, "bias")
     values = constant(e.module, bias)
@@ -25,7 +21,7 @@ def _inputs(e: Emitter, node: Node) -> list[str]:
     return [*inputs, e.bias(bias)] if isinstance(bias, Node) else inputs
 
 
-def _refuse_computed_weight(e: Emitter, node: Node) -> None:
+def _refuse_computed_weight(e: Writer, node: Node) -> None:
     if constant(e.module, argument(node, 1, "weight")) is None or isinstance(argument(node, 6, "groups", 1), Node):
         raise e.unsupported(
             "its weight is computed from the image, so it is no layer: runtimes have no integer kernel for it",
@@ -34,7 +30,7 @@ def _refuse_computed_weight(e: Emitter, node: Node) -> None:
         )
 
 
-def conv(e: Emitter, node: Node) -> list[str]:
+def conv(e: Writer, node: Node) -> list[str]:
     """Conv; the padding of "same" as torch places it, and a border of zeros in front of it."""
     stride, dilation = pair(argument(node, 3, "stride", 1)), pair(argument(node, 5, "dilation", 1))
     _refuse_computed_weight(e, node)
@@ -53,7 +49,7 @@ def conv(e: Emitter, node: Node) -> list[str]:
     )
 
 
-def conv_transpose(e: Emitter, node: Node) -> list[str]:
+def conv_transpose(e: Writer, node: Node) -> list[str]:
     """ConvTranspose."""
     _refuse_computed_weight(e, node)
     return e.add(
@@ -68,13 +64,13 @@ def conv_transpose(e: Emitter, node: Node) -> list[str]:
     )
 
 
-def linear(e: Emitter, node: Node) -> list[str]:
+def linear(e: Writer, node: Node) -> list[str]:
     """Gemm over one row per image."""
     if len(static_shape(input_of(node))) != 2:
         raise e.unsupported("a linear layer over more than one free dimension has no translation to ONNX")
     return e.add("Gemm", _inputs(e, node), transB=1)
 
 
-def matmul(e: Emitter, node: Node) -> list[str]:
+def matmul(e: Writer, node: Node) -> list[str]:
     """MatMul."""
     return e.add("MatMul", [e.read(input_of(node)), e.read(input_of(node, 1))])

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch.fx import Node
 
 from backends.onnx_file.shapes import shape_of, stored
 from backends.onnx_file.translations.common import Translator, input_of, pair
+from backends.onnx_file.writer import Writer
 from calibration.graph.operators import argument, static_shape
 from calibration.graph.windows import Windows, equal_windows
 from calibration.simulation.freeze import FrozenConstant
 
-if TYPE_CHECKING:
-    from backends.onnx_file.emit import Emitter
 
-
-def max_pool(e: Emitter, node: Node) -> list[str]:
+def max_pool(e: Writer, node: Node) -> list[str]:
     """MaxPool."""
     kernel = pair(node.args[1])
     return e.add(
@@ -31,7 +29,7 @@ def max_pool(e: Emitter, node: Node) -> list[str]:
     )
 
 
-def average_pool(e: Emitter, node: Node) -> list[str]:
+def average_pool(e: Writer, node: Node) -> list[str]:
     """AveragePool, or on integers a convolution of ones where that sums the same windows."""
     windows = equal_windows(node)
     if windows is not None and e.frozen is not None and e.frozen.plan.exact_averages and e.runs_on_integers(node):
@@ -50,7 +48,7 @@ def average_pool(e: Emitter, node: Node) -> list[str]:
     )
 
 
-def _sums(e: Emitter, node: Node, windows: Windows) -> list[str]:
+def _sums(e: Writer, node: Node, windows: Windows) -> list[str]:
     """A depthwise convolution of ones, whose scale is the division."""
     channels, scale = static_shape(node)[1], np.array(1 / windows.divisor, np.float32)
     ones = FrozenConstant(integers=np.ones((channels, 1, *windows.kernel), np.int8), scale=scale, axis=None, bits=8)
@@ -64,7 +62,7 @@ def _sums(e: Emitter, node: Node, windows: Windows) -> list[str]:
     )
 
 
-def adaptive_average_pool(e: Emitter, node: Node) -> list[str]:
+def adaptive_average_pool(e: Writer, node: Node) -> list[str]:
     """The pooling that gives the size: global, in equal windows, or as a product with shares."""
     wanted, sizes = pair(node.args[1]), shape_of(e, input_of(node))[-2:]
     if wanted == list(sizes):
@@ -91,7 +89,7 @@ def shares(size: int, wanted: int) -> np.ndarray[Any, Any]:
     return shares
 
 
-def _target_size(e: Emitter, node: Node, mode: str) -> list[str]:
+def _target_size(e: Writer, node: Node, mode: str) -> list[str]:
     """The factors of a resize; where the size of images is free, the size of the tensor that it follows."""
     channels, *sizes = static_shape(node)[1:]
     if e.free is None or node.args[1] is None:
@@ -115,7 +113,7 @@ def _target_size(e: Emitter, node: Node, mode: str) -> list[str]:
 def resize(mode: str) -> Translator:
     """Resize in a mode of ONNX, by the factors of the sizes."""
 
-    def translate(e: Emitter, node: Node) -> list[str]:
+    def translate(e: Writer, node: Node) -> list[str]:
         corners = mode != "nearest" and bool(argument(node, 2, "align_corners", False))
         inputs = [e.read(input_of(node)), "", *_target_size(e, node, mode)]
         transform = "align_corners" if corners else "half_pixel" if mode != "nearest" else "asymmetric"

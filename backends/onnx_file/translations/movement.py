@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,15 +12,13 @@ from torch.fx import Node
 
 from backends.onnx_file.shapes import shape_of, stored
 from backends.onnx_file.translations.common import NEXT_TO_NOTHING, for_openvino, input_of
+from backends.onnx_file.writer import Writer
 from calibration.graph.operators import argument, axis_order, constant, is_non_negative, kind, static_shape
-
-if TYPE_CHECKING:
-    from backends.onnx_file.emit import Emitter
 
 aten = torch.ops.aten
 
 
-def reshape(e: Emitter, node: Node) -> list[str]:
+def reshape(e: Writer, node: Node) -> list[str]:
     """Flatten or Reshape, one dimension free at most."""
     sizes = shape_of(e, node)
     if node.target is aten.flatten.using_ints and len(sizes) == 2 and int(argument(node, 1, "start_dim", 0)) == 1:
@@ -29,7 +27,7 @@ def reshape(e: Emitter, node: Node) -> list[str]:
     return e.add("Reshape", [e.read(input_of(node)), wanted])
 
 
-def _computed_sizes(e: Emitter, node: Node) -> str:
+def _computed_sizes(e: Writer, node: Node) -> str:
     """The sizes of a reshape with several free ones: each is a size of the input, all but one that is inferred."""
     source, parts, inferred = input_of(node), list[str](), 0
     known, wanted = ((), ()) if e.free is None else (e.free.sizes[source.name], e.free.sizes[node.name])
@@ -49,12 +47,12 @@ def _computed_sizes(e: Emitter, node: Node) -> str:
     return e.add("Concat", parts, suffix="_sizes", axis=0)[0]
 
 
-def transpose(e: Emitter, node: Node) -> list[str]:
+def transpose(e: Writer, node: Node) -> list[str]:
     """Transpose."""
     return e.add("Transpose", [e.read(input_of(node))], perm=axis_order(node))
 
 
-def slice_axis(e: Emitter, node: Node) -> list[str]:
+def slice_axis(e: Writer, node: Node) -> list[str]:
     """Slice of one axis."""
     axis, start = int(argument(node, 1, "dim", 0)), argument(node, 2, "start")
     end, step = argument(node, 3, "end"), int(argument(node, 4, "step", 1))
@@ -65,14 +63,14 @@ def slice_axis(e: Emitter, node: Node) -> list[str]:
     return e.add("Slice", [e.read(input_of(node)), *(e.int64s(bound) for bound in bounds)])
 
 
-def flip(e: Emitter, node: Node) -> list[str]:
+def flip(e: Writer, node: Node) -> list[str]:
     """Slice backwards."""
     axes = [int(axis) for axis in argument(node, 1, "dims")]
     bounds = [[-1] * len(axes), [-sys.maxsize] * len(axes), axes, [-1] * len(axes)]
     return e.add("Slice", [e.read(input_of(node)), *(e.int64s(bound) for bound in bounds)])
 
 
-def index_select(e: Emitter, node: Node) -> list[str]:
+def index_select(e: Writer, node: Node) -> list[str]:
     """Gather at constant places; of channels in another order in two halves where OpenVINO may read them."""
     axis, places = int(argument(node, 1, "dim")), constant(e.module, argument(node, 2, "index"))
     if places is None:
@@ -95,13 +93,13 @@ def _is_misread(order: np.ndarray[Any, Any], channels: int) -> bool:
     return sorted(order) == list(range(channels)) and not np.array_equal(order[order], np.arange(channels))
 
 
-def select(e: Emitter, node: Node) -> list[str]:
+def select(e: Writer, node: Node) -> list[str]:
     """Gather of one index."""
     axis, index = int(argument(node, 1, "dim")), int(argument(node, 2, "index"))
     return e.add("Gather", [e.read(input_of(node)), e.constant(np.array(index, np.int64), f"index_{index}")], axis=axis)
 
 
-def split(e: Emitter, node: Node) -> list[str]:
+def split(e: Writer, node: Node) -> list[str]:
     """Split; of one part, nothing."""
     axis = int(argument(node, 2, "dim", 0))
     sizes = [int(part.shape[axis]) for part in node.meta["val"]]
@@ -110,12 +108,12 @@ def split(e: Emitter, node: Node) -> list[str]:
     return e.add("Split", [e.read(input_of(node)), e.int64s(sizes)], outputs=len(sizes), axis=axis)
 
 
-def item(e: Emitter, node: Node) -> list[str]:
+def item(e: Writer, node: Node) -> list[str]:
     """One of the tensors that a split gave."""
     return [e.lists[input_of(node)][int(argument(node, 1, "b"))]]
 
 
-def pad(e: Emitter, node: Node) -> list[str]:
+def pad(e: Writer, node: Node) -> list[str]:
     """Pad; its border is zero in the units of its input."""
     amounts = [int(amount) for amount in argument(node, 1, "pad")]
     mode = str(argument(node, 2, "mode", "constant")) if node.target is aten.pad.default else "constant"
@@ -138,7 +136,7 @@ def _is_averaged(pad: Node) -> bool:
     return not is_non_negative(pad) and any(kind(user) == "average_pool" for user in pad.users)
 
 
-def concat(e: Emitter, node: Node) -> list[str]:
+def concat(e: Writer, node: Node) -> list[str]:
     """Concat."""
     parts = node.args[0]
     assert isinstance(parts, (list, tuple))
@@ -146,7 +144,7 @@ def concat(e: Emitter, node: Node) -> list[str]:
     return e.add("Concat", names, axis=int(argument(node, 1, "dim", 0)))
 
 
-def expand(e: Emitter, node: Node) -> list[str]:
+def expand(e: Writer, node: Node) -> list[str]:
     """Expand, to the batch of the input where that is free."""
     sizes = shape_of(e, node)
     if sizes.count(-1) > 1:
@@ -162,13 +160,13 @@ def expand(e: Emitter, node: Node) -> list[str]:
     return e.add("Expand", [e.read(input_of(node)), wanted])
 
 
-def depth_to_space(e: Emitter, node: Node) -> list[str]:
+def depth_to_space(e: Writer, node: Node) -> list[str]:
     """DepthToSpace in torch's order."""
     factor = int(argument(node, 1, "upscale_factor"))
     return e.add("DepthToSpace", [e.read(input_of(node))], blocksize=factor, mode="CRD")
 
 
-def channel_shuffle(e: Emitter, node: Node) -> list[str]:
+def channel_shuffle(e: Writer, node: Node) -> list[str]:
     """Reshape, Transpose, Reshape, or of integers a Gather of channels, which takes half the time and any size."""
     groups = int(argument(node, 1, "groups"))
     _, channels, height, width = shape_of(e, node)

@@ -10,9 +10,10 @@ from torch import nn
 from torch.fx import GraphModule
 
 from calibration.simulation.prepared import PreparedNetwork
-from pipeline.artifacts import PreparedStudent, UnlabelledImages
+from pipeline.artifacts import PreparedStudent
 from pipeline.distillation.objective import ObjectiveConfig
 from pipeline.images.preprocessing import Preprocessing
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.networks.outputs.meaning import Output
 
 _Module = TypeVar("_Module", bound=nn.Module)

@@ -14,8 +14,8 @@ import torchvision
 from torch import Tensor, nn
 
 from backends.facts.onnxruntime_rules import X64_WITHOUT_VNNI
+from backends.facts.widths import Widths
 from backends.onnxruntime.backend import OnnxRuntime
-from backends.placement.place import Widths
 from calibration.errors import UserError
 from calibration.graph.operators import multiplier
 from calibration.plan import Plan

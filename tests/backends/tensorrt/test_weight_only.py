@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from backends.facts.profile import LayerShape
 from backends.facts.tensorrt_rules import PROFILE, WEIGHT_ONLY
+from backends.facts.widths import Widths
 from backends.lint.rule import lint_rules
 from backends.lint.stored import BLOCK_SIZES
 from backends.lint.table import lint
@@ -23,7 +24,6 @@ from backends.onnx_file.half import half_rest
 from backends.onnx_file.int4 import int4_tensor
 from backends.onnx_file.view import OnnxView
 from backends.oracle.backend import IntegerOracle
-from backends.placement.place import Widths
 from backends.tensorrt.ahead_of_time import build_ahead_of_time
 from backends.tensorrt.backend import TensorRT
 from calibration.errors import UserError

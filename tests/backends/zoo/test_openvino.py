@@ -10,9 +10,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from backends.facts.widths import Widths
 from backends.openvino.backend import OpenVINO
 from backends.oracle.backend import IntegerOracle
-from backends.placement.place import Widths, place
+from backends.placement.place import place
 from calibration.capture.graph_from_module import capture
 from calibration.ranges.observation import choose_ranges, observe
 from calibration.rewrites.fold import fold

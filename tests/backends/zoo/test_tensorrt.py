@@ -14,7 +14,8 @@ import pytest
 from backends.device.tensorrt_device.check import planned_products
 from backends.device.tensorrt_device.kernels import census
 from backends.facts.tensorrt_rules import PROFILE
-from backends.placement.place import Widths, place
+from backends.facts.widths import Widths
+from backends.placement.place import place
 from backends.tensorrt.ahead_of_time import build_ahead_of_time
 from backends.tensorrt.backend import TensorRT
 from calibration.capture.graph_from_module import capture

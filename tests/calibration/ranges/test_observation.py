@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from backends.facts.onnxruntime_rules import X64
-from backends.placement.place import Widths, place
+from backends.facts.widths import Widths
+from backends.placement.place import place
 from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
 from calibration.plan import Plan

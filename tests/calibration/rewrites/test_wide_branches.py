@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from backends.facts.onnxruntime_rules import X64
+from backends.facts.widths import Widths
 from backends.onnx_file.emit import emit
 from backends.oracle.backend import IntegerOracle
-from backends.placement.place import Widths, place
+from backends.placement.place import place
 from calibration.graph.operators import kind
 from calibration.ranges.observation import choose_ranges, observe
 from calibration.rewrites.rewrite import rewritten

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from backends.facts.onnxruntime_rules import X64
-from backends.placement.place import Widths, place
+from backends.facts.widths import Widths
+from backends.placement.place import place
 from calibration.ranges.observation import choose_ranges, observe
 from calibration.simulation.clipping import ClippedScales
 from calibration.simulation.insert import insert

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from backends.facts.onnxruntime_rules import X64
-from backends.placement.place import Widths, place
+from backends.facts.widths import Widths
+from backends.placement.place import place
 from calibration.ranges.observation import choose_ranges, observe
 from calibration.simulation.closed_forms import FORMS, ClosedForms
 from calibration.simulation.freeze import freeze

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from backends.facts.tensorrt_rules import PROFILE
-from backends.placement.place import Widths, place
+from backends.facts.widths import Widths
+from backends.placement.place import place
 from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
 from calibration.graph.operators import kind

@@ -15,7 +15,8 @@ from torch.fx import GraphModule
 from backends.facts.onnxruntime_rules import X64
 from backends.facts.openvino_rules import PROFILE as OPENVINO
 from backends.facts.tensorrt_rules import PROFILE as TENSORRT
-from backends.placement.place import Widths, place
+from backends.facts.widths import Widths
+from backends.placement.place import place
 from calibration.capture.graph_from_module import capture
 from calibration.ranges.observation import choose_ranges, observe
 from calibration.rewrites.fold import fold

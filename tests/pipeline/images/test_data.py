@@ -36,7 +36,7 @@ def test_every_source_is_listed_and_unknown_ones_are_told_so() -> None:
 
 
 def test_embedded_digits_train_without_labels_and_score_with_them() -> None:
-    from pipeline.images.embedded import digits_preprocessing
+    from pipeline.networks.sources.digits import digits_preprocessing
 
     preprocessing = digits_preprocessing()
     training = open_images("digits", preprocessing)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from backends.facts.onnxruntime_rules import host_profile
+from backends.facts.widths import Widths
 from backends.onnxruntime.backend import OnnxRuntime
 from backends.oracle.backend import IntegerOracle
-from backends.placement.place import Widths, place
+from backends.placement.place import place
 from calibration.capture.graph_from_module import capture
 from calibration.graph.operators import WEIGHTED, kind
 from calibration.ranges.observation import choose_ranges, observe

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from backends.facts.widths import Widths
 from backends.onnxruntime.backend import OnnxRuntime
-from backends.placement.place import Widths
-from pipeline.artifacts import UnlabelledImages
 from pipeline.images.data import open_images, split_held_out
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.stages.observe import prepare
 from pipeline.stages.teacher import load_network
 

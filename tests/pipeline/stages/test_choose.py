@@ -13,8 +13,9 @@ import torch
 
 from backends import BACKENDS
 from backends.facts.onnxruntime_rules import X64, X64_PRECISE, X64_WITHOUT_VNNI
+from backends.facts.widths import Widths
 from backends.onnxruntime.backend import OnnxRuntime
-from backends.placement.place import Widths, place
+from backends.placement.place import place
 from pipeline.artifacts import PreparedStudent
 from pipeline.stages.choose import choose_profile
 

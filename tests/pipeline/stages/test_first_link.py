@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from backends.onnx_file.serialised import parsed, serialise
 from calibration.errors import UserError
-from pipeline.artifacts import FLOAT_MODEL, Network, UnlabelledImages
+from pipeline.artifacts import FLOAT_MODEL, Network
 from pipeline.cli import main
 from pipeline.images.data import open_images, split_held_out
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.stages.convert import float_counterpart
 from pipeline.stages.first_link import check_float_file, check_on_images, some_images
 from pipeline.stages.teacher import load_network

@@ -11,7 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from backends.placement.place import Widths, place
+from backends.facts.widths import Widths
+from backends.placement.place import place
 from calibration.simulation.correction import Corrections
 from pipeline.artifacts import PreparedStudent
 from pipeline.images.calibration_images import calibration_indices

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from calibration.errors import UserError
-from pipeline.artifacts import Network, UnlabelledImages
+from pipeline.artifacts import Network
 from pipeline.cli import main
 from pipeline.config import DataConfig, DistillationConfig, RunConfig, ValidationConfig
 from pipeline.images.batches import split_held_out
@@ -21,6 +21,7 @@ from pipeline.images.sources.arrays import ArraySource
 from pipeline.images.sources.folder import open_folder
 from pipeline.images.sources.image_source import ImageSource
 from pipeline.images.sources.items import ItemSource
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.setup.identity import images_identity
 from pipeline.stages.teacher import load_network
 from pipeline.validation.preflight import check_inputs

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 from calibration.errors import UserError
-from pipeline.artifacts import Network, UnlabelledImages
+from pipeline.artifacts import Network
 from pipeline.cli import main
 from pipeline.images.data import open_evaluation
 from pipeline.images.embedded import digits_images
 from pipeline.images.sources.arrays import ArraySource
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.networks.outputs.meaning import Output
 from pipeline.stages.teacher import load_network
 from pipeline.validation.evaluation import usable_labels

@@ -84,8 +84,9 @@ def test_a_scale_at_its_floor_is_a_warning_by_name(prepared: PreparedNetwork) ->
 @pytest.fixture
 def prepared() -> PreparedNetwork:
     """The embedded network on ranges of one."""
+    from backends.facts.widths import Widths
     from backends.onnxruntime.backend import OnnxRuntime
-    from backends.placement.place import Widths, place
+    from backends.placement.place import place
     from calibration.ranges.observation import Range
     from calibration.simulation.insert import insert
     from pipeline.stages.teacher import load_network

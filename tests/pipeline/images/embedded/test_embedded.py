@@ -17,11 +17,10 @@ from pipeline.images.embedded import (
     ARCHIVE_NAME,
     TEACHER_NAME,
     digits_images,
-    digits_preprocessing,
-    load_digits_teacher,
     read_embedded,
 )
 from pipeline.networks.architectures.digits import DigitsNetwork
+from pipeline.networks.sources.digits import digits_preprocessing, load_digits
 from scripts.embedded import make_digits, train_digits
 from scripts.embedded.make_digits import digits_arrays, npz_bytes
 from scripts.embedded.train_digits import (
@@ -120,7 +119,7 @@ def test_make_digits_writes_the_shipped_arrays(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_shipped_teacher_is_ready_to_use() -> None:
-    teacher = load_digits_teacher()
+    teacher = load_digits("", None)
     assert teacher.preprocessing == digits_preprocessing()
     assert not any(module.training for module in teacher.module.modules())
     assert {tensor.device.type for tensor in teacher.module.state_dict().values()} == {"cpu"}
@@ -128,7 +127,7 @@ def test_shipped_teacher_is_ready_to_use() -> None:
 
 
 def test_shipped_teacher_reads_held_out_digits() -> None:
-    assert held_out_accuracy(load_digits_teacher().module) >= 0.98
+    assert held_out_accuracy(load_digits("", None).module) >= 0.98
 
 
 def test_training_gives_the_same_bytes_twice_and_leaves_no_global_trace() -> None:
@@ -188,7 +187,7 @@ def test_network_halves_its_maps_twice_and_stays_small() -> None:
 
 
 def test_network_is_captured_with_a_dynamic_batch() -> None:
-    network = load_digits_teacher().module
+    network = load_digits("", None).module
     batch = torch.export.Dim("batch", min=1, max=1024)
     program = torch.export.export(network, (torch.zeros(2, 1, 8, 8),), dynamic_shapes=({0: batch},))
     images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
