@@ -7,11 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from calibration.arithmetic.scales import SMALLEST_SCALE
 from calibration.errors import UserError
-
-# The smallest scale that is kept [ours]: neither it nor the product of two is denormal in float32, which runtimes may
-# flush to zero, and a grid this fine resolves nothing that a network of normalised tensors would notice.
-SMALLEST_SCALE = 2.0**-24
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from calibration.arithmetic.integer_products import (
     integer_linear,
     wide_matmul,
 )
-from calibration.grid import SMALLEST_SCALE
+from calibration.arithmetic.scales import SMALLEST_SCALE
 
 aten = torch.ops.aten
 

@@ -11,9 +11,9 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from calibration.capture.eager import Eager
 from calibration.capture.graph_from_module import exported_graph
+from calibration.graph.nearness import LARGEST_DIFFERENCE, LARGEST_OF_THE_SAME, apart
 from calibration.graph.operators import make_graph_module
 from calibration.normal_form.rules import normal_form
-from calibration.proof.nearness import LARGEST_DIFFERENCE, LARGEST_OF_THE_SAME, apart
 
 
 def first_difference(eager: Eager, images: Tensor, source: str) -> str:

@@ -15,8 +15,7 @@ from torch.fx import GraphModule
 from calibration.capture.eager import Eager, changed
 from calibration.capture.graph_from_module import reported
 from calibration.errors import UserError
-from calibration.proof.first_difference import first_difference, first_mixing
-from calibration.proof.nearness import (
+from calibration.graph.nearness import (
     LARGEST_DIFFERENCE,
     LARGEST_OF_THE_SAME,
     Computation,
@@ -24,6 +23,7 @@ from calibration.proof.nearness import (
     differing,
     equal_in_double,
 )
+from calibration.proof.first_difference import first_difference, first_mixing
 
 #: Standard deviations of the random images of `wide_images`: shades of grey, noise, and far beyond photographs.
 _WIDE = (0.1, 2.0, 8.0)

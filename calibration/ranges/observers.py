@@ -9,7 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from calibration.grid import SMALLEST_SCALE, Grid, affine_parameters
+from calibration.arithmetic.scales import SMALLEST_SCALE
+from calibration.grid import Grid, affine_parameters
 
 RangeMethod = Literal["auto", "mse", "minmax", "moving-average", "percentile"]
 RANGE_METHODS: tuple[str, ...] = get_args(RangeMethod)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule
 
+from calibration.graph.nearness import LARGEST_DIFFERENCE, differing
 from calibration.graph.operators import make_graph_module
 from calibration.graph.sharing import sharing_copy
-from calibration.proof.nearness import LARGEST_DIFFERENCE, differing
 
 
 @dataclass(frozen=True, kw_only=True)

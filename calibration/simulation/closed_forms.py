@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from calibration.grid import SMALLEST_SCALE, broadcast_scale
+from calibration.arithmetic.scales import SMALLEST_SCALE
+from calibration.grid import broadcast_scale
 from calibration.simulation.learned_grids import WeightGrid
 from calibration.simulation.prepared import PreparedNetwork
 

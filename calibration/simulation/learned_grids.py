@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from calibration.arithmetic.integer_products import EXACT_BIAS, EXACT_IN_FLOAT32, LARGEST_ACTIVATION
 from calibration.arithmetic.rounding import requantise, sign
-from calibration.grid import SMALLEST_SCALE, Grid, broadcast_scale, in_blocks
+from calibration.arithmetic.scales import SMALLEST_SCALE
+from calibration.grid import Grid, broadcast_scale, in_blocks
 from calibration.ranges.observers import weight_scale
 
 

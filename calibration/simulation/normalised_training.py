@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from calibration.arithmetic.rounding import requantise
+from calibration.arithmetic.scales import SMALLEST_SCALE
 from calibration.graph.operators import argument, constant, kind
 from calibration.graph.sharing import sharing_copy
 from calibration.graph.watching import Watching
-from calibration.grid import SMALLEST_SCALE, broadcast_scale
+from calibration.grid import broadcast_scale
 from calibration.plan import WeightPlacement
 from calibration.simulation.operations import RequantiseProduct, RescaleProduct
 from calibration.simulation.prepared import OPERATIONS, PreparedNetwork

@@ -15,9 +15,9 @@ from backends.onnx_file.serialised import Serialised, parsed, serialise
 from backends.onnxruntime.backend import OnnxRuntime
 from calibration.capture.eager import Eager
 from calibration.errors import UserError
+from calibration.graph.nearness import LARGEST_DIFFERENCE, apart, differing
 from calibration.proof.first_difference import values_of
 from calibration.proof.module_and_graph import check_first_link
-from calibration.proof.nearness import LARGEST_DIFFERENCE, apart, differing
 from calibration.rewrites.fold import fold
 from pipeline.artifacts import FLOAT_MODEL, Network
 from pipeline.images.batches import ordered_batches

@@ -14,9 +14,9 @@ from torch.fx import GraphModule
 from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
 from calibration.graph.free_size import free_size
+from calibration.graph.nearness import apart
 from calibration.graph.operators import fixed_layers, static_shape
 from calibration.proof.module_and_graph import check_first_link
-from calibration.proof.nearness import apart
 from calibration.rewrites.fold import fold
 from pipeline.artifacts import Network
 from pipeline.images.preprocessing import Preprocessing

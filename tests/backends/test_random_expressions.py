@@ -18,8 +18,8 @@ from backends.onnxruntime.backend import OnnxRuntime
 from calibration.capture.eager import Eager
 from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
+from calibration.graph.nearness import differing
 from calibration.proof.module_and_graph import check_first_link
-from calibration.proof.nearness import differing
 from calibration.rewrites.fold import fold
 from tests.random_expressions import PIXELS, RandomExpression
 

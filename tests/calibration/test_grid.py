@@ -8,8 +8,9 @@ import json
 import pytest
 import torch
 
+from calibration.arithmetic.scales import SMALLEST_SCALE
 from calibration.errors import UserError
-from calibration.grid import SMALLEST_SCALE, Grid, affine_parameters, broadcast_scale
+from calibration.grid import Grid, affine_parameters, broadcast_scale
 
 UNSIGNED = Grid(bits=8, signed=False, symmetric=True)
 AFFINE = Grid(bits=8, signed=False, symmetric=False)

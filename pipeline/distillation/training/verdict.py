@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from calibration.grid import SMALLEST_SCALE
+from calibration.arithmetic.scales import SMALLEST_SCALE
 from calibration.simulation.learned_grids import ActivationGrid
 from calibration.simulation.prepared import PreparedNetwork
 from pipeline.tools.confidence import student_quantile

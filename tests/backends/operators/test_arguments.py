@@ -16,11 +16,11 @@ from backends.onnxruntime.backend import OnnxRuntime
 from calibration.capture.graph_from_module import capture, exported_graph
 from calibration.errors import UserError
 from calibration.graph.arguments import IMMATERIAL, READS, Reads, unread
+from calibration.graph.nearness import apart
 from calibration.graph.operators import KINDS
 from calibration.normal_form.mutation import functional, is_in_place
 from calibration.normal_form.rules import _CONVERSIONS, _RULES, NO_OPERATION
 from calibration.proof.module_and_graph import check_first_link
-from calibration.proof.nearness import apart
 from calibration.rewrites.fold import fold
 
 aten = torch.ops.aten

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from calibration.grid import SMALLEST_SCALE, Grid, affine_parameters
+from calibration.arithmetic.scales import SMALLEST_SCALE
+from calibration.grid import Grid, affine_parameters
 from calibration.ranges.observers import RANGE_METHODS, RangeObserver, choose_range, weight_scale
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from backends.facts.onnxruntime_rules import X64
+from calibration.arithmetic.scales import SMALLEST_SCALE
 from calibration.errors import UserError
-from calibration.grid import SMALLEST_SCALE
 from calibration.simulation.freeze import FrozenNetwork, freeze
 
 if TYPE_CHECKING:

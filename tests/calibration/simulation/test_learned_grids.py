@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from calibration.grid import SMALLEST_SCALE, Grid
+from calibration.arithmetic.scales import SMALLEST_SCALE
+from calibration.grid import Grid
 from calibration.simulation.learned_grids import ActivationGrid, WeightGrid, shared_scales
 
 if TYPE_CHECKING:

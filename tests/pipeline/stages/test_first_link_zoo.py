@@ -18,8 +18,8 @@ from backends.onnx_file.emit import emit
 from backends.onnxruntime.backend import OnnxRuntime
 from calibration.capture.eager import Eager
 from calibration.capture.graph_from_module import capture
+from calibration.graph.nearness import apart, differing
 from calibration.proof.module_and_graph import check_first_link, wide_images
-from calibration.proof.nearness import apart, differing
 from calibration.rewrites.fold import fold
 from tests.zoo import ZOO
 

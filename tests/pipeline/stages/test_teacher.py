@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from torch.fx import GraphModule
 
+from calibration.graph.nearness import LARGEST_DIFFERENCE
 from calibration.graph.operators import fixed_layers
-from calibration.proof.nearness import LARGEST_DIFFERENCE
 from calibration.rewrites.fold import FOLDING
 from calibration.rewrites.rewrite import RewriteChangedOutputs
 from pipeline.stages.teacher import load_network

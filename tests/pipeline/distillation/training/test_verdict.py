@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from calibration.grid import SMALLEST_SCALE
+from calibration.arithmetic.scales import SMALLEST_SCALE
 from calibration.simulation.prepared import PreparedNetwork
 from pipeline.distillation.training.verdict import Verdict, remarks_on, verdict_on
 

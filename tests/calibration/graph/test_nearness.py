@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calibration.proof.nearness import LARGEST_DIFFERENCE, LARGEST_FACTOR, apart, differing, sensitivity
+from calibration.graph.nearness import LARGEST_DIFFERENCE, LARGEST_FACTOR, apart, differing, sensitivity
 
 Noise = Callable[..., Tensor]
 EPSILON = torch.finfo(torch.float32).eps

@@ -1,0 +1,125 @@
+"""The house: few entries at the top of each package, few floors of rooms, no circle of imports, no endless file."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("faqd", "pipeline", "backends", "calibration")
+#: Rooms on top of each other, at most: a room is what lies at the top of a package, a folder or a file.
+FLOORS = {"pipeline": 11, "backends": 6, "calibration": 5}
+MOST_ENTRIES, MOST_LINES = 16, 400
+
+Imports = Mapping[str, frozenset[str]]
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Every module of the packages below a folder by its dotted name."""
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(root: Path) -> Imports:
+    """What each module imports of the packages, wherever in it: deferred imports and those for types count.
+
+    An import of a sub-module counts for it alone, not for the packages around it.
+    """
+    known = modules(root)
+    return {name: frozenset(_imported(name, path, known)) - {name} for name, path in known.items()}
+
+
+def _imported(name: str, path: Path, known: Mapping[str, Path]) -> Iterator[str]:
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        targets = list[str]()
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            targets = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base for alias in node.names]
+        for target in targets:
+            while target and target not in known:
+                target = target.rpartition(".")[0]
+            if target:
+                yield target
+
+
+def rooms(package: str, edges: Imports) -> Imports:
+    """What each room of a package imports of its others."""
+    found: dict[str, set[str]] = {}
+    for name, targets in edges.items():
+        if name.startswith(f"{package}."):
+            room = name.split(".")[1]
+            others = {target.split(".")[1] for target in targets if target.startswith(f"{package}.")}
+            found.setdefault(room, set()).update(others - {room})
+    return {room: frozenset(others) for room, others in found.items()}
+
+
+def floors(edges: Imports) -> int:
+    """The longest chain of imports; ValueError, which shows it, for a circle."""
+    heights: dict[str, int] = {}
+
+    def height(name: str, above: tuple[str, ...]) -> int:
+        if name in above:
+            raise ValueError(" -> ".join([*above[above.index(name) :], name]))
+        if name not in heights:
+            targets = [target for target in sorted(edges[name]) if target in edges]
+            heights[name] = 1 + max((height(target, (*above, name)) for target in targets), default=0)
+        return heights[name]
+
+    return max(height(name, ()) for name in edges)
+
+
+@pytest.fixture(scope="module")
+def edges() -> Imports:
+    return imports(ROOT)
+
+
+def test_modules_import_in_no_circle(edges: Imports) -> None:
+    assert floors(edges) > 20  # from `faqd` down to the numerics
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_rooms_stand_on_few_floors(package: str, edges: Imports) -> None:
+    assert floors(rooms(package, edges)) <= FLOORS[package]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_has_few_entries_at_its_top(package: str) -> None:
+    entries = [path.name for path in (ROOT / package).iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= MOST_ENTRIES, sorted(entries)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_file_is_endless(package: str) -> None:
+    lines = {path: len(path.read_text().splitlines()) for path in (ROOT / package).rglob("*.py")}
+    assert not {str(path.relative_to(ROOT)): count for path, count in lines.items() if count > MOST_LINES}
+
+
+def test_what_is_counted(tmp_path: Path) -> None:
+    """Deferred and relative imports, and those for types, are; a chain of three has three floors."""
+    written = {
+        "pipeline/__init__.py": "",
+        "pipeline/top.py": "def late():\n    from pipeline.middle import part\n",
+        "pipeline/middle/__init__.py": "",
+        "pipeline/middle/part.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..low import thing\n",
+        "pipeline/low.py": "import json\n",
+    }
+    for name, text in written.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = imports(tmp_path)
+    assert found["pipeline.top"] == {"pipeline.middle.part"} and found["pipeline.middle.part"] == {"pipeline.low"}
+    assert floors(found) == floors(rooms("pipeline", found)) == 3
+    (tmp_path / "pipeline/low.py").write_text("def back():\n    import pipeline.top\n")
+    with pytest.raises(ValueError, match=r"pipeline\.low -> pipeline\.top -> pipeline\.middle\.part -> pipeline\.low"):
+        floors(imports(tmp_path))
