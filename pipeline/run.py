@@ -4,46 +4,39 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from backends.base import Backend
 from backends.placement.place import place
 from calibration.errors import UserError
-from pipeline.artifacts import FLOAT_MODEL, Network, load_tensors, save_tensors
+from pipeline.artifacts import FLOAT_MODEL, Network
 from pipeline.bundle.bundle import digest_of, read_bundle, write_bundle, write_model
 from pipeline.config import NO_DATA, EngineConfig, RunConfig, ValidationConfig, check_engine
 from pipeline.config.compare import CompareConfig
 from pipeline.distillation.build import build_objective
-from pipeline.images.batches import suggested_workers
-from pipeline.images.data import open_images, open_labelled, split_held_out
-from pipeline.images.image_facts import check_single, look, readable_split
-from pipeline.images.preprocessing import Preprocessing
-from pipeline.images.preprocessing_overrides import Overrides
 from pipeline.images.probe_images import probe_images
-from pipeline.images.sources.arrays import ArraySource
 from pipeline.images.unlabelled import UnlabelledImages
-from pipeline.networks.outputs.class_order import in_network_order, named_outputs
-from pipeline.networks.outputs.meaning import Output, primary
+from pipeline.networks.outputs.class_order import named_outputs
+from pipeline.networks.outputs.meaning import Output
 from pipeline.report.comparison import ComparisonReport
 from pipeline.report.files import write_report
 from pipeline.report.schema import Report, read_report
 from pipeline.setup.chosen_backend import chosen_backends, emulated_backend, stored_backend
 from pipeline.setup.folder_lock import locked
 from pipeline.setup.learning import objective_config, taught_in_float, widths
-from pipeline.setup.machine.memory import freed_memory_kept
+from pipeline.setup.networks import co_teachers_of, networks_of
+from pipeline.setup.run_images import images_of, imagined, mirrored_targets
 from pipeline.setup.settled import float_steps, settled_by_inputs
 from pipeline.setup.stage_seconds import StageSeconds
 from pipeline.setup.state import RunFolder, begin, clear, open_folder, told_to_resume
 from pipeline.setup.ways import QUANTISERS, Job, Quantiser
 from pipeline.stages.convert import check_convertible, float_counterpart
 from pipeline.stages.first_link import check_float_file, check_on_images, some_images
-from pipeline.stages.imagine import check_imaginable, imagine, preview
+from pipeline.stages.imagine import check_imaginable
 from pipeline.stages.observe import suited
-from pipeline.stages.targets import LEAST_AGREEMENT, can_mirror, flips_in_training, mirror_agreement
-from pipeline.stages.teacher import check_same_outputs, load_network, other_size
+from pipeline.stages.teacher import other_size
 from pipeline.tools.progress import Progress
 from pipeline.validation.advice import advice
 from pipeline.validation.evaluation import Scored
@@ -89,8 +82,8 @@ def _run(
     progress = times = StageSeconds(progress)
 
     with progress.stage("teacher"):
-        teacher, student = _networks(config)
-        co_teachers = _co_teachers(config, teacher)
+        teacher, student = networks_of(config)
+        co_teachers = co_teachers_of(config, teacher)
         check_output_names(config.validation, [output.name for output in teacher.outputs], source=teacher.source)
         for network in {id(network): network for network in (teacher, student)}.values():
             check_convertible(
@@ -115,7 +108,7 @@ def _run(
                 taps=config.distillation.taps,
                 seed=config.execution.seed,
             )
-        images = None if config.data.source == NO_DATA else _images(config, teacher)
+        images = None if config.data.source == NO_DATA else images_of(config, teacher)
         if images is None:
             check_imaginable(teacher)
         scored = check_inputs(config, folder.root, teacher, student, images)
@@ -132,7 +125,7 @@ def _run(
         mirror, reason = False, tuple[str, ...]()
         settled: dict[str, Any] = {}
         if images is not None:
-            mirror, reason = _mirrored_targets(config, teacher, images) if learns else (mirror, reason)
+            mirror, reason = mirrored_targets(config, teacher, images) if learns else (mirror, reason)
             settled = settled_by_inputs(config, teacher, images, objective, mirror=mirror)
         # Nothing that was there has been touched until here.
         for line in begin(folder, config, identities(config, [teacher, *co_teachers], student, images), settled):
@@ -140,8 +133,8 @@ def _run(
         times.keep_in(folder.seconds, resumed=config.output.resume)
     if images is None:
         with progress.stage("imagine"):
-            images = _imagined(config, folder, teacher, progress)
-            mirror, reason = _mirrored_targets(config, teacher, images) if learns else (mirror, reason)
+            images = imagined(config, folder, teacher, progress)
+            mirror, reason = mirrored_targets(config, teacher, images) if learns else (mirror, reason)
             shown = _checked_on_images(config, (teacher, student, *co_teachers), images)
     student_notes = student.notes if config.student.source is not None else ()
     notes = (*warnings, *teacher.notes, *student_notes, *images.source.notes, *reason)
@@ -237,97 +230,6 @@ def compare(path: Path, config: CompareConfig, progress: Progress) -> Comparison
         return compare_bundle(read_bundle(path), config, progress)
 
 
-def _networks(config: RunConfig) -> tuple[Network, Network]:
-    """Teacher and student; the same object unless another student is named."""
-    given = config.teacher
-    teacher = load_network(
-        given.source,
-        weights=given.weights[0],
-        output_kinds=given.output_kinds,
-        submodule=given.submodule,
-        dynamic_size=config.quantisation.dynamic_size,
-        static_batch=config.quantisation.static_batch,
-        classes=config.validation.classes,
-        **_overrides(config),
-    )
-    if config.student.source is None:
-        return teacher, teacher
-    source = config.student.source
-    if source.startswith("cifar:") and config.student.weights is None and "weights=" not in source:
-        source += "&weights=none" if "?" in source else "?weights=none"  # it learns from random numbers on
-    student = load_network(
-        source,
-        weights=config.student.weights,
-        output_kinds=given.output_kinds,
-        static_batch=config.quantisation.static_batch,
-        otherwise=teacher.preprocessing,
-        **_overrides(config, like=teacher.preprocessing),
-        like=teacher.outputs,
-        classes=config.validation.classes,
-    )
-    check_same_outputs(student, teacher)
-    return teacher, student
-
-
-def _overrides(config: RunConfig, like: Preprocessing | None = None) -> Overrides:
-    """What the user says of the network's images; `like`: of those of a network beside one that has this."""
-    said = cast(Overrides, config.preprocessing.overrides())
-    if like is not None:
-        said |= {"image_size": (like.width, like.height), "mean": like.mean, "std": like.std}
-        said |= {"channel_order": like.channel_order, "divisor": like.divisor, "stored_bits": like.stored_bits}
-    return said
-
-
-def _co_teachers(config: RunConfig, teacher: Network) -> tuple[Network, ...]:
-    """The further teachers, for the first one's images and outputs."""
-    given = config.teacher
-    found = []
-    for source, weights in zip(given.sources[1:], given.weights[1:], strict=True):
-        network = load_network(
-            source,
-            weights=weights,
-            output_kinds=given.output_kinds,
-            static_batch=config.quantisation.static_batch,
-            otherwise=teacher.preprocessing,
-            **_overrides(config, like=teacher.preprocessing),
-            like=teacher.outputs,
-        )
-        check_same_outputs(network, teacher, flag="teacher")
-        found.append(network)
-    return tuple(found)
-
-
-def _images(config: RunConfig, teacher: Network) -> UnlabelledImages:
-    labels, label_order = None, ""
-    if config.distillation.label_weight is None:
-        source = open_images(config.data.source, teacher.preprocessing)
-    else:
-        labelled = open_labelled(config.data.source, teacher.preprocessing)
-        source, main = labelled.images, teacher.outputs[primary(teacher.outputs)]
-        if main.is_classifier:  # no other has a loss that looks at labels
-            labelled, order = in_network_order(labelled, main, source=config.data.source, flag="data")
-            if labelled.folders is not None:
-                source.notes += (f"--data {config.data.source}: {order.known_by}",)
-            label_order = order.known_by
-        labels = labelled.labels
-    check_single(source)
-    training, held_out = split_held_out(len(source), config.execution.seed, count_held_out=config.data.held_out_images)
-    training, held_out = readable_split(source, training, held_out)
-    source.notes += look(source, teacher.preprocessing)
-    workers = config.data.workers
-    if workers is None:
-        workers = suggested_workers(source, teacher.preprocessing)
-    return UnlabelledImages(
-        source=source,
-        training=training,
-        held_out=held_out,
-        workers=workers,
-        augmentation=config.data.augmentation,
-        labels=labels,
-        label_order=label_order,
-    )
-
-
 def _checked_on_images(config: RunConfig, networks: tuple[Network, ...], images: UnlabelledImages) -> Tensor:
     """Some of the images, on which all graphs, and the teacher's float file, compute what their modules do."""
     teacher = networks[0]
@@ -350,57 +252,3 @@ def _with_folders_names(outputs: tuple[Output, ...], scored: Scored | None) -> t
     """The outputs, with the class folders' names where nobody else has named the classes."""
     folders = None if scored is None or scored[0].labels is None else scored[0].folders
     return outputs if folders is None or any(output.names for output in outputs) else named_outputs(outputs, folders)
-
-
-def _imagined(config: RunConfig, folder: RunFolder, teacher: Network, progress: Progress) -> UnlabelledImages:
-    """Images generated from the teacher, or those that an interrupted run had generated."""
-    if config.output.resume and folder.generated.exists():
-        tensors, record = load_tensors(folder.generated)
-        pixels, remarks = tensors["images"].numpy(), tuple(record["remarks"])
-    else:
-        with freed_memory_kept():
-            pixels, remarks = imagine(
-                teacher,
-                steps=config.data.generator_steps,
-                count=config.data.generated_images,
-                seed=config.execution.seed,
-                step=lambda done, total, figures: progress.step(done, total, **figures),
-            )
-        save_tensors(folder.generated, {"images": torch.from_numpy(pixels)}, {"remarks": remarks})
-    source = ArraySource(NO_DATA, pixels)
-    source.notes = remarks
-    training, held_out = split_held_out(len(source), config.execution.seed, count_held_out=config.data.held_out_images)
-    return UnlabelledImages(
-        source=source,
-        training=training,
-        held_out=held_out,
-        workers=0,
-        augmentation=config.data.augmentation,
-        preview=preview(pixels),
-    )
-
-
-def _mirrored_targets(config: RunConfig, teacher: Network, images: UnlabelledImages) -> tuple[bool, tuple[str, ...]]:
-    """Whether targets are averaged over mirror images, and what to say about it."""
-    wanted, possible = config.distillation.targets, can_mirror(teacher.outputs)
-    if wanted == "mirror" and not possible:
-        other = next(output for output in teacher.outputs if output.holds == "values" or len(output.shape) != 1)
-        raise UserError(
-            f"--targets mirror needs a classifier: {other.name} {['batch', *other.shape]} of {teacher.source} holds"
-            f" {other.holds}, which mirror images would turn around"
-        )
-    possible = possible and teacher.preprocessing.mirrors
-    if wanted == "mirror" and not possible:
-        raise UserError(
-            "--targets mirror: the mirror image of one at the top left of its frame is none that the device sees; take"
-            " --placement centre"
-        )
-    if wanted != "auto":
-        return wanted == "mirror", ()
-    if not possible or not flips_in_training(images, teacher.preprocessing):
-        return False, ()
-    agreement = mirror_agreement(teacher.folded, teacher.outputs, images, teacher.preprocessing)
-    found = f"the teacher gives {100 * agreement:.1f} % of held-out images the class of their mirror image"
-    if agreement < LEAST_AGREEMENT:
-        return False, (f"{found}: too few to average its logits over both (--targets mirror does it all the same)",)
-    return True, (f"{found}: the student learns its mean over both (--targets image learns the image's alone)",)

@@ -7,24 +7,17 @@ nothing to say.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from calibration.errors import UserError
+from pipeline.report.gate import EXIT_STATUS, OPTIONAL_OF_GATES, Gate, Status, verdict
 from pipeline.tools import records
 
 SCHEMA: Final = 1
 
-Status = Literal["validated", "gate-failed", "not-validated-on-target", "undecided"]
-
-EXIT_STATUS: dict[Status, int] = {"validated": 0, "gate-failed": 1, "not-validated-on-target": 3, "undecided": 4}
-"""Exit status of a command that ended with a report; 2 is kept for the user's mistakes."""
-
 OPTIONAL_BLOCKS = ("target", "distillation", "data", "preprocessing", "notes", "layers", "outputs", "quantiser")
-OPTIONAL_OF_GATES = ("undecided", "images", "images_needed", "at_most", "judged_by")
-"""Keys of a gate that are absent where they say nothing."""
 OPTIONAL_OF_OUTPUTS = ("worst", "entries")
 """The same of an output."""
 
@@ -134,39 +127,6 @@ class Size:
 
     def __post_init__(self) -> None:
         records.check(self)
-
-
-Judge = Literal["runtime", "oracle", "run"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gate:
-    """One condition on the result; what it is called says which way the limit counts (`wording.GATES`).
-
-    A name of two parts, as in "max-drop:boxes", is the gate of the output that the second part names.
-    """
-
-    name: str
-    limit: float | None
-    value: float | None
-    passed: bool | None
-    """None: not measurable here, or undecided."""
-    undecided: bool = False
-    """Whether it was measured on too few images to be passed or failed."""
-    images: int | None = None
-    """Images that it was measured on; None where their number plays no part."""
-    images_needed: int | None = None
-    """Images from which on the limit can be decided."""
-    at_most: float | None = None
-    """What the value is at most with 95 % confidence, in its unit."""
-    judged_by: Judge | None = None
-    """What the value is of: the runtime; the oracle, where the runtime is not here; "run": what the run that made a
-    bundle had measured, whose runtime is compared here on golden inputs."""
-
-    def __post_init__(self) -> None:
-        records.check(self)
-        if self.undecided and self.passed is not None:
-            raise ValueError(f"Gate {self.name} is undecided and passed={self.passed}: it cannot be both")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -383,17 +343,6 @@ def read_report(path: Path) -> Report:
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     return Report.from_json(tree, where=str(path))
-
-
-def verdict(gates: Sequence[Gate], *, on_target: bool) -> Status:
-    """Return the status that gates amount to; `on_target`: the target runtime itself ran the network."""
-    if any(gate.passed is False for gate in gates):
-        return "gate-failed"
-    if not on_target or any(gate.passed is None and not gate.undecided for gate in gates):
-        return "not-validated-on-target"
-    if any(gate.undecided for gate in gates):
-        return "undecided"
-    return "validated"
 
 
 def _check_fractions(record: object, *names: str) -> None:

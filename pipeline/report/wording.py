@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from pipeline.report.schema import Entries, Gate, OutputScore, Percentiles, Report, Status
+from pipeline.report.gate import Gate, Status
+from pipeline.report.schema import Entries, OutputScore, Percentiles, Report
 from pipeline.tools.confidence import RULED_OUT, decidable_limit
 
 NOT_HERE = "not run here"

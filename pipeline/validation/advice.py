@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from pipeline.config import RunConfig
 from pipeline.networks.outputs.joined import lost_entries
-from pipeline.report.schema import Gate, Report
+from pipeline.report.gate import Gate
+from pipeline.report.schema import Report
 from pipeline.report.wording import scored_output
 
 #: Bits of weights -> the next wider ones that are worth a run of their own.

@@ -9,7 +9,8 @@ from backends.base import Backend, Census
 from calibration.errors import UserError
 from calibration.plan import Plan
 from pipeline.config import ValidationConfig
-from pipeline.report.schema import Gate, Judge, Latency, OutputScore, Report
+from pipeline.report.gate import Gate, Judge
+from pipeline.report.schema import Latency, OutputScore, Report
 from pipeline.tools.confidence import Loss, decision, images_needed, images_to_decide
 from pipeline.validation.score import Scores
 

@@ -13,7 +13,7 @@ from backends.onnx_file.serialised import Serialised, parsed
 from backends.oracle.backend import IntegerOracle
 from calibration.errors import UserError
 from pipeline.networks.outputs.meaning import Output
-from pipeline.report.schema import Gate
+from pipeline.report.gate import Gate
 
 # float32 sums in another order leave a deep network's outputs below this, relative to the largest one.
 _LARGEST_DIFFERENCE = 1e-3

@@ -31,15 +31,8 @@ from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.networks.outputs.class_order import named_outputs, read_class_names
 from pipeline.networks.outputs.joined import reasons
 from pipeline.networks.outputs.meaning import Output
-from pipeline.report.schema import (
-    Bits,
-    Data,
-    Distillation,
-    Gate,
-    Report,
-    Size,
-    verdict,
-)
+from pipeline.report.gate import Gate, verdict
+from pipeline.report.schema import Bits, Data, Distillation, Report, Size
 from pipeline.setup.learning import objective_config
 from pipeline.setup.machine.circumstances import host, versions
 from pipeline.stages.targets import joint_targets

@@ -29,9 +29,9 @@ from pipeline.distillation.training.task import Schedule, Task
 from pipeline.images.batches import suggested_workers
 from pipeline.images.data import open_images, split_held_out
 from pipeline.images.unlabelled import UnlabelledImages
-from pipeline.run import _mirrored_targets  # the run's own decision, not a copy that could drift from it
 from pipeline.setup.defaults import resolve_device, resolve_learning_rate, resolve_steps
 from pipeline.setup.machine.circumstances import host, versions
+from pipeline.setup.run_images import mirrored_targets  # the run's own decision, not a copy that could drift from it
 from pipeline.stages.observe import corrected, prepare
 from pipeline.stages.teacher import load_network
 
@@ -179,7 +179,7 @@ def make_ready(config: RunConfig) -> Ready:
     )
     count, seed = config.data.calibration_images, config.execution.seed
     prepared = corrected(prepared, images, teacher.preprocessing, count=count, seed=seed)
-    mirror, _ = _mirrored_targets(config, teacher, images)
+    mirror, _ = mirrored_targets(config, teacher, images)
     return Ready(config=config, backend=backend, teacher=teacher, images=images, prepared=prepared, mirror=mirror)
 
 

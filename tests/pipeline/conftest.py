@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from pipeline.report.gate import Gate
 from pipeline.report.schema import (
     Accuracy,
     Bits,
     Data,
     Distillation,
     FloatLayer,
-    Gate,
     Kernels,
     Latency,
     Layer,

@@ -17,7 +17,8 @@ from calibration.errors import UserError
 from pipeline import __version__
 from pipeline.cli import app, main
 from pipeline.config import EngineConfig, RunConfig, ValidationConfig
-from pipeline.report.schema import Gate, Report, read_report
+from pipeline.report.gate import Gate
+from pipeline.report.schema import Report, read_report
 from pipeline.tools.progress import Progress
 
 

@@ -13,7 +13,8 @@ from torch.fx import GraphModule, Node
 
 from calibration.graph.operators import argument, kind, static_shape
 from pipeline.networks.outputs.final_activation import HANDS_ON, move_of, moved_axis
-from pipeline.report.schema import Entries, Gate, OutputScore
+from pipeline.report.gate import Gate
+from pipeline.report.schema import Entries, OutputScore
 from pipeline.report.wording import entry_words, percentage, shape_words
 
 _JOINS = ("cat", "concat", "concatenate")

@@ -18,18 +18,9 @@ from calibration.errors import UserError
 from pipeline.report import wording
 from pipeline.report.charts import line_chart
 from pipeline.report.files import write_report
+from pipeline.report.gate import Gate, verdict
 from pipeline.report.html import page
-from pipeline.report.schema import (
-    Accuracy,
-    Data,
-    FloatLayer,
-    Gate,
-    Kernels,
-    Parity,
-    Report,
-    read_report,
-    verdict,
-)
+from pipeline.report.schema import Accuracy, Data, FloatLayer, Kernels, Parity, Report, read_report
 from pipeline.report.table import render
 
 SCHEMA_1 = {

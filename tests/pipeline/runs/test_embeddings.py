@@ -22,7 +22,8 @@ from pipeline.cli import main
 from pipeline.config import ValidationConfig
 from pipeline.networks.outputs.cosine_tally import CosineTally, cosine_similarity
 from pipeline.networks.outputs.meaning import Output
-from pipeline.report.schema import Gate, Report, read_report
+from pipeline.report.gate import Gate
+from pipeline.report.schema import Report, read_report
 from pipeline.report.wording import gate_words, metric_words, output_words
 from pipeline.validation.gates import gates_of
 from pipeline.validation.score import ScoredImages, Scores, no_latency, score

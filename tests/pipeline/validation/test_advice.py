@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pipeline.config import RunConfig
-from pipeline.report.schema import Accuracy, Gate, Report
+from pipeline.report.gate import Gate
+from pipeline.report.schema import Accuracy, Report
 from pipeline.validation.advice import advice
 
 FAILED = Gate(name="max-drop", limit=1.0, value=1.4, passed=False)

@@ -19,7 +19,8 @@ from calibration.errors import UserError
 from calibration.plan import Plan
 from pipeline.config import ValidationConfig
 from pipeline.networks.outputs.meaning import Output
-from pipeline.report.schema import Accuracy, Gate, Latency, Report, verdict
+from pipeline.report.gate import Gate, verdict
+from pipeline.report.schema import Accuracy, Latency, Report
 from pipeline.validation.gates import check_output_names, gates_of, ungated, with_limits_of
 from pipeline.validation.other_size import gate_of_other_size
 from pipeline.validation.score import ScoredImages, Scores, no_latency, score
