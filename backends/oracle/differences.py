@@ -14,6 +14,7 @@ from torch import Tensor
 from backends.onnx_file.exposed import rounded_tensors
 from backends.onnx_file.view import OnnxView
 from backends.oracle.backend import IntegerOracle
+from calibration.errors import UserError
 
 # Relative change of a scale under which a value that rounds another way counts as a tie: up to 2**-10 of a step at the
 # end of a grid of 256, far above what the order of a float32 sum changes and far below what a wrong constant does.
@@ -86,10 +87,16 @@ class Comparison:
     def add(self, images: Tensor, theirs: Mapping[str, Tensor]) -> list[Tensor]:
         """Count one batch: float32 images [B, C, H, W] and the other execution's rounded tensors by name.
 
-        Returns the oracle's outputs.
+        Returns the oracle's outputs. Raises UserError where a tensor has another shape there.
         """
         seen = {name: theirs[name].to(torch.int32) for name in self.names}
         outputs, mine = self.oracle.run(images, trace=True)
+        for name in self.names:
+            if mine[name].shape != seen[name].shape:
+                raise UserError(
+                    f"tensor {name} has the shape {list(mine[name].shape)} in the bundle's model and"
+                    f" {list(seen[name].shape)} in the other one: compare models of the same network"
+                )
         own = mine
         if any(not torch.equal(mine[name], seen[name]) for name in self.names):
             _, own = self.oracle.run(images, trace=True, instead=seen)

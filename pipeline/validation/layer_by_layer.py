@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # its stubs are a package apart
+from numpy.typing import NDArray
 from torch import Tensor
 
 from backends import BACKENDS
@@ -64,6 +66,8 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
         # With the arithmetic of the bundle's own runtime, or the two would differ where their models do not.
         backend, runs_on = BACKENDS["reference"](backend.profile), RUNTIMES["reference"]
         notes.append(f"{absent}: the other model is executed by the oracle")
+    if config.against is not None and other is not None:
+        _check_fits(config.against, other, bundle)
     profile = backend.profile
     comparison = Comparison(model, other, fused_rounding=profile.fused_rounding, arm_arithmetic=profile.arm_arithmetic)
     if not comparison.names:
@@ -80,7 +84,7 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
     with _runner(backend, exposed(running, comparison.names), config.threads) as runner:
         for given in _batches(bundle, source, asked):
             batch = given if bundle.fixed_batch is None else filled_up(given, bundle.fixed_batch)
-            found = runner.run(batch.numpy())
+            found = _run(runner, batch, config.against)
             tensors = [torch.from_numpy(np.asarray(values)) for values in found]
             kept = len(running.graph.output)
             theirs = dict(zip(comparison.names, tensors[kept:], strict=True))
@@ -119,6 +123,49 @@ def _read(path: Path) -> onnx.ModelProto:
     if not model.graph.node:
         raise UserError(f"--against {path} is no ONNX file: it holds no graph")
     return model
+
+
+def _check_fits(path: Path, other: onnx.ModelProto, bundle: Bundle) -> None:
+    """Raise UserError unless another model takes the bundle's input and gives as many outputs."""
+    constants = {tensor.name for tensor in other.graph.initializer}
+    inputs = [value for value in other.graph.input if value.name not in constants]
+    kinds = [onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type) for value in inputs]
+    shapes = [
+        [size.dim_value if size.HasField("dim_value") else "free" for size in value.type.tensor_type.shape.dim]
+        for value in inputs
+    ]
+    batch = bundle.fixed_batch or "free"
+    takes = [batch, *bundle.golden.inputs.shape[1:]]
+    fits = len(inputs) == 1 and kinds == ["FLOAT"] and len(shapes[0]) == len(takes)
+    if not fits or any(size not in ("free", here) for size, here in zip(shapes[0], takes, strict=True)):
+        theirs = ", ".join(f"{kind} {_shown(shape)}" for kind, shape in zip(kinds, shapes, strict=True)) or "nothing"
+        raise UserError(
+            f"--against {path}: it takes {theirs}, the model of {bundle.folder} FLOAT {_shown(takes)}: both read the"
+            " same images, so name a model of the same input (channels, height, width, --static-batch)"
+        )
+    if (outputs := len(other.graph.output)) != len(bundle.outputs):
+        raise UserError(
+            f"--against {path}: it has {outputs} outputs, the model of {bundle.folder} {len(bundle.outputs)}: name a"
+            " model of the same network"
+        )
+
+
+def _shown(shape: Sequence[int | str]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _run(runner: Runner, images: Tensor, against: Path | None) -> list[NDArray[Any]]:
+    """All outputs of what runs; a model that the user named may fail in ways that are its own."""
+    try:
+        return runner.run(images.numpy())
+    except Exception as error:
+        if against is None:
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"--against {against}: it fails on images {list(images.shape)}, which the bundle's model takes ({reason}):"
+            " name a model of the same network"
+        ) from error
 
 
 def _runner(backend: Backend, model: onnx.ModelProto, threads: int | None) -> AbstractContextManager[Runner]:

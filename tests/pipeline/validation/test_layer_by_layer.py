@@ -95,6 +95,43 @@ def test_wrong_questions_are_refused(bundle: Path, tmp_path: Path, capsys: pytes
     assert "is no bundle" in refused(capsys, "compare", str(tmp_path))
 
 
+def test_a_model_that_does_not_fit_is_refused_in_one_line(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.onnx"
+
+    def sized(channels: int, side: int, batch: int | None = None) -> onnx.ModelProto:
+        model = onnx.load(bundle / "model.onnx")
+        sizes = model.graph.input[0].type.tensor_type.shape.dim
+        sizes[1].dim_value, sizes[2].dim_value, sizes[3].dim_value = channels, side, side
+        if batch is not None:
+            sizes[0].dim_value = batch
+        return model
+
+    fewer, double, wider = onnx.load(bundle / "model.onnx"), sized(1, 8), onnx.load(bundle / "model.onnx")
+    fewer.graph.output.append(fewer.graph.output[0])
+    double.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    # Declared free, and yet of the other network's size: only running it shows that.
+    for size in wider.graph.input[0].type.tensor_type.shape.dim:
+        size.dim_param = "any"
+    name = next(node.output[0] for node in wider.graph.node if node.op_type == "QuantizeLinear")
+    doubled = onnx.helper.make_node("Concat", ["whole", "whole"], [name], axis=0)
+    place = next(index for index, node in enumerate(wider.graph.node) if node.output[0] == name)
+    wider.graph.node[place].output[0] = "whole"
+    wider.graph.node.insert(place + 1, doubled)
+    takes = "it takes FLOAT [free, {}], the model of {} FLOAT [free, 1, 8, 8]"
+    for model, message in (
+        (sized(3, 8), takes.format("3, 8, 8", bundle)),
+        (sized(1, 16), takes.format("1, 16, 16", bundle)),
+        (sized(1, 8, 4), "it takes FLOAT [4, 1, 8, 8]"),
+        (double, "it takes DOUBLE [free, 1, 8, 8]"),
+        (fewer, f"it has 2 outputs, the model of {bundle} 1"),
+        (wider, "compare models of the same network"),
+    ):
+        onnx.save(model, other)
+        assert message in refused(capsys, "compare", str(bundle), "--against", str(other))
+
+
 def test_a_count_without_images_is_refused(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(bundle), "--count", "3"]) == 2
     assert "--count 3 has no meaning without --data" in capsys.readouterr().err
