@@ -143,8 +143,14 @@ def run(
     """
     progress = progress_on(_configure_talk(talk), quiet=talk.quiet)
     from pipeline.run import run as run_pipeline
+    from pipeline.setup.state import RunFolder
 
-    report = run_pipeline(config, progress)
+    folder = RunFolder(root=config.folder)
+    before = folder.beginning()
+    try:
+        report = run_pipeline(config, progress)
+    except KeyboardInterrupt as stopped:
+        raise _Interrupted(begun=folder.beginning() != before) from stopped
     status = _show(report)
     bundle = config.folder / "bundle"
     out = console(wrapped=False)
@@ -183,9 +189,11 @@ def validate(
     if report_file is not None:
         check_place(report_file, flag="--report")
     report = validate_bundle(bundle, config, engine, progress, emulate=emulate)
+    # Shown before it is written: a disk that is full by now shall not cost the user what took so long.
+    status = _show(report)
     if report_file is not None:
         write_text(report_file, report.to_text(), flag="--report")
-    return _show(report)
+    return status
 
 
 @app.command(sort_key=8)
@@ -225,9 +233,9 @@ def compare(
     if report_file is not None:
         check_place(report_file, flag="--report")
     found = compare_models(bundle, config, progress)
+    console(width=TABLE_COLUMNS).print(render(found))
     if report_file is not None:
         write_text(report_file, found.to_text(), flag="--report")
-    console(width=TABLE_COLUMNS).print(render(found))
     return found.exit_status
 
 
@@ -278,8 +286,9 @@ def main(arguments: Sequence[str]) -> int:
     except CycloptsError as error:
         errors.print(plain(f"error: {_one_line(error)}"))
         return USER_MISTAKE
-    except KeyboardInterrupt:
-        errors.print(_interrupted_line(arguments))
+    except KeyboardInterrupt as stopped:
+        begun = isinstance(stopped, _Interrupted) and stopped.begun
+        errors.print(_interrupted_line(arguments, begun=begun))
         return INTERRUPTED
     except BrokenPipeError:
         # Who read the output wants no more of it. Python would fail once more where it flushes what is left.
@@ -293,6 +302,14 @@ def main(arguments: Sequence[str]) -> int:
     return status if isinstance(status, int) else 0
 
 
+class _Interrupted(KeyboardInterrupt):
+    """A run that was interrupted; `begun`: its folder is its own already, so that --resume goes on with it."""
+
+    def __init__(self, *, begun: bool) -> None:
+        super().__init__()
+        self.begun = begun
+
+
 def _one_line(error: CycloptsError) -> str:
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         return f'unexpected argument "{error.unused_tokens[0]}": options start with --, see faqd --help'
@@ -301,11 +318,13 @@ def _one_line(error: CycloptsError) -> str:
     return line[:1].lower() + line[1:]
 
 
-def _interrupted_line(arguments: Sequence[str]) -> str:
+def _interrupted_line(arguments: Sequence[str], *, begun: bool) -> str:
     if not arguments or arguments[0] != "run":
         return "interrupted"
     started_as_module = Path(sys.argv[0]).parts[-2:] == ("pipeline", "__main__.py")
     program = "python3 -m pipeline" if started_as_module else "faqd"
+    if not begun:
+        return f"interrupted before anything was kept: start again with {program} {shlex.join(arguments)}"
     kept = [argument for argument in arguments if argument not in _ONCE]
     return f"interrupted: resume with {program} {shlex.join([*kept, '--resume'])}"
 

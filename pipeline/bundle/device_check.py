@@ -11,6 +11,11 @@ import sys
 if sys.version_info < (3, 10):  # noqa: UP036  # devices are older than the machines that bundles are made on
     sys.stderr.write("error: check.py needs Python 3.10 or newer; this is " + sys.version.split()[0] + "\n")
     sys.exit(2)
+try:
+    import numpy  # noqa: F401  # only whether it is there: all that follows needs it
+except ImportError as error:
+    sys.stderr.write("error: check.py needs NumPy (" + str(error).split("\n")[0] + "): pip install numpy\n")
+    sys.exit(2)
 # The package lies beside this file.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 sys.dont_write_bytecode = True

@@ -23,16 +23,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+try:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+except ModuleNotFoundError as error:
+    line = f"preprocess.py needs NumPy, and Pillow to decode images ({error}): pip install numpy pillow"
+    if __name__ != "__main__":
+        raise ModuleNotFoundError(line, name=error.name) from None
+    print(f"error: {line}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 SUFFIXES_OF_FORMATS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "PNG": (".png", ".apng"), "BMP": (".bmp", ".dib"),
-    "WEBP": (".webp",), "GIF": (".gif",), "TIFF": (".tif", ".tiff"),
-    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"), "AVIF": (".avif",),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"), "TGA": (".tga",), "PCX": (".pcx",),
-    "SGI": (".sgi", ".rgb", ".rgba", ".bw"), "QOI": (".qoi",), "PSD": (".psd",),
+    "WEBP": (".webp",), "GIF": (".gif",), "TIFF": (".tif", ".tiff"), "AVIF": (".avif",), "TGA": (".tga",),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"), "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "SGI": (".sgi", ".rgb", ".rgba", ".bw"), "PCX": (".pcx",), "QOI": (".qoi",), "PSD": (".psd",),
 }  # fmt: skip
 """Pillow's decoders of pictures and the names of their files (MPO is JPEG); not EPS, which runs a program, nor WMF."""
 
@@ -48,8 +54,7 @@ INTERPOLATIONS: dict[str, Image.Resampling] = {
 OPENCV = "bilinear-opencv"
 """Name of what cv2.resize does unless told otherwise (INTER_LINEAR), which is not antialiased."""
 
-DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-"""Pillow's modes of grey with more than 8 bits."""
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of grey with more than 8 bits
 
 _Box = tuple[float, float, float, float]  # left, top, right, bottom
 # Of a resized image before its crop; 256 MB in Pillow. At 256 px, an image may be 1024 times as long as wide.
@@ -175,15 +180,13 @@ def pixels_from_image(image: Image.Image, settings: Mapping[str, Any]) -> NDArra
     if settings.get("fill") is not None:
         return channels_first(letterboxed(image, settings), settings)
     size = resized_size(image.width, image.height, settings)
-    if size != image.size:
-        image = _resized(image, size, settings)
+    image = image if size == image.size else _resized(image, size, settings)
     return channels_first(_centre_crop(image, settings["height"], settings["width"]), settings)
 
 
 def to_channels(image: Image.Image, settings: Mapping[str, Any]) -> Image.Image:
     """Return the image in mode RGB for three channels, in mode L for one."""
-    mode = "RGB" if settings["channels"] == 3 else "L"
-    image = plain_image(image, settings.get("stored_bits", 16))
+    mode, image = "RGB" if settings["channels"] == 3 else "L", plain_image(image, settings.get("stored_bits", 16))
     return image if image.mode == mode else image.convert(mode)
 
 
@@ -206,8 +209,7 @@ def letterboxed(image: Image.Image, settings: Mapping[str, Any]) -> Image.Image:
     width, height = settings["width"], settings["height"]
     ratio = min(height / image.height, width / image.width)
     inner = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
-    if inner != image.size:
-        image = scaled(image, inner, settings)
+    image = image if inner == image.size else scaled(image, inner, settings)
     if inner == (width, height):
         return image
     left, top = ((width - inner[0]) // 2, (height - inner[1]) // 2) if settings["placement"] == "centre" else (0, 0)
@@ -220,9 +222,7 @@ def letterboxed(image: Image.Image, settings: Mapping[str, Any]) -> Image.Image:
 def channels_first(image: Image.Image, settings: Mapping[str, Any]) -> NDArray[np.uint8]:
     """Return an image in mode RGB or L as uint8 [C, H, W] in the network's channel order."""
     pixels = np.array(image).reshape(image.height, image.width, -1)
-    if settings["channel_order"] == "BGR":
-        pixels = pixels[:, :, ::-1]
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return np.ascontiguousarray(pixels[:, :, :: -1 if settings["channel_order"] == "BGR" else 1].transpose(2, 0, 1))
 
 
 def _resized(image: Image.Image, size: tuple[int, int], settings: Mapping[str, Any]) -> Image.Image:
@@ -299,8 +299,8 @@ def pixels_from_array(images: NDArray[Any], settings: Mapping[str, Any]) -> NDAr
     if images.ndim == 4 and images.shape[1] not in (1, 3):
         images = images.transpose(0, 3, 1, 2)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-        found = f"{images.dtype} {list(images.shape)}"
-        raise ValueError(f"{found}: images are uint8 [N, 1 or 3, H, W] or [N, H, W, 1 or 3]")
+        kind = f"{images.dtype} {list(images.shape)}"
+        raise ValueError(f"{kind}: images are uint8 [N, 1 or 3, H, W] or [N, H, W, 1 or 3]")
     if images.shape[2:] != (settings["height"], settings["width"]):
         return np.stack([pixels_from_image(image_from_array(image), settings) for image in images])
     if images.shape[1] == 3 and settings["channels"] == 1:

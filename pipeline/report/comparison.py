@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.report.table import LABEL_COLUMNS
+from pipeline.report.wording import percentage
 from pipeline.tools import records
 from pipeline.tools.printing import plain
 
@@ -53,9 +54,19 @@ class ComparedOutput:
     differing: int
     largest: float
     """Largest absolute difference, in the output's unit."""
+    share: float | None = None
+    """Share of the decisions that are the same, or R2 of values, 0 to 1."""
+    least: float | None = None
+    """The share from which on differing values count as none, by the run's own gate; None: every bit counts."""
 
     def __post_init__(self) -> None:
         records.check(self)
+
+    @property
+    def alike(self) -> bool:
+        """Whether the two say the same."""
+        within = self.least is not None and self.share is not None and self.share >= self.least
+        return not self.differing or within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +89,9 @@ class ComparisonReport:
 
     @property
     def exit_status(self) -> int:
-        """0: equal within the tolerance, 1: not. Without any tolerance outputs must be equal too."""
+        """0: equal within the tolerance, 1: not. Without any tolerance outputs must be alike too."""
         beyond = any(tensor.largest > self.tolerance for tensor in self.tensors)
-        outputs = self.tolerance == 0 and any(output.differing for output in self.outputs)
+        outputs = self.tolerance == 0 and any(not output.alike for output in self.outputs)
         return int(beyond or outputs)
 
     def to_text(self) -> str:
@@ -106,6 +117,9 @@ def render(report: ComparisonReport) -> RenderableType:
         words = EQUAL
         if output.differing:
             words = f"{output.differing} of {output.elements} values differ, by {output.largest:.3g} at most"
+            if output.least is not None and output.share is not None:
+                how = "within the limit of the run" if output.alike else "beyond the limit of the run"
+                words += f": the same by {percentage(output.share)}, {how}, {percentage(output.least)}"
         rows.append(("output", f"{output.name}: {words}"))
     if differing:
         first = differing[0]

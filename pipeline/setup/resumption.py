@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import filecmp
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -150,6 +152,30 @@ def check_same_inputs(
                 key = next((key for key in INPUTS[name] if key in changed), name)
                 what = f"{_another(key, name, typed.get(key))} that {part.made} from"
                 raise UserError(f"--resume: {what}: give those again, or {part.way_out}")
+
+
+def same_files(before: Any, now: Any) -> bool:
+    """Whether two values of a flag of `INPUTS` name the same files, by other paths or as copies.
+
+    A source's kind and what follows a # must be the same. False where a file is not there any more.
+    """
+    if isinstance(before, list) and isinstance(now, list):
+        return len(before) == len(now) and all(map(same_files, before, now))
+    if before == now or not isinstance(before, str) or not isinstance(now, str):
+        return bool(before == now)
+    (kind, old, part), (other_kind, new, other_part) = map(_place, (before, now))
+    if (kind, part) != (other_kind, other_part) or not (os.path.exists(old) and os.path.exists(new)):
+        return False
+    return os.path.samefile(old, new) or (
+        os.path.isfile(old) and os.path.isfile(new) and filecmp.cmp(old, new, shallow=False)
+    )
+
+
+def _place(value: str) -> tuple[str, str, str]:
+    """A source or a file as its kind, its path, and what is named in it."""
+    kind, colon, rest = ("", "", value) if os.path.exists(value) else value.partition(":")
+    path, _, part = (rest, "", "") if os.path.exists(rest) else (rest if colon else value).partition("#")
+    return (kind if colon else ""), path, part
 
 
 def _another(key: str, name: str, value: Any) -> str:

@@ -18,12 +18,14 @@ from pipeline.config import RunConfig
 from pipeline.setup.machine.circumstances import versions
 from pipeline.setup.resumption import (
     FREE,
+    IDENTIFIED,
     Finished,
     Settings,
     changed_keys,
     check_changes,
     check_same_inputs,
     decides,
+    same_files,
     shown,
 )
 from pipeline.setup.settled import BY_INPUTS, settled_by_configuration
@@ -80,6 +82,14 @@ class RunFolder:
     def generated(self) -> Path:
         """Images generated where none were given."""
         return self.state / "generated.safetensors"
+
+    def beginning(self) -> tuple[int, int] | None:
+        """Which run the folder belongs to, a mark that changes where one begins or goes on; None where none has."""
+        try:
+            status = self.settings.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
     def holds_work(self) -> bool:
         """Whether an earlier run has left more than its settings and its times."""
@@ -273,7 +283,12 @@ def _check_resumable(folder: RunFolder, config: RunConfig) -> None:
     (before, record), now = _kept(folder), _settings(config)
     begun, restart = record.get(_BEGUN_WITH, {}), config.output.restart_training
     if folder.is_finished() and not restart:
-        if changed := changed_keys(before, now):
+        changed = [
+            key
+            for key in changed_keys(before, now)
+            if key not in IDENTIFIED or not same_files(before.typed.get(key), now.typed.get(key))
+        ]
+        if changed:
             key = changed[0]
             other = f"score it otherwise with faqd validate {folder.bundle}"
             if not any(decides(key, name) for name in ("float student", "calibration")) and decides(key, "training"):

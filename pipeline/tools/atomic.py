@@ -63,10 +63,9 @@ def whole_file(path: Path, *, flag: str = "--output") -> Iterator[Path]:
         UserError: the disk is full or the place cannot be written; whatever was at `path` before is unharmed.
     """
     with writable(path, flag=flag):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent)
-        os.close(descriptor)
-        temporary = Path(name)
+        with _making(path, flag=flag):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = _empty_file(path.parent, path.name)
         try:
             yield temporary
             _sync(temporary)
@@ -89,8 +88,9 @@ def directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     _refuse_existing(target, overwrite=overwrite)
     with writable(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_SUFFIX, dir=target.parent))
+        with _making(target, flag="--output"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_SUFFIX, dir=target.parent))
         try:
             building.chmod(0o777 & ~_umask())
             yield building
@@ -109,18 +109,23 @@ def directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def check_place(path: Path, *, flag: str) -> None:
-    """Check that a file can be made or replaced, its folders included, without making it.
+    """Check that a file can be made or replaced, its folders included; what is tried on the way is gone again.
 
     Raises:
-        UserError: it is a folder, or no file may be made there.
+        UserError: it is a folder or a device, or no file can be made there.
     """
     if path.is_dir():
         raise UserError(f"{flag} {path} is a folder: name a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{flag} {path} is no regular file, which would be replaced: name another place")
     present = next(parent for parent in path.absolute().parents if parent.exists())
     if not present.is_dir():
         raise UserError(f"{flag} {path}: {present} is no folder")
     if not os.access(present, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise UserError(f"{flag} {path}: {present} cannot be written; name another place")
+    # What may be written need not be able to: /proc and its like refuse files to everybody.
+    with writable(path, flag=flag), _making(path, flag=flag):
+        _empty_file(present, path.name).unlink()
 
 
 def remove(path: Path) -> None:
@@ -169,6 +174,24 @@ def writable(path: Path, *, flag: str = "--output") -> Iterator[None]:
                 f"cannot write {path}: {os.strerror(error.errno or errno.EEXIST)}: choose another place with {flag}"
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def _making(path: Path, *, flag: str) -> Iterator[None]:
+    """Turn whatever a file system says to the making of a place into the user's one line, a lack of room apart."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
+        raise UserError(f"cannot write {path}: {error.strerror or error}: choose another place with {flag}") from error
+
+
+def _empty_file(folder: Path, name: str) -> Path:
+    """Make the empty file in a folder that is to become the one of this name."""
+    descriptor, path = tempfile.mkstemp(prefix=f".{name}.", suffix=_SUFFIX, dir=folder)
+    os.close(descriptor)
+    return Path(path)
 
 
 def _concerns(error: OSError, path: Path) -> bool:

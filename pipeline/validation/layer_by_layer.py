@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +29,15 @@ from pipeline.config.compare import CompareConfig
 from pipeline.images.batches import images_at_once
 from pipeline.images.data import ImageSource, open_images, ordered_batches
 from pipeline.images.preprocessing import normalise
+from pipeline.networks.outputs.agreement import OutputTally
 from pipeline.report.comparison import ComparedOutput, ComparedTensor, ComparisonReport
 from pipeline.report.wording import RUNTIMES
 from pipeline.setup.chosen_backend import stored_backend
 from pipeline.tools.progress import Progress
+from pipeline.validation.gates import least_parity
 from pipeline.validation.running import filled_up
 
 _BATCH = 16
-
-
-@dataclass
-class _OutputCount:
-    """One output's comparison so far."""
-
-    elements: int = 0
-    differing: int = 0
-    largest: float = 0.0
 
 
 def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) -> ComparisonReport:
@@ -79,7 +71,7 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
         )
     images, source = 0, None if config.data is None else open_images(config.data, bundle.preprocessing)
     asked = len(bundle.golden.inputs) if source is None else min(config.count, len(source))
-    counts = {output.name: _OutputCount() for output in bundle.outputs}
+    tallies = [OutputTally(output) for output in bundle.outputs]
     running = other if other is not None else model
     with _runner(backend, exposed(running, comparison.names), config.threads) as runner:
         for given in _batches(bundle, source, asked):
@@ -89,8 +81,8 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
             kept = len(running.graph.output)
             theirs = dict(zip(comparison.names, tensors[kept:], strict=True))
             mine = comparison.add(batch, theirs)
-            for output, here, there in zip(bundle.outputs, mine, tensors[:kept], strict=True):
-                _count(counts[output.name], here, there)
+            for tally, here, there in zip(tallies, mine, tensors[:kept], strict=True):
+                _count(tally, here, there)
             images += len(given)
             progress.step(images, asked)
     if source is not None and (broken := source.unreadable.summary()):
@@ -98,6 +90,8 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
     if source is not None and asked < config.count:
         notes.append(f"--data {config.data} has {len(source)} images, fewer than --count {config.count}")
     first = comparison.first()
+    # Of its own runtime a bundle is asked no more here than by its run; another model is to give the same bits.
+    least = least_parity(bundle.plan, backend) if other is None else None
     return ComparisonReport(
         here=f"oracle on {bundle.folder.name}",
         there=f"{runs_on} on {config.against.name if config.against else bundle.folder.name}",
@@ -105,10 +99,7 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
         tolerance=config.tolerance,
         first=None if first is None else first.name,
         tensors=tuple(_tensors(comparison)),
-        outputs=tuple(
-            ComparedOutput(name=name, elements=count.elements, differing=count.differing, largest=count.largest)
-            for name, count in counts.items()
-        ),
+        outputs=tuple(_output(tally, least) for tally in tallies),
         notes=tuple(notes),
     )
 
@@ -183,12 +174,23 @@ def _batches(bundle: Bundle, source: ImageSource | None, count: int) -> Iterator
         yield normalise(batch.images, preprocessing)
 
 
-def _count(count: _OutputCount, here: Tensor, there: Tensor) -> None:
+def _count(tally: OutputTally, here: Tensor, there: Tensor) -> None:
     if here.shape != there.shape:
         raise UserError(f"--against: its output has the shape {list(there.shape)}, the bundle's {list(here.shape)}")
-    count.elements += here.numel()
-    count.differing += int((here != there).sum())
-    count.largest = max(count.largest, float((here.double() - there.double()).abs().max()))
+    tally.add({"oracle": here, "runtime": there})
+
+
+def _output(tally: OutputTally, least: float | None) -> ComparedOutput:
+    """One output's entry; `least` is the share of what it says, 0 to 1, that must be the same; None: every bit."""
+    scored = tally.score()
+    return ComparedOutput(
+        name=scored.name,
+        elements=tally.elements,
+        differing=tally.elements - tally.equal,
+        largest=tally.largest,
+        share=scored.runtime_vs_oracle,
+        least=least,
+    )
 
 
 def _tensors(comparison: Comparison) -> Iterator[ComparedTensor]:

@@ -127,6 +127,8 @@ def validate_network(
     noise = _noise(quantised, torch.split(inputs, images_at_once(preprocessing, _SQNR_IMAGES)))
     said = [*notes, *ungated(config.validation), *evaluation.images.notes, *remarks, *batch_remark]
     said += [line for _, line in another if line]
+    if evaluation.images is not images.source:
+        said += _unscored(evaluation, scores.accuracy.images)
     said += reasons(gates, scores.outputs, scores.main, teacher.folded)
     said += [line for line in (absent, remark) if line] + _notes(backend, plan)
     if config.quantisation.rest == "fp16":
@@ -185,6 +187,7 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
     columns: dict[str, Outputs] = {"oracle": _oracle(bundle.model, backend)}
     batch, batch_remark = latency_batch(config.batch, bundle.fixed_batch)
     remarks: tuple[str, ...] = ()
+    evaluation: EvaluationSet | None = None
     # Images first: an engine takes minutes to build.
     if config.eval_data is None:
         golden = [torch.from_numpy(values) for values in bundle.golden.teacher.values()]
@@ -213,6 +216,8 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
             columns["runtime"] = runner_outputs(runner, bundle.fixed_batch)
         scores = score(columns, batches, bundle.outputs, step=lambda done: progress.step(done, count))
         another = _another_size_of(bundle, backend, runner)
+    if evaluation is not None:
+        remarks = (*remarks, *_unscored(evaluation, scores.accuracy.images))
     census, remark = count_kernels(backend, bundle.model, bundle.plan.integer_layers())
     latency = no_latency(batch, config.threads)
     if absent is None and backend.has_times:
@@ -349,6 +354,12 @@ def _distillation(quantised: QuantisedStudent, calibrated: float | None) -> Dist
     """What training did; None where nothing was trained."""
     trained = quantised.trained
     return None if trained is None else replace(trained.distillation, accuracy_calibrated=calibrated)
+
+
+def _unscored(evaluation: EvaluationSet, scored: int) -> tuple[str, ...]:
+    """What to say of images to score on that could not be read."""
+    broken = evaluation.images.unreadable.summary()
+    return () if broken is None else (f"{scored} of {len(evaluation.images)} images are scored: {broken}",)
 
 
 def _noise(quantised: QuantisedStudent, batches: Sequence[Tensor]) -> dict[str, float]:

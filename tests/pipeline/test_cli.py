@@ -19,6 +19,7 @@ from pipeline.cli import app, main
 from pipeline.config import EngineConfig, RunConfig, ValidationConfig
 from pipeline.report.gate import Gate
 from pipeline.report.schema import Report, read_report
+from pipeline.tools.atomic import write_text
 from pipeline.tools.progress import Progress
 
 
@@ -249,18 +250,51 @@ def test_an_interruption_is_one_line_that_says_how_to_go_on(
     started: str,
     program: str,
     chain: Any,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    settings = tmp_path / "out" / "state" / "settings.json"
+    begins = False
+
     def interrupted(config: RunConfig, progress: Progress) -> Report:
+        if begins:
+            write_text(settings, "{}")
         with progress.stage("distil"):
             raise KeyboardInterrupt
 
     chain(interrupted)
     monkeypatch.setattr(sys, "argv", [started])
-    assert main(["run", "--overwrite", "--data", "images:a b"]) == 130
-    line = f"interrupted: resume with {program} run --data 'images:a b' --resume\n"
-    assert capsys.readouterr().err == line
+    typed = f"run --overwrite --output {tmp_path / 'out'} --data 'images:a b'"
+    anew = f"interrupted before anything was kept: start again with {program} {typed}\n"
+    arguments = ["run", "--overwrite", "--output", str(tmp_path / "out"), "--data", "images:a b"]
+    assert main(arguments) == 130
+    assert capsys.readouterr().err == anew
+    for _ in range(2):
+        # What lies there of another run is nothing to go on with; what this one has begun is.
+        begins = True
+        assert main(arguments) == 130
+        line = f"interrupted: resume with {program} {typed.replace(' --overwrite', '')} --resume\n"
+        assert capsys.readouterr().err == line
+        begins = False
+        assert main(arguments) == 130
+        assert capsys.readouterr().err == anew
+
+
+def test_a_result_is_shown_though_its_file_cannot_be_written(
+    chain: Any, make_report: Callable[..., Report], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "place"
+
+    def validated(*_: object, **__: object) -> Report:
+        place.write_text("a file where a folder was to be")
+        return make_report()
+
+    chain(validated)
+    assert main(["validate", "some/bundle", "--report", str(place / "report.json"), "--quiet"]) == 2
+    shown = capsys.readouterr()
+    assert "validated (exit status 0)" in shown.out
+    assert shown.err.startswith(f"error: cannot write {place / 'report.json'}: ") and shown.err.count("\n") == 1
 
 
 def test_mistakes_found_by_the_chain_are_one_line_and_bugs_keep_their_traceback(

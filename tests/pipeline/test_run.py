@@ -178,6 +178,22 @@ def test_few_images_are_undecided_and_more_decide_without_a_new_run(
         assert (gate.name, gate.passed, gate.images, gate.judged_by) == ("max-drop", True, 300, "runtime")
 
 
+def test_images_that_cannot_be_scored_are_counted_and_named(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(4):
+        Image.new("L", (8, 8), 50 * index).save(folder / f"{index}.png")
+    (folder / "2.png").write_bytes(b"no picture")
+    bundle, out, scored = copied(finished, tmp_path), tmp_path / "out.json", ["--eval-data", f"images:{folder}"]
+    assert main(["validate", str(bundle), "--quiet", *scored, "--report", str(out)]) == 4
+    arguments = ["--steps", "0", "--calibration-images", "64", "--output", str(tmp_path / "run")]
+    assert main(["run", "--quiet", *scored, *arguments]) == 4
+    for report in (read_report(out), read_report(tmp_path / "run" / "report.json")):
+        assert report.accuracy.images == 3
+        (note,) = (note for note in report.notes if "left out" in note)
+        assert note.startswith("3 of 4 images are scored: 1 unreadable image left out: 2.png (cannot identify")
+
+
 def test_validate_judges_accuracy_against_the_float_file(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,8 @@ def ended(check: Callable[[], dict[str, Any]], report_file: Path | None) -> int:
     """
     try:
         report = check()
+        # Before the report is written, which may fail.
+        print(f"status             {'as it should be' if report['passed'] else 'FAILED'}")
         if report_file is not None:
             write_whole(report_file, (json.dumps(report, indent=1) + "\n").encode())
     except DeviceError as error:
@@ -27,5 +29,4 @@ def ended(check: Callable[[], dict[str, Any]], report_file: Path | None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    print(f"status             {'as it should be' if report['passed'] else 'FAILED'}")
     return 0 if report["passed"] else 1

@@ -166,6 +166,7 @@ def test_a_damaged_or_edited_bundle_is_not_run(bundle: Path) -> None:
 
 def test_what_the_runtime_lacks_is_one_line(bundle: Path) -> None:
     inputs, outputs = golden(bundle)
+    assert "check.py needs NumPy (" in refused(check(bundle, without=("numpy",)))
     assert "the package onnxruntime is not installed here" in refused(check(bundle, without=("onnxruntime",)))
     needed = {"name": "onnxruntime", "least": "99.1", "why": "its opset is 77", "way_out": "a lower --opset"}
     save(bundle, inputs, outputs, runtime=needed)

@@ -145,6 +145,30 @@ def _module(bundle: Path) -> ModuleType:
     return module
 
 
+@pytest.mark.parametrize("absent", ["PIL", "numpy"])
+def test_an_absent_package_is_named_in_one_line(absent: str, tmp_path: Path) -> None:
+    bundle = _bundle(tmp_path / "bundle", preprocessing_from_fields({}, where="a test"))
+    # As on a device that has no such package: its import fails, whoever asks for it.
+    (tmp_path / "site" / absent).mkdir(parents=True)
+    broken = f'raise ModuleNotFoundError("No module named {absent!r}", name={absent!r})'
+    (tmp_path / "site" / absent / "__init__.py").write_text(broken)
+    for command, status in (
+        ([str(bundle / "preprocess.py"), "x.png", "--output", "x.npz"], 2),
+        (["-c", "import preprocess"], 1),
+    ):
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=bundle,
+            env={"PYTHONPATH": f"{tmp_path / 'site'}:{bundle}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        line = f"No module named '{absent}'): pip install numpy pillow"
+        assert done.returncode == status and done.stderr.splitlines()[-1].endswith(line), done.stderr
+        assert status == 1 or (done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1)
+
+
 def test_a_broken_image_is_named_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = _module(_bundle(tmp_path / "bundle", preprocessing_from_fields({}, where="test")))
     broken, output = tmp_path / "a.jpg", tmp_path / "x.npz"

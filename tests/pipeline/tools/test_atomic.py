@@ -111,3 +111,13 @@ def test_a_place_for_a_file_is_tried_without_making_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file is no folder"):
         check_place(tmp_path / "file" / "cache", flag="--timing-cache")
+    # A place that root may write and the file system does not let it.
+    for place in (Path("/proc/x/r.json"), Path("/proc/r.json")):
+        with pytest.raises(UserError, match=f"cannot write {place}: .*: choose another place with --report"):
+            check_place(place, flag="--report")
+        with pytest.raises(UserError, match=f"cannot write {place}: .*: choose another place with --report"):
+            write_text(place, "x", flag="--report")
+    with pytest.raises(UserError, match="cannot write /proc/x/bundle: "), directory(Path("/proc/x/bundle")):
+        pass
+    with pytest.raises(UserError, match="--report /dev/null is no regular file"):
+        check_place(Path("/dev/null"), flag="--report")

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from PIL import Image
 
 from pipeline.cli import main
+from pipeline.report.comparison import ComparedOutput, ComparisonReport
 from tests.refused import refused
 
 
@@ -130,6 +131,20 @@ def test_a_model_that_does_not_fit_is_refused_in_one_line(
     ):
         onnx.save(model, other)
         assert message in refused(capsys, "compare", str(bundle), "--against", str(other))
+
+
+def test_an_output_is_asked_no_more_than_by_its_run() -> None:
+    def output(share: float, least: float | None) -> ComparedOutput:
+        return ComparedOutput(name="a", elements=192, differing=61, largest=6e-8, share=share, least=least)
+
+    def status(output: ComparedOutput) -> int:
+        return ComparisonReport(
+            here="a", there="b", images=1, tolerance=0, first=None, tensors=(), outputs=(output,)
+        ).exit_status
+
+    assert status(output(0.999, 0.99)) == 0
+    assert status(output(0.98, 0.99)) == 1
+    assert status(output(1.0, None)) == 1  # another model: every bit
 
 
 def test_a_count_without_images_is_refused(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
