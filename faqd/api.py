@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from faqd.own_packages import own
+
+Configuration = TypeVar("Configuration")
 
 if TYPE_CHECKING:
     from pipeline.config import EngineConfig, RunConfig, ValidationConfig
@@ -29,7 +31,7 @@ def run(config: RunConfig | None = None, *, progress: Progress | None = None) ->
         from pipeline.run import run as run_pipeline
         from pipeline.tools.progress import SilentProgress
 
-        return run_pipeline(RunConfig() if config is None else config, progress or SilentProgress())
+        return run_pipeline(_configured(config, RunConfig), progress or SilentProgress())
 
 
 def validate(
@@ -52,8 +54,8 @@ def validate(
 
         return validate_bundle(
             Path(bundle),
-            ValidationConfig() if config is None else config,
-            EngineConfig() if engine is None else engine,
+            _configured(config, ValidationConfig),
+            _configured(engine, EngineConfig),
             progress or SilentProgress(),
             emulate=emulate,
         )
@@ -72,4 +74,13 @@ def compare(
         from pipeline.run import compare as compare_models
         from pipeline.tools.progress import SilentProgress
 
-        return compare_models(Path(bundle), CompareConfig() if config is None else config, progress or SilentProgress())
+        return compare_models(Path(bundle), _configured(config, CompareConfig), progress or SilentProgress())
+
+
+def _configured(config: Configuration | None, kind: type[Configuration]) -> Configuration:
+    """The configuration of a command, its defaults where none is given; UserError where it is something else."""
+    from calibration.errors import UserError
+
+    if config is not None and not isinstance(config, kind):
+        raise UserError(f"{config!r} is no configuration of this command: give a {kind.__name__}, faqd.{kind.__name__}")
+    return kind() if config is None else config

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts.config
-from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Group, Parameter, UnusedCliTokensError
+from cyclopts import (
+    App,
+    Argument,
+    ArgumentCollection,
+    CycloptsError,
+    Group,
+    Parameter,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
@@ -48,6 +57,18 @@ OUTPUT_CLOSED = 141
 
 _ONCE = ("--overwrite", "--resume", "--restart-training")
 """Flags that a command to go on with does not repeat: what they were to do has been done."""
+
+_KNOWN_ELSEWHERE = {
+    "--letterbox": "--fit letterbox",
+    "--stretch": "--fit stretch",
+    "--epochs": "--steps",
+    "--lr": "--learning-rate",
+    "--model": "--teacher",
+    "--checkpoint": "--weights",
+    "--imgsz": "--image-size",
+    "--dataset": "--data",
+}
+"""What other tools call a flag, which no spelling leads to -> the flag here."""
 
 TABLE_COLUMNS = 100
 """Width that every table fits, characters."""
@@ -313,6 +334,8 @@ class _Interrupted(KeyboardInterrupt):
 def _one_line(error: CycloptsError) -> str:
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         return f'unexpected argument "{error.unused_tokens[0]}": options start with --, see faqd --help'
+    if isinstance(error, UnknownOptionError) and (known := _KNOWN_ELSEWHERE.get(error.token.keyword or "")):
+        return f"unknown option: {error.token.keyword}. Did you mean {known}?"
     error.verbose = False
     line = " ".join(str(error).split())
     return line[:1].lower() + line[1:]

@@ -58,6 +58,20 @@ def check_fields(configuration: Any) -> None:
             raise UserError(f"--{flag.key} {shown(value)}: must be {records.describe(flag.hint)}")
 
 
+def check_groups(configuration: Any) -> None:
+    """Check that each group of a configuration tree is of its class.
+
+    Raises:
+        UserError: one is something else, such as the value of one of its fields; the line names field and class.
+    """
+    for name, hint in records.hints(type(configuration)).items():
+        value, group = getattr(configuration, name), records.plain_hint(hint)
+        if not isinstance(value, group):
+            fields = ", ".join(f"{flag.field}=" for flag in list(flags(group).values())[:3])
+            tree = type(configuration).__name__
+            raise UserError(f"{tree}({name}={value!r}): must be a {group.__name__}, made with {fields}...")
+
+
 def check_at_least(configuration: Any, **limits: float) -> None:
     """Check that the named number fields are at least their limits; None always passes.
 

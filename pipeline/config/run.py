@@ -42,6 +42,7 @@ class RunConfig:
     output: Annotated[OutputConfig, _group("Output")] = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
+        flags.check_groups(self)
         if self.data.source == NO_DATA and self.distillation.label_weight is not None:
             raise UserError(f"--label-weight {self.distillation.label_weight} needs labels, and --data none has none")
         if self.quantisation.dynamic_size and self.student.source is not None:

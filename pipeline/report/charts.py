@@ -55,8 +55,9 @@ def line_chart(curve: Sequence[tuple[int, float]]) -> LineChart | None:
     return LineChart(
         points=" ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, up, strict=True)),
         across=tuple(
-            Tick(position=_place(step, steps[0], steps[-1], LEFT, WIDTH - RIGHT), label=f"{step:.0f}")
-            for step in _spread(steps[0], steps[-1])
+            Tick(position=_place(step, steps[0], steps[-1], LEFT, WIDTH - RIGHT), label=str(step))
+            # Steps are whole: of few, each has its own place, and none is named twice.
+            for step in sorted({round(place) for place in _spread(steps[0], steps[-1])})
         ),
         up=tuple(
             Tick(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from pipeline.report.gate import Gate, Status
-from pipeline.report.schema import Entries, OutputScore, Percentiles, Report
+from pipeline.report.schema import Data, Entries, OutputScore, Percentiles, Report
 from pipeline.tools.confidence import RULED_OUT, decidable_limit
 
 NOT_HERE = "not run here"
@@ -214,6 +214,12 @@ def parity_words(report: Report) -> str:
     if parity.max_difference is not None:
         words.append(f"largest difference {parity.max_difference:.3g}")
     return ", ".join(words) or NOT_HERE
+
+
+def images_words(data: Data) -> str:
+    """Return how many unlabelled images were used, and of how many where some could not be read."""
+    of_all = f" of {data.images}" if data.unreadable else ""
+    return f"{data.images - data.unreadable}{of_all} unlabelled images"
 
 
 def metric_words(report: Report) -> str:

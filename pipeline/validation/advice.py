@@ -77,5 +77,7 @@ def _ways(config: RunConfig, report: Report) -> Iterator[str]:
         yield f"--bits {_WIDER[widths.bits]} instead of {widths.bits}"
     elif widths.range_method == "auto":
         yield "another --range (mse, minmax, percentile)"
-    if report.data is not None and report.data.generated is None and report.data.images < _FEW_IMAGES:
-        yield f"more images than the {report.data.images} of --data"
+    if report.data is not None and report.data.generated is None:
+        used = report.data.images - report.data.unreadable
+        if used < _FEW_IMAGES:
+            yield f"more images than the {used} of --data"

@@ -128,9 +128,10 @@ def _worst(mean: Gate, output: OutputScore, earlier: Report | None) -> Gate | No
         worst = next((entry.worst for entry in earlier.outputs if entry.name == output.name), None)
         if worst is None:
             return None
-    if worst is None or mean.images is None or mean.images < images_needed(mean.limit, None):
-        return Gate(name=name, limit=limit, value=None, passed=None, undecided=True, images_needed=mean.images_needed)
-    lost = round(100 * (1 - worst), 9)
+    lost = None if worst is None else round(100 * (1 - worst), 9)
+    if lost is None or mean.images is None or mean.images < images_needed(mean.limit, None):
+        needed = mean.images_needed
+        return Gate(name=name, limit=limit, value=lost, passed=None, undecided=True, images_needed=needed)
     return Gate(name=name, limit=limit, value=lost, passed=lost <= limit, images=mean.images, judged_by=mean.judged_by)
 
 

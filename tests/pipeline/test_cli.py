@@ -73,6 +73,7 @@ def test_a_file_that_hides_a_package_of_ours_is_named(name: str, repository: Pat
     ("arguments", "words"),
     [
         (["run", "--bitz", "4"], "unknown option: --bitz. Did you mean --bits?"),
+        (["run", "--letterbox"], "unknown option: --letterbox. Did you mean --fit letterbox?"),
         (["run", "--backend", "tensorrtt"], 'Choose from: "onnxruntime", "tensorrt", "openvino", "reference".'),
         (["run", "--image-size", "big"], "--image-size 'big': must be pixels, such as 224, or WIDTHxHEIGHT"),
         (["run", "--mean", "a,b"], "--mean a,b: must be numbers"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import struct
 import warnings
@@ -54,7 +55,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         foreign = foreign_kind(path)
     except OSError as error:
-        raise UserError(f"weights {path} cannot be read: {error.strerror or error}") from None
+        raise _unreadable(path, error) from None
     if foreign is not None:
         raise UserError(f"weights {path} {foreign}")
     held, inert = _read(path)
@@ -81,7 +82,7 @@ def _read(path: Path) -> tuple[Any, InertCheckpoint | None]:
         except SafetensorError as error:
             raise UserError(f"weights {path} are damaged or no safetensors file: {error}") from None
         except OSError as error:
-            raise UserError(f"weights {path} cannot be read: {error}") from None
+            raise _unreadable(path, error) from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle's protocol, which the user need not act on
@@ -89,11 +90,18 @@ def _read(path: Path) -> tuple[Any, InertCheckpoint | None]:
     except pickle.UnpicklingError:
         return _read_inert(path)
     except OSError as error:
-        raise UserError(f"weights {path} cannot be read: {error.strerror or error}") from None
+        raise _unreadable(path, error) from None
     except _CORRUPTED as error:
         raise UserError(
             f"weights {path} are truncated or damaged: fetch or save them again ({_first_line(error)})"
         ) from None
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    """The line of a file that the system does not give, or whose end is sought where there is none."""
+    if error.errno == errno.EINVAL:  # of a position that an archive names and the file does not have
+        return UserError(f"weights {path} end too early or are damaged: fetch or save them again")
+    return UserError(f"weights {path} cannot be read: {error.strerror or error}")
 
 
 def _read_inert(path: Path) -> tuple[Any, InertCheckpoint]:
@@ -105,7 +113,7 @@ def _read_inert(path: Path) -> tuple[Any, InertCheckpoint]:
             " .safetensors"
         ) from None
     except OSError as error:
-        raise UserError(f"weights {path} cannot be read: {error.strerror or error}") from None
+        raise _unreadable(path, error) from None
     harmful = sorted(str(symbol) for symbol in inert.called if _is_harmful(symbol))
     if harmful:
         raise UserError(

@@ -116,6 +116,10 @@ def test_truncated_and_damaged_files_are_refused(tmp_path: Path, name: str) -> N
     for length in (0, 1, 7, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
         assert "damaged" in _message(path)
+    # Long enough that its directory is sought in the middle of numbers.
+    torch.save({"weight": torch.zeros(30_000)}, tmp_path / "long.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "long.pt").read_bytes()[:20_000])
+    assert "damaged" in _message(tmp_path / "cut.pt")
     path.write_bytes(b"not a checkpoint at all, but a text of some length" * 10)
     assert "damaged" in _message(path)
     # Whatever a byte in the directory of the file becomes, it is a message or a state, never a traceback.

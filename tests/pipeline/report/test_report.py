@@ -289,3 +289,12 @@ def test_the_loss_curve_stays_inside_its_axes() -> None:
             assert chart.left <= x <= chart.right
             assert chart.top <= y <= chart.bottom
     assert line_chart([(0, 1.0)]) is None
+
+
+def test_each_step_is_named_once_and_where_it_is() -> None:
+    for last, labels in ((1, "0 1"), (2, "0 1 2"), (3, "0 1 2 3"), (4, "0 1 2 3 4"), (400, "0 100 200 300 400")):
+        chart = line_chart([(0, 1.0), (last, 0.5)])
+        assert chart is not None and " ".join(tick.label for tick in chart.across) == labels
+        for tick in chart.across:
+            place = chart.left + int(tick.label) / last * (chart.right - chart.left)
+            assert tick.position == pytest.approx(place, abs=0.06)

@@ -295,6 +295,32 @@ def test_a_finished_run_takes_no_other_setting(tmp_path: Path) -> None:
         open_folder(config(tmp_path, resume=True, validation=ValidationConfig(eval_data="images:b")))
 
 
+def test_a_finished_run_knows_its_files_at_other_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("cls.pth", b"weights"), ("copy.pth", b"weights"), ("other.pth", b"others!")):
+        (tmp_path / name).write_bytes(content)
+    for name in ("photos", "others"):
+        (tmp_path / name).mkdir()
+
+    def named(weights: str, data: str, *, resume: bool = True) -> RunConfig:
+        teacher = TeacherConfig(sources=("python:a:b",), files=(weights,))
+        return config(tmp_path / "out", resume=resume, teacher=teacher, data=DataConfig(source=data))
+
+    folder = begun(named("cls.pth", "images:photos", resume=False))
+    folder.bundle.mkdir()
+    (folder.bundle / "manifest.json").touch()
+    for weights in ("./cls.pth", str(tmp_path / "cls.pth"), "copy.pth", "cls.pth"):
+        open_folder(named(weights, f"images:{tmp_path}/photos"))
+    for weights, data, flag in (
+        ("other.pth", "images:photos", "weights"),
+        ("cls.pth#ema", "images:photos", "weights"),
+        ("absent.pth", "images:photos", "weights"),
+        ("cls.pth", "images:others", "data"),
+    ):
+        with pytest.raises(UserError, match=f"--resume: --{flag} was .* and is .* is finished"):
+            open_folder(named(weights, data))
+
+
 def test_the_same_inputs_may_come_from_elsewhere_and_others_may_not(tmp_path: Path) -> None:
     def named(data: str, teacher: str = "python:a:b", *, resume: bool = True) -> RunConfig:
         sources: dict[str, Any] = {"teacher": TeacherConfig(sources=(teacher,)), "data": DataConfig(source=data)}

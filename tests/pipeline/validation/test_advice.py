@@ -54,7 +54,7 @@ def test_each_setting_has_its_own_ways(make_report: Callable[..., Report]) -> No
     assert "training: leave --steps 0 out; another --range" in advice(config(steps=0), untrained)[0]
     assert "--quantiser faqd" in advice(config(quantiser="nncf"), replace(untrained, distillation=None))[0]
     assert untrained.data is not None
-    few = replace(untrained, data=replace(untrained.data, images=93))
+    few = replace(untrained, data=replace(untrained.data, images=96, unreadable=3))
     assert "more images than the 93 of --data" in advice(config(), few)[0]
     parity = replace(untrained, gates=(Gate(name="parity", limit=1.0, value=0.9, passed=False),))
     assert "faqd compare artifacts/digits-onnxruntime-w8a8/bundle" in advice(config(), parity)[0]
