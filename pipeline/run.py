@@ -38,7 +38,7 @@ from pipeline.stages.imagine import check_imaginable
 from pipeline.stages.observe import suited
 from pipeline.stages.teacher import other_size
 from pipeline.tools.progress import Progress
-from pipeline.validation.advice import advice
+from pipeline.validation.advice import advice, advice_on_bundle
 from pipeline.validation.evaluation import Scored
 from pipeline.validation.gates import check_output_names, least_parity
 from pipeline.validation.layer_by_layer import compare_bundle
@@ -219,9 +219,10 @@ def validate_bundle(
                 )
             report = validate_stored(bundle, config, emulated_backend(bundle, emulate), progress)
             how = f"the runtime ran on an emulated {emulate}: its integers are the device's, its times are not"
-            return replace(report, notes=(*report.notes, how))
+            return replace(report, notes=(*report.notes, how, *advice_on_bundle(path, report, bundle.report)))
         backend = stored_backend(bundle, engine, batch=config.batch, progress=progress)
-        return validate_stored(bundle, config, backend, progress)
+        report = validate_stored(bundle, config, backend, progress)
+        return replace(report, notes=(*report.notes, *advice_on_bundle(path, report, bundle.report)))
 
 
 def compare(path: Path, config: CompareConfig, progress: Progress) -> ComparisonReport:

@@ -116,7 +116,7 @@ def test_no_package_hides_another_from_below_tests_or_docker(repository: Path) -
 
 def commands(text: str) -> list[list[str]]:
     """Return the shell commands of a text's fenced blocks, split at && and into words."""
-    blocks = re.findall(r"^```\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if re.match(r"(python3|faqd|pip) ", line)]
     return [shlex.split(part) for line in lines for part in line.split("&&")]
 

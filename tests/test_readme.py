@@ -33,7 +33,7 @@ def build():
 
 def blocks(readme: str) -> list[str]:
     """The lines of all fenced blocks that hold commands."""
-    fenced = re.findall(r"^```\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```[a-z]*\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
     lines = [line for block in fenced for line in block.splitlines()]
     return [line for line in lines if re.match(r"(python3 -m|faqd|docker) ", line)]
 

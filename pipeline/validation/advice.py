@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 from pipeline.config import RunConfig
 from pipeline.networks.outputs.joined import lost_entries
@@ -21,6 +22,42 @@ def advice(config: RunConfig, report: Report) -> tuple[str, ...]:
     """One line for each failed gate that something can be done about; nothing where none failed."""
     lines = (_line(config, report, gate) for gate in report.gates if gate.passed is False)
     return tuple(line for line in lines if line is not None)
+
+
+def advice_on_bundle(bundle: Path, report: Report, run: Report | None) -> tuple[str, ...]:
+    """The same for a gate that a finished bundle fails on a machine or on images other than its run's.
+
+    `report`: what was found; `run`: what the run that made it had found, None where it kept no report.
+    """
+    lines = list[str]()
+    for gate in report.gates:
+        name, _, which = gate.name.partition(":")
+        if gate.passed is not False:
+            continue
+        if name.startswith("parity"):
+            lines.append(f"for the parity gate: faqd compare {shlex.quote(str(bundle))} names what differs first")
+        if name in ("max-drop", "worst"):
+            output = next((entry for entry in report.outputs if entry.name == which), scored_output(report))
+            if output is not None and gate.limit is not None and lost_entries(output, gate.limit):
+                continue
+            of = f"the gate of output {which}" if which else "the accuracy gate"
+            lines.append(f"for {of}, another faqd run, cheapest first: {'; '.join(_ways_of_another_run(report, run))}")
+    return tuple(dict.fromkeys(lines))
+
+
+def _ways_of_another_run(report: Report, run: Report | None) -> Iterator[str]:
+    """Flags of a run that may help, as far as the report of the one that made a bundle says what it had."""
+    if report.quantiser not in (None, "faqd"):
+        yield "--quantiser faqd, which corrects and trains"
+        return
+    if run is not None and run.distillation is not None and run.distillation.steps == 0:
+        yield "training: leave --steps 0 out"
+    if report.bits.activations < 8:
+        yield f"--activation-bits 8 instead of {report.bits.activations}"
+    if report.bits.weights in _WIDER:
+        yield f"--bits {_WIDER[report.bits.weights]} instead of {report.bits.weights}"
+    yield "another --range (mse, minmax, percentile)"
+    yield "images for --data that are like those to be judged"
 
 
 def _line(config: RunConfig, report: Report, gate: Gate) -> str | None:

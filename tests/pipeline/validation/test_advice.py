@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.config import RunConfig
 from pipeline.report.gate import Gate
-from pipeline.report.schema import Accuracy, Report
-from pipeline.validation.advice import advice
+from pipeline.report.schema import Accuracy, Bits, Report
+from pipeline.validation.advice import advice, advice_on_bundle
 
 FAILED = Gate(name="max-drop", limit=1.0, value=1.4, passed=False)
 
@@ -62,3 +63,21 @@ def test_each_setting_has_its_own_ways(make_report: Callable[..., Report]) -> No
 
 def test_gates_that_pass_need_none(make_report: Callable[..., Report]) -> None:
     assert advice(config(), make_report()) == ()
+
+
+def test_a_bundle_that_fails_elsewhere_is_told_what_another_run_may_change(make_report: Callable[..., Report]) -> None:
+    gates = (
+        replace(FAILED, name="max-drop:boxes"),
+        replace(FAILED, name="max-drop:scores", value=0.5, passed=True),
+        Gate(name="parity-values", limit=1.0, value=0.9, passed=False),
+    )
+    run = report_of(make_report, calibrated=0.844, chosen="calibrated", steps=0)
+    report = replace(run, gates=gates, bits=Bits(weights=4, activations=8), distillation=None)
+    assert advice_on_bundle(Path("some/bundle"), report, run) == (
+        "for the gate of output boxes, another faqd run, cheapest first: training: leave --steps 0 out; --bits 8"
+        " instead of 4; another --range (mse, minmax, percentile); images for --data that are like those to be judged",
+        "for the parity gate: faqd compare some/bundle names what differs first",
+    )
+    (line, _) = advice_on_bundle(Path("b"), report, None)
+    assert "training" not in line and "--bits 8" in line
+    assert advice_on_bundle(Path("b"), replace(report, gates=gates[1:2], status="validated"), run) == ()
