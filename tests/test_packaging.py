@@ -176,7 +176,7 @@ def test_hooks_and_ci_run_the_same_checks(repository: Path) -> None:
     for check in (
         "ruff check",
         "ruff format --check",
-        "mypy --strict faqd pipeline backends calibration tests",
+        "mypy --strict faqd pipeline backends calibration scripts tests",
         "lint-imports",
     ):
         assert check in hooks
