@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.fx import GraphModule
 
+from calibration.graph.operators import attribute
 from pipeline.artifacts import Network
 from pipeline.images.sources.arrays import ArraySource
 from pipeline.images.sources.folder import FolderSource
@@ -46,10 +49,22 @@ def network_identity(networks: Iterable[Network]) -> str:
         digest.update(json.dumps(network.preprocessing.to_json(), sort_keys=True).encode())
         kinds = [(one.name, one.holds, one.axis, one.activation, one.shown, one.embedding) for one in network.outputs]
         digest.update(json.dumps(kinds).encode())
-        for name, tensor in sorted(network.captured.state_dict().items()):
+        for name, tensor in sorted(_tensors(network.captured).items()):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _tensors(graph_module: GraphModule) -> dict[str, Tensor]:
+    """Every tensor of a graph by its path: parameters, buffers that no state holds, and plain ones that it reads."""
+    tensors = dict[str, Tensor](graph_module.named_parameters(remove_duplicate=False))
+    tensors |= dict(graph_module.named_buffers(remove_duplicate=False))
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr":
+            value = attribute(graph_module, str(node.target))
+            if isinstance(value, Tensor):
+                tensors[str(node.target)] = value
+    return tensors
 
 
 def images_identity(images: UnlabelledImages) -> str:
