@@ -124,11 +124,19 @@ def pad(e: Writer, node: Node) -> list[str]:
     begins, ends = [0] * rank, [0] * rank
     for index in range(len(amounts) // 2):  # torch lists the last axis first
         begins[rank - 1 - index], ends[rank - 1 - index] = amounts[2 * index], amounts[2 * index + 1]
-    border = e.border(input_of(node)) if value == 0.0 else e.scalar(float(value))
-    if for_openvino(e) and value == 0.0 and not e.moves_integers(node) and _is_averaged(node):
-        border = e.scalar(NEXT_TO_NOTHING)  # a pooling that takes the border in has integer zeros there (rule 34)
-    inputs = [e.read(input_of(node)), e.int64s(begins + ends)] + ([border] if mode == "constant" else [])
+    inputs = [e.read(input_of(node)), e.int64s(begins + ends)]
+    if mode == "constant":
+        inputs.append(_border(e, node, float(value)))
     return e.add("Pad", inputs, mode={"replicate": "edge"}.get(mode, mode))
+
+
+def _border(e: Writer, node: Node, value: float) -> str:
+    """The constant around a map, in the units of what is padded; what copies its border from the map asks for none."""
+    if value != 0.0:
+        return e.scalar(value)
+    if for_openvino(e) and not e.moves_integers(node) and _is_averaged(node):
+        return e.scalar(NEXT_TO_NOTHING)  # a pooling that takes the border in has integer zeros there (rule 34)
+    return e.border(input_of(node))
 
 
 def _is_averaged(pad: Node) -> bool:
