@@ -130,10 +130,7 @@ def channels_first(array: NDArray[Any], where: str) -> NDArray[np.uint8]:
     shape = list(array.shape)
     expected = "it must be uint8 [N, 3 or 1, H, W], [N, H, W, 3 or 1] or greyscale [N, H, W]"
     if array.dtype != np.uint8:
-        fix = "; convert it to 0..255 with .astype('uint8')"
-        if array.dtype.kind == "f":
-            fix = "; if it is in [0, 1]: (array * 255).round().astype('uint8')"
-        raise UserError(f"{where} is {array.dtype} {shape}; {expected}{fix}")
+        raise UserError(f"{where} is {array.dtype} {shape}; {expected}; {_to_bytes(array)}")
     if 0 in shape:
         raise UserError(f"{where} is empty: {shape}")
     if array.ndim == 3:
@@ -150,6 +147,31 @@ def channels_first(array: NDArray[Any], where: str) -> NDArray[np.uint8]:
     if not first and not last:
         raise UserError(f"{where} is {shape}, with no axis of 1 or 3 channels; {expected}")
     return array if first else array.transpose(0, 3, 1, 2)
+
+
+def _to_bytes(array: NDArray[Any]) -> str:
+    """How to make 0..255 of an array of another type; a bare .astype('uint8') keeps the lower 8 bits."""
+    kind = array.dtype.kind
+    if kind == "f":
+        return "if it is in [0, 1]: (array * 255).round().astype('uint8'); if it is in 0..255: .round().astype('uint8')"
+    if kind == "b":
+        return "make it pixels by (array * 255).astype('uint8')"
+    if kind not in "iu" or not array.size:
+        return "store pixels from 0 to 255"
+    least, most = int(array.min()), int(array.max())
+    if least < 0 or most > 65535:
+        return (
+            f"its values are {least} to {most}: bring them to 0..255 before .astype('uint8'), which keeps 8 bits alone"
+        )
+    if most <= 255:
+        return "its values fit as they are: .astype('uint8')"
+    bits = most.bit_length()
+    if bits == 16:
+        return f"its values reach {most}: (array >> 8).astype('uint8'), or divided by 257 and rounded"
+    return (
+        f"its values reach {most}, so {bits} bits are in use: (array >> {bits - 8}).astype('uint8') keeps the upper 8"
+        f" of them; >> 8, which is for all 16, would leave at most {most >> 8} of 255"
+    )
 
 
 def checked_labels(array: NDArray[Any], count: int, where: str) -> NDArray[np.int64]:

@@ -90,6 +90,31 @@ def test_wrong_keys_and_types(file: Path) -> None:
     assert "is float64" in _message(f"{file}#first,floats")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "most", "code"),
+    [
+        ("uint16", 65535, "(array >> 8).astype('uint8')"),
+        ("uint16", 4095, "(array >> 4).astype('uint8')"),
+        ("int32", 1023, "(array >> 2).astype('uint8')"),
+        ("int64", 255, "array.astype('uint8')"),
+        ("bool", 1, "(array * 255).astype('uint8')"),
+        ("float32", 1, "(array * 255).round().astype('uint8')"),
+    ],
+)
+def test_the_conversion_that_is_named_keeps_black_and_white(dtype: str, most: int, code: str) -> None:
+    array = np.zeros((2, 1, 4, 4), dtype)
+    array[0] = most
+    with pytest.raises(UserError) as raised:
+        channels_first(array, "x")
+    assert code.removeprefix("array") in str(raised.value)
+    pixels = eval(code, {"array": array})
+    assert pixels.dtype == np.uint8 and pixels.max() == 255 and pixels.min() == 0
+    negative = array.astype("int16")
+    negative[0] = -4
+    with pytest.raises(UserError, match=r"its values are -4 to 0: bring them to 0\.\.255 before"):
+        channels_first(negative, "x")
+
+
 def test_files_that_are_no_npz(tmp_path: Path, file: Path) -> None:
     assert "there is no file" in _message(f"{tmp_path / 'absent.npz'}#x")
     assert f"is a folder; type images:{tmp_path}" in _message(f"{tmp_path}#x")
