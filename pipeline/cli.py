@@ -164,8 +164,10 @@ def run(
     """
     progress = progress_on(_configure_talk(talk), quiet=talk.quiet)
     from pipeline.run import run as run_pipeline
-    from pipeline.setup.state import RunFolder
+    from pipeline.setup.state import RunFolder, is_finished
 
+    bundle, out = config.folder / "bundle", console(wrapped=False)
+    finished = is_finished(config)
     folder = RunFolder(root=config.folder)
     before = folder.beginning()
     try:
@@ -173,8 +175,11 @@ def run(
     except KeyboardInterrupt as stopped:
         raise _Interrupted(begun=folder.beginning() != before) from stopped
     status = _show(report)
-    bundle = config.folder / "bundle"
-    out = console(wrapped=False)
+    if finished:
+        out.print(
+            f"{bundle} is finished already: the report is that run's, and neither the network's code nor the images"
+            " were read again; where they are others now, give --overwrite instead of --resume"
+        )
     out.print(f"bundle: {bundle}")
     out.print(f"report: {config.folder / 'report.html'}")
     if report.status == "not-validated-on-target":

@@ -30,7 +30,7 @@ from pipeline.setup.networks import co_teachers_of, networks_of
 from pipeline.setup.run_images import images_of, imagined, mirrored_targets
 from pipeline.setup.settled import float_steps, settled_by_inputs
 from pipeline.setup.stage_seconds import StageSeconds
-from pipeline.setup.state import RunFolder, begin, clear, open_folder, told_to_resume
+from pipeline.setup.state import RunFolder, begin, clear, is_finished, open_folder, told_to_resume
 from pipeline.setup.ways import QUANTISERS, Job, Quantiser
 from pipeline.stages.convert import check_convertible, float_counterpart
 from pipeline.stages.first_link import check_float_file, check_on_images, some_images
@@ -56,10 +56,8 @@ def run(config: RunConfig, progress: Progress) -> Report:
     quantiser = QUANTISERS[config.quantisation.quantiser]
     quantiser.require()
     candidates = chosen_backends(config, progress)
-    goes_on = config.output.resume and not config.output.restart_training
-    if goes_on and (folder := RunFolder(root=config.folder)).is_finished():
-        open_folder(config)
-        progress.say(f"{folder.bundle} is finished already")
+    if is_finished(config):
+        folder = open_folder(config)
         report = read_report(folder.bundle / "report.json")
         if not (folder.root / "report.json").exists():  # it was killed just then
             write_report(report, folder.root)

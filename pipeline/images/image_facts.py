@@ -165,6 +165,11 @@ def _of_depth(seen: list[_Seen], preprocessing: Preprocessing) -> str | None:
             most = 2**stored - 1
             return f"16-bit grey images reach {max(deepest)}: with --stored-bits {stored} all above {most} is white"
         return None
+    if preprocessing.stored_bits != 16:
+        return (
+            f"--stored-bits {preprocessing.stored_bits} has no effect on the {len(seen)} images that were looked at: it"
+            " is for grey of more than 8 bits, and none of them is"
+        )
     brightest = max(max(image.highest) for image in seen)
     if brightest <= _DARKEST_WHITE:
         return (

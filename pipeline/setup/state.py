@@ -160,6 +160,12 @@ class RunFolder:
         return self.root / FLOAT_MODEL
 
 
+def is_finished(config: RunConfig) -> bool:
+    """Whether a run that goes on has nothing left to do, so that its report is that of the run before."""
+    goes_on = config.output.resume and not config.output.restart_training
+    return goes_on and RunFolder(root=config.folder).is_finished()
+
+
 def open_folder(config: RunConfig) -> RunFolder:
     """The output folder of a run, which is as it was: `begin` makes room when every input has been checked.
 

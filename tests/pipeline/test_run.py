@@ -295,7 +295,9 @@ main(sys.argv[2:])
 """
 
 
-def test_a_killed_run_ends_with_the_same_bytes(finished: Path, repository: Path, tmp_path: Path) -> None:
+def test_a_killed_run_ends_with_the_same_bytes(
+    finished: Path, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Killed within training, resumed, killed in validation, and resumed: nothing of it is done twice."""
     folder = tmp_path / "killed"
     arguments = ["run", "--backend", "onnxruntime", "--bits", "8", *QUICK, "--output", str(folder), "--quiet"]
@@ -312,6 +314,9 @@ def test_a_killed_run_ends_with_the_same_bytes(finished: Path, repository: Path,
     trained = (folder / "state" / "trained.safetensors").stat().st_mtime_ns
     assert main([*arguments, "--resume"]) == 0
     assert (folder / "state" / "trained.safetensors").stat().st_mtime_ns == trained
+    capsys.readouterr()
+    assert main([*arguments, "--resume"]) == 0, "and what is finished is not begun again, which --quiet does not hide"
+    assert f"{folder / 'bundle'} is finished already" in capsys.readouterr().out
     for name in ("model.onnx", "golden.npz"):
         assert (folder / "bundle" / name).read_bytes() == (finished / "bundle" / name).read_bytes()
 

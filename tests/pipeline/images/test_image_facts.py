@@ -70,6 +70,15 @@ def test_twelve_bits_in_sixteen_are_told(tmp_path: Path) -> None:
     assert "reach 4095: with --stored-bits 10 all above 1023 is white" in note
 
 
+def test_stored_bits_of_images_of_eight_bits_are_said_to_have_no_effect(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 1, 20, 20), dtype=np.uint8)
+    np.savez(tmp_path / "bytes.npz", images=pixels)
+    told = preprocessing_from_fields({"height": 16, "stored_bits": 12}, where="test")
+    source = open_images(f"npz:{tmp_path / 'bytes.npz'}", told)
+    (note,) = look(source, told)
+    assert "#images: --stored-bits 12 has no effect on the 4 images" in note and look(source, RULE) == ()
+
+
 def test_ten_bits_that_would_all_be_black_name_the_flag(tmp_path: Path) -> None:
     source = open_images(_fill(tmp_path, _noise(3, 250, np.uint16, (20, 30))), RULE)
     with pytest.raises(UserError, match=r"every image is black \(their 16-bit values reach 249: add --stored-bits 9\)"):
