@@ -148,7 +148,7 @@ def _evaluated(graph_module: GraphModule, *, batch: int | None) -> dict[Node, An
             known[node] = attribute(graph_module, str(node.target))
         elif node.op == "call_function" and batch is not None and _is_batch_size(node):
             known[node] = batch
-        elif node.op == "call_function" and all(source in known for source in node.all_input_nodes) and _is_pure(node):
+        elif node.op == "call_function" and all(source in known for source in node.all_input_nodes) and is_pure(node):
             with torch.no_grad():
                 known[node] = node.target(
                     *map_arg(node.args, known.__getitem__), **map_arg(node.kwargs, known.__getitem__)
@@ -163,7 +163,7 @@ def _is_batch_size(node: Node) -> bool:
     return isinstance(source, Node) and source.op == "placeholder" and isinstance(axis, int) and axis == 0
 
 
-def _is_pure(node: Node) -> bool:
+def is_pure(node: Node) -> bool:
     """Whether the operator is an ATen operator that gives the same tensors every time."""
     if getattr(node.target, "__module__", None) == operator.add.__module__:
         return True  # arithmetic of sizes

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from calibration.graph.constants import LOWEST
 from calibration.graph.operators import argument, static_shape
 from calibration.normal_form.decompositions import before, reshaped
+from calibration.normal_form.known_values import known_value
 
 aten = torch.ops.aten
 
@@ -43,9 +45,13 @@ def attention(graph: Graph, node: Node) -> Node:
             scores = reshaped(graph, scores, [-1, heads[1], rows, columns], node)
     if causal:
         mask = _causal(graph, node, rows, columns)
+    seen = None
     if isinstance(mask, Node):
-        scores = before(graph, node, aten.add.Tensor, (scores, _added(graph, node, mask)))
+        added, seen = _added(graph, node, mask)
+        scores = before(graph, node, aten.add.Tensor, (scores, added))
     weights = before(graph, node, aten.softmax.int, (scores, -1))
+    if seen is not None:
+        weights = before(graph, node, aten.mul.Tensor, (weights, seen))
     if not shared:
         node.target, node.args, node.kwargs = aten.matmul.default, (weights, value), {}
         return node
@@ -62,11 +68,27 @@ def _causal(graph: Graph, node: Node, rows: int, columns: int) -> Node:
     return before(graph, node, aten.tril.default, (before(graph, node, aten.full.default, ([rows, columns], True)),))
 
 
-def _added(graph: Graph, node: Node, mask: Node) -> Node:
-    """What is added to the scores: nothing where a boolean mask is true, minus infinity where it is not."""
-    if _type(mask) != torch.bool:
-        return mask
-    return before(graph, node, aten.where.Scalar, (mask, 0.0, -math.inf))
+def _added(graph: Graph, node: Node, mask: Node) -> tuple[Node, Node | None]:
+    """What is added to the scores, and what the weights are multiplied by, None where that is 1.
+
+    Added is nothing where a boolean mask is true, minus infinity where it is not. Of a query that may see no key torch
+    makes zeros, and a softmax of minus infinity alone is NaN: there the lowest number is added, and 0 multiplied.
+    """
+    truths, values = _type(mask) == torch.bool, known_value(mask)
+    if values is None:
+        if not truths:
+            return mask, None
+        # Computed from the image, which may hide whatever it likes.
+        ones = before(graph, node, aten.where.Scalar, (mask, 1.0, 0.0))
+        seen = before(graph, node, aten.amax.default, (ones, [-1], True))
+        return before(graph, node, aten.where.Scalar, (mask, 0.0, LOWEST)), seen
+    hidden = (~values if truths else values.isneginf()).all(-1)
+    added = before(graph, node, aten.where.Scalar, (mask, 0.0, -math.inf)) if truths else mask
+    if not bool(hidden.any()):
+        return added, None
+    largest = before(graph, node, aten.amax.default, (added, [-1], True))
+    seen = before(graph, node, aten.gt.Scalar, (largest, -math.inf))  # truths: no training changes them
+    return before(graph, node, aten.clamp_min.default, (added, LOWEST)), seen
 
 
 def _type(mask: Node) -> Any:

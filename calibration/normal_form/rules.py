@@ -18,6 +18,7 @@ from calibration.normal_form.aliases import ALIASES
 from calibration.normal_form.attention import attention
 from calibration.normal_form.decompositions import before, reshaped
 from calibration.normal_form.elementary import ELEMENTARY
+from calibration.normal_form.known_values import TENSOR
 from calibration.normal_form.mutation import functional, is_in_place
 from calibration.normal_form.normalisations import NORMALISATIONS
 from calibration.normal_form.one_axis import OVER_ROWS, batch_norm_of_rows
@@ -104,6 +105,9 @@ def normal_form(captured: GraphModule, *, source: str, copies: dict[Node, Node] 
             if node.op == "get_attr":
                 tensor = attribute(captured, str(node.target))
                 copies[node].target = constants.setdefault(id(tensor), str(node.target))
+                copies[node].meta[TENSOR] = tensor
+    for written in graph.nodes:
+        written.meta.pop(TENSOR, None)
     return graph
 
 

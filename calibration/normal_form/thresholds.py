@@ -14,6 +14,7 @@ from torch.fx import Graph, Node
 
 from calibration.graph.constants import LOWEST
 from calibration.graph.operators import argument
+from calibration.normal_form.known_values import known_value
 from calibration.normal_form.spellings import Write, rule_of, source_of
 
 aten = torch.ops.aten
@@ -84,6 +85,9 @@ def _masked(w: Write, node: Node) -> Node | None:
     source, mask, value = source_of(node), argument(node, 1, "mask"), argument(node, 2, "value")
     if not isinstance(value, (int, float)):
         return None
+    if value == -math.inf and known_value(source) is not None and known_value(mask) is not None:
+        # A mask of attention, whose rows that are wholly hidden are to be told from such of the lowest number.
+        return w(aten.add.Tensor, source, w(aten.where.Scalar, mask, value, 0.0))
     if value < _SWALLOWS:
         return w(aten.add.Tensor, source, w(aten.where.Scalar, mask, max(float(value), LOWEST), 0.0))
     if not math.isfinite(value):

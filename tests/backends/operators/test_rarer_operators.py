@@ -163,6 +163,10 @@ FLOAT: dict[str, tuple[Line, dict[str, Make]]] = {
     "attention, numbers": (_attended(attn_mask=torch.where(_MASK, 0.1, -torch.inf)), {}),
     "attention, truths that hide rows": (_attended(attn_mask=_HIDDEN), {}),
     "attention, numbers that hide rows": (_attended(attn_mask=torch.where(_HIDDEN, 0.1, -torch.inf)), {}),
+    "attention, rows hidden in forward": (
+        lambda n, x: _attended(attn_mask=torch.ones(64, 64, dtype=torch.bool).tril(-1))(n, x),
+        {},
+    ),
     "attention, shared keys": (_shared_keys, {}),
 }
 
