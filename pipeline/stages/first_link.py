@@ -15,7 +15,8 @@ from backends.onnx_file.serialised import Serialised, parsed, serialise
 from backends.onnxruntime.backend import OnnxRuntime
 from calibration.capture.eager import Eager
 from calibration.errors import UserError
-from calibration.graph.nearness import LARGEST_DIFFERENCE, apart, differing
+from calibration.graph.nearness import LARGEST_DIFFERENCE, LEAST_PROBABILITY, apart, differing
+from calibration.graph.probabilities import is_probability
 from calibration.proof.first_difference import values_of
 from calibration.proof.module_and_graph import check_first_link
 from calibration.rewrites.fold import fold
@@ -59,7 +60,9 @@ def check_float_file(model: Serialised, network: Network, images: Tensor, *, bat
     """
     eager = Eager(network.module, one_image=network.captured.meta["one_image"])
     expected = eager(images)
-    moved = differing(_run(model, images, batch), expected, eager, images)
+    (results,) = (node.args[0] for node in network.folded.graph.nodes if node.op == "output")
+    least = [LEAST_PROBABILITY if is_probability(result) else 0.0 for result in results]
+    moved = differing(_run(model, images, batch), expected, eager, images, least=least)
     if not moved:
         return
     index, difference = moved[0]

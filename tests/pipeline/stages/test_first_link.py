@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,44 @@ def test_a_runtime_that_cannot_run_the_float_file_says_so_before_training(teache
     with pytest.raises(UserError, match=r"ONNX Runtime"):
         check_float_file(serialise(model, name=FLOAT_MODEL), teacher, images, batch=None)
     assert isinstance(model, onnx.ModelProto)
+
+
+TAILS = """
+import torch
+from torch import nn
+
+class Tail(nn.Module):
+    def __init__(self, end):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.fc, self.end = nn.Conv2d(3, 8, 3), nn.Linear(8, 5), end
+    def forward(self, x):
+        return self.end(self.fc(self.conv(x).relu().mean((2, 3))))
+
+def rare(): return Tail(lambda y: torch.sigmoid(y - 18))
+def moved(): return Tail(lambda y: (torch.sigmoid(y - 15) * torch.softmax(y, 1))[:, 1:])
+def small(): return Tail(lambda y: y * 1e-8)
+"""
+
+
+@pytest.mark.parametrize("builder", ["rare", "moved", "small"])
+def test_probabilities_that_are_all_next_to_nothing_are_held_to_what_is_something(
+    builder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime's Sigmoid is 0 from -18 on, where torch's is 1.5e-8: no fault of the file, unlike other numbers."""
+    (tmp_path / "tails.py").write_text(TAILS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "tails", raising=False)
+    network, images = load_network(f"python:tails:{builder}", image_size=(16, 16)), torch.randn(4, 3, 16, 16)
+    model = parsed(float_counterpart(network.folded, opset=None))
+    check_float_file(serialise(model, name=FLOAT_MODEL), network, images, batch=None)
+    # Logits of 8 more make probabilities of 4e-5 and more; of other numbers 8e-8 is a fault where all are that small.
+    for tensor in model.graph.initializer:
+        if tensor.name == "fc_folded_bias" or tensor.name == "fc_bias":
+            larger = numpy_helper.to_array(tensor) + np.float32(8e-8 if builder == "small" else 8)
+            tensor.CopyFrom(numpy_helper.from_array(larger, tensor.name))
+    with pytest.raises(UserError, match="does not compute what the network does"):
+        check_float_file(serialise(model, name=FLOAT_MODEL), network, images, batch=None)
 
 
 BUILDERS = """
