@@ -69,7 +69,9 @@ class ValidationConfig:
         flags.check_fields(self)
         if self.eval_data is not None:
             check_source("eval-data", self.eval_data)
-        flags.check_at_least(self, threads=1, batch=1, max_drop=0)
+        flags.check_at_least(self, threads=1, batch=1)
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise UserError(f"--max-drop {self.max_drop:g}: must be 0 to 100 percentage points")
         flags.check_above_zero(self, "min_speedup")
         for pair in self.output_max_drop:
             _output_limit(pair)

@@ -13,7 +13,7 @@ Status = Literal["validated", "gate-failed", "not-validated-on-target", "undecid
 EXIT_STATUS: dict[Status, int] = {"validated": 0, "gate-failed": 1, "not-validated-on-target": 3, "undecided": 4}
 """Exit status of a command that ended with a report; 2 is kept for the user's mistakes."""
 
-OPTIONAL_OF_GATES = ("undecided", "images", "images_needed", "at_most", "judged_by")
+OPTIONAL_OF_GATES = ("undecided", "images", "images_needed", "at_most", "judged_by", "says_nothing")
 """Keys of a gate that are absent where they say nothing."""
 
 Judge = Literal["runtime", "oracle", "run"]
@@ -32,7 +32,7 @@ class Gate:
     passed: bool | None
     """None: not measurable here, or undecided."""
     undecided: bool = False
-    """Whether it was measured on too few images to be passed or failed."""
+    """Whether it was measured on images that can neither pass nor fail it: too few of them, or `says_nothing`."""
     images: int | None = None
     """Images that it was measured on; None where their number plays no part."""
     images_needed: int | None = None
@@ -42,11 +42,15 @@ class Gate:
     judged_by: Judge | None = None
     """What the value is of: the runtime; the oracle, where the runtime is not here; "run": what the run that made a
     bundle had measured, whose runtime is compared here on golden inputs."""
+    says_nothing: bool = False
+    """Whether it is undecided since the float network gives one and the same for all of the images."""
 
     def __post_init__(self) -> None:
         records.check(self)
         if self.undecided and self.passed is not None:
             raise ValueError(f"Gate {self.name} is undecided and passed={self.passed}: it cannot be both")
+        if self.says_nothing and not self.undecided:
+            raise ValueError(f"Gate {self.name} says nothing and is not undecided")
 
 
 def verdict(gates: Sequence[Gate], *, on_target: bool) -> Status:

@@ -18,7 +18,7 @@ from pipeline.tools import records
 SCHEMA: Final = 1
 
 OPTIONAL_BLOCKS = ("target", "distillation", "data", "preprocessing", "notes", "layers", "outputs", "quantiser")
-OPTIONAL_OF_OUTPUTS = ("worst", "entries")
+OPTIONAL_OF_OUTPUTS = ("worst", "cosine", "entries")
 """The same of an output."""
 
 
@@ -37,10 +37,11 @@ class Bits:
 class Accuracy:
     """Scores of the same images on each stage of the way, fractions in [0, 1]."""
 
-    metric: Literal["top1", "agreement", "r2", "cosine"]
+    metric: Literal["top1", "agreement", "r2", "centred-cosine", "cosine"]
     """top1: against labels; agreement: same argmax as the float teacher, of a map per position; r2: of a network that
-    decides nothing, the share of the variance of the teacher's values that is explained; cosine: of one whose output is
-    an embedding, the mean cosine similarity with the teacher's."""
+    decides nothing, the share explained of the variance of the teacher's values between images; centred-cosine: of one
+    whose output is an embedding, the mean cosine with the teacher's, its mean embedding taken from both; cosine: the
+    same of the vectors as they are, in older reports."""
     images: int
     teacher: float | None
     simulated: float | None
@@ -205,7 +206,7 @@ class Entries:
     places: tuple[tuple[int, int], ...]
     """Their places there, as runs: (first, last)."""
     spread: float
-    """Standard deviation of the teacher's numbers, each from the mean of its place, in their unit."""
+    """Standard deviation of the teacher's numbers between images, each from its own mean, in their unit."""
     explained: float
     """R2 of runtime (oracle) to teacher, 0 to 1."""
 
@@ -224,9 +225,10 @@ class OutputScore:
     """Without the batch; -1 where it is free."""
     decisions: int | None
     """Classes or labels decided per image: 1 for a classifier, the pixels of a map; None for values."""
-    metric: Literal["agreement", "r2", "cosine"]
-    """agreement: fraction of equal decisions; r2: share of the variance of the teacher's values that is explained;
-    cosine: of embeddings, the mean over images of the cosine similarity with the teacher's vector, 0 where below."""
+    metric: Literal["agreement", "r2", "centred-cosine", "cosine"]
+    """agreement: fraction of equal decisions; r2: share explained of the variance of the teacher's values among images;
+    centred-cosine: of embeddings, the mean over images of the cosine with the teacher's vector, the teacher's mean
+    vector taken from both, 0 where below; cosine: of the vectors as they are, in older reports."""
     teacher: float | None
     simulated: float | None
     oracle: float | None
@@ -243,14 +245,16 @@ class OutputScore:
     """Fraction of the runtime's elements that equal the oracle's to the bit."""
     max_difference: float | None
     worst: float | None = None
-    """Of embeddings: the cosine similarity of runtime (oracle) and teacher that one image in twenty does not exceed."""
+    """Of embeddings: that cosine of runtime (oracle) and teacher which one image in twenty does not exceed."""
+    cosine: float | None = None
+    """Of embeddings: the mean cosine of runtime (oracle) and teacher, of the vectors as they are."""
     entries: tuple[Entries, ...] = ()
     """Of values: the kinds of numbers that one tensor holds, from the least spread to the largest; absent where it
     holds one kind alone."""
 
     def __post_init__(self) -> None:
         records.check(self)
-        _check_fractions(self, "teacher", "simulated", "oracle", "runtime", "mean_iou", "worst")
+        _check_fractions(self, "teacher", "simulated", "oracle", "runtime", "mean_iou", "worst", "cosine")
         _check_fractions(self, "oracle_vs_simulated", "runtime_vs_oracle", "exact_fraction")
 
 

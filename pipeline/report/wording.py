@@ -26,7 +26,7 @@ VERDICTS: Mapping[Status, str] = {
     "validated": "validated",
     "gate-failed": "a gate failed",
     "not-validated-on-target": "not validated on target",
-    "undecided": "undecided: too few images",
+    "undecided": "undecided: the images cannot tell",
 }
 
 GATES = {
@@ -46,6 +46,7 @@ METRICS = {
     "top1": "top-1 accuracy",
     "agreement": "same as teacher",
     "r2": "R2 to teacher",
+    "centred-cosine": "centred cosine",
     "cosine": "cosine to teacher",
 }
 
@@ -122,6 +123,8 @@ def undecided_words(report: Report) -> str | None:
     gates = [gate for gate in report.gates if gate.undecided]
     if not gates:
         return None
+    if idle := [gate for gate in gates if gate.says_nothing]:
+        return _idle_words(report, idle)
     gate = max(gates, key=lambda gate: gate.images_needed or 0)
     if gate.images is None:
         return (
@@ -136,6 +139,18 @@ def undecided_words(report: Report) -> str | None:
         f"{few} cannot decide a limit of {limit}{measured}, {gate.images_needed} can:"
         f" give them to faqd validate BUNDLE --eval-data KIND:REST (labels are not needed),{more} or allow --max-drop"
         f" {_least_limit(gate)}"
+    )
+
+
+def _idle_words(report: Report, gates: list[Gate]) -> str:
+    """Return in one line which outputs are the same on all images, and the ways out."""
+    main = scored_output(report)
+    of_gates = [gate.name.partition(":")[2] or (main.name if main is not None else "the output") for gate in gates]
+    names = list(dict.fromkeys(of_gates))
+    return (
+        f"the float network gives one and the same {', '.join(names)} for all of these images, so that agreement with"
+        " it says nothing: give images that it tells apart (faqd validate BUNDLE --eval-data KIND:REST), check"
+        f" --weights, --mean and --std, or leave the output without a gate (--output-max-drop {names[0]}=none)"
     )
 
 
@@ -235,10 +250,15 @@ def metric_sentence(report: Report) -> str:
     main, metric = scored_output(report), report.accuracy.metric
     if metric == "top1":
         return "Top-1 accuracy"
+    if metric == "centred-cosine":
+        return (
+            "Mean cosine similarity with the float teacher's embedding of the same image, its mean embedding taken from"
+            " both"
+        )
     if metric == "cosine":
         return "Mean cosine similarity with the float teacher's embedding of the same image"
     if metric == "r2":
-        return "Share of the variance of the float teacher's values that is explained (R2)"
+        return "Share explained of the variance of the float teacher's values between images (R2)"
     if main is None or main.decisions == 1:
         return "Same first choice as the float teacher"
     places = "pixels" if len(main.shape) == 3 else "decisions"
@@ -256,12 +276,15 @@ def scored_output(report: Report) -> OutputScore | None:
 def output_words(output: OutputScore) -> str:
     """Return in one line what an output is and how far the artifact gives what the teacher gives."""
     found = output.runtime if output.runtime is not None else output.oracle
-    what, score = ("embedding", "cosine") if output.metric == "cosine" else (output.holds, "same as teacher")
+    scores = {"r2": "R2", "cosine": "cosine", "centred-cosine": "centred cosine", "agreement": "same as teacher"}
+    what = "embedding" if "cosine" in output.metric else output.holds
     words = f"{what} {shape_words(output)}"
     if found is not None:
-        words += f", {'R2' if output.metric == 'r2' else score} {percentage(found)}"
+        words += f", {scores[output.metric]} {percentage(found)}"
     if output.worst is not None:
         words += f", of the worst twentieth {percentage(output.worst)}"
+    if output.cosine is not None:
+        words += f"; plain cosine {percentage(output.cosine)}"
     if output.mean_iou is not None:
         words += f", mean IoU {percentage(output.mean_iou)}"
     if output.rms_error is not None:

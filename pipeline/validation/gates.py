@@ -71,8 +71,20 @@ def with_limits_of(config: ValidationConfig, earlier: Report | None) -> Validati
             kind, _, output = name.partition(":")
             if kind == "max-drop" and output and output not in typed and limit != limits.get("max-drop"):
                 kept.append(f"{output}={limit}")
-        config = replace(config, max_drop=limits.get("max-drop"))
+        limit = limits.get("max-drop")
+        config = replace(config, max_drop=None if limit is None else min(limit, 100.0))
     return replace(config, output_max_drop=tuple(kept))
+
+
+def repetitions(scores: Scores) -> tuple[str, ...]:
+    """What to say of scored images that repeat others."""
+    if not scores.repeated:
+        return ()
+    images = scores.accuracy.images
+    return (
+        f"{scores.repeated} of the {images} scored images repeat others to the bit: {images - scores.repeated} count as"
+        " evidence",
+    )
 
 
 def ungated(config: ValidationConfig) -> tuple[str, ...]:
@@ -92,12 +104,20 @@ def _drops(config: ValidationConfig, scores: Scores, earlier: Report | None) -> 
         lost = scores.lost if main else scores.outputs_lost[index]
         name = "max-drop" if main else f"max-drop:{output.name}"
         gate = _drop(name, limit, lost, output.decisions, judge)
+        says_nothing = scores.alike[index]
         stored = None if earlier is None else _lost_in(earlier, output, main=main)
-        if stored is not None and gate.passed is not False:
+        if earlier is not None and stored is not None and gate.passed is not False:
             gate = _drop(name, limit, stored, output.decisions, "run")
-        yield gate
-        if output.metric == "cosine" and (worst := _worst(gate, output, earlier)) is not None:
-            yield worst
+            says_nothing = any(was.says_nothing for was in earlier.gates if was.name == name)
+        worst = _worst(gate, output, earlier) if output.metric == "centred-cosine" else None
+        for made in (gate, worst):
+            if made is not None:
+                yield _undecided(made) if says_nothing and made.passed is not False else made
+
+
+def _undecided(gate: Gate) -> Gate:
+    """A gate that was not failed, on images of which the float network says one and the same."""
+    return replace(gate, passed=None, undecided=True, says_nothing=True)
 
 
 def _drop(name: str, limit: float, lost: Loss | None, decisions: int | None, judge: Judge) -> Gate:
@@ -136,12 +156,17 @@ def _worst(mean: Gate, output: OutputScore, earlier: Report | None) -> Gate | No
 
 
 def _lost_in(report: Report, output: OutputScore, *, main: bool) -> Loss | None:
-    """What an output had lost in the run that made a bundle, on its images; their bounds are those that it kept."""
+    """What an output had lost in the run that made a bundle, on its images; their bounds are those that it kept.
+
+    None where that run did not measure it, or not by the same measure.
+    """
     accuracy, images = report.accuracy, report.accuracy.images
+    if main and accuracy.metric == "cosine" != output.metric:
+        return None
     teacher, last = accuracy.teacher, accuracy.oracle if accuracy.runtime is None else accuracy.runtime
     if not main:
         found = next((entry for entry in report.outputs if entry.name == output.name), None)
-        if found is None:
+        if found is None or found.metric != output.metric:
             return None
         teacher, last = found.teacher, found.oracle if found.runtime is None else found.runtime
     if teacher is None or last is None:
@@ -149,7 +174,9 @@ def _lost_in(report: Report, output: OutputScore, *, main: bool) -> Loss | None:
     points = round(100 * (teacher - last), 9)
     name = "max-drop" if main else f"max-drop:{output.name}"
     bounds = [gate.at_most for gate in report.gates if gate.name == name and gate.at_most is not None]
-    return Loss(points=points, at_least=-100.0, at_most=max([points, *bounds]), images=images)
+    # Images that repeat others did not count there.
+    counted = [gate.images for gate in report.gates if gate.name == name and gate.images is not None]
+    return Loss(points=points, at_least=-100.0, at_most=max([points, *bounds]), images=min([images, *counted]))
 
 
 def _parities(scores: Scores, least: float) -> Iterator[Gate]:

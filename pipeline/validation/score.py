@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,11 @@ class Scores:
     lost: Loss | None = None
     """What the accuracy of the runtime, of the oracle where it is not here, has lost; None without a teacher."""
     outputs_lost: tuple[Loss | None, ...] = ()
-    """The same of each output's agreement or R2."""
+    """The same of each output's agreement, R2 or centred cosine."""
+    alike: tuple[bool, ...] = ()
+    """Of each output whether its target is the same on all images, so that agreement with it says nothing."""
+    repeated: int = 0
+    """Images that are the same as one before: they do not count as further ones."""
 
 
 def score(
@@ -70,9 +75,11 @@ def score(
     tallies = [OutputTally(output) for output in outputs]
     labelled: dict[str, int] = {}
     wrong: dict[str, list[Tensor]] = {}
+    seen, first = set[bytes](), list[bool]()
     for batch in batches:
         found = {name: run(batch.images) for name, run in columns.items()}
         images += len(batch.images)
+        first += _unseen(batch.images, seen)
         if batch.labels is not None:
             for name, values in found.items():
                 check_labels(batch.labels, values[main].shape[1])
@@ -96,10 +103,11 @@ def score(
     )
     scores = tuple(tally.score() for tally in tallies)
     last = "runtime" if "runtime" in columns else "oracle"
-    outputs_lost = tuple(_output_loss(tally, last) for tally in tallies)
+    own = np.array(first)
+    outputs_lost = tuple(_output_loss(tally, last, own) for tally in tallies)
     lost = outputs_lost[main]
     if labelled:
-        lost = _labelled_loss(wrong, fractions, last)
+        lost = _labelled_loss(wrong, fractions, last, own)
     return Scores(
         accuracy=accuracy,
         parity=parity_of(tallies),
@@ -109,26 +117,40 @@ def score(
         agreements=tuple(tally.joint_agreement for tally in tallies),
         lost=lost,
         outputs_lost=outputs_lost,
+        alike=tuple(tally.alike for tally in tallies),
+        repeated=images - len(seen),
     )
 
 
-def _labelled_loss(wrong: Mapping[str, list[Tensor]], fractions: Mapping[str, float], column: str) -> Loss | None:
-    """What top-1 has lost in a column against the teacher's."""
+def _unseen(images: Tensor, seen: set[bytes]) -> list[bool]:
+    """Of each image [B, ...] whether none like it to the bit was seen before; adds them to `seen`."""
+    unseen = []
+    for image in images.numpy():
+        digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+        unseen.append(digest not in seen)
+        seen.add(digest)
+    return unseen
+
+
+def _labelled_loss(
+    wrong: Mapping[str, list[Tensor]], fractions: Mapping[str, float], column: str, own: NDArray[np.bool_]
+) -> Loss | None:
+    """What top-1 has lost in a column against the teacher's; how sure that is by the images of their `own` alone."""
     if column not in wrong or "teacher" not in wrong:
         return None
     lost = torch.cat(wrong[column]) - torch.cat(wrong["teacher"])
     points = _points(fractions["teacher"], fractions[column])
-    return loss_of(lost.numpy(), points=points, decisions=1, paired=fractions["teacher"] < 1)
+    return loss_of(lost.numpy()[own], points=points, decisions=1, paired=fractions["teacher"] < 1)
 
 
-def _output_loss(tally: OutputTally, column: str) -> Loss | None:
-    """What an output's agreement or R2 has lost in a column against the teacher's."""
+def _output_loss(tally: OutputTally, column: str, own: NDArray[np.bool_]) -> Loss | None:
+    """What an output's agreement, R2 or cosine has lost in a column; how sure that is by the `own` images alone."""
     lost, fractions = tally.lost(column), tally.fractions()
     if lost is None:
         return None
     points = _points(fractions["teacher"], fractions[column])
     decisions = tally.output.decisions
-    return loss_of(lost, points=points, decisions=decisions, paired=fractions["teacher"] < 1)
+    return loss_of(lost[own], points=points, decisions=decisions, paired=fractions["teacher"] < 1)
 
 
 def _points(teacher: float, other: float) -> float:

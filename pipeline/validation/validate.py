@@ -39,7 +39,7 @@ from pipeline.stages.targets import joint_targets
 from pipeline.stages.teacher import other_size
 from pipeline.tools.progress import Progress
 from pipeline.validation.evaluation import Scored, evaluation_of, scored_images, usable_labels
-from pipeline.validation.gates import check_output_names, gates_of, least_parity, ungated, with_limits_of
+from pipeline.validation.gates import check_output_names, gates_of, least_parity, repetitions, ungated, with_limits_of
 from pipeline.validation.layer_report import kernels_of, layers_of
 from pipeline.validation.other_size import gate_of_other_size
 from pipeline.validation.preflight import check_scored
@@ -125,7 +125,14 @@ def validate_network(
         )
     gates = (*gates_of(config.validation, scores, census, latency, plan, backend), *(gate for gate, _ in another))
     noise = _noise(quantised, torch.split(inputs, images_at_once(preprocessing, _SQNR_IMAGES)))
-    said = [*notes, *ungated(config.validation), *evaluation.images.notes, *remarks, *batch_remark]
+    said = [
+        *notes,
+        *ungated(config.validation),
+        *repetitions(scores),
+        *evaluation.images.notes,
+        *remarks,
+        *batch_remark,
+    ]
     said += [line for _, line in another if line]
     if evaluation.images is not images.source:
         said += _unscored(evaluation, scores.accuracy.images)
@@ -246,6 +253,7 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
         notes=(
             *bundle.remarks,
             *ungated(config),
+            *repetitions(scores),
             *remarks,
             *batch_remark,
             *(line for _, line in another if line),

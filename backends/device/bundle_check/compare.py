@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# What float64 sums leave of a share that is 1, and of a variance that is 0.
+# What float64 sums leave of a share that is 1.
 _ROUNDING = 1e-12
+# A spread below a millionth of the numbers themselves is the rounding of float32: no variance.
+_NO_VARIANCE = 1e-12
 # As a run tells numbers of several kinds in one tensor apart (pipeline/networks/outputs/value_tally.py).
 _APART, _MOST_ENTRIES = 30.0, 512
 
@@ -26,8 +28,10 @@ def answers_of(values: NDArray[Any], entry: dict[str, Any]) -> NDArray[Any]:
 def same_share(output: NDArray[Any], expected: NDArray[Any], entry: dict[str, Any]) -> float:
     """How far an output gives the expected answers, 0 to 1: the share of equal decisions, or R2 of values.
 
-    R2 is the share of the expected values' variance that is explained; of values that never vary, of their power; of a
-    tensor with numbers of several kinds, such as coordinates beside scores, that of the kind of which least is.
+    R2 is the share that is explained of the expected values' variance between images, each number's from its own mean;
+    of values that the images do not move (and of one image), of their variance among each other, of equal ones of their
+    power; of a tensor with numbers of several kinds, such as coordinates beside scores, that of the kind of which least
+    is.
     """
     if entry["holds"] != "values":
         return float((answers_of(output, entry) == answers_of(expected, entry)).mean())
@@ -36,15 +40,20 @@ def same_share(output: NDArray[Any], expected: NDArray[Any], entry: dict[str, An
     if not errors.any():
         return 1.0
     axis = _axis_of_kinds(exact.shape[1:], entry)
-    power, variance = float(np.square(exact).sum()), float(np.square(exact - exact.mean()).sum())
-    shares = [_explained(float(errors.sum()), variance if variance > _ROUNDING * power else power)]
-    if axis is not None:
-        others = tuple(place for place in range(exact.ndim) if place != axis)
-        count = exact.size // exact.shape[axis]
-        squares = np.square(exact).sum(others)
-        own = squares - exact.sum(others) ** 2 / count
-        for places in _kinds(own, squares):
-            shares.append(_explained(float(errors.sum(others)[places].sum()), float(own[places].sum())))
+    others = None if axis is None else tuple(place for place in range(exact.ndim) if place != axis)
+    wrong, squares, sums, own = (
+        np.atleast_1d(values.sum(others))
+        for values in (errors, np.square(exact), exact, np.square(exact - exact.mean(0)))
+    )
+    moved = bool((own > _NO_VARIANCE * squares).any())
+    scale, power = float(own.sum()), float(squares.sum())
+    if not moved:
+        own = squares - sums**2 / (exact.size // len(sums))
+        variance = power - float(sums.sum()) ** 2 / exact.size
+        scale = variance if variance > _NO_VARIANCE * power else power
+    shares = [_explained(float(wrong.sum()), scale)]
+    for places in _kinds(own, squares):
+        shares.append(_explained(float(wrong[places].sum()), float(own[places].sum())))
     return min(shares)
 
 
@@ -62,7 +71,7 @@ def _axis_of_kinds(shape: tuple[int, ...], entry: dict[str, Any]) -> int | None:
 
 def _kinds(own: NDArray[np.float64], squares: NDArray[np.float64]) -> list[NDArray[np.intp]]:
     """The places of each kind of number where there are several, by the squared deviations of each place."""
-    order = np.array([place for place in np.argsort(own) if own[place] > _ROUNDING * squares[place]], np.intp)
+    order = np.array([place for place in np.argsort(own) if own[place] > _NO_VARIANCE * squares[place]], np.intp)
     starts = [i for i in range(1, len(order)) if own[order[i]] > _APART**2 * own[order[i - 1]]]
     return np.split(order, starts) if starts else []
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.networks.outputs.cosine_tally import CosineTally
 from pipeline.networks.outputs.meaning import Output
-from pipeline.networks.outputs.value_tally import ValueTally, axis_of_kinds
+from pipeline.networks.outputs.value_tally import Spread, ValueTally, axis_of_kinds
 from pipeline.report.schema import OutputScore, Parity
 
 # A table of this many classes squared is counted per batch; more classes have no mean intersection over union.
@@ -24,9 +24,9 @@ class OutputTally:
 
     def __init__(self, output: Output) -> None:
         self.output = output
-        self.metric: Literal["agreement", "r2", "cosine"] = "agreement"
+        self.metric: Literal["agreement", "r2", "centred-cosine"] = "agreement"
         if output.holds == "values":
-            self.metric = "cosine" if output.embedding else "r2"
+            self.metric = "centred-cosine" if output.embedding else "r2"
         # The numbers of an embedding mean nothing each for itself.
         self.axis = None if output.embedding else axis_of_kinds(output.shape)
         self.pairs: dict[tuple[str, str], _Decisions | ValueTally | CosineTally] = {}
@@ -34,6 +34,10 @@ class OutputTally:
         self.equal = self.elements = 0
         self.largest = 0.0
         self.per_image: dict[str, list[Tensor]] = {}
+        self.spreads: dict[str, Spread] = {}
+        self.images = 0
+        self._first: Tensor | None = None
+        self._alike = True
 
     def add(self, columns: Mapping[str, Tensor]) -> None:
         """Count one batch: column -> the output [B, ...]."""
@@ -45,6 +49,8 @@ class OutputTally:
                 first = seen[compared[0]]
                 self.positions += first.numel()
                 self.agreeing += int(torch.stack([seen[name] == first for name in compared]).all(0).sum())
+            self._compare_decisions(seen)
+        self.images += len(next(iter(columns.values())))
         pairs = [("target", name) for name in columns if "target" in columns]
         for one, other in [*pairs, ("oracle", "simulated"), ("oracle", "runtime")]:
             if one in seen and other in seen:
@@ -52,8 +58,10 @@ class OutputTally:
                     self.pairs[one, other] = self._pair(one)
                 pair = self.pairs[one, other]
                 pair.add(seen[one], seen[other])
-                if one == "target":
+                if one == "target" and not isinstance(pair, CosineTally):
                     self.per_image.setdefault(other, []).append(pair.per_image(seen[one], seen[other]))
+        for name, spread in self.spreads.items():
+            spread.add(seen[name])
         if "oracle" in columns and "runtime" in columns:
             mine, theirs = columns["oracle"], columns["runtime"]
             self.elements += mine.numel()
@@ -61,24 +69,42 @@ class OutputTally:
             self.largest = max(self.largest, float((mine.double() - theirs.double()).abs().max()))
 
     def fractions(self) -> dict[str, float]:
-        """Each column's agreement with the target (R2 for values, cosine for embeddings), 0 to 1."""
+        """Each column's agreement with the target (R2 for values, centred cosine for embeddings), 0 to 1."""
         return {other: pair.fraction() for (one, other), pair in self.pairs.items() if one == "target"}
 
     def lost(self, column: str) -> NDArray[np.float64] | None:
         """What each image has lost in a column against the teacher's own, float64 [images]; None without either.
 
         Of decisions the share that is no longer the target's; of values the error's share of the variance, so that the
-        mean over images is the loss of R2; of embeddings what the cosine lacks of 1.
+        mean over images is the loss of R2; of embeddings what the centred cosine lacks of 1.
         """
-        if column not in self.per_image or "teacher" not in self.per_image:
+        pair, teacher = self.pairs.get(("target", column)), self.pairs.get(("target", "teacher"))
+        if pair is None or teacher is None:
             return None
-        wrong = [torch.cat(self.per_image[name]).double() for name in (column, "teacher")]
-        difference = wrong[0] - wrong[1]
-        pair = self.pairs["target", column]
+        if isinstance(pair, CosineTally) and isinstance(teacher, CosineTally):
+            difference = teacher.similarities() - pair.similarities()
+        else:
+            wrong = [torch.cat(self.per_image[name]).double() for name in (column, "teacher")]
+            difference = wrong[0] - wrong[1]
         if isinstance(pair, ValueTally):
             difference = pair.lost(difference)
         lost: NDArray[np.float64] = difference.numpy()
         return lost
+
+    @property
+    def alike(self) -> bool:
+        """Whether the target is the same on all of several images, position by position: then agreement says nothing.
+
+        One answer for every image agrees with it, and so does a network that sees nothing.
+        """
+        if self.images < 2:
+            return False
+        if self.metric == "agreement":
+            return self._first is not None and self._alike
+        pair = next((pair for (one, _), pair in self.pairs.items() if one == "target"), None)
+        if isinstance(pair, CosineTally):
+            return not pair.moved
+        return isinstance(pair, ValueTally) and not pair.spread.moved
 
     @property
     def joint_agreement(self) -> float | None:
@@ -107,6 +133,7 @@ class OutputTally:
             exact_fraction=self.equal / self.elements if self.elements else None,
             max_difference=self.largest if self.elements else None,
             worst=best.worst() if isinstance(best, CosineTally) else None,
+            cosine=best.plain() if isinstance(best, CosineTally) else None,
             entries=best.entries() if isinstance(best, ValueTally) else (),
         )
 
@@ -118,7 +145,15 @@ class OutputTally:
         """
         if self.metric == "agreement":
             return self._decisions()
-        return CosineTally() if self.metric == "cosine" and one == "target" else ValueTally(self.axis)
+        if self.metric == "centred-cosine" and one == "target":
+            return CosineTally()
+        return ValueTally(self.spreads.setdefault(one, Spread(self.axis)))
+
+    def _compare_decisions(self, seen: Mapping[str, Tensor]) -> None:
+        """Whether the target's decisions are still those of the first image."""
+        if "target" in seen:
+            self._first = seen["target"][:1].clone() if self._first is None else self._first
+            self._alike = self._alike and bool((seen["target"] == self._first).all())
 
     def _decisions(self) -> _Decisions:
         classes = 2 if self.output.holds == "labels" else self.output.shape[self.output.axis - (self.output.axis > 0)]

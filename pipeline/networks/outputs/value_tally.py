@@ -1,4 +1,4 @@
-"""How far two columns of numbers are the same: the share of the variance that is explained, kind by kind of number."""
+"""How far two columns of numbers are the same: the share explained of what images move them, kind by kind of number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.report.schema import Entries
 
-# Of float64 sums of squares, what cancellation leaves of a variance that is none.
+# A spread below a millionth of the numbers themselves is the rounding of float32: no variance.
 _NO_VARIANCE = 1e-12
 # Entries of one tensor are numbers of other kinds where their spreads differ by more than so much from one to the next:
 # scores spread by up to 0.5, coordinates by tens of pixels; scores of one network lie near each other.
@@ -18,54 +18,59 @@ _APART = 30.0
 _MOST_ENTRIES = 512
 
 
-class ValueTally:
-    """Sums over two columns of numbers, float64, entry by entry of the axis that holds kinds of numbers.
+class Spread:
+    """How far the images move a column of numbers, float64, pooled over each entry of the axis that holds kinds.
 
-    A tensor may hold numbers of several kinds, such as coordinates in pixels beside scores within 1: the variance of
-    the one would drown every error of the other. Entries whose spreads lie apart are judged apart. `axis`: that of the
-    entries, the batch's being 0; None judges all numbers together.
+    What one answer for all images gives explains nothing of an image, however much it varies from position to position
+    (the anchors of boxes, the mean of a depth map): deviations are those of each number from its own mean over images.
+    `axis`: that of the entries, the batch's being 0; None pools all numbers together.
     """
 
     def __init__(self, axis: int | None) -> None:
         self.axis = axis
+        self.images = 0
         self.count = 0  # numbers of each entry
-        self.sum = self.squares = self.errors = torch.zeros(1, dtype=torch.float64)
+        self.sum = self.squares = self.deviations = torch.zeros(1, dtype=torch.float64)  # [entries]
+        self._mean = torch.zeros(1, 1, dtype=torch.float64)  # [entries, positions]
 
-    def add(self, exact: Tensor, other: Tensor) -> None:
-        """Count a batch of both columns, [B, ...] each; the variance is that of the first."""
-        values, error = self._entries(exact), self._entries(exact.double() - other.double())
-        self.count += values.shape[0] * values.shape[2]
-        self.sum = self.sum + values.sum((0, 2))
-        self.squares = self.squares + values.square().sum((0, 2))
-        self.errors = self.errors + error.square().sum((0, 2))
+    def add(self, values: Tensor) -> None:
+        """Count a batch, [B, ...].
 
-    def per_image(self, exact: Tensor, other: Tensor) -> Tensor:
-        """Squared error of each image in each entry, [B, entries]."""
-        return self._entries(exact.double() - other.double()).square().sum(2)
-
-    def lost(self, errors: Tensor) -> Tensor:
-        """What each image adds to the loss of R2, float64 [N], of its errors or their differences [N, entries].
-
-        Their mean over all images of the tally is 1 less R2.
+        Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances"
+        (1979): nothing cancels, and one mean per number is all that is kept.
         """
-        entries, scale = self.worst()
-        return errors[:, entries].sum(1) * (len(errors) / scale if scale > 0 else 0.0)
+        entries = self.entries(values)
+        batch, before = len(entries), self.images
+        self.images, self.count = before + batch, self.count + batch * entries.shape[2]
+        self.sum, self.squares = self.sum + entries.sum((0, 2)), self.squares + entries.square().sum((0, 2))
+        mean = entries.mean(0)
+        apart = mean - self._mean
+        between = apart.square().sum(1) * (before * batch / self.images)
+        self.deviations = self.deviations + (entries - mean).square().sum((0, 2)) + between
+        self._mean = self._mean + apart * (batch / self.images)
 
-    def _entries(self, values: Tensor) -> Tensor:
+    def entries(self, values: Tensor) -> Tensor:
         """float64 [B, entries, numbers of each]."""
         values = values.double()
         if self.axis is None:
             return values.reshape(len(values), 1, -1)
         return values.movedim(self.axis, 1).flatten(2) if values.ndim > 2 else values.unsqueeze(2)
 
-    def _own(self) -> Tensor:
-        """Of each entry the squared deviations from its own mean, summed, [entries]."""
-        return self.squares - self.sum**2 / self.count
+    @property
+    def moved(self) -> bool:
+        """Whether the images move any number: with one image, or where all give the same, they do not."""
+        return bool((self.deviations > _NO_VARIANCE * self.squares).any())
 
-    def _everything(self) -> tuple[Tensor, float]:
-        count = self.count * len(self.sum)
-        variance, power = float(self.squares.sum() - self.sum.sum() ** 2 / count), float(self.squares.sum())
-        chosen = torch.ones(len(self.sum), dtype=torch.bool)
+    def everything(self) -> tuple[Tensor, float]:
+        """All entries as a mask [entries], and what their errors are measured by.
+
+        Where the images move nothing, that is the variance of the numbers among each other, or of equal numbers their
+        power: it tells whether two columns are the same, and says nothing of what the images decide.
+        """
+        chosen, power = torch.ones(len(self.sum), dtype=torch.bool), float(self.squares.sum())
+        if self.moved:
+            return chosen, float(self.deviations.sum())
+        variance = power - float(self.sum.sum()) ** 2 / (self.count * len(self.sum))
         return chosen, variance if variance > _NO_VARIANCE * power else power
 
     def kinds(self) -> list[tuple[Tensor, float]]:
@@ -73,7 +78,7 @@ class ValueTally:
 
         From the least spread to the largest; empty where all are of one kind.
         """
-        own = self._own()
+        own = self.deviations if self.moved else self.squares - self.sum**2 / self.count
         order = [int(entry) for entry in own.argsort() if own[entry] > _NO_VARIANCE * self.squares[entry]]
         starts = [i for i in range(1, len(order)) if own[order[i]] > _APART**2 * own[order[i - 1]]]
         made = []
@@ -83,13 +88,44 @@ class ValueTally:
             made.append((chosen, float(own[chosen].sum())))
         return made
 
+
+class ValueTally:
+    """Squared errors of another column against one whose `Spread` is counted beside it, entry by entry.
+
+    A tensor may hold numbers of several kinds, such as coordinates in pixels beside scores within 1: the variance of
+    the one would drown every error of the other. Entries whose spreads lie apart are judged apart.
+    """
+
+    def __init__(self, spread: Spread) -> None:
+        self.spread = spread
+        self.errors = torch.zeros(1, dtype=torch.float64)
+
+    def add(self, exact: Tensor, other: Tensor) -> None:
+        """Count a batch of both columns, [B, ...] each; the first is added to the spread by whoever holds that."""
+        self.errors = self.errors + self.per_image(exact, other).sum(0)
+
+    def per_image(self, exact: Tensor, other: Tensor) -> Tensor:
+        """Squared error of each image in each entry, [B, entries]."""
+        return self.spread.entries(exact.double() - other.double()).square().sum(2)
+
+    def lost(self, errors: Tensor) -> Tensor:
+        """What each image adds to the loss of R2, float64 [N], of its errors or their differences [N, entries].
+
+        Their mean over all images of the tally is 1 less R2.
+        """
+        entries, scale = self.worst()
+        return errors[:, entries].sum(1) * (len(errors) / scale if scale > 0 else 0.0)
+
     def worst(self) -> tuple[Tensor, float]:
         """The entries of which the least is explained, and what their errors are measured by."""
-        candidates = [self._everything(), *self.kinds()]
+        candidates = [self.spread.everything(), *self.spread.kinds()]
         return max(candidates, key=lambda kind: float(self.errors[kind[0]].sum()) / kind[1] if kind[1] > 0 else 0.0)
 
     def fraction(self) -> float:
-        """R2, the share of the variance that is explained: 1 when equal, 0 for the mean or worse; the worst kind's."""
+        """R2, the share of the variance between images that is explained, of the kind of number of which least is.
+
+        1 when equal, 0 for the mean over images or worse.
+        """
         return self._explained(*self.worst())
 
     def _explained(self, entries: Tensor, scale: float) -> float:
@@ -100,20 +136,21 @@ class ValueTally:
 
     def rms_error(self) -> float:
         """Root of the mean squared difference, in the unit of the values."""
-        return math.sqrt(float(self.errors.sum()) / (self.count * len(self.sum)))
+        return math.sqrt(float(self.errors.sum()) / (self.spread.count * len(self.errors)))
 
     def entries(self) -> tuple[Entries, ...]:
         """Each kind of number in the tensor and how much of it is explained; empty where there is one kind alone."""
-        if self.axis is None:
+        axis, count = self.spread.axis, self.spread.count
+        if axis is None:
             return ()
         return tuple(
             Entries(
-                axis=self.axis,
+                axis=axis,
                 places=ranges_of(chosen.nonzero().flatten().tolist()),
-                spread=math.sqrt(scale / (self.count * int(chosen.sum()))),
+                spread=math.sqrt(scale / (count * int(chosen.sum()))),
                 explained=self._explained(chosen, scale),
             )
-            for chosen, scale in self.kinds()
+            for chosen, scale in self.spread.kinds()
         )
 
 

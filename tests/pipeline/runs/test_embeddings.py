@@ -38,11 +38,22 @@ def test_cosines_by_hand() -> None:
     assert cosine_similarity(one, two).tolist() == pytest.approx(expected)
     with np.errstate(all="raise"):
         assert device.cosine_similarity(two[:-1].numpy(), one[:-1].numpy()).tolist() == pytest.approx(expected[:-1])
-    tally = CosineTally()
-    tally.add(one[:3], two[:3])
-    tally.add(one[4:6], two[4:6])
-    # 0, 0.707, 1, 1, 0: the mean is 0.541; of five, the worst twentieth is the worst.
-    assert tally.fraction() == pytest.approx((0 + math.sqrt(0.5) + 1 + 1 + 0) / 5) and tally.worst() == 0
+
+
+def test_centred_cosines_by_hand() -> None:
+    """Four embeddings around (5, 5), whose neighbours are told by where they lie from there."""
+    exact = torch.tensor([[6.0, 5], [4, 5], [5, 6], [5, 4]])
+    other = torch.tensor([[6.0, 5], [5, 6], [6, 6], [5, 2]])
+    tally, constant, same = CosineTally(), CosineTally(), CosineTally()
+    for part in (slice(0, 3), slice(3, 4)):
+        tally.add(exact[part], other[part])
+        constant.add(exact[part], torch.full_like(exact[part], 5))
+        same.add(torch.full_like(exact[part], 5), torch.full_like(exact[part], 4))
+    # Equal; at a right angle; at half of one; the same way, three times as far.
+    assert tally.similarities().tolist() == pytest.approx([1, 0, math.sqrt(0.5), 1])
+    assert tally.fraction() == pytest.approx((2 + math.sqrt(0.5)) / 4) and tally.worst() == 0 and tally.moved
+    assert constant.fraction() == 0 and constant.plain() > 0.98, "one answer for all says nothing of any"
+    assert not same.moved and same.fraction() == pytest.approx(1), "nothing sets these apart"
 
 
 def turned(values: Tensor, degrees: Tensor) -> Tensor:
@@ -52,15 +63,17 @@ def turned(values: Tensor, degrees: Tensor) -> Tensor:
     return (angle.cos() * values + angle.sin() * across).float()
 
 
-def scored(degrees: Tensor, *, runtime: float = 1.0) -> Scores:
-    teacher = torch.randn(len(degrees), 4, generator=torch.Generator().manual_seed(0))
-    student = turned(teacher, degrees)
+def scored(degrees: Tensor, *, runtime: float = 1.0, common: float = 0.0) -> Scores:
+    """Embeddings and their opposites, whose mean is 0, all turned; `common` is then added to each number of each."""
+    half = torch.randn((len(degrees) + 1) // 2, 4, generator=torch.Generator().manual_seed(0))
+    teacher = torch.cat([half, -half])[: len(degrees)]
+    student = turned(teacher, degrees) + common
+    teacher = teacher + common
     columns = {"target": teacher, "teacher": teacher, "simulated": student, "oracle": student}
     columns["runtime"] = runtime * student
     made = {name: lambda _, values=values: [values] for name, values in columns.items()}
-    return score(
-        made, [ScoredImages(images=torch.zeros(len(degrees), 1), labels=None)], (EMBEDDING,), step=lambda _: None
-    )
+    batch = ScoredImages(images=torch.arange(len(degrees))[:, None], labels=None)
+    return score(made, [batch], (EMBEDDING,), step=lambda _: None)
 
 
 def gates(scores: Scores, earlier: Report | None = None, **settings: float) -> dict[str, Gate]:
@@ -83,11 +96,15 @@ def test_the_mean_and_the_worst_twentieth_are_judged() -> None:
         degrees = torch.zeros(total)
         degrees[:wrong] = 60
         scores = scored(degrees)
-        assert scores.outputs[0].metric == "cosine" == scores.accuracy.metric
+        assert scores.outputs[0].metric == "centred-cosine" == scores.accuracy.metric
         assert scores.outputs[0].runtime == pytest.approx(1 - wrong / total / 2)
         gate = gates(scores, max_drop=4.0)["worst"]
         assert gate.passed is passed and gate.value == pytest.approx(0 if passed else 50, abs=1e-4)
-    few = gates(scored(torch.full((7,), 5.0)))
+    shared = scored(torch.full((40,), 10.0), common=50.0)
+    # What all share hides nothing.
+    assert shared.outputs[0].runtime == pytest.approx(math.cos(math.radians(10)), abs=1e-4)
+    assert shared.outputs[0].cosine is not None and shared.outputs[0].cosine > 0.9999
+    few = gates(scored(torch.full((6,), 5.0)))
     assert few["worst"].undecided and few["worst"].value == pytest.approx(0.3805, abs=1e-3)
     assert few["max-drop"].undecided and few["worst"].undecided and few["worst"].passed is None
     assert all(gate.passed for gate in gates(scored(torch.zeros(8))).values())
@@ -106,8 +123,10 @@ def test_a_length_that_only_the_runtime_gets_wrong_fails_parity() -> None:
 def test_words(make_report_of_scores: Report) -> None:
     report = make_report_of_scores
     (output,) = report.outputs
-    assert output_words(output).startswith("embedding [batch, 4], cosine 99.62 %, of the worst twentieth 99.62 %")
-    assert metric_words(report) == "cosine to teacher"
+    assert output_words(output).startswith(
+        "embedding [batch, 4], centred cosine 99.62 %, of the worst twentieth 99.62 %"
+    )
+    assert metric_words(report) == "centred cosine"
     assert gate_words(Gate(name="worst", limit=5.0, value=0.38, passed=True))[0] == (
         "cosine lost by the worst twentieth, at most 5.00 points"
     )
@@ -135,6 +154,14 @@ def test_a_bundles_golden_images_repeat_what_its_run_measured(make_report_of_sco
     assert found["worst"].value == pytest.approx(0.3805, abs=1e-3)
     old = replace(make_report_of_scores, outputs=tuple(replace(o, worst=None) for o in make_report_of_scores.outputs))
     assert "worst" not in gates(scored(degrees), old), "a run that measured no such thing"
+    plain = replace(
+        make_report_of_scores,
+        accuracy=replace(make_report_of_scores.accuracy, metric="cosine"),
+        outputs=tuple(replace(o, metric="cosine", cosine=None) for o in make_report_of_scores.outputs),
+    )
+    assert gates(scored(degrees), plain)["max-drop"].judged_by == "runtime", (
+        "the cosine of older runs says nothing here"
+    )
 
 
 NETWORK = """
@@ -162,20 +189,21 @@ def test_run_validation_and_device_say_the_same(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "face_nets.py").write_text(NETWORK)
-    images = np.random.default_rng(0).integers(0, 255, (120, 1, 16, 16), np.uint8)
+    blocks = np.random.default_rng(0).integers(0, 255, (120, 1, 2, 2), np.uint8)
+    images = blocks.repeat(8, 2).repeat(8, 3)
     np.savez(tmp_path / "images.npz", images=images)
     flags = ("--teacher", "python:face_nets:build", "--data", "npz:images.npz#images", "--steps", "0")
     kinds = ("--output-kinds", "output=embedding", "--max-drop", "5")
     assert main(["run", "--quiet", *flags, *kinds, "--output", "out"]) == 0
     report = read_report(Path("out/report.json"))
-    assert report.accuracy.metric == "cosine" and report.outputs[0].worst is not None
+    assert report.accuracy.metric == "centred-cosine" and report.outputs[0].worst is not None
     assert [gate.name for gate in report.gates if gate.passed][:2] == ["max-drop", "worst"]
     assert report.accuracy.runtime is not None and report.outputs[0].worst <= report.accuracy.runtime <= 1
-    assert "embedding [batch, 12], cosine" in Path("out/report.html").read_text()
+    assert "embedding [batch, 12], centred cosine" in Path("out/report.html").read_text()
     data = ("--eval-data", "npz:images.npz#images", "--report", "again.json")
     assert main(["validate", "out/bundle", "--quiet", *data]) == 0
     again = read_report(Path("again.json"))
-    assert again.accuracy.metric == "cosine" and again.accuracy.runtime == pytest.approx(
+    assert again.accuracy.metric == "centred-cosine" and again.accuracy.runtime == pytest.approx(
         report.accuracy.runtime, abs=0.01
     )
     checked = subprocess.run(

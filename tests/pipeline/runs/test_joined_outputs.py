@@ -14,7 +14,7 @@ from PIL import Image
 from backends.device.bundle_check.compare import same_share
 from pipeline.cli import main
 from pipeline.networks.outputs.joined import Join, join_of, lost_entries, why_lost
-from pipeline.networks.outputs.value_tally import ValueTally, axis_of_kinds, ranges_of
+from pipeline.networks.outputs.value_tally import Spread, ValueTally, axis_of_kinds, ranges_of
 from pipeline.report.schema import Entries, OutputScore, Report, read_report
 from pipeline.stages.teacher import load_network
 
@@ -167,9 +167,10 @@ def test_the_device_measures_values_as_the_run_does(shape: tuple[int, ...]) -> N
     if 10 in shape:
         exact.narrow(shape.index(10), 0, 4).mul_(1000)
     other = exact + 0.5 * torch.randn(shape, generator=generator)
-    tally = ValueTally(axis_of_kinds(shape[1:]))
+    tally = ValueTally(Spread(axis_of_kinds(shape[1:])))
     for part in (slice(0, 3), slice(3, 7)):
         tally.add(exact[part], other[part])
+        tally.spread.add(exact[part])
     share = same_share(other.numpy(), exact.numpy(), {"holds": "values"})
     assert share == pytest.approx(tally.fraction(), abs=1e-6)
     assert share < 0.95 and bool(tally.entries()) == (10 in shape)

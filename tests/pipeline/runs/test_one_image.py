@@ -95,12 +95,13 @@ def _command(builder: str, data: str, *more: str) -> list[str]:
     return [*command, "--backend", "onnxruntime", "--bits", "8"]
 
 
-@pytest.mark.parametrize(("builder", "steps"), [("viewed", "0"), ("transformer", "3")])
+# The transformer's random weights give one class for all of its few images, of which agreement says nothing.
+@pytest.mark.parametrize(("builder", "steps", "status"), [("viewed", "0", 0), ("transformer", "3", 4)])
 def test_a_network_for_one_image_is_trained_with_batches_and_deployed_with_one(
-    builder: str, steps: str, data: str, tmp_path: Path
+    builder: str, steps: str, status: int, data: str, tmp_path: Path
 ) -> None:
     command = _command(builder, data, "--static-batch", "1", "--steps", steps)
-    assert main([*command, "--quiet"]) == 0
+    assert main([*command, "--quiet"]) == status
     report, bundle = read_report(tmp_path / "out" / "report.json"), tmp_path / "out" / "bundle"
     assert any("its code is for one image at a time" in note for note in report.notes)
     assert report.parity.exact_fraction is not None and report.latency.batch == 1

@@ -51,7 +51,7 @@ def scored(
     if runtime is not None:
         columns["runtime"] = runtime([values.clone() for values in exact])
     right = teacher[0].argmax(1).numpy() if labels else None
-    batch = ScoredImages(images=torch.zeros(images, 1), labels=right)
+    batch = ScoredImages(images=torch.arange(images)[:, None], labels=right)
     made = {name: lambda _, values=values: values for name, values in columns.items()}
     return score(made, [batch], outputs, step=lambda done: None)
 
@@ -149,7 +149,7 @@ def test_numbers_that_never_vary_are_measured_by_their_own_power() -> None:
     def score_of(error: float) -> float | None:
         columns = {"target": 3.0, "teacher": 3.0, "oracle": 3.0 + error}
         made = {name: lambda _, value=value: [torch.full((9, 6), value)] for name, value in columns.items()}
-        batch = ScoredImages(images=torch.zeros(9, 1), labels=None)
+        batch = ScoredImages(images=torch.arange(9)[:, None], labels=None)
         return score(made, [batch], (constant,), step=lambda done: None).outputs[0].oracle
 
     assert score_of(0.01) == pytest.approx(1 - (0.01 / 3) ** 2, abs=1e-6)
@@ -249,6 +249,6 @@ def test_a_bundles_limits_are_those_of_its_run_unless_others_are_typed(make_repo
 def test_without_a_teacher_nothing_is_decided() -> None:
     outputs = {"oracle": drawn(CLASSES, 400), "runtime": drawn(CLASSES, 400)}
     made = {name: lambda _, values=values: [values] for name, values in outputs.items()}
-    batch = ScoredImages(images=torch.zeros(400, 1), labels=np.zeros(400, np.int64))
+    batch = ScoredImages(images=torch.arange(400)[:, None], labels=np.zeros(400, np.int64))
     gate = gates(score(made, [batch], (CLASSES,), step=lambda done: None))["max-drop"]
     assert gate.undecided and gate.value is None and gate.images is None
