@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from calibration.errors import UserError
 from calibration.graph.arguments import check_rewritten
-from calibration.graph.operators import argument, attribute, axis_order, clip_bounds, kind, static_shape
+from calibration.graph.operators import argument, attribute, axis_order, clip_bounds, is_tensor, kind, static_shape
 from calibration.normal_form import decompositions
 from calibration.normal_form.aliases import ALIASES
 from calibration.normal_form.attention import attention
@@ -273,7 +273,8 @@ def _larger_first(graph: Graph, node: Node) -> Node:
     its second, and which axis is a row depends on the layout that its optimiser chose (MLAS qladd, measured).
     """
     first, second = node.args[:2]
-    if isinstance(first, Node) and isinstance(second, Node):
+    # A size, as `x.shape[0]` is, stands for a number: it has no shape.
+    if isinstance(first, Node) and isinstance(second, Node) and is_tensor(first) and is_tensor(second):
         first_is_whole, second_is_whole = (static_shape(operand) == static_shape(node) for operand in (first, second))
         if second_is_whole and not first_is_whole:
             node.args = (second, first)
