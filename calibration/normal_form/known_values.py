@@ -33,7 +33,8 @@ def known_value(node: object) -> Tensor | None:
                 values[one] = one.meta.get(TENSOR)
             else:
                 assert callable(one.target)
-                arguments, keywords = (map_arg(part, values.__getitem__) for part in (one.args, one.kwargs))  # type: ignore[arg-type]
+                parts = (one.args, one.kwargs)
+                arguments, keywords = (map_arg(part, values.__getitem__) for part in parts)  # type: ignore[arg-type]  # of torch's own kinds
                 values[one] = one.target(*arguments, **keywords)
     value = values[node]
     return value if isinstance(value, Tensor) and not value.is_meta else None
