@@ -16,6 +16,7 @@ from backends.onnx_file.int4 import int4_tensor
 from calibration.errors import UserError
 from calibration.graph.free_size import FreeSize
 from calibration.graph.operators import argument, attribute, kind, static_shape
+from calibration.graph.origin import module_path
 from calibration.rewrites.own_borders import one_sided_border
 from calibration.simulation.freeze import FrozenConstant, FrozenNetwork
 
@@ -240,13 +241,10 @@ class Writer:
     def unsupported(self, why: str, *, remedy: str | None = None) -> UserError:
         """The error for a node that cannot be written; `remedy` ends the line where it is another than to rewrite."""
         assert self.current is not None
-        stack = self.current.meta.get("nn_module_stack") or {}
-        path = [str(entry[0]) for entry in stack.values()][-1:] or ["the top module"]
+        place = module_path(self.current) or "the top module"
         if remedy is None:
             remedy = "; rewrite that part in a builder given as --teacher python:package.module:function"
-        return UserError(
-            f"{self.current.name} ({self.current.target}, in {path[0] or 'the top module'}): {why}{remedy}"
-        )
+        return UserError(f"{self.current.name} ({self.current.target}, in {place}): {why}{remedy}")
 
     def constant_integers(self, stored: FrozenConstant, base: str) -> str:
         """A constant as integers behind a DequantizeLinear with an explicit zero point."""

@@ -22,6 +22,7 @@ from calibration.capture.batched_layout import Layout, Layouts
 from calibration.capture.batched_trial import SameForAll, Trial, called, exact_values
 from calibration.errors import UserError
 from calibration.graph.operators import attribute
+from calibration.graph.origin import module_path
 from calibration.normal_form.mutation import is_in_place
 from calibration.normal_form.rules import CHECKS, NO_OPERATION
 
@@ -217,9 +218,8 @@ def _is_free(value: Tensor, layout: Layout) -> bool:
 
 def _place(node: Node) -> str:
     """The module that a node comes from, and the innermost line of code that is not torch's."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path = [str(entry[0]) for entry in stack.values()][-1:]
-    place = f"in module {path[0]}" if path and path[0] else "in the top module"
+    path = module_path(node)
+    place = f"in module {path}" if path else "in the top module"
     lines = (line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines())
     files = [line for line in lines if line.startswith('File "')]
     theirs = [line for line in files if str(Path(torch.__file__).parent) not in line]

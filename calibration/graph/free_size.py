@@ -13,6 +13,7 @@ from torch.fx.node import map_arg
 
 from calibration.errors import UserError
 from calibration.graph.operators import attribute, kind, static_shape
+from calibration.graph.origin import module_path
 
 #: Kinds whose size is an argument that may differ: what it follows is found in the shapes.
 _SIZED = frozenset({"reshape", "resize_nearest", "resize_bilinear", "resize_bicubic"})
@@ -92,8 +93,8 @@ def _plain(node: Node) -> Any:
 
 
 def _depends(node: Node, why: str) -> UserError:
-    path = [str(entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()][-1:]
+    place = module_path(node) or "the top module"
     return UserError(
-        f"--dynamic-size: {node.name} (in {''.join(path) or 'the top module'}) depends on the size of images: {why};"
+        f"--dynamic-size: {node.name} (in {place}) depends on the size of images: {why};"
         " leave --dynamic-size out and make a file for each size (--image-size)"
     )

@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 
 from calibration.errors import UserError
 from calibration.graph.operators import attribute
+from calibration.graph.origin import module_path
 
 _AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 _REGIONS = frozenset({_AUTOCAST, torch.ops.higher_order.wrap_with_set_grad_enabled})
@@ -57,10 +58,3 @@ def _check_autocast(node: Node, source: str) -> None:
             " integer is computed in float32 here: leave autocast out, or give it enabled=False, in a builder given as"
             " --teacher python:package.module:function"
         )
-
-
-def module_path(node: Node) -> str:
-    """The path of the module that a node comes from; empty for the network itself."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path = str(list(stack.values())[-1][0]) if stack else ""
-    return "" if path.startswith("_") else path  # nodes that export added itself carry a placeholder instead of a path

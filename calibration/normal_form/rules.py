@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 from calibration.errors import UserError
 from calibration.graph.arguments import check_rewritten
 from calibration.graph.operators import argument, attribute, axis_order, clip_bounds, is_tensor, kind, static_shape
+from calibration.graph.origin import module_path
 from calibration.normal_form import decompositions
 from calibration.normal_form.aliases import ALIASES
 from calibration.normal_form.attention import attention
@@ -23,7 +24,7 @@ from calibration.normal_form.mutation import functional, is_in_place
 from calibration.normal_form.normalisations import NORMALISATIONS
 from calibration.normal_form.one_axis import OVER_ROWS, batch_norm_of_rows
 from calibration.normal_form.rearrangements import REARRANGEMENTS, circular_border
-from calibration.normal_form.regions import module_path, without_regions
+from calibration.normal_form.regions import without_regions
 from calibration.normal_form.spellings import SPELLINGS, WITH_INDICES, channel_shuffle, hard_sigmoid
 from calibration.normal_form.thresholds import THRESHOLDS
 

@@ -13,6 +13,7 @@ from calibration.capture.eager import Eager
 from calibration.capture.graph_from_module import exported_graph
 from calibration.graph.nearness import LARGEST_DIFFERENCE, LARGEST_OF_THE_SAME, apart
 from calibration.graph.operators import make_graph_module
+from calibration.graph.origin import module_path
 from calibration.normal_form.rules import normal_form
 
 
@@ -98,9 +99,8 @@ def _origins(exported: GraphModule) -> Mapping[str, list[str]]:
 
 
 def _path(node: Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    path = [str(entry[0]) for entry in stack.values()][-1:]
-    return f"module {path[0]}" if path and path[0] else "the top module"
+    path = module_path(node)
+    return f"module {path}" if path else "the top module"
 
 
 def values_of(graph_module: GraphModule, images: Tensor) -> dict[str, Tensor]:
