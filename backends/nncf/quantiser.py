@@ -85,7 +85,8 @@ def _nncf() -> ModuleType:
         raise MissingExtra("nncf", extra="nncf", needed_for="--quantiser nncf") from error
     finally:
         logging.setLoggerClass(before)
-    nncf.set_log_level(logging.ERROR)
+    # Not by its own function, which sets the level of every handler too, whoever added it.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     return nncf
 
 

@@ -135,7 +135,8 @@ def normalised(): return Net(lambda y: F.leaky_relu((y * 255 - 127.5) / 1.0, 0.2
 """
 
 
-@pytest.mark.parametrize(("builder", "status"), [("mixing", 2), ("normalised", 0)])
+# Random weights give one class for all images, of which agreement says nothing: undecided.
+@pytest.mark.parametrize(("builder", "status"), [("mixing", 2), ("normalised", 4)])
 def test_the_command_refuses_what_mixes_and_takes_what_was_captured_wrongly(
     builder: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,8 +147,8 @@ def test_the_command_refuses_what_mixes_and_takes_what_was_captured_wrongly(
     torch.manual_seed(0)
     command = f"run --teacher python:linked_builders:{builder} --image-size 16 --mean 0.5,0.5,0.5 --std 0.25,0.25,0.25"
     command += " --data npz:images.npz#images --bits 8 --steps 0 --max-drop 100 --output out --backend reference"
-    assert main(command.split()) in (status, 3 if status == 0 else status)
-    if status:
+    assert main(command.split()) == status
+    if status == 2:
         assert "mixes the images of a batch" in capsys.readouterr().err
         assert not (tmp_path / "out" / "bundle").exists()
     else:
