@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from backends.facts.cpu import CPUS, host_cpu
 from calibration.errors import UserError, require_package
@@ -14,52 +14,71 @@ if TYPE_CHECKING:
     from backends.facts.profile import Profile
 
 
-def _onnxruntime(profile: Profile | None = None) -> Backend:
+def _onnxruntime(profile: Profile | None) -> Backend:
     from backends.onnxruntime.backend import OnnxRuntime
 
     return OnnxRuntime(profile)
 
 
-def _tensorrt(profile: Profile | None = None) -> Backend:
+def _tensorrt(profile: Profile | None) -> Backend:
     from backends.tensorrt.backend import TensorRT
 
     return TensorRT()
 
 
-def _openvino(profile: Profile | None = None) -> Backend:
+def _openvino(profile: Profile | None) -> Backend:
     from backends.openvino.backend import OpenVINO
 
     return OpenVINO(profile)
 
 
-def _reference(profile: Profile | None = None) -> Backend:
+def _reference(profile: Profile | None) -> Backend:
     from backends.oracle.backend import Reference
 
     return Reference(profile)
 
 
-#: Name on the command line -> how to make the backend, with one of its `cpu_profiles` where it has any, else for this
-#: machine. Importing this table imports no backend.
-BACKENDS: dict[str, Callable[..., Backend]] = {
-    "onnxruntime": _onnxruntime,
-    "tensorrt": _tensorrt,
-    "openvino": _openvino,
-    "reference": _reference,
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """One row of the table of runtimes: what the command line, reports and error messages say of it."""
+
+    #: As reports write it.
+    title: str
+    #: Makes the backend with one of its `cpu_profiles` where it has any, None: for this machine. Imports it first.
+    make: Callable[[Profile | None], Backend]
+    #: Package that pip installs on any machine, without which a run could only end unvalidated, so does not start; the
+    #: extra that brings it has its name. None: the artifact is worth having without its runtime, or that is required.
+    package: str | None = None
+
+
+#: Name on the command line -> its row. Importing this table imports no backend.
+BACKENDS: dict[str, Runtime] = {
+    "onnxruntime": Runtime(title="ONNX Runtime", make=_onnxruntime),
+    "tensorrt": Runtime(title="TensorRT", make=_tensorrt),
+    "openvino": Runtime(title="OpenVINO", make=_openvino, package="openvino"),
+    "reference": Runtime(title="the integer oracle", make=_reference),
 }
 
-#: Backends whose runtime pip installs on any machine, with the package and the extra that brings it: without it a run
-#: could only end unvalidated, so it does not start.
-_PACKAGES = {"openvino": ("openvino", "openvino")}
+# The choices of a flag are the table's rows, which a type checker cannot read.
+if TYPE_CHECKING:
+    BackendName = str
+else:
+    BackendName = Literal[tuple(BACKENDS)]
+
+
+def title_of(name: str) -> str:
+    """How reports write a runtime; its name where it is unknown to this version, as in the report of another one."""
+    return BACKENDS[name].title if name in BACKENDS else name
 
 
 def backend_named(name: str) -> Backend:
     """The backend of that name. Raises UserError listing the known ones, MissingExtra where its package is missing."""
     if name not in BACKENDS:
         raise UserError(f"--backend {name}: unknown; known are {', '.join(BACKENDS)}")
-    if name in _PACKAGES:
-        package, extra = _PACKAGES[name]
-        require_package(package, extra=extra, needed_for=f"--backend {name}")
-    return BACKENDS[name]()
+    package = BACKENDS[name].package
+    if package is not None:
+        require_package(package, extra=package, needed_for=f"--backend {name}")
+    return BACKENDS[name].make(None)
 
 
 def backends_for(name: str, cpu: str | None) -> tuple[Backend, ...]:
@@ -76,7 +95,7 @@ def backends_for(name: str, cpu: str | None) -> tuple[Backend, ...]:
     if chosen is None or chosen not in known:
         what = f"--target {cpu}: unknown" if cpu else "this machine's processor is none that artifacts are made for"
         raise UserError(f"{what}; give --target {', '.join(CPUS)}")
-    return tuple(BACKENDS[name](profile) for profile in known[chosen])
+    return tuple(BACKENDS[name].make(profile) for profile in known[chosen])
 
 
 def backend_of(name: str, variant: str, session_options: Mapping[str, str] | None = None) -> Backend:
@@ -92,4 +111,4 @@ def backend_of(name: str, variant: str, session_options: Mapping[str, str] | Non
     if profile is None:
         raise UserError(f"the profile {variant} of {name} is unknown to this version: make the bundle anew")
     own = profile.session_options if session_options is None else session_options
-    return BACKENDS[name](replace(profile, session_options=own))
+    return BACKENDS[name].make(replace(profile, session_options=own))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from backends import BackendName
 from backends.facts.limits import LARGEST_MODEL
 from calibration.errors import UserError
 from pipeline.config import flags
@@ -20,7 +21,7 @@ class QuantisationConfig:
     """Where the network will run and on which grids."""
 
     backend: Annotated[
-        Literal["onnxruntime", "tensorrt", "openvino", "reference"],
+        BackendName,
         Parameter(help="Runtime that the quantisers are placed for; reference: the exact integer oracle."),
     ] = "onnxruntime"
     target: Annotated[

@@ -1,8 +1,8 @@
-"""Teachers and students by name: `kind:rest` in one table."""
+"""Teachers and students by name, `kind:rest`, with what their images must look like."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
@@ -13,13 +13,8 @@ from torch import nn
 from calibration.errors import UserError
 from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.preprocessing_overrides import FLAGS, Overrides, assumed_preprocessing, with_overrides
-from pipeline.networks.sources.cifar import load_cifar
-from pipeline.networks.sources.digits import load_digits
 from pipeline.networks.sources.loose_names import full_source
-from pipeline.networks.sources.python_builder import load_python
-from pipeline.networks.sources.sourced import SourcedModel
-from pipeline.networks.sources.timm_models import load_timm
-from pipeline.networks.sources.torchvision_models import load_torchvision
+from pipeline.networks.sources.table import MODEL_SOURCES
 from pipeline.networks.unsuitable_parts import check_numbers, check_parts, without_inference_mode
 from pipeline.tools.source_text import close_matches, split_kind
 from pipeline.tools.user_code import UserCode
@@ -101,16 +96,6 @@ def load_model(
         class_names=() if submodule is not None else sourced.class_names,
         features=submodule is not None,
     )
-
-
-MODEL_SOURCES: dict[str, Callable[[str, Path | None], SourcedModel]] = {
-    "torchvision": load_torchvision,
-    "timm": load_timm,
-    "cifar": load_cifar,
-    "python": load_python,
-    "digits": load_digits,
-}
-"""Kind of source -> function from (rest, file of weights or None) to the network."""
 
 
 def _image_channels(module: nn.Module) -> int | None:

@@ -5,19 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from backends import title_of
 from pipeline.report.gate import Gate, Status
 from pipeline.report.schema import Data, Entries, OutputScore, Percentiles, Report
 from pipeline.tools.confidence import RULED_OUT, decidable_limit
 
 NOT_HERE = "not run here"
 """Shown for a value that could not be measured on this machine."""
-
-RUNTIMES = {
-    "onnxruntime": "ONNX Runtime",
-    "tensorrt": "TensorRT",
-    "openvino": "OpenVINO",
-    "reference": "the integer oracle",
-}
 
 QUANTISERS = {"nncf": "quantised by NNCF"}
 """Quantiser -> what is said of it; nothing of our own."""
@@ -205,7 +199,7 @@ def grid(report: Report) -> str:
 
 def runtime_name(report: Report) -> str:
     """Return the runtime's own name."""
-    return RUNTIMES.get(report.backend, report.backend)
+    return title_of(report.backend)
 
 
 def target_words(report: Report) -> str | None:

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backends import BACKENDS
+from backends import BACKENDS, title_of
 from backends.base import Backend, Runner
 from backends.facts.cpu import cpu_flags
 from backends.onnx_file.exposed import exposed, rounded_tensors
@@ -31,7 +31,6 @@ from pipeline.images.data import ImageSource, open_images, ordered_batches
 from pipeline.images.preprocessing import normalise
 from pipeline.networks.outputs.agreement import OutputTally
 from pipeline.report.comparison import ComparedOutput, ComparedTensor, ComparisonReport
-from pipeline.report.wording import RUNTIMES
 from pipeline.setup.chosen_backend import stored_backend
 from pipeline.tools.progress import Progress
 from pipeline.validation.gates import least_parity
@@ -51,12 +50,12 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
     absent = backend.unavailable()
     model = parsed(bundle.model)
     other = None if config.against is None else _read(config.against)
-    runs_on = RUNTIMES.get(backend.name, backend.name)
+    runs_on = title_of(backend.name)
     if absent is not None:
         if other is None:
             raise UserError(f"there is nothing to compare the oracle with: {absent}; or name another model: --against")
         # With the arithmetic of the bundle's own runtime, or the two would differ where their models do not.
-        backend, runs_on = BACKENDS["reference"](backend.profile), RUNTIMES["reference"]
+        backend, runs_on = BACKENDS["reference"].make(backend.profile), title_of("reference")
         notes.append(f"{absent}: the other model is executed by the oracle")
     if config.against is not None and other is not None:
         _check_fits(config.against, other, bundle)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from backends import BACKENDS, backend_named
+from backends import BACKENDS, backend_named, title_of
 from backends.base import Backend
 from backends.lint.rule import lint_rules
 from backends.lint.table import lint
@@ -30,7 +30,8 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 def test_it_knows_its_name(backend: Backend) -> None:
-    assert BACKENDS[backend.name]().name == backend.name
+    assert BACKENDS[backend.name].make(None).name == backend.name
+    assert title_of(backend.name) == BACKENDS[backend.name].title != ""
 
 
 def test_its_artifact_is_linted_onnx(backend: Backend, build: Build) -> None:

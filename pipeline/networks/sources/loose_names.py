@@ -13,9 +13,8 @@ from calibration.errors import UserError
 from pipeline.networks.architectures.cifar_resnet import BLOCKS
 from pipeline.networks.checkpoints.file_kinds import CHECKPOINT_SUFFIXES
 from pipeline.networks.checkpoints.files import read_checkpoint
+from pipeline.networks.sources.table import MODEL_SOURCES
 from pipeline.tools.source_text import close_matches, shortened
-
-KINDS = ("cifar", "digits", "python", "timm", "torchvision")
 
 _BUILDER = "--teacher python:MODULE:FUNCTION"
 _HUBS = ("hf", "hf_hub", "hf-hub", "huggingface", "transformers")
@@ -44,7 +43,7 @@ def full_source(source: str) -> tuple[str, tuple[str, ...]]:
         UserError: it can mean nothing or several things; the line says what to type.
     """
     kind, colon, rest = source.partition(":")
-    if kind in KINDS:
+    if kind in MODEL_SOURCES:
         if kind == "python" and ".py" in rest:
             return _of_python_file(rest, source)
         return source, ()
@@ -91,7 +90,7 @@ def _of_name(source: str) -> tuple[str, tuple[str, ...]]:
 
 def _of_kind(kind: str, rest: str, source: str) -> tuple[str, tuple[str, ...]]:
     """An unknown kind before a colon."""
-    near = close_matches(kind, KINDS)
+    near = close_matches(kind, MODEL_SOURCES)
     if near.startswith("did"):
         nearest = near.removeprefix("did you mean ").rstrip("?").split(", ")[0]
         raise UserError(f"unknown network {source!r}: did you mean {nearest}:{rest}?")
@@ -102,7 +101,7 @@ def _of_kind(kind: str, rest: str, source: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _what_is_known() -> str:
-    return f"it must be kind:rest with one of {', '.join(KINDS)}"
+    return f"it must be kind:rest with one of {', '.join(sorted(MODEL_SOURCES))}"
 
 
 def _taken(full: str, source: str) -> tuple[str, tuple[str, ...]]:

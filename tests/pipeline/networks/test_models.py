@@ -17,7 +17,8 @@ from torch import nn
 from calibration.errors import UserError
 from pipeline.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, image_to_tensor, normalise
 from pipeline.networks.architectures.cifar_resnet import CifarResNet
-from pipeline.networks.models import MODEL_SOURCES, LoadedModel, load_model
+from pipeline.networks.models import LoadedModel, load_model
+from pipeline.networks.sources.table import MODEL_SOURCES
 
 WriteModule = Callable[[str], str]
 
@@ -55,11 +56,18 @@ def _save(network: nn.Module, path: Path) -> Path:
     return path
 
 
-def test_every_source_is_listed_and_unknown_ones_are_told_so() -> None:
-    assert set(MODEL_SOURCES) == {"torchvision", "timm", "cifar", "python", "digits"}
-    assert "one of cifar, digits, python, timm, torchvision" in _message("tensorflow:resnet18")
+def test_unknown_sources_are_told_so() -> None:
+    assert f"one of {', '.join(sorted(MODEL_SOURCES))}" in _message("tensorflow:resnet18")
     assert "must be cifar:rest" in _message("cifar:")
     assert "must be torchvision:rest" in _message("torchvision")
+
+
+@pytest.mark.parametrize("kind", MODEL_SOURCES)
+def test_every_source_answers_nonsense_and_missing_weights_in_one_line(kind: str, tmp_path: Path) -> None:
+    """A new one is tested the moment it is listed."""
+    line = _message(f"{kind}:no such network")
+    assert "no such network" in line
+    assert _message(f"{kind}:no such network", tmp_path / "absent.pth")
 
 
 def test_embedded_teacher(tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ def test_two_stage_detectors_say_which_part_is_a_graph(monkeypatch: pytest.Monke
     assert found.preprocessing is not None and found.preprocessing.height == 96
     without_epsilon(whole)
     assert whole.backbone[1].eps == 0.0
-    monkeypatch.setitem(load_model.__globals__["MODEL_SOURCES"], "torchvision", lambda rest, weights: found)
+    monkeypatch.setattr("pipeline.networks.models.MODEL_SOURCES", {"torchvision": lambda rest, weights: found})
     with pytest.raises(UserError, match="two-stage detector"):
         load_model("torchvision:net")
     part = load_model("torchvision:net", submodule="backbone")

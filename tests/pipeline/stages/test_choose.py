@@ -42,10 +42,10 @@ def test_an_equal_slower_profile_is_not_taken(example: SimpleNamespace) -> None:
 
 
 def test_the_oracle_is_not_said_to_be_fast(example: SimpleNamespace) -> None:
-    chosen = choose(example, X64_WITHOUT_VNNI, X64_PRECISE, backend=BACKENDS["reference"])
+    chosen = choose(example, X64_WITHOUT_VNNI, X64_PRECISE, backend=BACKENDS["reference"].make)
     assert chosen.notes[0].endswith("x86-avx2-limited is taken: the first, as none is better beyond chance")
     ruined = replace(X64_WITHOUT_VNNI, weight_limit=1)
-    chosen = choose(example, ruined, X64_PRECISE, backend=BACKENDS["reference"])
+    chosen = choose(example, ruined, X64_PRECISE, backend=BACKENDS["reference"].make)
     assert chosen.notes[0].endswith("x86-avx2-precise is taken: better beyond chance")
 
 
