@@ -17,6 +17,7 @@ from pipeline.distillation.losses.affinity_points import (
     Over,
     grid_point,
 )
+from pipeline.distillation.losses.names import LogitLossName
 from pipeline.distillation.schedules import read_ramp
 
 
@@ -76,9 +77,7 @@ class DistillationConfig:
             "where training flips images and the teacher hardly minds."
         ),
     ] = "auto"
-    logit_loss: Annotated[Literal["kl", "mse"], Parameter(help="Loss between the logits of teacher and student.")] = (
-        "kl"
-    )
+    logit_loss: Annotated[LogitLossName, Parameter(help="Loss between the logits of teacher and student.")] = "kl"
     temperature: Annotated[float | str, _weight("--temperature", "Softmax temperature, no unit.")] = 4.0
     logit_weight: Annotated[float | str, _weight("--logit-weight", "Weight of the logit loss.")] = 1.0
     class_weight: Annotated[

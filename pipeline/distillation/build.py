@@ -15,12 +15,9 @@ from pipeline.distillation.losses.affinity import AffinityOrder
 from pipeline.distillation.losses.affinity_grid import grid_loss
 from pipeline.distillation.losses.feed import feed_loss, non_linear_transform, seeded_conv
 from pipeline.distillation.losses.sakd import SemanticBranch
-from pipeline.distillation.losses.table import Metric
+from pipeline.distillation.losses.table import AFFINITY_FORMS, LOGIT_LOSSES, FormFunction, Metric
 from pipeline.distillation.objective import (
-    AFFINITY_FORMS,
-    LOGIT_LOSSES,
     WEIGHT_FLAGS,
-    FormFunction,
     Objective,
     ObjectiveConfig,
     affinity_form,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.errors import UserError
-from pipeline.distillation.losses.affinity import AFFINITY_ORDERS, AffinityOrder, fa_loss, ffa_loss, gram_loss
+from pipeline.distillation.losses.affinity import AFFINITY_ORDERS, AffinityOrder
 from pipeline.distillation.losses.affinity_points import (
     AFFINITY_WEIGHTS,
     FA_CHOICES,
@@ -19,9 +19,10 @@ from pipeline.distillation.losses.affinity_points import (
     grid_point,
 )
 from pipeline.distillation.losses.cost import AffinityForm, choose_form
-from pipeline.distillation.losses.logits import kl_loss, mse_loss
+from pipeline.distillation.losses.names import LogitLossName
 from pipeline.distillation.losses.of_outputs import LogitLoss as LogitMetric
 from pipeline.distillation.losses.of_outputs import image_losses, output_loss, uninformed
+from pipeline.distillation.losses.table import LOGIT_LOSSES
 from pipeline.distillation.schedules import Ramp, constant, read_ramp
 from pipeline.distillation.terms import (
     BranchTerm,
@@ -30,26 +31,7 @@ from pipeline.distillation.terms import (
 )
 from pipeline.networks.outputs.meaning import Output
 
-LogitLoss = Literal["kl", "mse"]
 Adapters = Literal["identity", "trained"]
-
-FormFunction = Callable[[Tensor, Tensor, AffinityOrder, int, torch.Generator], Tensor]
-
-# name -> function of (student map, teacher map, order, projections, generator)
-AFFINITY_FORMS: dict[AffinityForm, FormFunction] = {
-    "fa": lambda student, teacher, order, _projections, _generator: fa_loss(student, teacher, order=order),
-    "ffa": lambda student, teacher, order, projections, generator: ffa_loss(
-        student, teacher, order=order, projections=projections, generator=generator
-    ),
-    "gram": lambda student, teacher, _order, _projections, _generator: gram_loss(student, teacher),
-}
-
-# name -> function of (student logits, teacher logits, temperature)
-LOGIT_LOSSES: dict[LogitLoss, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "kl": lambda student, teacher, temperature: kl_loss(student, teacher, temperature=temperature),
-    "mse": lambda student, teacher, _temperature: mse_loss(student, teacher),
-}
-
 Weight = float | str | Ramp
 
 
@@ -84,7 +66,7 @@ class ObjectiveConfig:
     "squared". The other terms: see their files.
     """
 
-    logit_loss: LogitLoss = "kl"
+    logit_loss: LogitLossName = "kl"
     temperature: Weight = 4.0
     logit_weight: Weight = 1.0
     label_weight: Weight | None = None
@@ -104,7 +86,7 @@ class ObjectiveConfig:
     ensemble_probability: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_known("logit-loss", self.logit_loss, get_args(LogitLoss))
+        _check_known("logit-loss", self.logit_loss, get_args(LogitLossName))
         _check_known("affinity", self.affinity, get_args(AffinityChoice))
         _check_known("affinity-order", self.affinity_order, AFFINITY_ORDERS)
         _check_known("adapters", self.adapters, get_args(Adapters))

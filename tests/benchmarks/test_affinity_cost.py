@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline.distillation.losses.cost import FORM_MACS, AffinityForm, choose_form
-from pipeline.distillation.objective import AFFINITY_FORMS
+from pipeline.distillation.losses.table import AFFINITY_FORMS
 
 if TYPE_CHECKING:
     from tests.benchmarks.conftest import Columns, Results

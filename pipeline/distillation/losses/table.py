@@ -1,9 +1,9 @@
-"""Every loss by name, with what it promises: the conformance tests hold each to it as soon as it is listed."""
+"""Every loss by name, as training takes it, with what it promises: the conformance tests hold each to it."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -13,12 +13,35 @@ import torch
 from torch import Tensor
 
 from calibration.errors import UserError
-from pipeline.distillation.losses.affinity import AffinityOrder, fa_loss, ffa_loss, gram_loss
+from pipeline.distillation.losses.affinity import AFFINITY_ORDERS, AffinityOrder, fa_loss, ffa_loss, gram_loss
 from pipeline.distillation.losses.affinity_grid import grid_loss
 from pipeline.distillation.losses.affinity_points import POINTS, Affinity, Distance, Normalisation, Over, Point
+from pipeline.distillation.losses.cost import AffinityForm
 from pipeline.distillation.losses.feed import feed_loss
 from pipeline.distillation.losses.logits import class_loss, cosine_loss, kl_loss, mse_loss
+from pipeline.distillation.losses.names import LogitLossName
 from pipeline.distillation.losses.sakd import uniformise
+
+FormFunction = Callable[[Tensor, Tensor, AffinityOrder, int, torch.Generator], Tensor]
+
+#: Form of FAQD's affinity -> function of (student map, teacher map, order, projections, generator).
+AFFINITY_FORMS: Mapping[AffinityForm, FormFunction] = MappingProxyType(
+    {
+        "fa": lambda student, teacher, order, _projections, _generator: fa_loss(student, teacher, order=order),
+        "ffa": lambda student, teacher, order, projections, generator: ffa_loss(
+            student, teacher, order=order, projections=projections, generator=generator
+        ),
+        "gram": lambda student, teacher, _order, _projections, _generator: gram_loss(student, teacher),
+    }
+)
+
+#: Name of a logit loss -> function of (student logits, teacher logits, temperature).
+LOGIT_LOSSES: Mapping[LogitLossName, Callable[[Tensor, Tensor, float], Tensor]] = MappingProxyType(
+    {
+        "kl": lambda student, teacher, temperature: kl_loss(student, teacher, temperature=temperature),
+        "mse": lambda student, teacher, _temperature: mse_loss(student, teacher),
+    }
+)
 
 #: (student's, teacher's, source of random projections) -> scalar; the teacher's is a constant.
 Metric = Callable[[Tensor, Tensor, torch.Generator], Tensor]
@@ -44,10 +67,20 @@ def _plain(loss: Callable[[Tensor, Tensor], Tensor]) -> Metric:
     return lambda student, teacher, _generator: loss(student, teacher)
 
 
-def _ffa(order: AffinityOrder) -> Metric:
-    return lambda student, teacher, generator: ffa_loss(
-        student, teacher, order=order, projections=3, generator=generator
-    )
+def _of_logits(name: LogitLossName) -> Metric:
+    return lambda student, teacher, _generator: LOGIT_LOSSES[name](student, teacher, 4.0)
+
+
+def _of_form(form: AffinityForm, order: AffinityOrder) -> Metric:
+    return lambda student, teacher, generator: AFFINITY_FORMS[form](student, teacher, order, 3, generator)
+
+
+def _affinities() -> Iterator[tuple[str, Loss]]:
+    """FAQD's forms in the norms that each has."""
+    for form in AFFINITY_FORMS:
+        for order in ("squared",) if form == "gram" else AFFINITY_ORDERS:
+            metric = _of_form(form, order)
+            yield f"{form}-{order}", Loss(metric=metric, sees="map", per_image=True, random=form == "ffa")
 
 
 def valid_points() -> list[Point]:
@@ -70,8 +103,7 @@ def point_loss(point: Point) -> Loss:
 
 LOSSES: Mapping[str, Loss] = MappingProxyType(
     {
-        "kl": Loss(metric=_plain(partial(kl_loss, temperature=4.0)), sees="logits", per_image=True),
-        "mse": Loss(metric=_plain(mse_loss), sees="logits", per_image=True),
+        **{name: Loss(metric=_of_logits(name), sees="logits", per_image=True) for name in LOGIT_LOSSES},
         "class": Loss(
             metric=_plain(lambda student, teacher: class_loss(student, teacher.argmax(1))),
             sees="logits",
@@ -79,15 +111,7 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
             vanishes=False,
         ),
         "speq": Loss(metric=_plain(partial(cosine_loss, temperature=2.0)), sees="logits", per_image=True),
-        **{
-            f"fa-{order}": Loss(metric=_plain(partial(fa_loss, order=order)), sees="map", per_image=True)
-            for order in get_args(AffinityOrder)
-        },
-        **{
-            f"ffa-{order}": Loss(metric=_ffa(order), sees="map", per_image=True, random=True)
-            for order in get_args(AffinityOrder)
-        },
-        "gram": Loss(metric=_plain(gram_loss), sees="map", per_image=True),
+        **dict(_affinities()),
         **{name: point_loss(point) for name, point in POINTS.items()},
         "feed": Loss(metric=_plain(feed_loss), sees="map", per_image=True),
         # A branch's classifier is linear: what is ours about SAKD is the uniformisation before it.

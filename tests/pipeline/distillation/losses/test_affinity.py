@@ -23,7 +23,7 @@ from pipeline.distillation.losses.affinity import (
     gram_loss,
 )
 from pipeline.distillation.losses.cost import AffinityForm
-from pipeline.distillation.objective import AFFINITY_FORMS
+from pipeline.distillation.losses.table import AFFINITY_FORMS
 
 Array = NDArray[np.float64]
 PROJECTIONS = 4

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from pipeline.distillation.losses.table import LOSSES, Loss, point_loss, valid_points
+from pipeline.distillation.losses.affinity import AFFINITY_ORDERS
+from pipeline.distillation.losses.affinity_points import FA_CHOICES, POINTS
+from pipeline.distillation.losses.names import LogitLossName
+from pipeline.distillation.losses.table import (
+    AFFINITY_FORMS,
+    LOGIT_LOSSES,
+    LOSSES,
+    Loss,
+    point_loss,
+    valid_points,
+)
 
 POINT_LOSSES = {
     f"{point.affinity}/{point.normalise}/{point.distance}/{point.over}": point_loss(point) for point in valid_points()
@@ -60,6 +71,16 @@ def check_independent_of_order(loss: Loss) -> None:
     if loss.per_image:
         twice = torch.cat([order, order])
         assert value(loss, student[twice], teacher[twice]).item() == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+def test_what_training_may_choose_is_listed() -> None:
+    assert set(LOGIT_LOSSES) == set(get_args(LogitLossName)) <= set(LOSSES)
+    assert set(AFFINITY_FORMS) == set(FA_CHOICES) - {"auto"}
+    for form in AFFINITY_FORMS:
+        assert {name for name in LOSSES if name.startswith(f"{form}-")} == {
+            f"{form}-{order}" for order in AFFINITY_ORDERS if form != "gram" or order == "squared"
+        }
+    assert set(POINTS) <= set(LOSSES)
 
 
 @every_loss
