@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # its stubs are a package apart
 from onnx import TensorProto, helper
 
 from backends.facts.limits import LARGEST_MODEL
@@ -72,10 +73,15 @@ def serialise(model: onnx.ModelProto, *, name: str, most: int = LARGEST_MODEL) -
 
 
 def parsed(model: Serialised) -> onnx.ModelProto:
-    """The model with all of its constants."""
+    """The model with all of its constants. Raises UserError for bytes that are no ONNX file, or one without a graph."""
+    try:
+        whole = onnx.load_model_from_string(model if isinstance(model, bytes) else model.graph)
+    except DecodeError as error:
+        raise UserError(f"the model is no ONNX file: {error}") from error
+    if not whole.graph.node or not whole.graph.input:
+        raise UserError("the model is no ONNX file: it holds no graph")
     if isinstance(model, bytes):
-        return onnx.load_model_from_string(model)
-    whole = onnx.load_model_from_string(model.graph)
+        return whole
     for tensor in whole.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
             place = {entry.key: entry.value for entry in tensor.external_data}

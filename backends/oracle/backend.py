@@ -10,7 +10,6 @@ from typing import Any, final
 import numpy as np
 import onnx
 import torch
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # its stubs are a package apart
 from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import Tensor
@@ -260,7 +259,7 @@ class Reference(Backend):
         """
         if threads < 1:
             raise ValueError("a runner needs at least one thread")
-        oracle, before = self._oracle(_model(model)), torch.get_num_threads()
+        oracle, before = self._oracle(parsed(model)), torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
             yield _OracleRunner(oracle)
@@ -269,7 +268,7 @@ class Reference(Backend):
 
     def census(self, model: Serialised, layers: Sequence[str]) -> Census:
         """Integer layers are those that the oracle executes on integers."""
-        loaded = _model(model)
+        loaded = parsed(model)
         kernels = set(self._oracle(loaded).integer_layers())
         integer = tuple(layer for layer in layers if layer in kernels)
         return Census(
@@ -293,13 +292,3 @@ class _OracleRunner:
         """Outputs in the file's order for images float32 [B, C, H, W]."""
         outputs, _ = self._oracle.run(torch.from_numpy(np.ascontiguousarray(images, np.float32)))
         return [output.numpy() for output in outputs]
-
-
-def _model(model: Serialised) -> onnx.ModelProto:
-    try:
-        loaded = parsed(model)
-    except DecodeError as error:
-        raise UserError(f"the model is no ONNX file: {error}") from error
-    if not loaded.graph.node or not loaded.graph.input:
-        raise UserError("the model is no ONNX file: it holds no graph")
-    return loaded
