@@ -27,7 +27,7 @@ def _weight(name: str, help: str) -> Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
-    """How the quantised network learns from the float one, without labels."""
+    """How the quantised network learns from the float one; labels are read where `label_weight` is set, else never."""
 
     steps: Annotated[
         int | None,

@@ -1,1 +1,1 @@
-"""Label-free distillation: losses between a teacher and a student, their schedules and their cost."""
+"""Distillation: losses between a teacher and a student, one with labels where asked for, schedules, their cost."""

@@ -1,4 +1,4 @@
-"""Images by name: `kind:rest` in one table. Training gets images only; labels exist for scoring alone."""
+"""Images by name: `kind:rest` in one table. Labels are read for scores, and for `--label-weight` alone."""
 
 from __future__ import annotations
 
