@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from backends.onnxruntime.oldest_version import least_runtime
 from calibration.errors import UserError
 from calibration.plan import Plan
 from pipeline.artifacts import MODEL
+from pipeline.bundle.golden import Golden
 from pipeline.images.preprocessing import Preprocessing, preprocessing_from_fields
 from pipeline.networks.outputs.meaning import Output
 from pipeline.report.files import write_report
@@ -33,34 +33,6 @@ READABLE = (2, FORMAT)
 GOLDEN, MANIFEST, REPORT = "golden.npz", "manifest.json", "report.json"
 #: Key of the manifest's own hash, which leaves itself out.
 DIGEST = "sha256"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Golden:
-    """A few inputs with what must come out by name: the oracle's outputs, and the float teacher's for comparison."""
-
-    inputs: NDArray[np.float32]
-    outputs: Mapping[str, NDArray[np.float32]]
-    teacher: Mapping[str, NDArray[np.float32]]
-
-    def to_bytes(self) -> bytes:
-        """The arrays as one npz, `inputs`, `outputs.NAME` and `teacher.NAME`; equal arrays give equal bytes."""
-        arrays = {"inputs": self.inputs}
-        for word, column in (("outputs", self.outputs), ("teacher", self.teacher)):
-            arrays |= {f"{word}.{name}": values for name, values in column.items()}
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
-        return buffer.getvalue()
-
-    @classmethod
-    def read(cls, path: Path, names: Sequence[str]) -> Golden:
-        """What `to_bytes` wrote, for the outputs of these names."""
-        with np.load(path, allow_pickle=False) as arrays:
-            try:
-                columns = [{name: arrays[f"{word}.{name}"] for name in names} for word in ("outputs", "teacher")]
-                return cls(inputs=arrays["inputs"], outputs=columns[0], teacher=columns[1])
-            except KeyError as error:
-                raise UserError(f"{path} has no array {error}: make the bundle anew") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,11 +117,17 @@ class Bundle:
                 axis=int(entry.get("class_axis", 1)),
                 activation=entry.get("activation"),
                 embedding=bool(entry.get("embedding", False)),
+                negligible=float(entry.get("negligible", 0.0)),
                 names=tuple(entry.get("class_names", ())),
                 shape=self.golden.outputs[entry["name"]].shape[1:],
             )
             for entry in self.manifest["outputs"]
         )
+
+    @property
+    def least_parity(self) -> float | None:
+        """The share of answers, 0 to 1, that must be the oracle's, as its check has it; None in the first formats."""
+        return self.manifest.get("least_parity")
 
     @property
     def plan(self) -> Plan:

@@ -6,23 +6,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from backends.base import Backend, Census
+from backends.device.bundle_check.same_answer import EXACT, least_share
 from calibration.errors import UserError
 from calibration.plan import Plan
+from pipeline.bundle.bundle import Bundle
 from pipeline.config import ValidationConfig
 from pipeline.report.gate import Gate, Judge
 from pipeline.report.schema import Latency, OutputScore, Report
 from pipeline.tools.confidence import Loss, decision, images_needed, images_to_decide
 from pipeline.validation.score import Scores
 
-# Float operations inside a network may round a last bit differently on two runtimes, so argmax ties can fall apart.
-PARITY_WITH_FLOAT = 0.99
 # An embedding of one image in twenty may lose so many times what their mean may [ours].
 WORST_TIMES = 5.0
 
 
 def least_parity(plan: Plan, backend: Backend) -> float:
-    """The least agreement of simulation, oracle and runtime, 0 to 1."""
-    return PARITY_WITH_FLOAT if backend.profile.inexact or plan.float_nodes else 1.0
+    """The share of answers, 0 to 1, that must be the same in simulation, oracle and runtime."""
+    return least_share(floats=bool(backend.profile.inexact or plan.float_nodes))
+
+
+def least_parity_of(bundle: Bundle, backend: Backend) -> float:
+    """The same of a bundle: what its manifest says, by which its own check judges, where it says it."""
+    return least_parity(bundle.plan, backend) if bundle.least_parity is None else bundle.least_parity
 
 
 def gates_of(
@@ -30,17 +35,17 @@ def gates_of(
     scores: Scores,
     census: Census | None,
     latency: Latency,
-    plan: Plan,
-    backend: Backend,
     *,
+    least: float,
     earlier: Report | None = None,
 ) -> tuple[Gate, ...]:
     """Every gate with its limit and what was measured; None where the target itself has not been asked.
 
+    `least`: the share of answers, 0 to 1, that must be the same in simulation, oracle and runtime (`least_parity`).
     `earlier` is the report of the bundle's run where the images here are its golden ones, whose number decides no
     accuracy: what that run lost is judged, unless these few images alone show that it is too much.
     """
-    gates = [*_drops(config, scores, earlier), *_parities(scores, least_parity(plan, backend))]
+    gates = [*_drops(config, scores, earlier), *_parities(scores, least)]
     refused = None if census is None else float(len(census.floating))
     # Only the target itself can pass this gate: what a compiler elsewhere says is a signal.
     said_here = census is not None and not census.elsewhere and scores.accuracy.runtime is not None
@@ -165,10 +170,10 @@ def _lost_in(report: Report, output: OutputScore, *, main: bool) -> Loss | None:
         return None
     teacher, last = accuracy.teacher, accuracy.oracle if accuracy.runtime is None else accuracy.runtime
     if not main:
-        found = next((entry for entry in report.outputs if entry.name == output.name), None)
-        if found is None or found.metric != output.metric:
+        entry = next((entry for entry in report.outputs if entry.name == output.name), None)
+        if entry is None or entry.metric != output.metric:
             return None
-        teacher, last = found.teacher, found.oracle if found.runtime is None else found.runtime
+        teacher, last = entry.teacher, entry.oracle if entry.runtime is None else entry.runtime
     if teacher is None or last is None:
         return None
     points = round(100 * (teacher - last), 9)
@@ -185,9 +190,13 @@ def _parities(scores: Scores, least: float) -> Iterator[Gate]:
     Where the runtime is not here, simulation and oracle can fail this gate, and cannot pass it.
     """
     here = scores.accuracy.runtime is not None
-    decided = [value for value in scores.agreements if value is not None]
+    decided = [
+        (share, least if least == EXACT else limit)
+        for share, limit in zip(scores.agreements, scores.limits_with_float, strict=True)
+        if share is not None
+    ]
     compared = [
-        value
+        (value, least)
         for output in scores.outputs
         if output.holds == "values"
         for value in (output.oracle_vs_simulated, output.runtime_vs_oracle)
@@ -197,9 +206,10 @@ def _parities(scores: Scores, least: float) -> Iterator[Gate]:
     kinds = [("parity", decided)] if not values or any(o.holds != "values" for o in scores.outputs) else []
     kinds += [("parity-values", compared)] if values else []
     for name, shares in kinds:
-        value = min(shares, default=None)
-        passed = None if value is None else value >= least
+        # That which lies the furthest below its limit, or the least above it.
+        value, limit = min(shares, key=lambda share: share[0] - share[1], default=(None, least))
+        passed = None if value is None else value >= limit
         if not here and passed is not False:
             value = passed = None
         judge: Judge | None = None if value is None else "runtime" if here else "oracle"
-        yield Gate(name=name, limit=least, value=value, passed=passed, judged_by=judge)
+        yield Gate(name=name, limit=limit, value=value, passed=passed, judged_by=judge)

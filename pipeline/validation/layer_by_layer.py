@@ -33,7 +33,7 @@ from pipeline.networks.outputs.agreement import OutputTally
 from pipeline.report.comparison import ComparedOutput, ComparedTensor, ComparisonReport
 from pipeline.setup.chosen_backend import stored_backend
 from pipeline.tools.progress import Progress
-from pipeline.validation.gates import least_parity
+from pipeline.validation.gates import least_parity_of
 from pipeline.validation.running import filled_up
 
 _BATCH = 16
@@ -73,16 +73,15 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
     tallies = [OutputTally(output) for output in bundle.outputs]
     running = other if other is not None else model
     with _runner(backend, exposed(running, comparison.names), config.threads) as runner:
-        for given in _batches(bundle, source, asked):
-            batch = given if bundle.fixed_batch is None else filled_up(given, bundle.fixed_batch)
-            found = _run(runner, batch, config.against)
-            tensors = [torch.from_numpy(np.asarray(values)) for values in found]
+        for shown in _batches(bundle, source, asked):
+            batch = shown if bundle.fixed_batch is None else filled_up(shown, bundle.fixed_batch)
+            tensors = [torch.from_numpy(np.asarray(values)) for values in _run(runner, batch, config.against)]
             kept = len(running.graph.output)
             theirs = dict(zip(comparison.names, tensors[kept:], strict=True))
             mine = comparison.add(batch, theirs)
             for tally, here, there in zip(tallies, mine, tensors[:kept], strict=True):
                 _count(tally, here, there)
-            images += len(given)
+            images += len(shown)
             progress.step(images, asked)
     if source is not None and (broken := source.unreadable.summary()):
         notes.append(f"{images} of {asked} images are compared: {broken}")
@@ -90,7 +89,7 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
         notes.append(f"--data {config.data} has {len(source)} images, fewer than --count {config.count}")
     first = comparison.first()
     # Of its own runtime a bundle is asked no more here than by its run; another model is to give the same bits.
-    least = least_parity(bundle.plan, backend) if other is None else None
+    least = least_parity_of(bundle, backend) if other is None else None
     return ComparisonReport(
         here=f"oracle on {bundle.folder.name}",
         there=f"{runs_on} on {config.against.name if config.against else bundle.folder.name}",
@@ -188,7 +187,7 @@ def _output(tally: OutputTally, least: float | None) -> ComparedOutput:
         differing=tally.elements - tally.equal,
         largest=tally.largest,
         share=scored.runtime_vs_oracle,
-        least=least,
+        least=None if least is None else tally.limit(least),
     )
 
 

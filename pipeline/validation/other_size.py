@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from backends.base import Backend, Runner
 from backends.onnx_file.emit import emit
-from backends.onnx_file.serialised import Serialised, parsed
 from backends.oracle.backend import IntegerOracle
 from calibration.errors import UserError
+from pipeline.networks.outputs.agreement import OutputTally
 from pipeline.networks.outputs.meaning import Output
 from pipeline.report.gate import Gate
+from pipeline.validation.score import Outputs
 
 # float32 sums in another order leave a deep network's outputs below this, relative to the largest one.
 _LARGEST_DIFFERENCE = 1e-3
@@ -23,8 +24,8 @@ def check_other_size(folded: GraphModule, other: GraphModule, images: Tensor) ->
     """Raise UserError where the float file of a graph is not the network at another size, whose graph is `other`."""
     written, _ = IntegerOracle(emit(folded, opset=20), fused_rounding=False).run(images)
     with torch.no_grad():
-        wanted = list(other(images))
-    for name, mine, theirs in zip(folded.meta["outputs"], written, wanted, strict=True):
+        expected = list(other(images))
+    for name, mine, theirs in zip(folded.meta["outputs"], written, expected, strict=True):
         difference = float((mine - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12))
         if not difference <= _LARGEST_DIFFERENCE:
             raise UserError(
@@ -35,30 +36,23 @@ def check_other_size(folded: GraphModule, other: GraphModule, images: Tensor) ->
 
 
 def gate_of_other_size(
-    model: Serialised,
-    backend: Backend,
-    runner: Runner | None,
-    outputs: tuple[Output, ...],
-    images: Tensor,
-    least: float,
+    oracle: Outputs, runtime: Outputs | None, outputs: Sequence[Output], images: Tensor, least: float
 ) -> tuple[Gate, str | None]:
-    """Runtime against oracle at another size: the share of equal decisions (or values), and what to say of it."""
-    if runner is None:
+    """Runtime against oracle at another size, by the measure and the limit `least` of every other comparison.
+
+    `images` float32 [B, C, H, W] of that size. The output that is the least alike counts, and there is something to
+    say of it; the runtime is None where it is not here.
+    """
+    if runtime is None:
         return Gate(name="dynamic-size", limit=least, value=None, passed=None), None
-    profile = backend.profile
-    oracle = IntegerOracle(parsed(model), fused_rounding=profile.fused_rounding, arm_arithmetic=profile.arm_arithmetic)
-    expected, _ = oracle.run(images)
-    found = [torch.from_numpy(np.asarray(values)) for values in runner.run(images.numpy())]
-    same = total = equal = elements = 0
-    for output, mine, theirs in zip(outputs, expected, found, strict=True):
-        equal, elements = equal + int((mine == theirs).sum()), elements + mine.numel()
-        decided = output.holds != "values"
-        pair = [output.decided(values) for values in (mine, theirs)] if decided else [mine, theirs]
-        alike = pair[0] == pair[1] if decided else torch.isclose(mine, theirs, rtol=1e-2, atol=1e-2 * float(mine.std()))
-        same, total = same + int(alike.sum()), total + alike.numel()
-    value = same / total
+    tallies = [OutputTally(output) for output in outputs]
+    for tally, expected, answered in zip(tallies, oracle(images), runtime(images), strict=True):
+        tally.add({"oracle": expected, "runtime": answered})
+    shares = [(tally.runtime_vs_oracle or 0.0, tally.limit(least)) for tally in tallies]
+    value, limit = min(shares, key=lambda share: share[0] - share[1])
+    equal, elements = (sum(counts) for counts in zip(*((t.equal, t.elements) for t in tallies), strict=True))
     said = (
         f"any height and width: at {images.shape[3]}x{images.shape[2]} px, {len(images)} images, runtime and oracle are"
         f" equal to the bit in {100 * equal / elements:.4g} % of the values"
     )
-    return Gate(name="dynamic-size", limit=least, value=value, passed=value >= least), said
+    return Gate(name="dynamic-size", limit=limit, value=value, passed=value >= limit), said

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.base import Array, Backend, Census
+from backends.device.bundle_check.same_answer import WITH_FLOAT
 from backends.onnx_file.serialised import Serialised, parsed
 from backends.oracle.backend import IntegerOracle
 from backends.timing import interleaved_latency
@@ -48,6 +48,8 @@ class Scores:
     """Index of the output that the accuracy is about."""
     agreements: tuple[float | None, ...] = ()
     """Of each output the share of decisions in which simulation, oracle and runtime are all alike."""
+    limits_with_float: tuple[float, ...] = ()
+    """Of each output the share that must be, where floats are a part of the arithmetic."""
     lost: Loss | None = None
     """What the accuracy of the runtime, of the oracle where it is not here, has lost; None without a teacher."""
     outputs_lost: tuple[Loss | None, ...] = ()
@@ -74,21 +76,20 @@ def score(
     images, main = 0, primary(outputs)
     tallies = [OutputTally(output) for output in outputs]
     labelled: dict[str, int] = {}
-    wrong: dict[str, list[Tensor]] = {}
+    wrong: dict[str, list[NDArray[np.float64]]] = {}
     seen, first = set[bytes](), list[bool]()
     for batch in batches:
-        found = {name: run(batch.images) for name, run in columns.items()}
+        results = {name: run(batch.images) for name, run in columns.items()}
         images += len(batch.images)
         first += _unseen(batch.images, seen)
         if batch.labels is not None:
-            for name, values in found.items():
+            for name, values in results.items():
                 check_labels(batch.labels, values[main].shape[1])
-                answers = outputs[main].decided(values[main]).reshape(-1)
-                right = answers == torch.from_numpy(batch.labels)
+                right = outputs[main].answers(values[main]).reshape(-1) == batch.labels
                 labelled[name] = labelled.get(name, 0) + int(right.sum())
-                wrong.setdefault(name, []).append((~right).double())
+                wrong.setdefault(name, []).append((~right).astype(np.float64))
         for index, tally in enumerate(tallies):
-            tally.add({name: values[index] for name, values in found.items()})
+            tally.add({name: values[index] for name, values in results.items()})
         step(images)
     if not images:
         raise UserError("--eval-data: no image to score was readable")
@@ -115,6 +116,7 @@ def score(
         outputs=scores,
         main=main,
         agreements=tuple(tally.joint_agreement for tally in tallies),
+        limits_with_float=tuple(tally.limit(WITH_FLOAT) for tally in tallies),
         lost=lost,
         outputs_lost=outputs_lost,
         alike=tuple(tally.alike for tally in tallies),
@@ -133,14 +135,14 @@ def _unseen(images: Tensor, seen: set[bytes]) -> list[bool]:
 
 
 def _labelled_loss(
-    wrong: Mapping[str, list[Tensor]], fractions: Mapping[str, float], column: str, own: NDArray[np.bool_]
+    wrong: Mapping[str, list[NDArray[np.float64]]], fractions: Mapping[str, float], column: str, own: NDArray[np.bool_]
 ) -> Loss | None:
     """What top-1 has lost in a column against the teacher's; how sure that is by the images of their `own` alone."""
     if column not in wrong or "teacher" not in wrong:
         return None
-    lost = torch.cat(wrong[column]) - torch.cat(wrong["teacher"])
+    lost = np.concatenate(wrong[column]) - np.concatenate(wrong["teacher"])
     points = _points(fractions["teacher"], fractions[column])
-    return loss_of(lost.numpy()[own], points=points, decisions=1, paired=fractions["teacher"] < 1)
+    return loss_of(lost[own], points=points, decisions=1, paired=fractions["teacher"] < 1)
 
 
 def _output_loss(tally: OutputTally, column: str, own: NDArray[np.bool_]) -> Loss | None:
@@ -184,14 +186,14 @@ def measure_latency(
         else:
             with backend.runner(float_model, threads=threads) as plain:
                 times = interleaved_latency({"float": plain, **runners}, images)
-    found = {name: Percentiles(median=time.median_ms, p90=time.p90_ms) for name, time in times.items()}
-    plain_time = found.get("float")
+    measured = {name: Percentiles(median=time.median_ms, p90=time.p90_ms) for name, time in times.items()}
+    plain_time = measured.get("float")
     return Latency(
         batch=len(images),
         threads=threads,
         float_ms=plain_time,
-        quantised_ms=found["quantised"],
-        speedup=plain_time.median / found["quantised"].median if plain_time else None,
+        quantised_ms=measured["quantised"],
+        speedup=plain_time.median / measured["quantised"].median if plain_time else None,
     )
 
 

@@ -1,11 +1,11 @@
-"""Validation of a run and of a finished bundle: the same measurements, put together as one report."""
+"""Validation of what a run has made, of any quantised student, and of a finished bundle: one measurement, one report.
+
+Each function here says what it has; `measurement` does the rest, in the same way for all.
+"""
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,53 +15,37 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from backends.base import Backend, Runner
+from backends.base import Backend
 from backends.facts.cpu import elsewhere, host_cpu
-from backends.onnx_file.serialised import Serialised, read_model, size_of
+from backends.onnx_file.serialised import Serialised, read_model
 from calibration.errors import UserError
-from calibration.plan import Plan
 from pipeline.artifacts import FLOAT_MODEL, Network, QuantisedStudent
-from pipeline.bundle.bundle import Bundle, Golden
+from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.device_files import device_files
+from pipeline.bundle.golden import Golden, golden_of
 from pipeline.config import RunConfig, ValidationConfig
 from pipeline.images.batches import images_at_once
 from pipeline.images.data import EvaluationSet, open_evaluation, ordered_batches
-from pipeline.images.preprocessing import normalise
+from pipeline.images.preprocessing import Preprocessing, normalise
 from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.networks.outputs.class_order import named_outputs, read_class_names
-from pipeline.networks.outputs.joined import reasons
-from pipeline.networks.outputs.meaning import Output
-from pipeline.report.gate import Gate, verdict
-from pipeline.report.schema import Bits, Data, Distillation, Report, Size
+from pipeline.report.schema import Bits, Data, Report
 from pipeline.setup.learning import objective_config
-from pipeline.setup.machine.circumstances import host, versions
 from pipeline.stages.targets import joint_targets
 from pipeline.stages.teacher import other_size
-from pipeline.tools.progress import Progress
+from pipeline.tools.progress import Progress, SilentProgress
 from pipeline.validation.evaluation import Scored, evaluation_of, scored_images, usable_labels
-from pipeline.validation.gates import check_output_names, gates_of, least_parity, repetitions, ungated, with_limits_of
-from pipeline.validation.layer_report import kernels_of, layers_of
-from pipeline.validation.other_size import gate_of_other_size
+from pipeline.validation.gates import check_output_names, least_parity, least_parity_of, with_limits_of
+from pipeline.validation.measurement import measured, report_of
 from pipeline.validation.preflight import check_scored
-from pipeline.validation.running import filled_up, latency_batch, runner_outputs
-from pipeline.validation.score import (
-    Outputs,
-    ScoredImages,
-    count_kernels,
-    measure_latency,
-    no_latency,
-    oracle_outputs,
-    score,
-)
+from pipeline.validation.score import Outputs, ScoredImages, oracle_outputs
 from pipeline.validation.sensitivity import layer_sqnr
+from pipeline.validation.subject import ImagesToScore, Origin, Subject, bits_of, fixed_batch_of, oracle_of
 
 _BATCH = 64
-_GOLDEN_IMAGES = 16
-# Dense outputs at full resolution are large: fewer images are kept then, at least one.
-_GOLDEN_BYTES = 32_000_000
 _SQNR_IMAGES = 32
-_HALF = "all that is not integer is float16: so computes the oracle, while the simulation computes it in float32"
 _OTHER_SIZE_IMAGES = 8
+_HALF = "all that is not integer is float16: so computes the oracle, while the simulation computes it in float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +55,77 @@ class Validated:
     report: Report
     golden: Golden
     device_files: Mapping[str, bytes]
+
+
+def validate_student(
+    quantised: QuantisedStudent,
+    teacher: Network,
+    evaluation: EvaluationSet,
+    limits: ValidationConfig | None = None,
+    progress: Progress | None = None,
+    *,
+    indices: NDArray[np.int64] | None = None,
+    target: Outputs | None = None,
+    origin: Origin | None = None,
+    notes: Sequence[str] = (),
+    remarks: Sequence[str] = (),
+    workers: int = 0,
+    own_images: bool = False,
+) -> Validated:
+    """Score teacher, simulation, oracle and runtime on the same images and measure the artifact on its runtime.
+
+    The first three arguments suffice. `indices`: which of the images, all where left out; their labels, if any, are
+    indices of the network's classes (`usable_labels`). `target`: what the student was asked for, the teacher's own
+    outputs where left out. `origin`: what the report says of networks and widths. `notes` and `remarks`, on the images,
+    go into the report; `workers` read images; `own_images`: those that trained, of which is told what was unreadable.
+
+    Raises UserError where no image can be read, a label is no class, or the artifact does not take `limits.batch`.
+    """
+    limits, progress = limits or ValidationConfig(), progress or SilentProgress()
+    backend, compiled, preprocessing = quantised.backend, quantised.compiled, teacher.preprocessing
+    indices = np.arange(len(evaluation.images), dtype=np.int64) if indices is None else indices
+    plain, oracle = _module_outputs(teacher.folded), oracle_of(compiled.model, backend)
+    columns: dict[str, Outputs] = {"target": target or plain, "teacher": plain, "oracle": oracle}
+    if quantised.prepared is not None and quantised.trained is not None:
+        columns["calibrated"] = _module_outputs(quantised.prepared.network().eval())
+        columns["simulated"] = _module_outputs(quantised.trained.network)
+    sample = next(ordered_batches(evaluation.images, indices[:_SQNR_IMAGES], preprocessing, batch_size=_SQNR_IMAGES))
+    inputs = normalise(sample.images, preprocessing)
+    most = images_at_once(preprocessing, _BATCH)
+    subject = Subject(
+        origin=origin or Origin(teacher=teacher.source, student=teacher.source, bits=bits_of(quantised.plan)),
+        backend=backend,
+        absent=backend.unavailable(),
+        model=compiled.model,
+        float_model=compiled.float_model,
+        plan=quantised.plan,
+        preprocessing=preprocessing,
+        outputs=teacher.outputs,
+        fixed_batch=fixed_batch_of(compiled.model),
+        least_parity=least_parity(quantised.plan, backend),
+        columns=columns,
+        images=ImagesToScore(
+            batches=scored_images(evaluation, indices, preprocessing, most, workers),
+            count=len(indices),
+            source=None if own_images else evaluation.images,
+        ),
+        example=inputs,
+        other_size=None if teacher.other is None else _at_other_size(evaluation, indices, preprocessing),
+        noise=_noise(quantised, torch.split(inputs, images_at_once(preprocessing, _SQNR_IMAGES))),
+        target=backend.profile.cpu,
+        graph=teacher.folded,
+        notes=tuple(notes),
+        remarks=(*evaluation.images.notes, *remarks),
+    )
+    report = report_of(
+        subject,
+        measured(subject, limits, progress),
+        limits,
+        distillation=None if quantised.trained is None else quantised.trained.distillation,
+    )
+    golden = golden_of(inputs, teacher.outputs, oracle, plain)
+    files = device_files(backend, compiled.model, quantised.plan, torch.from_numpy(golden.inputs))
+    return Validated(report=report, golden=golden, device_files=files)
 
 
 def validate_network(
@@ -85,105 +140,55 @@ def validate_network(
     co_teachers: Sequence[Network] = (),
     scored: Scored | None = None,
 ) -> Validated:
-    """Score teacher, simulation, oracle and runtime on the same images and measure the artifact on its runtime.
+    """Validate what a run has made, on the images that its configuration names, against what its student was asked for.
 
     `scored`: these images where they are open already.
     """
-    backend, compiled, plan = quantised.backend, quantised.compiled, quantised.plan
-    preprocessing, absent = teacher.preprocessing, backend.unavailable()
-    oracle = _oracle(compiled.model, backend)
-    most = images_at_once(preprocessing, _BATCH)
-    columns: dict[str, Outputs] = {
-        "target": joint_targets(
-            [network.folded for network in (teacher, *co_teachers)],
-            [network.outputs for network in (teacher, *co_teachers)],
+    evaluation, indices, remarks = scored or evaluation_of(config, images, teacher)
+    bits, teachers = config.quantisation, (teacher, *co_teachers)
+    validated = validate_student(
+        quantised,
+        teacher,
+        evaluation,
+        config.validation,
+        progress,
+        indices=indices,
+        target=joint_targets(
+            [network.folded for network in teachers],
+            [network.outputs for network in teachers],
             mirror=mirror,
             temperature=objective_config(config).softening,
         ),
-        "teacher": _module_outputs(teacher.folded),
-        "oracle": oracle,
-    }
-    if quantised.prepared is not None and quantised.trained is not None:
-        columns["calibrated"] = _module_outputs(quantised.prepared.network().eval())
-        columns["simulated"] = _module_outputs(quantised.trained.network)
-    evaluation, indices, remarks = scored or evaluation_of(config, images, teacher)
-    sample = next(ordered_batches(evaluation.images, indices[:_SQNR_IMAGES], preprocessing, batch_size=_SQNR_IMAGES))
-    inputs = normalise(sample.images, preprocessing)
-    with _maybe_runner(backend, compiled.model, absent) as runner:
-        if runner is not None:
-            columns["runtime"] = runner_outputs(runner, config.quantisation.static_batch)
-        batches = scored_images(evaluation, indices, preprocessing, most, images.workers)
-        scores = score(columns, batches, teacher.outputs, step=lambda done: progress.step(done, len(indices)))
-        another = _another_size(config, evaluation, indices, teacher, quantised, runner)
-    census, remark = count_kernels(backend, compiled.model, plan.integer_layers())
-    batch, batch_remark = latency_batch(config.validation.batch, config.quantisation.static_batch)
-    latency = no_latency(batch, config.validation.threads)
-    if absent is None:
-        wanted = filled_up(inputs, batch).numpy()
-        latency = measure_latency(
-            backend, compiled.model, compiled.float_model, wanted, threads=config.validation.threads
-        )
-    gates = (*gates_of(config.validation, scores, census, latency, plan, backend), *(gate for gate, _ in another))
-    noise = _noise(quantised, torch.split(inputs, images_at_once(preprocessing, _SQNR_IMAGES)))
-    said = [
-        *notes,
-        *ungated(config.validation),
-        *repetitions(scores),
-        *evaluation.images.notes,
-        *remarks,
-        *batch_remark,
-    ]
-    said += [line for _, line in another if line]
-    if evaluation.images is not images.source:
-        said += _unscored(evaluation, scores.accuracy.images)
-    said += reasons(gates, scores.outputs, scores.main, teacher.folded)
-    said += [line for line in (absent, remark) if line] + _notes(backend, plan)
-    if config.quantisation.rest == "fp16":
-        said.append(_HALF)
-    unreadable = images.source.unreadable
-    report = Report(
-        status=verdict(gates, on_target=scores.accuracy.runtime is not None),
-        backend=backend.name,
-        bits=Bits(weights=config.quantisation.bits, activations=config.quantisation.activation_bits),
-        teacher=teacher.source,
-        student=config.student.source or teacher.source,
-        seed=config.execution.seed,
-        versions=versions(),
-        host=host(),
-        accuracy=scores.accuracy,
-        parity=scores.parity,
-        kernels=kernels_of(plan, census),
-        latency=latency,
-        size=Size(float_bytes=size_of(compiled.float_model), quantised_bytes=size_of(compiled.model)),
-        seconds={},
-        gates=gates,
-        distillation=_distillation(quantised, scores.calibrated),
-        data=Data(
-            images=len(images.source),
-            unreadable=unreadable.count,
-            unreadable_names=unreadable.names[:5],
-            generated=images.preview,
+        origin=Origin(
+            teacher=teacher.source,
+            student=config.student.source or teacher.source,
+            bits=Bits(weights=bits.bits, activations=bits.activation_bits),
+            seed=config.execution.seed,
+            quantiser=bits.quantiser,
         ),
-        preprocessing=preprocessing.to_json(),
-        notes=tuple(dict.fromkeys(said)),
-        layers=layers_of(plan, census, noise),
-        outputs=scores.outputs,
-        quantiser=config.quantisation.quantiser,
-        target=backend.profile.cpu,
+        notes=(*notes, *((_HALF,) if bits.rest == "fp16" else ())),
+        remarks=remarks,
+        workers=images.workers,
+        own_images=evaluation.images is images.source,
     )
-    golden = _golden(inputs, teacher.outputs, oracle, columns["teacher"])
-    files = device_files(backend, compiled.model, plan, torch.from_numpy(golden.inputs))
-    return Validated(report=report, golden=golden, device_files=files)
+    unreadable = images.source.unreadable
+    data = Data(
+        images=len(images.source),
+        unreadable=unreadable.count,
+        unreadable_names=unreadable.names[:5],
+        generated=images.preview,
+    )
+    return replace(validated, report=replace(validated.report, data=data))
 
 
 def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, progress: Progress) -> Report:
     """Validate a bundle here: golden inputs without --eval-data, else those images; against oracle and runtime.
 
-    Golden inputs show that the runtime here is the oracle; what the network has lost is then what its run measured.
+    Golden inputs show that the runtime here gives the golden outputs, by the very limits of the bundle's own check.py;
+    what the network has lost is then what its run measured.
     """
-    earlier = bundle.report
-    config = with_limits_of(config, earlier)
-    check_output_names(config, [output.name for output in bundle.outputs], source=str(bundle.folder))
+    limits = with_limits_of(config, bundle.report)
+    check_output_names(limits, [output.name for output in bundle.outputs], source=str(bundle.folder))
     absent, here = backend.unavailable(), host_cpu()
     if absent is not None and here is not None and elsewhere(bundle.target):
         absent = bundle.made_for(here)
@@ -191,134 +196,40 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
     float_model = read_model(float_file) if float_file.is_file() else None
     if float_model is not None:
         bundle.check_counterpart(float_model, FLOAT_MODEL)
-    columns: dict[str, Outputs] = {"oracle": _oracle(bundle.model, backend)}
-    batch, batch_remark = latency_batch(config.batch, bundle.fixed_batch)
-    remarks: tuple[str, ...] = ()
-    evaluation: EvaluationSet | None = None
-    # Images first: an engine takes minutes to build.
-    if config.eval_data is None:
-        golden = [torch.from_numpy(values) for values in bundle.golden.teacher.values()]
-        columns["target"] = columns["teacher"] = lambda images: golden
-        count = len(bundle.golden.inputs)
-        batches = iter([ScoredImages(images=torch.from_numpy(bundle.golden.inputs), labels=None)])
-    else:
-        named = bundle.outputs
-        if config.classes is not None:
-            named = named_outputs(named, read_class_names(config.classes), said_by=f"--classes {config.classes}")
-        evaluation, remarks = usable_labels(
-            open_evaluation(config.eval_data, bundle.preprocessing), named, config.eval_data
-        )
-        check_scored(evaluation, bundle.outputs, bundle.preprocessing)
-        remarks = (*evaluation.images.notes, *remarks)
-        teacher = _stored_teacher(float_model, float_file, config.eval_data, needed=evaluation.labels is None)
-        if teacher is None:
-            remarks += (f"no accuracy is judged: {float_file}, the float network that a run leaves, is absent",)
-        else:
-            columns["target"] = columns["teacher"] = teacher
-        earlier = None
-        count, most = len(evaluation.images), images_at_once(bundle.preprocessing, _BATCH)
-        batches = scored_images(evaluation, np.arange(count), bundle.preprocessing, most, 0)
-    with _maybe_runner(backend, bundle.model, absent) as runner:
-        if runner is not None:
-            columns["runtime"] = runner_outputs(runner, bundle.fixed_batch)
-        scores = score(columns, batches, bundle.outputs, step=lambda done: progress.step(done, count))
-        another = _another_size_of(bundle, backend, runner)
-    if evaluation is not None:
-        remarks = (*remarks, *_unscored(evaluation, scores.accuracy.images))
-    census, remark = count_kernels(backend, bundle.model, bundle.plan.integer_layers())
-    latency = no_latency(batch, config.threads)
-    if absent is None and backend.has_times:
-        inputs = filled_up(torch.from_numpy(bundle.golden.inputs), batch).numpy()
-        latency = measure_latency(backend, bundle.model, float_model, inputs, threads=config.threads)
-    judged = gates_of(config, scores, census, latency, bundle.plan, backend, earlier=earlier)
-    gates = (*judged, *(gate for gate, _ in another))
-    return Report(
-        status=verdict(gates, on_target=scores.accuracy.runtime is not None),
-        backend=backend.name,
-        bits=Bits(**bundle.manifest["bits"]),
-        teacher=str(bundle.manifest["teacher"]),
-        student=str(bundle.manifest["student"]),
-        seed=int(bundle.manifest["seed"]),
-        quantiser=bundle.manifest.get("quantiser"),
-        versions=versions(),
-        host=host(),
-        accuracy=scores.accuracy,
-        parity=scores.parity,
-        kernels=kernels_of(bundle.plan, census),
-        latency=latency,
-        size=Size(float_bytes=size_of(float_model) if float_model else None, quantised_bytes=size_of(bundle.model)),
-        seconds={},
-        gates=gates,
-        preprocessing=bundle.preprocessing.to_json(),
-        notes=(
-            *bundle.remarks,
-            *ungated(config),
-            *repetitions(scores),
-            *remarks,
-            *batch_remark,
-            *(line for _, line in another if line),
-            *reasons(gates, scores.outputs, scores.main, None),
-            *(line for line in (absent, remark) if line),
-            *_notes(backend, bundle.plan),
+    columns, images, remarks = _golden_images(bundle)
+    if limits.eval_data is not None:
+        columns, images, remarks = _named_images(bundle, limits, backend, float_model)
+    said = bundle.manifest
+    subject = Subject(
+        origin=Origin(
+            teacher=str(said["teacher"]),
+            student=str(said["student"]),
+            bits=Bits(**said["bits"]),
+            seed=int(said["seed"]),
+            quantiser=said.get("quantiser"),
         ),
-        layers=layers_of(bundle.plan, census, {}),
-        outputs=scores.outputs,
+        backend=backend,
+        absent=absent,
+        model=bundle.model,
+        float_model=float_model,
+        plan=bundle.plan,
+        preprocessing=bundle.preprocessing,
+        outputs=bundle.outputs,
+        fixed_batch=bundle.fixed_batch,
+        least_parity=least_parity_of(bundle, backend),
+        columns=columns,
+        images=images,
+        example=torch.from_numpy(bundle.golden.inputs),
+        other_size=_golden_at_other_size(bundle) if bundle.any_size else None,
         target=bundle.target,
+        notes=bundle.remarks,
+        remarks=remarks,
     )
+    earlier = bundle.report if limits.eval_data is None else None
+    return report_of(subject, measured(subject, limits, progress), limits, earlier=earlier)
 
 
-# Columns and batches.
-
-
-@contextmanager
-def _maybe_runner(backend: Backend, model: Serialised, absent: str | None) -> Iterator[Runner | None]:
-    """The backend's runner, or None where the runtime is absent."""
-    if absent is not None:
-        yield None
-        return
-    # As many threads as the machine has: scoring is no timing.
-    with backend.runner(model, threads=os.cpu_count() or 1) as runner:
-        yield runner
-
-
-def _another_size(
-    config: RunConfig,
-    evaluation: EvaluationSet,
-    indices: NDArray[np.int64],
-    teacher: Network,
-    quantised: QuantisedStudent,
-    runner: Runner | None,
-) -> list[tuple[Gate, str | None]]:
-    """Where height and width are free: runtime and oracle on a few images of another size."""
-    if not config.quantisation.dynamic_size:
-        return []
-    size = other_size(teacher.preprocessing)
-    few = images_at_once(size, _OTHER_SIZE_IMAGES)
-    batch = next(ordered_batches(evaluation.images, indices[:few], size, batch_size=few))
-    least = least_parity(quantised.plan, quantised.backend)
-    images = normalise(batch.images, size)
-    if config.quantisation.static_batch is not None:
-        images = filled_up(images, config.quantisation.static_batch)
-    return [gate_of_other_size(quantised.compiled.model, quantised.backend, runner, teacher.outputs, images, least)]
-
-
-def _another_size_of(bundle: Bundle, backend: Backend, runner: Runner | None) -> list[tuple[Gate, str | None]]:
-    """The same for a bundle, whose golden inputs are stretched to the other size."""
-    if not bundle.any_size:
-        return []
-    size = other_size(bundle.preprocessing)
-    few = torch.from_numpy(bundle.golden.inputs[: images_at_once(size, _OTHER_SIZE_IMAGES)])
-    images = functional.interpolate(few, size=(size.height, size.width), mode="nearest")
-    if bundle.fixed_batch is not None:
-        images = filled_up(images, bundle.fixed_batch)
-    least = least_parity(bundle.plan, backend)
-    return [gate_of_other_size(bundle.model, backend, runner, bundle.outputs, images, least)]
-
-
-def _oracle(model: Serialised, backend: Backend) -> Outputs:
-    """The oracle with the semantics of the backend's kernels."""
-    profile = backend.profile
-    return oracle_outputs(model, fused_rounding=profile.fused_rounding, arm_arithmetic=profile.arm_arithmetic)
+# What a run, or anybody who has quantised a network, has.
 
 
 def _module_outputs(module: torch.nn.Module) -> Outputs:
@@ -327,6 +238,62 @@ def _module_outputs(module: torch.nn.Module) -> Outputs:
             return list(module(images))
 
     return run
+
+
+def _at_other_size(evaluation: EvaluationSet, indices: NDArray[np.int64], preprocessing: Preprocessing) -> Tensor:
+    """A few of the images at another size; two at the least, so that there is a mean to tell them apart by."""
+    size = other_size(preprocessing)
+    few = max(2, images_at_once(size, _OTHER_SIZE_IMAGES))
+    batch = next(ordered_batches(evaluation.images, indices[:few], size, batch_size=few))
+    return normalise(batch.images, size)
+
+
+def _noise(quantised: QuantisedStudent, batches: Sequence[Tensor]) -> dict[str, float]:
+    """Noise of each layer in the simulation; nothing where nothing is simulated."""
+    if quantised.prepared is None or quantised.trained is None:
+        return {}
+    return layer_sqnr(quantised.prepared.folded, quantised.trained.network, batches)
+
+
+# What a bundle has.
+
+_Named = tuple[dict[str, Outputs], ImagesToScore, tuple[str, ...]]
+
+
+def _golden_images(bundle: Bundle) -> _Named:
+    """The golden images with what came out of oracle and teacher in the run."""
+    golden = bundle.golden
+    oracle, teacher = (
+        [torch.from_numpy(values) for values in column.values()] for column in (golden.outputs, golden.teacher)
+    )
+    columns: dict[str, Outputs] = {
+        "target": lambda _: teacher,
+        "teacher": lambda _: teacher,
+        "oracle": lambda _: oracle,
+    }
+    batch = ScoredImages(images=torch.from_numpy(golden.inputs), labels=None)
+    return columns, ImagesToScore(batches=[batch], count=len(golden.inputs)), ()
+
+
+def _named_images(bundle: Bundle, limits: ValidationConfig, backend: Backend, float_model: Serialised | None) -> _Named:
+    """The images of --eval-data, with the oracle and the float model as columns, and what to say of them."""
+    source, named = str(limits.eval_data), bundle.outputs
+    if limits.classes is not None:
+        named = named_outputs(named, read_class_names(limits.classes), said_by=f"--classes {limits.classes}")
+    evaluation, remarks = usable_labels(open_evaluation(source, bundle.preprocessing), named, source)
+    check_scored(evaluation, bundle.outputs, bundle.preprocessing)
+    columns = {"oracle": oracle_of(bundle.model, backend)}
+    float_file = bundle.folder.parent / FLOAT_MODEL
+    teacher = _stored_teacher(float_model, float_file, source, needed=evaluation.labels is None)
+    if teacher is None:
+        remarks += (f"no accuracy is judged: {float_file}, the float network that a run leaves, is absent",)
+    else:
+        columns["target"] = columns["teacher"] = teacher
+    count = len(evaluation.images)
+    most = images_at_once(bundle.preprocessing, _BATCH)
+    batches = scored_images(evaluation, np.arange(count), bundle.preprocessing, most, 0)
+    images = ImagesToScore(batches=batches, count=count, source=evaluation.images)
+    return columns, images, (*evaluation.images.notes, *remarks)
 
 
 def _stored_teacher(float_model: Serialised | None, file: Path, source: str, *, needed: bool) -> Outputs | None:
@@ -344,47 +311,9 @@ def _stored_teacher(float_model: Serialised | None, file: Path, source: str, *, 
     return None
 
 
-def _golden(images: Tensor, outputs: Sequence[Output], oracle: Outputs, teacher: Outputs) -> Golden:
-    """A few images with all outputs of the oracle and of the teacher: as many as keep the file small."""
-    size = sum(math.prod(abs(size) for size in output.shape) for output in outputs) * 2 + images[0].numel()
-    images = images[: max(1, min(_GOLDEN_IMAGES, _GOLDEN_BYTES // (4 * size)))]
-    names = [output.name for output in outputs]
-    columns = []
-    for run in (oracle, teacher):
-        columns.append({name: values.detach().numpy() for name, values in zip(names, run(images), strict=True)})
-    return Golden(inputs=images.numpy(), outputs=columns[0], teacher=columns[1])
-
-
-# Parts of the report.
-
-
-def _distillation(quantised: QuantisedStudent, calibrated: float | None) -> Distillation | None:
-    """What training did; None where nothing was trained."""
-    trained = quantised.trained
-    return None if trained is None else replace(trained.distillation, accuracy_calibrated=calibrated)
-
-
-def _unscored(evaluation: EvaluationSet, scored: int) -> tuple[str, ...]:
-    """What to say of images to score on that could not be read."""
-    broken = evaluation.images.unreadable.summary()
-    return () if broken is None else (f"{scored} of {len(evaluation.images)} images are scored: {broken}",)
-
-
-def _noise(quantised: QuantisedStudent, batches: Sequence[Tensor]) -> dict[str, float]:
-    """Noise of each layer in the simulation; nothing where nothing is simulated."""
-    if quantised.prepared is None or quantised.trained is None:
-        return {}
-    return layer_sqnr(quantised.prepared.folded, quantised.trained.network, batches)
-
-
-def _notes(backend: Backend, plan: Plan) -> list[str]:
-    """What the profile says of files like this one."""
-    narrow = any(weight.grid.bits <= 4 and not weight.weight_only for weight in plan.weights)
-    said = [backend.profile.inexact, backend.profile.wide_storage if narrow else "", _option_note(backend)]
-    return [line for line in said if line]
-
-
-def _option_note(backend: Backend) -> str | None:
-    """What the device must set, where the artifact needs it."""
-    options = ", ".join(f"{name}={value}" for name, value in backend.profile.session_options.items())
-    return f"the device must set {options}, as check.py and faqd validate do" if options else None
+def _golden_at_other_size(bundle: Bundle) -> Tensor:
+    """A few golden inputs stretched to another size; a single one and its mirror image."""
+    size = other_size(bundle.preprocessing)
+    few = torch.from_numpy(bundle.golden.inputs[: max(2, images_at_once(size, _OTHER_SIZE_IMAGES))])
+    images = functional.interpolate(few, size=(size.height, size.width), mode="nearest")
+    return torch.cat([images, images.flip(3)]) if len(images) == 1 else images

@@ -19,7 +19,7 @@ from .compare import compared, golden_line
 from .ending import ended
 from .errors import DeviceError
 from .images import open_images, scored
-from .manifest import LEAST_SAME, read_manifest, remark, write_whole
+from .manifest import least_parity, read_manifest, remark, write_whole
 from .runtimes import latency, load, run_all
 
 BACKENDS = ("onnxruntime", "openvino", "reference")
@@ -68,7 +68,7 @@ def check(chosen: argparse.Namespace, *, say: Callable[[str], None]) -> dict[str
     say(f"device             {platform.machine()}, {runtime}")
     if manifest.get("target"):
         say(f"made for           {manifest['target']}")
-    least = manifest.get("least_parity", LEAST_SAME)
+    least = least_parity(manifest)
     with np.load(bundle / "golden.npz", allow_pickle=False) as golden:
         inputs = golden["inputs"]
         expected = {entry["name"]: golden[f"outputs.{entry['name']}"] for entry in manifest["outputs"]}

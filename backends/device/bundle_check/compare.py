@@ -1,4 +1,4 @@
-"""An output of two executions side by side, by the same limits as the gates of a run."""
+"""An output of two executions side by side, by the same measure and limits as the gates of a run."""
 
 from __future__ import annotations
 
@@ -7,73 +7,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# What float64 sums leave of a share that is 1.
-_ROUNDING = 1e-12
-# A spread below a millionth of the numbers themselves is the rounding of float32: no variance.
-_NO_VARIANCE = 1e-12
-# As a run tells numbers of several kinds in one tensor apart (pipeline/networks/outputs/value_tally.py).
-_APART, _MOST_ENTRIES = 30.0, 512
+from .same_answer import answers, largest_difference, limit_on, value_tally
 
 WORDS = {"classes": "same argmax", "labels": "same yes or no", "values": "values alike, R2"}
 """What an output holds -> what is counted of it."""
 
 
-def answers_of(values: NDArray[Any], entry: dict[str, Any]) -> NDArray[Any]:
+def answers_of(values: NDArray[Any], entry: dict[str, Any]) -> NDArray[np.int64]:
     """The decisions of an output that holds classes (along their axis) or labels (above their threshold)."""
-    if entry["holds"] == "classes":
-        return np.asarray(values.argmax(entry.get("class_axis", 1)))
-    return np.asarray(values > entry.get("threshold", 0.0))
+    axis, threshold = entry.get("class_axis", 1), entry.get("threshold", 0.0)
+    return answers(values, holds=entry["holds"], axis=axis, threshold=threshold)
 
 
 def same_share(output: NDArray[Any], expected: NDArray[Any], entry: dict[str, Any]) -> float:
-    """How far an output gives the expected answers, 0 to 1: the share of equal decisions, or R2 of values.
-
-    R2 is the share that is explained of the expected values' variance between images, each number's from its own mean;
-    of values that the images do not move (and of one image), of their variance among each other, of equal ones of their
-    power; of a tensor with numbers of several kinds, such as coordinates beside scores, that of the kind of which least
-    is.
-    """
+    """How far an output gives the expected answers, 0 to 1: the share of equal decisions, or R2 of values."""
     if entry["holds"] != "values":
         return float((answers_of(output, entry) == answers_of(expected, entry)).mean())
-    exact = expected.astype(np.float64)
-    errors = np.square(output - exact)
-    if not errors.any():
-        return 1.0
-    axis = _axis_of_kinds(exact.shape[1:], entry)
-    others = None if axis is None else tuple(place for place in range(exact.ndim) if place != axis)
-    wrong, squares, sums, own = (
-        np.atleast_1d(values.sum(others))
-        for values in (errors, np.square(exact), exact, np.square(exact - exact.mean(0)))
-    )
-    moved = bool((own > _NO_VARIANCE * squares).any())
-    scale, power = float(own.sum()), float(squares.sum())
-    if not moved:
-        own = squares - sums**2 / (exact.size // len(sums))
-        variance = power - float(sums.sum()) ** 2 / exact.size
-        scale = variance if variance > _NO_VARIANCE * power else power
-    shares = [_explained(float(wrong.sum()), scale)]
-    for places in _kinds(own, squares):
-        shares.append(_explained(float(wrong[places].sum()), float(own[places].sum())))
-    return min(shares)
+    return _explained(output, expected, entry)
 
 
-def _explained(error: float, scale: float) -> float:
-    return 1.0 if error == 0 else max(0.0, 1 - error / scale) if scale > 0 and np.isfinite(error) else 0.0
-
-
-def _axis_of_kinds(shape: tuple[int, ...], entry: dict[str, Any]) -> int | None:
-    """The axis along which numbers of several kinds may lie, as a run has it; none in an embedding."""
-    if not shape or entry.get("embedding"):
-        return None
-    axis = 1 if shape[0] <= shape[-1] or len(shape) == 1 else len(shape)
-    return axis if 2 <= shape[axis - 1] <= _MOST_ENTRIES else None
-
-
-def _kinds(own: NDArray[np.float64], squares: NDArray[np.float64]) -> list[NDArray[np.intp]]:
-    """The places of each kind of number where there are several, by the squared deviations of each place."""
-    order = np.array([place for place in np.argsort(own) if own[place] > _NO_VARIANCE * squares[place]], np.intp)
-    starts = [i for i in range(1, len(order)) if own[order[i]] > _APART**2 * own[order[i - 1]]]
-    return np.split(order, starts) if starts else []
+def _explained(output: NDArray[Any], expected: NDArray[Any], entry: dict[str, Any]) -> float:
+    """R2 of an output's numbers, whatever they decide."""
+    embedding = bool(entry.get("embedding")) or entry["holds"] != "values"
+    tally = value_tally(expected.shape[1:], embedding=embedding, negligible=entry.get("negligible", 0.0))
+    tally.spread.add(expected)
+    tally.add(expected, output)
+    return tally.fraction()
 
 
 def cosine_similarity(output: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
@@ -87,32 +46,35 @@ def cosine_similarity(output: NDArray[Any], expected: NDArray[Any]) -> NDArray[n
 
 def compared(output: NDArray[Any], expected: NDArray[Any], entry: dict[str, Any], least: float) -> dict[str, Any]:
     """One output against its golden values, as a report has it; `least`: the share from which on it passes."""
-    share = same_share(output, expected, entry)
-    count = 1 if entry["holds"] == "values" else int(answers_of(expected, entry).size)
-    passed = share >= least - _ROUNDING
+    share, holds = same_share(output, expected, entry), entry["holds"]
+    count = 1 if holds == "values" else int(answers_of(expected, entry).size)
+    same = round(share * count)
+    if holds != "values" and share < least:
+        least = limit_on(least, same=same, total=count, numbers=_explained(output, expected, entry))
+    passed = share >= least
     cosine = cosine_similarity(output, expected) if entry.get("embedding") else None
     return {
-        "holds": entry["holds"],
+        "holds": holds,
         "share": share,
-        "same": int(passed) if entry["holds"] == "values" else round(share * count),
+        "same": int(passed) if holds == "values" else same,
         "answers": count,
         "equal": float((output == expected).mean()),
-        "largest_difference": float(np.abs(output.astype(np.float64) - expected).max()),
+        "largest_difference": largest_difference(output, expected),
         "least": least,
         "passed": passed,
     } | ({} if cosine is None else {"cosine": float(cosine.mean()), "least_cosine": float(cosine.min())})
 
 
-def golden_line(who: str, name: str, found: dict[str, Any]) -> str:
+def golden_line(who: str, name: str, golden: dict[str, Any]) -> str:
     """A comparison as the line that a user reads."""
-    if found["holds"] == "values":
-        answers = f"{WORDS['values']} {100 * found['share']:.4g} %"
-        if "cosine" in found:
-            answers += f", cosine {100 * found['cosine']:.4g} % (least {100 * found['least_cosine']:.4g} %)"
+    if golden["holds"] == "values":
+        said = f"{WORDS['values']} {100 * golden['share']:.4g} %"
+        if "cosine" in golden:
+            said += f", cosine {100 * golden['cosine']:.4g} % (least {100 * golden['least_cosine']:.4g} %)"
     else:
-        answers = f"{WORDS[found['holds']]} {found['same']} of {found['answers']}"
-    words = "" if found["passed"] else f": FAIL, at least {100 * found['least']:g} % must be"
+        said = f"{WORDS[golden['holds']]} {golden['same']} of {golden['answers']}"
+    words = "" if golden["passed"] else f": FAIL, at least {100 * golden['least']:g} % must be"
     return (
-        f"{who:<18} {name}: {answers}, equal to the bit {100 * found['equal']:.2f} %, largest difference"
-        f" {found['largest_difference']:.3g}{words}"
+        f"{who:<18} {name}: {said}, equal to the bit {100 * golden['equal']:.2f} %, largest difference"
+        f" {golden['largest_difference']:.3g}{words}"
     )

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DeviceError
+from .same_answer import WITH_FLOAT
 
 #: The first format whose manifests hold their own hash, and the last that is known here.
 HASHED_FORMAT = 3
-#: The share of answers that must be the golden ones where a manifest does not say it.
-LEAST_SAME = 0.99
 
 
 def read_manifest(bundle: Path, backends: tuple[str, ...]) -> dict[str, Any]:
@@ -35,6 +34,11 @@ def read_manifest(bundle: Path, backends: tuple[str, ...]) -> dict[str, Any]:
     if manifest.get("backend") not in backends:
         raise DeviceError(f"{bundle} is a bundle for {manifest.get('backend')}: make one with --backend {backends[0]}")
     return manifest
+
+
+def least_parity(manifest: dict[str, Any]) -> float:
+    """The share of answers, 0 to 1, that must be the golden ones; manifests of the first formats do not say it."""
+    return float(manifest.get("least_parity", WITH_FLOAT))
 
 
 def remark(manifest: dict[str, Any]) -> str | None:

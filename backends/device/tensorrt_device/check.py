@@ -23,7 +23,7 @@ from ..bundle_check.compare import compared, golden_line
 from ..bundle_check.ending import ended
 from ..bundle_check.errors import DeviceError
 from ..bundle_check.images import open_images, scored
-from ..bundle_check.manifest import LEAST_SAME, read_manifest, remark, write_whole
+from ..bundle_check.manifest import least_parity, read_manifest, remark, write_whole
 from .build import HARDWARE, BuiltEngine, EngineOptions, build_engine, engine_facts
 from .compare import sampled, sqnr_db
 from .cuda import Cuda
@@ -129,7 +129,7 @@ def check(
         found = census(parse_inspection(engine.inspection()), layers, planned_products(manifest["plan"]))
         say(kernel_line(found))
         report["kernels"] = asdict(found)
-        least = manifest.get("least_parity", LEAST_SAME)
+        least = least_parity(manifest)
         report["golden"] = {
             name: compared(outputs[name], expected[name], entry, least)
             | {"sqnr_db": sqnr_db(expected[name], outputs[name])}

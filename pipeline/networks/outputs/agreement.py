@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from backends.device.bundle_check.same_answer import EXACT, WITH_FLOAT, largest_difference, limit_on, value_tally
+from backends.device.bundle_check.value_tally import Spread, ValueTally
 from pipeline.networks.outputs.cosine_tally import CosineTally
-from pipeline.networks.outputs.meaning import Output
-from pipeline.networks.outputs.value_tally import Spread, ValueTally, axis_of_kinds
+from pipeline.networks.outputs.entries import entries_of
+from pipeline.networks.outputs.meaning import Output, as_array
 from pipeline.report.schema import OutputScore, Parity
 
 # A table of this many classes squared is counted per batch; more classes have no mean intersection over union.
 _MOST_CLASSES = 1024
+# Of more decisions than these a share can be told, whatever their numbers are.
+_FEW_DECISIONS = round(1 / (EXACT - WITH_FLOAT))
+
+Values = NDArray[Any]
 
 
 class OutputTally:
@@ -27,28 +32,29 @@ class OutputTally:
         self.metric: Literal["agreement", "r2", "centred-cosine"] = "agreement"
         if output.holds == "values":
             self.metric = "centred-cosine" if output.embedding else "r2"
-        # The numbers of an embedding mean nothing each for itself.
-        self.axis = None if output.embedding else axis_of_kinds(output.shape)
         self.pairs: dict[tuple[str, str], _Decisions | ValueTally | CosineTally] = {}
         self.agreeing = self.positions = 0
         self.equal = self.elements = 0
         self.largest = 0.0
-        self.per_image: dict[str, list[Tensor]] = {}
+        self.per_image: dict[str, list[NDArray[np.float64]]] = {}
         self.spreads: dict[str, Spread] = {}
         self.images = 0
-        self._first: Tensor | None = None
+        self._numbers: dict[str, ValueTally] = {}  # what few decisions were made of: columns beside the oracle
+        self._first: Values | None = None
         self._alike = True
 
     def add(self, columns: Mapping[str, Tensor]) -> None:
         """Count one batch: column -> the output [B, ...]."""
         compared = [name for name in ("simulated", "oracle", "runtime") if name in columns]
-        seen = dict(columns)
+        raw = {name: as_array(values) for name, values in columns.items()}
+        seen: dict[str, Values] = dict(raw)
         if self.output.holds != "values":
-            seen = {name: self.output.decided(values) for name, values in columns.items()}
+            seen = {name: self.output.answers(values) for name, values in columns.items()}
             if len(compared) > 1:
                 first = seen[compared[0]]
-                self.positions += first.numel()
-                self.agreeing += int(torch.stack([seen[name] == first for name in compared]).all(0).sum())
+                self.positions += first.size
+                self.agreeing += int(np.all([seen[name] == first for name in compared], axis=0).sum())
+                self._count_numbers(raw, compared)
             self._compare_decisions(seen)
         self.images += len(next(iter(columns.values())))
         pairs = [("target", name) for name in columns if "target" in columns]
@@ -57,16 +63,19 @@ class OutputTally:
                 if (one, other) not in self.pairs:
                     self.pairs[one, other] = self._pair(one)
                 pair = self.pairs[one, other]
+                if isinstance(pair, CosineTally):
+                    pair.add(columns[one], columns[other])
+                    continue
                 pair.add(seen[one], seen[other])
-                if one == "target" and not isinstance(pair, CosineTally):
+                if one == "target":
                     self.per_image.setdefault(other, []).append(pair.per_image(seen[one], seen[other]))
         for name, spread in self.spreads.items():
             spread.add(seen[name])
         if "oracle" in columns and "runtime" in columns:
-            mine, theirs = columns["oracle"], columns["runtime"]
-            self.elements += mine.numel()
+            mine, theirs = raw["oracle"], raw["runtime"]
+            self.elements += mine.size
             self.equal += int((mine == theirs).sum())
-            self.largest = max(self.largest, float((mine.double() - theirs.double()).abs().max()))
+            self.largest = max(self.largest, largest_difference(theirs, mine))
 
     def fractions(self) -> dict[str, float]:
         """Each column's agreement with the target (R2 for values, centred cosine for embeddings), 0 to 1."""
@@ -82,14 +91,11 @@ class OutputTally:
         if pair is None or teacher is None:
             return None
         if isinstance(pair, CosineTally) and isinstance(teacher, CosineTally):
-            difference = teacher.similarities() - pair.similarities()
-        else:
-            wrong = [torch.cat(self.per_image[name]).double() for name in (column, "teacher")]
-            difference = wrong[0] - wrong[1]
-        if isinstance(pair, ValueTally):
-            difference = pair.lost(difference)
-        lost: NDArray[np.float64] = difference.numpy()
-        return lost
+            similarities: NDArray[np.float64] = (teacher.similarities() - pair.similarities()).numpy()
+            return similarities
+        wrong = [np.concatenate(self.per_image[name]) for name in (column, "teacher")]
+        difference: NDArray[np.float64] = wrong[0] - wrong[1]
+        return pair.lost(difference) if isinstance(pair, ValueTally) else difference
 
     @property
     def alike(self) -> bool:
@@ -111,11 +117,27 @@ class OutputTally:
         """Share of decisions in which simulation, oracle and runtime are all alike; None where there are none."""
         return self.agreeing / self.positions if self.positions else None
 
+    @property
+    def runtime_vs_oracle(self) -> float | None:
+        """Share of decisions, or R2 of values, by which the runtime gives what the oracle gives; None without both."""
+        pair = self.pairs.get(("oracle", "runtime"))
+        return None if pair is None else pair.fraction()
+
+    def limit(self, least: float) -> float:
+        """The share of answers that must be the same in simulation, oracle and runtime by a limit `least` on shares.
+
+        It is another one where so few decisions were made that one of them is more than it leaves (`limit_on`).
+        """
+        if not self.positions:
+            return least
+        numbers = min((tally.fraction() for tally in self._numbers.values()), default=None)
+        return limit_on(least, same=self.agreeing, total=self.positions, numbers=numbers)
+
     def score(self) -> OutputScore:
         """The output's entry in the report."""
         fractions = self.fractions()
         best = self.pairs.get(("target", "runtime")) or self.pairs.get(("target", "oracle"))
-        simulation, runtime = self.pairs.get(("oracle", "simulated")), self.pairs.get(("oracle", "runtime"))
+        simulation = self.pairs.get(("oracle", "simulated"))
         return OutputScore(
             name=self.output.name,
             holds=self.output.holds,
@@ -129,12 +151,12 @@ class OutputTally:
             mean_iou=best.mean_iou() if isinstance(best, _Decisions) else None,
             rms_error=best.rms_error() if isinstance(best, ValueTally) else None,
             oracle_vs_simulated=simulation.fraction() if simulation is not None else None,
-            runtime_vs_oracle=runtime.fraction() if runtime is not None else None,
+            runtime_vs_oracle=self.runtime_vs_oracle,
             exact_fraction=self.equal / self.elements if self.elements else None,
             max_difference=self.largest if self.elements else None,
             worst=best.worst() if isinstance(best, CosineTally) else None,
             cosine=best.plain() if isinstance(best, CosineTally) else None,
-            entries=best.entries() if isinstance(best, ValueTally) else (),
+            entries=entries_of(best) if isinstance(best, ValueTally) else (),
         )
 
     def _pair(self, one: str) -> _Decisions | ValueTally | CosineTally:
@@ -147,12 +169,24 @@ class OutputTally:
             return self._decisions()
         if self.metric == "centred-cosine" and one == "target":
             return CosineTally()
-        return ValueTally(self.spreads.setdefault(one, Spread(self.axis)))
+        tally = value_tally(self.output.shape, embedding=self.output.embedding, negligible=self.output.negligible)
+        return ValueTally(self.spreads.setdefault(one, tally.spread))
 
-    def _compare_decisions(self, seen: Mapping[str, Tensor]) -> None:
+    def _count_numbers(self, raw: Mapping[str, Values], compared: Sequence[str]) -> None:
+        """The numbers that decisions are made of, as long as there are few of those."""
+        if self.positions > _FEW_DECISIONS or "oracle" not in raw:
+            self._numbers.clear()
+            return
+        for name in compared:
+            if name != "oracle":
+                tally = self._numbers.setdefault(name, value_tally((), embedding=True, negligible=0.0))
+                tally.add(raw["oracle"], raw[name])
+                tally.spread.add(raw["oracle"])
+
+    def _compare_decisions(self, seen: Mapping[str, Values]) -> None:
         """Whether the target's decisions are still those of the first image."""
         if "target" in seen:
-            self._first = seen["target"][:1].clone() if self._first is None else self._first
+            self._first = seen["target"][:1].copy() if self._first is None else self._first
             self._alike = self._alike and bool((seen["target"] == self._first).all())
 
     def _decisions(self) -> _Decisions:
@@ -179,20 +213,20 @@ class _Decisions:
     def __init__(self, classes: int | None, *, labels: bool) -> None:
         self.same = self.total = 0
         self.labels = labels
-        self.confusion = None if classes is None else torch.zeros(classes, classes, dtype=torch.int64)
+        self.confusion = None if classes is None else np.zeros((classes, classes), np.int64)
 
-    def add(self, wanted: Tensor, found: Tensor) -> None:
-        self.same += int((wanted == found).sum())
-        self.total += wanted.numel()
+    def add(self, expected: Values, answered: Values) -> None:
+        self.same += int((expected == answered).sum())
+        self.total += expected.size
         if self.confusion is not None:
-            size = len(self.confusion)
-            pairs = torch.bincount((wanted * size + found).reshape(-1), minlength=size * size)
+            size, known = len(self.confusion), (expected >= 0) & (answered >= 0)
+            pairs = np.bincount(expected[known] * size + answered[known], minlength=size * size)
             self.confusion += pairs.reshape(size, size)
 
     @staticmethod
-    def per_image(wanted: Tensor, found: Tensor) -> Tensor:
+    def per_image(expected: Values, answered: Values) -> NDArray[np.float64]:
         """Share of each image's decisions that differ, [B]."""
-        return (wanted != found).reshape(len(wanted), -1).double().mean(1)
+        return np.asarray((expected != answered).reshape(len(expected), -1).mean(1), np.float64)
 
     def fraction(self) -> float:
         return self.same / self.total
@@ -201,9 +235,9 @@ class _Decisions:
         """Intersection over union, averaged over the classes that either names; of labels, that of the yes alone."""
         if self.confusion is None:
             return None
-        both = self.confusion.diagonal().double()
-        either = self.confusion.sum(0) + self.confusion.sum(1) - self.confusion.diagonal()
+        both = self.confusion.diagonal()
+        either = self.confusion.sum(0) + self.confusion.sum(1) - both
         if self.labels:
             both, either = both[1:], either[1:]
         named = either > 0
-        return float((both[named] / either[named]).mean()) if bool(named.any()) else None
+        return float((both[named] / either[named]).mean()) if named.any() else None

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from backends.device.bundle_check.same_answer import NEGLIGIBLE_PROBABILITY
 from calibration.errors import UserError
 from calibration.graph.operators import static_shape
+from calibration.graph.probabilities import is_probability
 from pipeline.networks.outputs.final_activation import FinalActivation, final_activation
 from pipeline.networks.outputs.meaning import OUTPUT_KINDS, Kind, Output
 
@@ -72,6 +74,7 @@ def describe_outputs(
                 activation=made,
                 shown=shown,
                 embedding=kind.embedding,
+                negligible=NEGLIGIBLE_PROBABILITY if kind.holds == "values" and is_probability(result) else 0.0,
             )
         )
     if open_questions:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from backends.device.bundle_check.same_answer import answers
 from calibration.errors import UserError
 from pipeline.networks.outputs.final_activation import Activation
 
@@ -60,6 +63,8 @@ class Output:
     shown: bool = False
     embedding: bool = False
     names: tuple[str, ...] = ()
+    negligible: float = 0.0
+    """Of values: a difference that is none, in their unit; above 0 where a sigmoid or softmax gives them."""
     names_are_final: bool = False
     """Whether the user has named them: what is called otherwise is then no class of this network."""
 
@@ -96,6 +101,10 @@ class Output:
         """The class of every position, int64, or for labels whether each is a yes; not for values."""
         return output.argmax(self.axis) if self.holds == "classes" else (output > self.threshold).long()
 
+    def answers(self, output: Tensor) -> NDArray[np.int64]:
+        """The same as `decided` has it, as it is counted here and on devices: -1 where it is not decided by numbers."""
+        return answers(as_array(output), holds=self.holds, axis=self.axis, threshold=self.threshold)
+
     def logits(self, output: Tensor) -> Tensor:
         """What the activation has made its output of, [B, ...], up to a constant per distribution; values as they are.
 
@@ -130,7 +139,15 @@ class Output:
             said["threshold"] = self.threshold
         if self.embedding:
             said["embedding"] = True
+        if self.negligible:
+            said["negligible"] = self.negligible
         return said | ({"class_names": list(self.names)} if self.names else {})
+
+
+def as_array(output: Tensor) -> NDArray[Any]:
+    """A network's output as an array, wherever it was computed; bfloat16, which arrays have not, as float32."""
+    output = output.detach().cpu()
+    return np.asarray((output.float() if output.dtype == torch.bfloat16 else output).numpy())
 
 
 def primary(outputs: Sequence[Output]) -> int:

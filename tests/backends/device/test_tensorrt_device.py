@@ -14,7 +14,7 @@ import torch
 
 from backends.device.bundle_check.compare import compared, same_share
 from backends.device.bundle_check.images import normalised
-from backends.device.bundle_check.manifest import LEAST_SAME
+from backends.device.bundle_check.same_answer import WITH_FLOAT
 from backends.device.tensorrt_device.build import EngineOptions, build_engine
 from backends.device.tensorrt_device.compare import sampled, sqnr_db
 from backends.device.tensorrt_device.cuda import Cuda
@@ -25,7 +25,6 @@ from backends.device.tensorrt_device.sdk import load_sdk, product, version_of
 from backends.lint.table import RULES
 from backends.oracle.backend import IntegerOracle
 from backends.tensorrt.backend import TensorRT
-from pipeline.validation.gates import PARITY_WITH_FLOAT
 from tests.backends.device import tensorrt_stand_in as stand_in
 
 Build = Callable[..., Any]
@@ -320,12 +319,11 @@ def test_answers_are_counted_by_what_an_output_holds() -> None:
 
 
 def test_ties_may_flip_a_pixel_of_a_map_and_no_class_of_few_images() -> None:
-    assert LEAST_SAME == PARITY_WITH_FLOAT, "the device's own check and faqd's gate ask for the same"
     cases = {(16, 16): True, (15, 16): False, (99, 100): True, (98, 100): False, (0, 1): False}
     for (same, count), passed in cases.items():
         expected = np.tile(np.array([1, 0], np.float32), (count, 1))
         output = np.concatenate([expected[:same], expected[same:, ::-1]])
-        found = compared(output, expected, {"holds": "classes", "class_axis": 1}, LEAST_SAME)
+        found = compared(output, expected, {"holds": "classes", "class_axis": 1}, WITH_FLOAT)
         assert (found["same"], found["answers"], found["passed"]) == (same, count, passed)
 
 

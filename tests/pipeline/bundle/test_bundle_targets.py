@@ -10,7 +10,8 @@ import pytest
 from backends.facts.cpu import CPUS
 from backends.onnxruntime.emulation import EMULATED
 from calibration.errors import UserError
-from pipeline.bundle.bundle import Bundle, Golden
+from pipeline.bundle.bundle import Bundle
+from pipeline.bundle.golden import Golden
 from pipeline.setup.chosen_backend import emulated_backend
 
 

@@ -14,10 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from backends import backend_of
 from backends.base import Census
 from backends.device.bundle_check import compare as device
-from calibration.plan import Plan
 from pipeline.cli import main
 from pipeline.config import ValidationConfig
 from pipeline.networks.outputs.cosine_tally import CosineTally, cosine_similarity
@@ -77,10 +75,9 @@ def scored(degrees: Tensor, *, runtime: float = 1.0, common: float = 0.0) -> Sco
 
 
 def gates(scores: Scores, earlier: Report | None = None, **settings: float) -> dict[str, Gate]:
-    plan, backend = Plan(backend="reference", activations=(), weights=()), backend_of("reference", "")
     config = ValidationConfig(**settings)  # type: ignore[arg-type]
     census = Census(integer=("conv",), floating=())
-    made = gates_of(config, scores, census, no_latency(1, 1), plan, backend, earlier=earlier)
+    made = gates_of(config, scores, census, no_latency(1, 1), least=1.0, earlier=earlier)
     return {gate.name: gate for gate in made}
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
 from torch import Tensor
 
-from backends import backend_of
 from backends.base import Census
+from backends.device.bundle_check.same_answer import WITH_FLOAT
 from calibration.errors import UserError
 from calibration.plan import Plan
 from pipeline.config import ValidationConfig
@@ -61,7 +60,7 @@ def gates(scores: Scores, **settings: Any) -> dict[str, Gate]:
     census, latency = settings.pop("census", INTEGER), settings.pop("latency", no_latency(1, 1))
     earlier = settings.pop("earlier", None)
     config = ValidationConfig(**settings)
-    made = gates_of(config, scores, census, latency, PLAN, backend_of("reference", ""), earlier=earlier)
+    made = gates_of(config, scores, census, latency, least=1.0, earlier=earlier)
     return {gate.name: gate for gate in made}
 
 
@@ -190,24 +189,28 @@ def test_kernels_and_speed_fail() -> None:
 
 
 def test_another_size_fails_where_the_runtime_answers_otherwise() -> None:
-    shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", 4, "h", "w"]) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", shapes[:1], shapes[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    assert isinstance(model, onnx.ModelProto)
-    images = torch.randn(2, 4, 6, 9, generator=torch.Generator().manual_seed(0))
-
-    class Answers:
-        def __init__(self, turned: int) -> None:
-            self.turned = turned
-
-        def run(self, values: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
-            return [np.roll(np.maximum(values, 0), self.turned, 1)]
-
+    images = torch.randn(4, 4, 6, 9, generator=torch.Generator().manual_seed(0))
     output = Output(name="y", holds="classes", axis=1, shape=(4, -1, -1))
-    for turned, passed in ((0, True), (1, False)):
-        backend, serialised = backend_of("reference", ""), model.SerializeToString()
-        gate, _ = gate_of_other_size(serialised, backend, Answers(turned), (output,), images, 1.0)
-        assert gate.passed is passed
+    for channels, passed in (([0, 1, 2, 3], True), ([1, 2, 3, 0], False)):
+        runtime = partial(lambda order, x: [x[:, order].relu()], channels)
+        gate, said = gate_of_other_size(lambda x: [x.relu()], runtime, (output,), images, 1.0)
+        assert gate.passed is passed and said is not None and "at 9x6 px, 4 images" in said
+    gate, said = gate_of_other_size(lambda x: [x], None, (output,), images, 1.0)
+    assert gate.passed is None and said is None
+
+
+def test_at_another_size_constants_explain_nothing() -> None:
+    """Boxes on a grid of hundreds of pixels, moved by one: a tenth of the grid's deviation is no tolerance for that."""
+    images = torch.randn(4, 1, 6, 9, generator=torch.Generator().manual_seed(0))
+    grid = 10.0 * torch.arange(54.0).reshape(6, 9)
+    output = Output(name="boxes", holds="values", axis=1, shape=(1, -1, -1))
+
+    def gate(runtime: Callable[[Tensor], Tensor]) -> Gate:
+        return gate_of_other_size(lambda x: [x + grid], lambda x: [runtime(x) + grid], (output,), images, WITH_FLOAT)[0]
+
+    assert gate(lambda x: x).value == 1.0
+    assert gate(torch.zeros_like).passed is False, "one answer for every image"
+    assert gate(lambda x: 0.95 * x).passed is True and gate(lambda x: 0.85 * x).passed is False
 
 
 def test_golden_images_repeat_the_runs_verdict_and_can_fail_alone(make_report: Callable[..., Report]) -> None:

@@ -9,15 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from backends import backend_of
 from backends.base import Census
 from backends.device.bundle_check.compare import same_share
+from backends.device.bundle_check.value_tally import Spread, ValueTally
 from calibration.errors import UserError
-from calibration.plan import Plan
 from pipeline.cli import main
 from pipeline.config import ValidationConfig
 from pipeline.networks.outputs.meaning import Output
-from pipeline.networks.outputs.value_tally import Spread, ValueTally
 from pipeline.report.gate import Gate, verdict
 from pipeline.report.schema import read_report
 from pipeline.report.wording import undecided_words
@@ -71,9 +69,9 @@ def scored(output: Output, teacher: Tensor, student: Tensor, images: Tensor | No
 
 
 def gates(scores: Scores, **settings: float) -> dict[str, Gate]:
-    plan, census = Plan(backend="reference", activations=(), weights=()), Census(integer=("conv",), floating=())
+    census = Census(integer=("conv",), floating=())
     config = ValidationConfig(**settings)  # type: ignore[arg-type]
-    made = gates_of(config, scores, census, no_latency(1, 1), plan, backend_of("reference", ""))
+    made = gates_of(config, scores, census, no_latency(1, 1), least=1.0)
     return {gate.name: gate for gate in made}
 
 
