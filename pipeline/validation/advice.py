@@ -14,6 +14,8 @@ from pipeline.report.wording import scored_output
 
 #: Bits of weights -> the next wider ones that are worth a run of their own.
 _WIDER = {4: 8, 3: 4, 2: 4, 1: 2}
+# Layers named at most.
+_NAMED_LAYERS = 3
 # Below this number of images, more of them are worth more than another setting [ours].
 _FEW_IMAGES = 512
 
@@ -34,8 +36,8 @@ def advice_on_bundle(bundle: Path, report: Report, run: Report | None) -> tuple[
         name, _, which = gate.name.partition(":")
         if gate.passed is not False:
             continue
-        if name.startswith("parity"):
-            lines.append(f"for the parity gate: faqd compare {shlex.quote(str(bundle))} names what differs first")
+        if (line := _of_runtime(gate, report, bundle)) is not None:
+            lines.append(line)
         if name in ("max-drop", "worst"):
             output = next((entry for entry in report.outputs if entry.name == which), scored_output(report))
             if output is not None and gate.limit is not None and lost_entries(output, gate.limit):
@@ -69,9 +71,31 @@ def _line(config: RunConfig, report: Report, gate: Gate) -> str | None:
         if output is not None and gate.limit is not None and lost_entries(output, gate.limit):
             return None  # no setting helps where one scale serves two kinds of numbers, and that is said already
         return _untried(config, report, f"the gate of output {which}" if which else "the accuracy gate")
+    return _of_runtime(gate, report, config.folder / "bundle")
+
+
+def _of_runtime(gate: Gate, report: Report, bundle: Path) -> str | None:
+    """What to do where the runtime does not do what it should: the same for a run and for its bundle."""
     if gate.name.startswith("parity"):
+        return f"for the parity gate: faqd compare {shlex.quote(str(bundle))} names what differs first"
+    if gate.name == "kernels":
+        names = [layer.name for layer in report.layers if layer.weight_bits is not None and layer.integer is False]
+        shown = ", ".join(names[:_NAMED_LAYERS]) + (
+            f" and {more} more" if (more := len(names) - _NAMED_LAYERS) > 0 else ""
+        )
         return (
-            f"for the parity gate: faqd compare {shlex.quote(str(config.folder / 'bundle'))} names what differs first"
+            f"for the kernels gate: {shown} are stored as integers and computed in float by this runtime; try another"
+            " version of it (faqd doctor says which is here), and please report it"
+        )
+    if gate.name == "dynamic-size":
+        return (
+            "for the gate at another size: leave --dynamic-size out and make a file for each size (--image-size), and"
+            " please report it"
+        )
+    if gate.name == "min-speedup":
+        return (
+            "for the speed-up gate: another --threads or --batch, a processor with integer instructions (faqd doctor),"
+            " a smaller --min-speedup"
         )
     return None
 

@@ -172,7 +172,8 @@ def planted(output: Output, exact: NDArray[Any], *, beyond: bool) -> NDArray[Any
     if output.name == "rare":  # nothing is there, of which 1e-6 more is nothing too
         return exact + (1.1 if beyond else 0.9) * NEGLIGIBLE_PROBABILITY
     if output.name == "anchors":  # no image moves them: they are measured by their own variance
-        return exact + np.sqrt((0.0101 if beyond else 0.0099) * exact.astype(np.float64).var())
+        shift = np.sqrt((0.0101 if beyond else 0.0099) * exact.astype(np.float64).var())
+        return np.asarray(exact + shift)
     # Of boxes the numbers of the smaller kind alone: those of the larger would drown them.
     return lessened(exact, 0.0101 if beyond else 0.0099, slice(4, 6) if output.name == "boxes" else slice(None))
 

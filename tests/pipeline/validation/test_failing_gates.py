@@ -1,0 +1,168 @@
+"""Every gate there is fails on a real bundle for a planted fault, and report, exit status, table and advice say so."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from backends.device.bundle_check.manifest import manifest_digest
+from pipeline.bundle.bundle import read_bundle
+from pipeline.cli import main
+from pipeline.images.preprocessing import normalise
+from pipeline.report.schema import read_report
+from pipeline.report.wording import GATES, gate_words
+
+NETWORK = """
+import torch
+from torch import nn
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 1, 1), nn.ReLU())
+        self.boxes, self.classes, self.vector = nn.Conv2d(16, 4, 1), nn.Linear(16, 10), nn.Linear(16, 8)
+
+    def forward(self, x):
+        y = self.body(x)
+        pooled = y.mean((2, 3))
+        return {"classes": self.classes(pooled), "boxes": self.boxes(y).flatten(2), "vector": self.vector(pooled)}
+
+def heads():
+    return Heads(), {"height": 16}
+
+def embedder():
+    net = Heads()
+    net.forward = lambda x: net.vector(net.body(x).mean((2, 3)))
+    return net, {"height": 16}
+"""
+KINDS = "classes=classes,boxes=values,vector=embedding"
+Change = Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the bundle of a network of three outputs for any size of images, and labelled images."""
+    folder = tmp_path_factory.mktemp("failing")
+    (folder / "failing_nets.py").write_text(NETWORK)
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 4, 4, 3), np.uint8).repeat(4, 1).repeat(4, 2)
+    np.savez(folder / "photos.npz", images=pixels)
+    before = list(sys.path)
+    sys.path.insert(0, str(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for builder, more in (("heads", ("--output-kinds", KINDS, "--dynamic-size")), ("embedder", EMBEDDER)):
+            line = ("run", "--quiet", "--teacher", f"python:failing_nets:{builder}", "--data", "npz:photos.npz#images")
+            assert main([*line, *more, "--steps", "0", "--max-drop", "20", "--output", builder]) in (0, 4)
+        preprocessing = read_bundle(folder / "heads" / "bundle").preprocessing
+        images = normalise(torch.from_numpy(pixels.transpose(0, 3, 1, 2)), preprocessing).numpy()
+        session = onnxruntime.InferenceSession("heads/float.onnx", providers=["CPUExecutionProvider"])
+        labels = session.run(["classes"], {session.get_inputs()[0].name: images})[0].argmax(1)
+        np.savez(folder / "labelled.npz", images=pixels, labels=labels)
+        yield folder
+    sys.path[:] = before
+
+
+EMBEDDER = ("--output-kinds", "output=embedding")
+
+
+def session_answers(patch: pytest.MonkeyPatch, change: Change, *, size: int | None = None) -> None:
+    """A fault of ONNX Runtime itself: what it gives of images of that height is changed, of any where none is named."""
+    own = onnxruntime.InferenceSession.run
+
+    def run(session: Any, names: Any, feeds: Any, *more: Any) -> list[Any]:
+        results = list(own(session, names, feeds, *more))
+        height = next(iter(feeds.values())).shape[2]
+        return change(results) if size is None or height == size else results
+
+    patch.setattr(onnxruntime.InferenceSession, "run", run)
+
+
+def one_of_ten_is_another(results: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Every tenth image's embedding points the other way."""
+    changed = results[-1].copy()
+    changed[::10] *= -1
+    return [*results[:-1], changed]
+
+
+def others(index: int) -> Change:
+    """One output of every image is that of its opposite."""
+    return lambda results: [-values if place == index else values for place, values in enumerate(results)]
+
+
+def float_kernels(bundle: Path) -> None:
+    """An option in the manifest by which ONNX Runtime computes all that is quantised in float."""
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["session_options"]["session.disable_quant_qdq"] = "1"
+    manifest["sha256"] = manifest_digest(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def fault(change: Change, *, size: int | None = None) -> Callable[[pytest.MonkeyPatch, Path], None]:
+    return lambda patch, _: session_answers(patch, change, size=size)
+
+
+PHOTOS, LABELLED = ("--eval-data", "npz:photos.npz#images"), ("--eval-data", "npz:labelled.npz#images,labels")
+RAISED = "another faqd run, cheapest first"
+#: Gate as it is called, with NAME for any output -> its failing gate, the network, flags, the fault, what is advised.
+CASES: dict[str, tuple[str, str, tuple[str, ...], Callable[[pytest.MonkeyPatch, Path], None], str]] = {
+    "max-drop": ("max-drop", "heads", PHOTOS, fault(others(0)), RAISED),
+    "max-drop by labels": ("max-drop", "heads", LABELLED, fault(others(0)), RAISED),
+    "max-drop:NAME": ("max-drop:boxes", "heads", PHOTOS, fault(others(1)), RAISED),
+    "worst": ("worst", "embedder", (*PHOTOS, "--max-drop", "10"), fault(one_of_ten_is_another), RAISED),
+    "worst:NAME": ("worst:vector", "heads", (*PHOTOS, "--max-drop", "10"), fault(one_of_ten_is_another), RAISED),
+    "parity": ("parity", "heads", (), fault(others(0)), "faqd compare"),
+    "parity-values": ("parity-values", "heads", (), fault(others(1)), "faqd compare"),
+    "dynamic-size": ("dynamic-size", "heads", (), fault(others(1), size=48), "--image-size"),
+    "kernels": ("kernels", "heads", (), lambda _, bundle: float_kernels(bundle), "try another version of it"),
+    "min-speedup": ("min-speedup", "heads", ("--min-speedup", "1000"), lambda *_: None, "a smaller --min-speedup"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_planted_fault_fails_its_gate(
+    case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, network, flags, plant, advised = CASES[case]
+    bundle = Path(network) / f"{case.partition(' ')[0].replace(':', '-')}-bundle"
+    shutil.copytree(Path(network) / "bundle", bundle)
+    plant(monkeypatch, bundle)
+    assert main(["validate", str(bundle), *flags, "--quiet", "--report", "out.json"]) == 1
+    report = read_report(Path("out.json"))
+    (gate,) = [gate for gate in report.gates if gate.name == name]
+    assert gate.passed is False and gate.value is not None and report.status == "gate-failed"
+    assert report.exit_status == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    what, value, outcome = gate_words(gate)
+    assert outcome.startswith("FAIL") and f"{what} {value} {outcome}" in shown
+    assert "a gate failed (exit status 1)" in shown
+    assert any(advised in note for note in report.notes), report.notes
+    assert advised in shown
+    shutil.rmtree(bundle)
+
+
+def test_no_gate_is_without_a_case(repository: Path) -> None:
+    """Names of gates as the code makes them, and as the table of words has them."""
+    assert {case.partition(" ")[0].partition(":")[0] for case in CASES} == set(GATES)
+    named = set()
+    for path in (repository / "pipeline" / "validation").glob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Gate":
+                named |= {
+                    keyword.value.value
+                    for keyword in call.keywords
+                    if keyword.arg == "name" and isinstance(keyword.value, ast.Constant)
+                }
+    assert named and named <= set(GATES)
