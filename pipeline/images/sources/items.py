@@ -108,7 +108,8 @@ def labels_of_items(items: Any, count: int, where: str) -> NDArray[np.int64] | N
         UserError: labels are there but are not class indices.
     """
     for attribute in ("targets", "labels", "_labels"):
-        stored = getattr(items, attribute, None)
+        with UserCode(f"{where}.{attribute}"):  # it may be a property, whose code is the user's
+            stored = getattr(items, attribute, None)
         if isinstance(stored, torch.Tensor):
             stored = stored.numpy(force=True)
         if isinstance(stored, Sequence | np.ndarray) and len(stored) == count:
