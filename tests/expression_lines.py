@@ -24,12 +24,15 @@ NUMBERS = _lines(
     torch.div({a}, {n})   torch.true_divide({a}, {n})   torch.neg({a})   ({a}.abs() + 1).rsqrt()
     ({a}.abs() + 1).reciprocal()   ({a}.abs() + 1).log()   ({a} * 0.1).exp()   {a}.abs().sqrt()
     torch.pow({a}.abs() + 0.1, 1 / 2.2)   {a} * torch.tensor({n})   {a} + torch.tensor(0.0)   {a}.float()
-    {a}.to({a}.dtype)   {a}.type_as(x)   {a}.contiguous()   {a}.clone()   {a}.detach() * 1   !({a} > 0) * {a}
-    !({a} > 0).float() * {n}   !({a} >= {n}).to({a}.dtype) - {a}   {a} * True   {a} + (2 > 1)   {a}.sin() + {a}.cos()
+    {a}.to({a}.dtype)   {a}.type_as(x)   {a}.contiguous()   {a}.clone()   {a}.detach() * 1   ({a} > 0) * {a}
+    ({a} > 0).float() * {n}   ({a} >= {n}).to({a}.dtype) - {a}   {a} * True   {a} + (2 > 1)   {a}.sin() + {a}.cos()
     {a}.erf()   torch.floor({a} * 2 + 0.3)   torch.sign({a} + 0.01)   {a}.expm1()   torch.log1p({a}.abs())   {a}.trunc()
-    {a}.frac() * 0   torch.ceil({a} + 0.4)   torch.exp2({a} * 0.1)   !torch.where({a} > 0, {a}, {a} * {n})
-    !torch.where({a} > {n}, {n}, {a})   !{a}.masked_fill({a} < 0, {n})   !{a}.nan_to_num()   !{a} % 2   !{a} // 1
-    torch.atan({a})   !torch.remainder({a}, 3)   torch.lerp({a}, x0, 0)
+    {a}.frac() * 0   torch.ceil({a} + 0.4)   torch.exp2({a} * 0.1)   torch.where({a} > 0, {a}, {a} * {n})
+    torch.where({a} > {n}, {n}, {a})   {a}.masked_fill({a} < 0, {n})   !{a}.nan_to_num()   !{a} % 2   !{a} // 1
+    torch.atan({a})   (({a} > 0) & ({a} < {n})).float()   (({a} > 0) | ({a} < -1)) * {a}   ({a} > 0).int() * {n}
+    ({a} > {n}).sum(-1, keepdim=True) * 0.1   torch.where(({a} > 0).any(-1, True), {a}, {n} * {a})
+    {a}.masked_fill({a} > {n}, float('-inf')).softmax(-1) * 0 + 1   torch.logical_not({a} > 0).to({a}) + {a}
+    !torch.remainder({a}, 3)   torch.lerp({a}, x0, 0)
     """
 )
 
@@ -67,11 +70,11 @@ MIXED = _lines(
     !{a} + torch.zeros_like({a})   {a}.new_full((1,), {n}) * {a}   {a} + {a}.new_tensor([{n}])   !{a}.double().float()
     !{a}.to(torch.float64).mean({d}).float()   {a}.mean({d}, dtype=torch.float32)   !{a}.sum({d}, dtype=torch.float64)
     {a}.softmax({d}, dtype=torch.float32)   F.softmax({a}.float(), dim={d}).type_as({a})   !{a}.half().float()
-    !{a}.round().float()   !({a} * 4).round() / 4   !torch.round({a}, decimals=1)   !{a}.int() * 0.5
-    !{a}.long().float()   !{a}.bool() * {a}   !torch.gt({a}, {n}) * {a}   !{a}.lt(0) * {n}   !({a} != 0).float()
-    !~({a} > 0) * {a}   !torch.where({a} > 0, 1.0, {n})   !torch.where({a} > 0, {a}, torch.zeros_like({a}))
-    !torch.where(self.flag, {a}, 0)   !torch.where(self.flag, {a}, -{a})   !{a}.where({a} > {n}, torch.tensor({n}))
-    !torch.heaviside({a}, {a})   {a}.masked_fill(self.flag, {n})
+    {a}.round().float()   ({a} * 4).round() / 4   torch.round({a}, decimals=1)   !{a}.int() * 0.5
+    !{a}.long().float()   {a}.bool() * {a}   torch.gt({a}, {n}) * {a}   {a}.lt(0) * {n}   ({a} != 0).float()
+    ~({a} > 0) * {a}   torch.where({a} > 0, 1.0, {n})   torch.where({a} > 0, {a}, torch.zeros_like({a}))
+    torch.where(self.flag, {a}, 0)   torch.where(self.flag, {a}, -{a})   {a}.where({a} > {n}, torch.tensor({n}))
+    torch.heaviside({a}, {a})   {a}.masked_fill(self.flag, {n})
     {a}.masked_fill(~self.flag, float('-inf')).softmax({d})   {a} * math.pi   {a} / math.sqrt({a}.shape[-1])
     {a} * {a}.shape[1]   {a}.shape[-1] - {a}   {a} * float(self.number)   {a} / self.gain.sum()   {a} * self.gain.max()
     {a} * self.gain[0]   !{a} * self.gain[-1].item()   !{a} * int(self.count)   {a} * len(self.convs)
@@ -95,16 +98,16 @@ TWO = _lines(
     sum([{a}, {b}])   sum([{a} / ({b}.abs() + 1)])   sum(F.relu(t) for t in ({a}, {b}, {a}))   {a} - {b} + 0
     sum([{a}, {b}]) / 2   sum(t * i for i, t in enumerate([{a}, {b}]))   torch.stack([{a}, {b}]).sum(0)
     torch.stack([{a}, {b}], 1).mean(1)   torch.stack([{a}, {b}], dim=-1).amax(-1)   torch.lerp({a}, {b}, 0.3)
-    torch.addcmul({a}, {a}, {b}, value=0.5)   torch.addcmul({a}, {b}, {b})   !torch.where({a} > {b}, {a}, {b})
+    torch.addcmul({a}, {a}, {b}, value=0.5)   torch.addcmul({a}, {b}, {b})   torch.where({a} > {b}, {a}, {b})
     torch.cat([{a}, {b}], {d})   torch.cat(({a}, {b}, {a}), dim={d})   torch.hypot({a}, {b})   {b} - 1 * {a}
     torch.addcdiv({a}, {b}, {b}.abs() + 1, value=2)   ({a} + {b}) / 1 + {a} * 1   ({a} + 2.0) / 1.0 - {b} * 1
     {a} * {b}.mean({d}, keepdim=True)   {b}.mean({d}, True) + {a}   {a} - {b}.amax({d}, keepdim=True)
-    {a} * {b}.sigmoid() + {b} * (1 - {b}.sigmoid())   torch.cat([{a}] * 2, {d})   !({a} > {b}) * 1.0
+    {a} * {b}.sigmoid() + {b} * (1 - {b}.sigmoid())   torch.cat([{a}] * 2, {d})   ({a} > {b}) * 1.0
     torch.add({a}, {b}, out=torch.empty_like({a}))   torch.maximum({a}, {b}, out={b}.clone())   {a}.add({b}).mul({b})
-    torch.cat([{a}, {b}], {d}, out=None)   torch.concat([{a}, {b}], dim={d})   !torch.hstack([{a}, {b}])
-    !torch.dstack([{a}[:, None], {b}[:, None]]).sum(1)   torch.stack([{a}, {b}], -1).flatten(-2)   ({a} == {b}).float()
-    torch.stack(({a}, {b}), 1).max(1)[0]   torch.stack([{a}, {b}]).mean(dim=0)   !torch.where({a} > 0, {b}, {a})
-    !torch.where({a} > {b}, {a}, {n})   ({a} > 0) & ({b} > 0)   !{a} * ({b} > 0)   !torch.fmax({a}, {b})
+    torch.cat([{a}, {b}], {d}, out=None)   torch.concat([{a}, {b}], dim={d})   torch.hstack([{a}, {b}])
+    torch.dstack([{a}[:, None], {b}[:, None]]).sum(1)   torch.stack([{a}, {b}], -1).flatten(-2)   ({a} == {b}).float()
+    torch.stack(({a}, {b}), 1).max(1)[0]   torch.stack([{a}, {b}]).mean(dim=0)   torch.where({a} > 0, {b}, {a})
+    torch.where({a} > {b}, {a}, {n})   ({a} > 0) & ({b} > 0)   {a} * ({b} > 0)   torch.fmax({a}, {b})
     {a}.expand_as({b}) + {b}   {a} + {b}[:, :1]   {a} * {b}[..., -1:]   {a}[:, :1] - {b}   {a} / ({b}[..., :1] ** 2 + 1)
     !torch.broadcast_to({a}[..., :1], {b}.shape) * {b}   !torch.einsum('...i,...i->...', {a}, {b})
     !torch.einsum('b...,b...->b...', {a}, {b})   !{a}.lerp({b}, {b}.sigmoid())   !F.cosine_similarity({a}, {b}, dim={d})
@@ -123,7 +126,7 @@ IN_PLACE = _lines(
     y.clamp_(min=0)   F.leaky_relu(y, 0.3, True)   F.elu(y, 0.5, inplace=True)   y.tanh_()   y.copy_({b})   y[:, 0] = 0
     y[:, :1] *= 2   y[:, -1] += 1   y[..., :2] = {b}[..., :2]   y[:, 0].mul_(3)   y[..., -1] = {n}   y.zero_()
     y.fill_({n})   y.exp_().log_()   F.hardswish(y, inplace=True)   F.silu(y, inplace=True)
-    F.hardtanh(y, -1, {p}, inplace=True)   !y.masked_fill_(y < 0, {n})   y.chunk(2, 1)[0].relu_()   y.pow_(2)
+    F.hardtanh(y, -1, {p}, inplace=True)   y.masked_fill_(y < 0, {n})   y.chunk(2, 1)[0].relu_()   y.pow_(2)
     y.view(y.shape[0], -1).mul_({n})   y.transpose(1, -1).add_(1)   y.select(1, 0).neg_()   y.narrow(-1, 0, 1).fill_(1)
     z = y; z += 1; y = y + z   z = y[:, :1]; y += 1; y = y * z   y.unsqueeze(1).relu_()   y.flatten(1).sub_(1)
     torch.add(y, {b}, out=y)   torch.mul(y, 2, out=y)   torch.relu(y, out=y) if 0 else torch.neg(y, out=y)
@@ -136,8 +139,8 @@ IN_PLACE = _lines(
     z, w = y.split([1, y.shape[1] - 1], 1); z.mul_(2); y = y + w.mean(1, keepdim=True)
     z = list(y.chunk(2, 1)); y = z.pop() * 2   z = y.split(2, {d})[0]; z += 1
     z = y.chunk(2, 1); y = torch.cat((F.relu(z[0]), z[1]), 1)   y[:, ::2] = {b}[:, ::2]   y[:, 1:] -= y[:, :1]
-    y[:, 1:] += {b}[:, :-1]   y[..., 0], y[..., 1] = {b}[..., 1], {b}[..., 0]   !y[:, [0]] = {n}   y[:] = {b}
-    y[...] = {n}   y[:, 0] = y[:, 1]   y[:, -1:] = y.mean(1, keepdim=True)   !y[y < 0] = {n}   !y[0] = 1
+    y[:, 1:] += {b}[:, :-1]   y[..., 0], y[..., 1] = {b}[..., 1], {b}[..., 0]   y[:, [0]] = {n}   y[:] = {b}
+    y[...] = {n}   y[:, 0] = y[:, 1]   y[:, -1:] = y.mean(1, keepdim=True)   y[y < 0] = {n}   !y[0] = 1
     y.transpose(-1, -2)[..., 0] = 0   y.permute(0, *range(y.dim() - 1, 0, -1)).mul_(2)   y.T.shape; y = y * y.ndim
     y.add_(y)   y.mul_(y)   y.sub_(y.mean({d}, keepdim=True))   y.div_(y.abs().amax({d}, keepdim=True) + 1)   y **= 2
     y.clamp_min_(0).clamp_max_({p})   y.lerp_({b}, 0.3)   y.addcmul_({b}, {b}, value=0.1)
@@ -172,7 +175,7 @@ MOVED = _lines(
     {a}.expand(-1, *{a}.shape[1:])   F.glu({a}, {d})   {a}.index_select({d}, torch.tensor([1, 0]))
     {a}.mean(1, True) * {a}   {a}.sum({d}).unsqueeze({d}) - {a}   torch.logsumexp({a}, {d})   !{a}.cumsum({d})
     {a}.diff(dim={d})   !{a}.prod({d})   !torch.gather({a}, {d}, torch.zeros_like({a}, dtype=torch.long))
-    !{a}.sort({d})[0]   !{a}.topk(2, {d})[0]   !torch.tensor_split({a}, 2, {d})[0]
+    !{a}.sort({d})[0]   !{a}.topk(2, {d})[0]   torch.tensor_split({a}, 2, {d})[0]
     {a}.unflatten(1, (-1, 1)).flatten(1, 2)   !{a}.argmax({d}).float()   {a}[..., None].squeeze(-1)
     {a}[:, None, ..., 0]   {a}[:, torch.tensor([1, 0])]   {a}[:, -1, None]   {a}[:, (0, 1)]   {a}[:, slice(0, 2)]
     {a}[..., [1, 0]]   {a}[:, range(1)]   !{a}.take_along_dim(torch.zeros_like({a}, dtype=torch.long), {d})
@@ -181,17 +184,17 @@ MOVED = _lines(
     {a}[:, 0:1].expand_as({a})   {a}.flip((1,)).flip(-1)   torch.flip({a}, (-1, 1))   {a}.roll((1, -1), (1, -1))
     {a}.roll(-3, -1)   !torch.fliplr({a})   {a}.repeat(1, *[2] * ({a}.dim() - 1))
     {a}.tile(1, 2, *[1] * ({a}.dim() - 2))   !torch.repeat_interleave({a}, 2, dim=-1)   torch.split({a}, 1, dim={d})[0]
-    torch.chunk({a}, 2, -1)[0] - torch.chunk({a}, 2, -1)[1]   !{a}.hsplit(2)[0]   torch.unbind({a}, {d})[0]
-    !{a}.tensor_split((1, 2), 1)[1]   {a}.swapdims(-1, 1)   {a}.movedim((1, -1), (-1, 1))
+    torch.chunk({a}, 2, -1)[0] - torch.chunk({a}, 2, -1)[1]   {a}.hsplit(2)[0]   torch.unbind({a}, {d})[0]
+    {a}.tensor_split((1, 2), 1)[1]   {a}.swapdims(-1, 1)   {a}.movedim((1, -1), (-1, 1))
     torch.permute({a}, (0, *range({a}.dim() - 1, 0, -1)))   {a}.flatten(1).unflatten(1, {a}.shape[1:])
     {a}.ravel()[None]   {a}.mean(tuple(range(1, {a}.dim())), keepdim=True)   {a}.sum([-1], True)
     {a}.mean(-1).unsqueeze(-1) + {a}   torch.amax({a}, dim=({d},), keepdim=True)   torch.mean({a}, {d}, True) - {a}
-    !torch.std_mean({a}, {d})[0]   !torch.var_mean({a}, {d}, keepdim=True)[1]   !torch.aminmax({a}, dim={d}).max
-    {a}.norm(2, {d})   {a}.norm(p='fro', dim={d})   !{a}.norm(3, {d})   !torch.linalg.norm({a}, dim={d})
-    torch.linalg.vector_norm({a}, 1, {d}, True)   !{a}.median({d})[0]   !{a}.norm(float('inf'), {d})
+    torch.std_mean({a}, {d})[0]   torch.var_mean({a}, {d}, keepdim=True)[1]   !torch.aminmax({a}, dim={d}).max
+    {a}.norm(2, {d})   {a}.norm(p='fro', dim={d})   {a}.norm(3, {d})   torch.linalg.norm({a}, dim={d})
+    torch.linalg.vector_norm({a}, 1, {d}, True)   !{a}.median({d})[0]   {a}.norm(float('inf'), {d})
     F.normalize({a}, 2.0, {d}, 0.1)   {a}.std({d}, False, True)   !{a}.nanmean({d})
     !torch.count_nonzero({a}, {d}).float()   !{a}.any({d}).float()   !{a}.cummax({d})[0]   !{a}.logcumsumexp({d})
-    F.pad({a}, (0, 1))   F.pad({a}, (1, 0), value={n})   !{a}.unfold(-1, 2, 1)   !{a}.unfold(1, 2, 2)
+    F.pad({a}, (0, 1))   F.pad({a}, (1, 0), value={n})   {a}.unfold(-1, 2, 1)   {a}.unfold(1, 2, 2)
     !{a}.diagonal(dim1=-2, dim2=-1)
     """
 )
@@ -279,7 +282,7 @@ TOKENS = _lines(
     ({a} @ {a}.mT).softmax(-1) @ {a}   torch.cat([{a}[:, :1], {a}], dim=1)
     torch.cat([self.token.expand({a}.shape[0], -1, {a}.shape[-1]), {a}], 1)
     F.linear({a}, self.token.new_ones(5, {a}.shape[-1]) * 0.1)
-    !torch.baddbmm({a} @ {a}.mT, {a}, {a}.mT, beta=0.5, alpha=2)
+    torch.baddbmm({a} @ {a}.mT, {a}, {a}.mT, beta=0.5, alpha=2)
     F.scaled_dot_product_attention({a}, {a}, {a}, is_causal=True)   !torch.tril({a} @ {a}.mT)   F.avg_pool1d({a}, 2)
     F.adaptive_avg_pool1d({a}, 1).squeeze(-1)   F.max_pool1d({a}, 2)   F.interpolate({a}, scale_factor=2)
     {a}.squeeze()

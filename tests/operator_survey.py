@@ -3,11 +3,13 @@
     python3 -m tests.operator_survey [--export-only] [LIBRARY ...]
 
 asks the networks of these libraries (timm, torchvision, transformers, ultralytics; of all) that have no row in
-tests/backends/operators/operator_survey.jsonl yet, and adds theirs. A library that is not installed has none, nor has a
-network that does not run on images alone (an input of its own, a package or a download that is not there). Blocks that
+tests/backends/operators/operator_survey.jsonl yet, and adds theirs. A library that is not installed has none. The row
+of a network that does not run on images alone (an input of its own, a package or a download that is not there), or that
+is too large or too slow for this machine, says "not asked" and why; without its row it is asked again. Blocks that
 repeat each other are left out, as they add no operator. With --export-only a network is exported without values, in a
 fraction of the time, and its row says "exported"; without, such a network is asked again and converted.
-tests/operator_table.py shows the rows as a page.
+FAQD_SURVEY_SECONDS is the time for one network (120), `ulimit -v` its memory. tests/operator_table.py shows the rows as
+a page.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ from tests.architectures import LIBRARIES, Architecture
 
 FILE = Path(__file__).parent / "backends" / "operators" / "operator_survey.jsonl"
 _SECONDS = int(os.environ.get("FAQD_SURVEY_SECONDS", "120"))  # for one network
+
+NOT_ASKED = "not asked: "  # what an outcome starts with where the network says nothing about us
 
 Row = dict[str, Any]
 
@@ -143,8 +147,13 @@ def _own_refusal(architecture: Architecture) -> str | None:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             architecture.build().eval()(architecture.example())
+    except TimeoutError:
+        return f"takes more than {_SECONDS} seconds here"
     except Exception as error:  # the library's own code
-        return f"{type(error).__name__}: {str(error)[:300]}"
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            return "too large to build here"
+        line = " ".join(str(error).split())
+        return f"does not run on images alone ({type(error).__name__}: {line[:160]})"
     finally:
         signal.alarm(0)
     return None
@@ -166,13 +175,12 @@ def main(libraries: list[str], *, export_only: bool = False) -> None:
                 row = _row(architecture, [], f"{type(error).__name__}: {str(error)[:300]}")
             finally:
                 signal.alarm(0)
-            if "took too long" in row["outcome"]:
-                continue  # asked again another time
             if row["outcome"] not in ("converted", "exported"):
                 refusal = _own_refusal(architecture)
+                if refusal is None and "took too long" in row["outcome"]:
+                    refusal = f"takes more than {_SECONDS} seconds to export here"
                 if refusal is not None:
-                    print(f"{architecture.name} does not run by itself: {refusal}", flush=True)
-                    continue
+                    row = _row(architecture, [], NOT_ASKED + refusal)
             print(f"{architecture.name}: {row['outcome'][:300]}", flush=True)
             with FILE.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

@@ -14,7 +14,7 @@ from backends.onnx_file.translations import TRANSLATORS
 from backends.onnx_file.translations.refused import REFUSED
 from calibration.normal_form.mutation import functional_name
 from calibration.normal_form.rules import REWRITTEN
-from tests.operator_survey import Row, read
+from tests.operator_survey import NOT_ASKED, Row, read
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "aten-operators.md"
 
@@ -25,9 +25,10 @@ without the blocks that repeat others, and what becomes of each operator: *trans
 *rewritten* into such as are translated, before anything is planned ([operators.md](operators.md) says into which);
 *constant, or refused*: where it is computed from constants alone it is no operator of the file, else it is refused by
 name with the way round that stands here. A network that is *converted* has been captured, folded and written as
-ONNX; of one that is *exported alone* only the operators are known. `python3 -m tests.operator_survey` asks networks
-that have no row yet (libraries that are not installed are left out; `--export-only` is faster),
-`python3 -m tests.operator_table` writes this page.
+ONNX; of one that is *exported alone* only the operators are known; one that is *not asked* does not run on images
+alone, or is too large for the machine of the survey. `python3 -m tests.operator_survey` asks networks that have no row
+yet (libraries that are not installed are left out; `--export-only` is faster), `python3 -m tests.operator_table` writes
+this page.
 """
 
 
@@ -52,14 +53,21 @@ def operators_of(rows: list[Row]) -> dict[str, Counter[str]]:
     return dict(sorted(counted.items()))
 
 
+def _kind(row: Row) -> str:
+    outcome: str = row["outcome"]
+    if outcome.startswith(NOT_ASKED):
+        return "not asked"
+    return outcome if outcome in ("converted", "exported") else "refused"
+
+
 def page(rows: list[Row]) -> str:
     """The page as text."""
     libraries = sorted({row["library"] for row in rows})
-    lines = [_HEAD, "| library | networks | converted | exported alone | refused |", "|---|---|---|---|---|"]
+    lines = [_HEAD, "| library | networks | converted | exported alone | refused | not asked |", "|---" * 6 + "|"]
     for library in libraries:
-        outcomes = Counter(row["outcome"] for row in rows if row["library"] == library)
-        converted, exported, asked = outcomes["converted"], outcomes["exported"], outcomes.total()
-        lines.append(f"| {library} | {asked} | {converted} | {exported} | {asked - converted - exported} |")
+        outcomes = Counter(_kind(row) for row in rows if row["library"] == library)
+        shown = " | ".join(str(outcomes[kind]) for kind in ("converted", "exported", "refused", "not asked"))
+        lines.append(f"| {library} | {outcomes.total()} | {shown} |")
     lines += ["", f"| operator | {' | '.join(libraries)} | what becomes of it |", "|---" * (len(libraries) + 2) + "|"]
     for operator, counts in operators_of(rows).items():
         what, why = status(operator)
@@ -70,9 +78,12 @@ def page(rows: list[Row]) -> str:
         for library in libraries:
             names = sorted(row["network"] for row in rows if (row["library"], row["outcome"]) == (library, outcome))
             lines += [f"- {library}: {', '.join(names)}"] if names else []
-    refused = [row for row in rows if row["outcome"] not in ("converted", "exported")]
-    lines += ["", "## Networks that are refused", "", "| library | network | the line |", "|---|---|---|"]
-    lines += [f"| {row['library']} | {row['network']} | {row['outcome'].replace('|', '/')} |" for row in refused]
+    for title, kind in (("refused", "refused"), ("not asked", "not asked")):
+        lines += ["", f"## Networks that are {title}", "", "| library | network | the line |", "|---|---|---|"]
+        for row in rows:
+            if _kind(row) == kind:
+                said = row["outcome"].removeprefix(NOT_ASKED).replace("|", "/")
+                lines.append(f"| {row['library']} | {row['network']} | {said} |")
     return "\n".join(lines) + "\n"
 
 

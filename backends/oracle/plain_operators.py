@@ -331,6 +331,7 @@ FLOATS: dict[str, Operator] = {
     "Erf": _one(torch.erf),
     "Exp": _one(torch.exp),
     "Floor": _one(torch.floor),
+    "Round": _one(torch.round),
     "Gelu": _gelu,
     "Gemm": _gemm,
     "GlobalAveragePool": _global_average_pool,

@@ -32,8 +32,9 @@ from calibration.graph.arguments import check_kept
 from calibration.graph.operators import make_graph_module
 from calibration.graph.sharing import sharing_copy
 from calibration.normal_form.mutation import mutates_a_view
+from calibration.normal_form.no_effect import NO_OPERATION
 from calibration.normal_form.regions import without_regions
-from calibration.normal_form.rules import NO_OPERATION, normal_form
+from calibration.normal_form.rules import normal_form
 
 _REMEDY = (
     "wrap or replace that part with a builder given as --teacher python:package.module:function, or name a part that"

@@ -24,7 +24,7 @@ from calibration.errors import UserError
 from calibration.graph.operators import attribute
 from calibration.graph.origin import module_path
 from calibration.normal_form.mutation import is_in_place
-from calibration.normal_form.rules import CHECKS, NO_OPERATION
+from calibration.normal_form.no_effect import CHECKS, NO_OPERATION
 
 aten = torch.ops.aten
 

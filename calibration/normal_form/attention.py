@@ -10,6 +10,7 @@ from torch.fx import Graph, Node
 
 from calibration.graph.constants import LOWEST
 from calibration.graph.operators import argument, static_shape
+from calibration.normal_form.comparisons import chosen, was_truth
 from calibration.normal_form.decompositions import before, reshaped
 from calibration.normal_form.known_values import known_value
 
@@ -47,7 +48,7 @@ def attention(graph: Graph, node: Node) -> Node:
         mask = _causal(graph, node, rows, columns)
     seen = None
     if isinstance(mask, Node):
-        added, seen = _added(graph, node, mask)
+        added, seen = _added(graph, node, mask, truths=causal or was_truth(node, 3, "attn_mask"))
         scores = before(graph, node, aten.add.Tensor, (scores, added))
     weights = before(graph, node, aten.softmax.int, (scores, -1))
     if seen is not None:
@@ -68,20 +69,23 @@ def _causal(graph: Graph, node: Node, rows: int, columns: int) -> Node:
     return before(graph, node, aten.tril.default, (before(graph, node, aten.full.default, ([rows, columns], True)),))
 
 
-def _added(graph: Graph, node: Node, mask: Node) -> tuple[Node, Node | None]:
+def _added(graph: Graph, node: Node, mask: Node, *, truths: bool) -> tuple[Node, Node | None]:
     """What is added to the scores, and what the weights are multiplied by, None where that is 1.
 
     Added is nothing where a boolean mask is true, minus infinity where it is not. Of a query that may see no key torch
     makes zeros, and a softmax of minus infinity alone is NaN: there the lowest number is added, and 0 multiplied.
     """
-    truths, values = _type(mask) == torch.bool, known_value(mask)
+
+    def write(target: Any, *arguments: Any) -> Node:
+        return before(graph, node, target, arguments)
+
+    values = known_value(mask)
     if values is None:
         if not truths:
             return mask, None
         # Computed from the image, which may hide whatever it likes.
-        ones = before(graph, node, aten.where.Scalar, (mask, 1.0, 0.0))
-        seen = before(graph, node, aten.amax.default, (ones, [-1], True))
-        return before(graph, node, aten.where.Scalar, (mask, 0.0, LOWEST)), seen
+        seen = before(graph, node, aten.amax.default, (chosen(write, mask, 1.0, 0.0), [-1], True))
+        return chosen(write, mask, 0.0, LOWEST), seen
     hidden = (~values if truths else values.isneginf()).all(-1)
     added = before(graph, node, aten.where.Scalar, (mask, 0.0, -math.inf)) if truths else mask
     if not bool(hidden.any()):
@@ -89,7 +93,3 @@ def _added(graph: Graph, node: Node, mask: Node) -> tuple[Node, Node | None]:
     largest = before(graph, node, aten.amax.default, (added, [-1], True))
     seen = before(graph, node, aten.gt.Scalar, (largest, -math.inf))  # truths: no training changes them
     return before(graph, node, aten.clamp_min.default, (added, LOWEST)), seen
-
-
-def _type(mask: Node) -> Any:
-    return mask.meta["val"].dtype if "val" in mask.meta else None

@@ -31,6 +31,12 @@ def _towards_zero(w: Write, source: Node) -> Node:
     return w(aten.sub.Tensor, w(aten.floor.default, w(aten.relu.default, source)), below)
 
 
+def _rounded(w: Write, node: Node) -> Node:
+    """To so many places behind the point, half to even, as torch computes it."""
+    factor = 10.0 ** int(argument(node, 1, "decimals"))
+    return w(aten.mul.Tensor, w(aten.round.default, w(aten.mul.Tensor, source_of(node), factor)), 1 / factor)
+
+
 def _hypotenuse(w: Write, node: Node) -> Node:
     squares = [w(aten.mul.Tensor, side, side) for side in (source_of(node), argument(node, 1, "other"))]
     return w(aten.sqrt.default, w(aten.add.Tensor, *squares))
@@ -65,6 +71,7 @@ ELEMENTARY: Mapping[Any, tuple[Callable[[Graph, Node], Node], ...]] = {
         aten.ceil.default: _ceiling,
         aten.trunc.default: lambda w, node: _towards_zero(w, source_of(node)),
         aten.frac.default: lambda w, node: w(aten.sub.Tensor, source_of(node), _towards_zero(w, source_of(node))),
+        aten.round.decimals: _rounded,
         aten.hypot.default: _hypotenuse,
         aten.addcdiv.default: _added_quotient,
         aten.diff.default: _difference,

@@ -49,8 +49,37 @@ def _norm(w: Write, node: Node) -> Node | None:
     if not axes:
         return None
     order = argument(node, 1, "p")
+    return _any_order(w, node, 2 if order is None else order, list(axes))
+
+
+def _vector_norm(w: Write, node: Node) -> Node | None:
+    """Norms of other orders than 1 and 2, for which every runtime has a reduction."""
+    source, order, axes = source_of(node), float(argument(node, 1, "ord", 2)), argument(node, 2, "dim")
     keep = bool(argument(node, 3, "keepdim", False))
-    return w(aten.linalg_vector_norm.default, source_of(node), 2 if order is None else order, list(axes), keep)
+    if order in (1.0, 2.0) or not axes:
+        return None
+    sizes = w(aten.abs.default, source)
+    if math.isinf(order):
+        return w(aten.amax.default if order > 0 else aten.amin.default, sizes, list(axes), keep)
+    if order == 0.0:
+        return w(aten.sum.dim_IntList, w(aten.sign.default, sizes), list(axes), keep)
+    total = w(aten.sum.dim_IntList, w(aten.pow.Tensor_Scalar, sizes, order), list(axes), keep)
+    return w(aten.pow.Tensor_Scalar, total, 1 / order)
+
+
+def _linear_algebra_norm(w: Write, node: Node) -> Node | None:
+    """A vector's norm along one axis, or a matrix's as if it were one; other norms of matrices are left alone."""
+    order, axes = argument(node, 1, "ord"), argument(node, 2, "dim")
+    axes = [axes] if isinstance(axes, int) else axes
+    if not axes or (len(axes) > 1 and order not in (None, "fro")) or (len(axes) == 1 and isinstance(order, str)):
+        return None
+    return _any_order(w, node, 2 if order in (None, "fro") else order, list(axes))
+
+
+def _any_order(w: Write, node: Node, order: float, axes: list[int]) -> Node:
+    keep = bool(argument(node, 3, "keepdim", False))
+    plain = w(aten.linalg_vector_norm.default, source_of(node), order, axes, keep)
+    return _vector_norm(w, plain) or plain
 
 
 def _local_response(w: Write, node: Node) -> Node | None:
@@ -77,6 +106,10 @@ NORMALISATIONS: Mapping[Any, tuple[Callable[[Graph, Node], Node], ...]] = {
         aten.rms_norm.default: _root_mean_square,
         aten.instance_norm.default: _instance_norm,
         aten.norm.ScalarOpt_dim: _norm,
+        aten.linalg_vector_norm.default: _vector_norm,
+        aten.linalg_norm.default: _linear_algebra_norm,
+        aten.linalg_norm.ord_str: _linear_algebra_norm,
+        aten.linalg_matrix_norm.str_ord: lambda w, node: _any_order(w, node, 2, argument(node, 2, "dim", [-2, -1])),
         aten.avg_pool3d.default: _local_response,
     }.items()
 }

@@ -5,7 +5,7 @@ Spellings of the normal form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -14,22 +14,10 @@ import torch
 from torch.fx import Graph, Node
 
 from calibration.graph.operators import argument, pair, static_shape
-from calibration.normal_form.spellings import Write, rule_of, source_of
+from calibration.normal_form.places import picked, with_part
+from calibration.normal_form.spellings import Spelling, Write, rule_of, source_of
 
 aten = torch.ops.aten
-
-
-def _places(w: Write, places: Sequence[int]) -> Node:
-    """A list of whole numbers as a tensor, in runs of consecutive ones; a constant once constants are folded."""
-    starts = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(places)) if b != a + 1), len(places)]
-    runs = [w(aten.arange.start, places[start], places[start] + end - start) for start, end in pairwise(starts)]
-    return runs[0] if len(runs) == 1 else w(aten.cat.default, runs, 0)
-
-
-def _picked(w: Write, source: Node, axis: int, places: Sequence[int]) -> Node:
-    if list(places) == list(range(static_shape(source)[axis])):
-        return source
-    return w(aten.index_select.default, source, axis, _places(w, places))
 
 
 def _nearest_exact(w: Write, node: Node) -> Node | None:
@@ -47,7 +35,7 @@ def _nearest_exact(w: Write, node: Node) -> Node | None:
     for axis, (size, old) in enumerate(zip(sizes, before, strict=True)):
         step = np.float32(old) / np.float32(size) if factors is None else np.float32(1.0 / float(factors[axis]))
         places = [min(int(np.float32(np.float32(i + 0.5) * step)), old - 1) for i in range(size)]
-        source = _picked(w, source, axis + 2, places)
+        source = picked(w, source, axis + 2, places)
     return source
 
 
@@ -104,8 +92,8 @@ def _windows_of_axis(w: Write, node: Node) -> Node | None:
     if axis == 0 or min(sizes[1:]) < 1:
         return None
     count = (sizes[axis] - size) // step + 1
-    picked = _picked(w, source, axis, [first * step + place for first in range(count) for place in range(size)])
-    apart = w(aten.reshape.default, picked, [-1, *sizes[1:axis], count, size, *sizes[axis + 1 :]])
+    windows = picked(w, source, axis, [first * step + place for first in range(count) for place in range(size)])
+    apart = w(aten.reshape.default, windows, [-1, *sizes[1:axis], count, size, *sizes[axis + 1 :]])
     order = [place for place in range(len(sizes) + 1) if place != axis + 1]
     return apart if axis == len(sizes) - 1 else w(aten.permute.default, apart, [*order, axis + 1])
 
@@ -148,7 +136,7 @@ def _written_slice(w: Write, node: Node) -> Node | None:
     if length < 1 or any(isinstance(bound, Node) for bound in bounds):
         return None
     start, end, step = slice(*bounds).indices(length)
-    return _with_part(w, source, part, axis, range(start, end, step))
+    return with_part(w, source, part, axis, range(start, end, step))
 
 
 def _written_index(w: Write, node: Node) -> Node | None:
@@ -158,25 +146,7 @@ def _written_index(w: Write, node: Node) -> Node | None:
         return None
     place = int(argument(node, 3, "index")) % length
     part = w(aten.unsqueeze.default, argument(node, 1, "src"), axis)
-    return _with_part(w, source_of(node), part, axis, range(place, place + 1))
-
-
-def _with_part(w: Write, source: Node, part: Node, axis: int, places: range) -> Node | None:
-    length = static_shape(source)[axis]
-    if static_shape(part)[axis] != len(places) or static_shape(part) != _with_size(source, axis, len(places)):
-        return None
-    if places.step == 1:
-        head = [w(aten.slice.Tensor, source, axis, 0, places.start)] if places.start else []
-        tail = [w(aten.slice.Tensor, source, axis, places.stop, length)] if places.stop < length else []
-        return w(aten.cat.default, [*head, part, *tail], axis)
-    order = [length + places.index(place) if place in places else place for place in range(length)]
-    return w(aten.index_select.default, w(aten.cat.default, [source, part], axis), axis, _places(w, order))
-
-
-def _with_size(source: Node, axis: int, size: int) -> tuple[int, ...]:
-    sizes = list(static_shape(source))
-    sizes[axis] = size
-    return tuple(sizes)
+    return with_part(w, source_of(node), part, axis, range(place, place + 1))
 
 
 def _copied(w: Write, node: Node) -> Node | None:
@@ -192,6 +162,44 @@ def _copied(w: Write, node: Node) -> Node | None:
 def _filled(w: Write, node: Node) -> Node:
     """One value over a whole tensor, as large as that: nothing of what was there, and the value."""
     return w(aten.add.Tensor, w(aten.mul.Tensor, source_of(node), 0.0), argument(node, 1, "value"))
+
+
+def _side_by_side(axis: int) -> Spelling:
+    """Tensors joined along an axis of their own; of fewer axes torch makes others of them, the first is the images'."""
+
+    def spelling(w: Write, node: Node) -> Node | None:
+        parts = list(argument(node, 0, "tensors"))
+        ranks = [len(static_shape(part)) for part in parts]
+        if min(ranks) < 2 or (axis > 1 and min(ranks) < max(ranks)):
+            return None
+        parts = [
+            part if rank > axis else w(aten.unsqueeze.default, part, axis)
+            for part, rank in zip(parts, ranks, strict=True)
+        ]
+        return w(aten.cat.default, parts, axis)
+
+    return spelling
+
+
+def _split(axis: int | None) -> Spelling:
+    """Parts of an axis, of nearly equal sizes or between places, as parts of given sizes; none may be empty."""
+
+    def spelling(w: Write, node: Node) -> Node | None:
+        along = int(argument(node, 2, "dim", 0)) if axis is None else axis
+        length, cuts = static_shape(source_of(node))[along], node.args[1]
+        if length < 1:
+            return None
+        if isinstance(cuts, int):
+            more = length % cuts
+            sizes = [length // cuts + (place < more) for place in range(cuts)]
+        elif isinstance(cuts, (list, tuple)) and all(isinstance(cut, int) for cut in cuts):
+            bounds = [0, *(slice(cut).indices(length)[1] for cut in cuts), length]
+            sizes = [end - start for start, end in pairwise(bounds)]
+        else:
+            return None
+        return w(aten.split_with_sizes.default, source_of(node), sizes, along) if min(sizes) > 0 else None
+
+    return spelling
 
 
 def _narrowed(w: Write, node: Node) -> Node | None:
@@ -217,6 +225,17 @@ REARRANGEMENTS: Mapping[Any, tuple[Callable[[Graph, Node], Node], ...]] = {
         aten.fill.Scalar: _filled,
         aten.fill.Tensor: _filled,
         aten.narrow.default: _narrowed,
+        aten.hstack.default: _side_by_side(1),
+        aten.column_stack.default: _side_by_side(1),
+        aten.dstack.default: _side_by_side(2),
+        aten.tensor_split.sections: _split(None),
+        aten.tensor_split.indices: _split(None),
+        aten.hsplit.int: _split(1),
+        aten.hsplit.array: _split(1),
+        aten.vsplit.int: _split(0),
+        aten.vsplit.array: _split(0),
+        aten.dsplit.int: _split(2),
+        aten.dsplit.array: _split(2),
     }.items()
 }
 

@@ -17,63 +17,35 @@ from calibration.graph.origin import module_path
 from calibration.normal_form import decompositions
 from calibration.normal_form.aliases import ALIASES
 from calibration.normal_form.attention import attention
+from calibration.normal_form.comparisons import (
+    COMPARISONS,
+    EXPORTED,
+    conversion_of_truths,
+    settle,
+    sum_of_truths,
+)
 from calibration.normal_form.decompositions import before, reshaped
 from calibration.normal_form.elementary import ELEMENTARY
 from calibration.normal_form.known_values import TENSOR
 from calibration.normal_form.mutation import functional, is_in_place
+from calibration.normal_form.no_effect import CHECKS, CONVERSIONS, NO_OPERATION
 from calibration.normal_form.normalisations import NORMALISATIONS
 from calibration.normal_form.one_axis import OVER_ROWS, batch_norm_of_rows
+from calibration.normal_form.places import PLACES
 from calibration.normal_form.rearrangements import REARRANGEMENTS, circular_border
 from calibration.normal_form.regions import without_regions
-from calibration.normal_form.spellings import SPELLINGS, WITH_INDICES, channel_shuffle, hard_sigmoid
+from calibration.normal_form.spellings import (
+    IN_PARTS,
+    SPELLINGS,
+    WITH_INDICES,
+    channel_shuffle,
+    hard_sigmoid,
+    one_moment,
+)
 from calibration.normal_form.thresholds import THRESHOLDS
 
 aten = torch.ops.aten
 Rule = Callable[[Graph, Node], Node]
-
-#: Operators that do nothing in a network that only infers.
-NO_OPERATION = frozenset(
-    {
-        aten.dropout.default,
-        aten.dropout_.default,
-        aten.feature_dropout.default,
-        aten.feature_dropout_.default,
-        aten.alpha_dropout.default,
-        aten.alpha_dropout_.default,
-        aten.feature_alpha_dropout.default,
-        aten.contiguous.default,
-        aten.clone.default,
-        aten.detach.default,
-        aten.detach_.default,
-        aten.alias.default,
-        aten.lift_fresh_copy.default,
-        aten.positive.default,
-    }
-)
-
-#: Conversions; those that keep the type do nothing, as the whole network lies on one device.
-_CONVERSIONS = frozenset(
-    {
-        aten.to.dtype,
-        aten.to.dtype_layout,
-        aten.to.device,
-        aten.to.other,
-        aten.type_as.default,
-        aten._to_copy.default,
-    }
-)
-
-#: Checks that export leaves behind: of shapes, which hold by construction, and of values, which no device checks.
-CHECKS = frozenset(
-    {
-        aten._assert_tensor_metadata.default,
-        aten._assert_scalar.default,
-        aten._assert_async.default,
-        aten._assert_async.msg,
-        aten.sym_constrain_range.default,
-        aten.sym_constrain_range_for_size.default,
-    }
-)
 
 #: Containers say nothing about what a node does: the operator's own word is added to their path.
 _CONTAINERS = ("Sequential", "ModuleList", "ModuleDict")
@@ -109,6 +81,7 @@ def normal_form(captured: GraphModule, *, source: str, copies: dict[Node, Node] 
                 copies[node].meta[TENSOR] = tensor
     for written in graph.nodes:
         written.meta.pop(TENSOR, None)
+        written.meta.pop(EXPORTED, None)
     return graph
 
 
@@ -132,7 +105,7 @@ def _same_tensor(node: Node) -> Node | None:
             part = whole.args[1]
             assert isinstance(part, Node)
             return part
-    if node.target in _CONVERSIONS and source.meta["val"].dtype == node.meta["val"].dtype:
+    if node.target in CONVERSIONS and source.meta["val"].dtype == node.meta["val"].dtype:
         return source
     # Functionalisation gives BatchNorm two statistics beside its result, maxima come with their places; see _RULES.
     if node.target is operator.getitem and node.args[1] == 0 and source.target in _FIRST_OF_SEVERAL:
@@ -191,11 +164,12 @@ def _copy(graph: Graph, node: Node, copies: Mapping[Node, Node]) -> Node:
     keywords = torch.fx.node.map_arg(node.kwargs, lambda source: copies[source])
     name = _name(node) if node.op == "call_function" else node.name
     copied = graph.create_node(node.op, target, arguments, keywords, name=name, type_expr=node.type)
-    copied.meta = dict(node.meta)
+    copied.meta = dict(node.meta) | {EXPORTED: node}
     for rule in _RULES.get(target, ()):
         result = rule(graph, copied)
         if result is not copied:
             return result  # another operator's node, or the source's own: the rules that are left are not about it
+    settle(graph, copied, node)
     return copied
 
 
@@ -332,8 +306,11 @@ _RULES: dict[Any, tuple[Rule, ...]] = {
     **THRESHOLDS,
     **NORMALISATIONS,
     **REARRANGEMENTS,
+    **PLACES,
+    **COMPARISONS,
+    **dict.fromkeys(CONVERSIONS, (conversion_of_truths,)),
     aten.batch_norm.default: (batch_norm_of_rows,),
-    operator.getitem: (decompositions.item_of_unbind,),
+    operator.getitem: (decompositions.item_of_unbind, one_moment),
     aten.conv2d.padding: (_named_padding,),
     aten.view.default: (_reshape, channel_shuffle),
     aten._unsafe_view.default: (_reshape, channel_shuffle),
@@ -344,7 +321,7 @@ _RULES: dict[Any, tuple[Rule, ...]] = {
     aten.pad.default: (_pad,),
     aten.clamp.default: (_clamp,),
     aten.clamp_min.default: (_clamp,),
-    aten.add.Tensor: (_scaled_operand, _neutral(0), decompositions.without_expansion, _larger_first),
+    aten.add.Tensor: (sum_of_truths, _scaled_operand, _neutral(0), decompositions.without_expansion, _larger_first),
     aten.sub.Tensor: (_scaled_operand, _neutral(0), decompositions.without_expansion),
     aten.mul.Tensor: (_neutral(1), hard_sigmoid, decompositions.without_expansion),
     aten.div.Tensor: (_neutral(1), _division, hard_sigmoid, decompositions.without_expansion),
@@ -356,8 +333,8 @@ _RULES: dict[Any, tuple[Rule, ...]] = {
     aten.scaled_dot_product_attention.default: (attention,),
     aten.roll.default: (decompositions.roll,),
     aten.einsum.default: (decompositions.einstein_sum,),
-    aten.type_as.default: (_conversion,),
-    aten.to.other: (_conversion,),
+    aten.type_as.default: (conversion_of_truths, _conversion),
+    aten.to.other: (conversion_of_truths, _conversion),
     aten.zeros_like.default: (decompositions.constant_like(aten.zeros.default),),
     aten.ones_like.default: (decompositions.constant_like(aten.ones.default),),
     aten.full_like.default: (decompositions.constant_like(aten.full.default),),
@@ -369,8 +346,7 @@ _RULES: dict[Any, tuple[Rule, ...]] = {
 
 #: Names of the operators that the normal form rewrites, or leaves out as they do nothing.
 REWRITTEN = frozenset(
-    str(target)
-    for target in (*_RULES, *ALIASES, aten.unbind.int, *NO_OPERATION, *_CONVERSIONS, *CHECKS, *_FIRST_OF_SEVERAL)
+    str(target) for target in (*_RULES, *ALIASES, *IN_PARTS, *NO_OPERATION, *CONVERSIONS, *CHECKS, *_FIRST_OF_SEVERAL)
 )
 
 

@@ -7,6 +7,7 @@ result; None leaves the operator alone, whose translation or whose error then sa
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -150,6 +151,27 @@ def _deviation(w: Write, node: Node) -> Node | None:
     return None if variance is None else w(aten.sqrt.default, variance)
 
 
+#: Operators that give spread and mean at once -> the spread alone.
+_MOMENTS: Mapping[Any, Spelling] = {
+    aten.var_mean.dim: _variance,
+    aten.var_mean.correction: _variance,
+    aten.std_mean.dim: _deviation,
+    aten.std_mean.correction: _deviation,
+}
+
+
+def _one_moment(w: Write, node: Node) -> Node | None:
+    """The spread or the mean, of an operator that gives both."""
+    both, index = node.args[:2]
+    if node.target is not operator.getitem or not isinstance(both, Node) or both.target not in _MOMENTS:
+        return None
+    axes = argument(both, 1, "dim")
+    if index == 0 or not axes:
+        return _MOMENTS[both.target](w, both)
+    keep = both.kwargs.get("keepdim", argument(both, 3, "keepdim", False))
+    return w(aten.mean.dim, source_of(both), axes, bool(keep))
+
+
 def _pixel_unshuffle(w: Write, node: Node) -> Node | None:
     sizes, factor = static_shape(source_of(node)), int(argument(node, 1, "downscale_factor"))
     if len(sizes) != 4 or min(sizes[1:]) <= 0:
@@ -173,18 +195,6 @@ def _adaptive_max_pool(w: Write, node: Node) -> Node | None:
         return None
     kernel = [size // want for size, want in zip(sizes, wanted, strict=True)]
     return w(aten.max_pool2d.default, source_of(node), kernel, kernel)
-
-
-def _index(w: Write, node: Node) -> Node | None:
-    """Places along one axis."""
-    given = [(axis, places) for axis, places in enumerate(argument(node, 1, "indices")) if places is not None]
-    if len(given) != 1 or len(static_shape(given[0][1])) != 1 or given[0][1].meta["val"].dtype == torch.bool:
-        return None
-    ((axis, places),) = given
-    size = static_shape(source_of(node))[axis]
-    # Places from the end are negative; a selection takes none such. What is computed of constants becomes one.
-    from_start = places if size < 0 else w(aten.remainder.Scalar, places, size)
-    return w(aten.index_select.default, source_of(node), axis, from_start)
 
 
 def _transposed(w: Write, node: Node) -> Node:
@@ -280,8 +290,9 @@ _SPELLINGS: Mapping[Any, Spelling] = {
     aten.movedim.intlist: _axes_moved,
     aten.moveaxis.int: _axes_moved,
     aten.moveaxis.intlist: _axes_moved,
-    aten.index.Tensor: _index,
     aten.rrelu.default: _random_relu,
+    aten.fmax.default: lambda w, node: w(aten.maximum.default, *node.args[:2]),
+    aten.fmin.default: lambda w, node: w(aten.minimum.default, *node.args[:2]),
 }
 
 #: Rule of the normal form for a product with a number, which a division by one is as well.
@@ -289,6 +300,12 @@ hard_sigmoid = rule_of(_hard_sigmoid)
 
 #: Rule of the normal form for a reshape.
 channel_shuffle = rule_of(_channel_shuffle)
+
+#: Rule of the normal form for one of several tensors.
+one_moment = rule_of(_one_moment)
+
+#: Operators that give several tensors, which are written one by one.
+IN_PARTS = frozenset({aten.unbind.int, *_MOMENTS})
 
 #: Rule of the normal form per operator.
 SPELLINGS: Mapping[Any, Callable[[Graph, Node], Node]] = {

@@ -1,32 +1,24 @@
-"""Functions that change at a threshold, and masks, in terms of operators that every runtime has.
+"""Functions that change at a threshold in terms of operators that every runtime has.
 
-Spellings of the normal form. Whether a value lies beyond a threshold is relu(sign(x - t)): 1 where it does, else 0.
+Spellings of the normal form.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
-from calibration.graph.constants import LOWEST
 from calibration.graph.operators import argument
-from calibration.normal_form.known_values import known_value
+from calibration.normal_form.comparisons import beyond
 from calibration.normal_form.spellings import Write, rule_of, source_of
 
 aten = torch.ops.aten
 
-# Beyond any score that a softmax reads: a value that is added to x and swallows it.
-_SWALLOWS = -1e30
 # Beyond it log(1 + exp(x)) is x in float32: torch's threshold of softplus.
 _STRAIGHT = 20.0
-
-
-def _beyond(w: Write, values: Node, threshold: float) -> Node:
-    return w(aten.relu.default, w(aten.sign.default, w(aten.sub.Tensor, values, threshold)))
 
 
 def _threshold(w: Write, node: Node) -> Node:
@@ -34,7 +26,7 @@ def _threshold(w: Write, node: Node) -> Node:
     instead = float(argument(node, 2, "value"))
     if limit == instead:
         return w(aten.relu.default, source) if limit == 0.0 else w(aten.clamp_min.default, source, limit)
-    passes = _beyond(w, source, limit)
+    passes = beyond(w, source, limit)
     kept = w(aten.mul.Tensor, source, passes)
     if instead == 0.0:
         return kept
@@ -45,7 +37,7 @@ def _threshold(w: Write, node: Node) -> Node:
 
 def _hard_shrink(w: Write, node: Node) -> Node:
     source, limit = source_of(node), float(argument(node, 1, "lambd", 0.5))
-    return w(aten.mul.Tensor, source, _beyond(w, w(aten.abs.default, source), limit))
+    return w(aten.mul.Tensor, source, beyond(w, w(aten.abs.default, source), limit))
 
 
 def _soft_shrink(w: Write, node: Node) -> Node:
@@ -63,7 +55,7 @@ def _soft_plus(w: Write, node: Node) -> Node | None:
     scaled = source_of(node) if beta == 1.0 else w(aten.mul.Tensor, source_of(node), beta)
     curved = w(aten.softplus.default, scaled)
     if threshold < _STRAIGHT:
-        above = w(aten.mul.Tensor, w(aten.sub.Tensor, scaled, curved), _beyond(w, scaled, threshold))
+        above = w(aten.mul.Tensor, w(aten.sub.Tensor, scaled, curved), beyond(w, scaled, threshold))
         curved = w(aten.add.Tensor, curved, above)
     return curved if beta == 1.0 else w(aten.mul.Tensor, curved, 1 / beta)
 
@@ -78,22 +70,6 @@ def _clamp_between_tensors(w: Write, node: Node) -> Node:
         if (other := argument(node, place, name)) is not None:
             result = w(bound, result, other)
     return result
-
-
-def _masked(w: Write, node: Node) -> Node | None:
-    """Values where a mask is true: lowest ones are added, others take the place of what is multiplied by 0."""
-    source, mask, value = source_of(node), argument(node, 1, "mask"), argument(node, 2, "value")
-    if not isinstance(value, (int, float)):
-        return None
-    if value == -math.inf and known_value(source) is not None and known_value(mask) is not None:
-        # A mask of attention, whose rows that are wholly hidden are to be told from such of the lowest number.
-        return w(aten.add.Tensor, source, w(aten.where.Scalar, mask, value, 0.0))
-    if value < _SWALLOWS:
-        return w(aten.add.Tensor, source, w(aten.where.Scalar, mask, max(float(value), LOWEST), 0.0))
-    if not math.isfinite(value):
-        return None
-    kept = w(aten.mul.Tensor, source, w(aten.where.Scalar, mask, 0.0, 1.0))
-    return kept if value == 0 else w(aten.add.Tensor, kept, w(aten.where.Scalar, mask, float(value), 0.0))
 
 
 def _logarithm_of_sum(w: Write, node: Node) -> Node:
@@ -118,7 +94,6 @@ THRESHOLDS: Mapping[Any, tuple[Callable[[Graph, Node], Node], ...]] = {
         aten.clamp.Tensor: _clamp_between_tensors,
         aten.clamp_min.Tensor: _clamp_between_tensors,
         aten.clamp_max.Tensor: lambda w, node: w(aten.minimum.default, source_of(node), argument(node, 1, "max")),
-        aten.masked_fill.Scalar: _masked,
         aten.logsumexp.default: _logarithm_of_sum,
     }.items()
 }

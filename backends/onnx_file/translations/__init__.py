@@ -54,6 +54,7 @@ TRANSLATORS: dict[Any, Translator] = {
     aten.floor.default: simple("Floor"),
     aten.log.default: simple("Log"),
     aten.reciprocal.default: simple("Reciprocal"),
+    aten.round.default: simple("Round"),
     aten.sign.default: simple("Sign"),
     aten.sin.default: simple("Sin"),
     aten.sinh.default: simple("Sinh"),

@@ -14,8 +14,12 @@ from torch.fx import Node
 _BUILDER = "in a builder given as --teacher python:package.module:function (docs/networks.md)"
 _PART = f"name the part before it with --submodule, or leave it out {_BUILDER}"
 _COMPARED = (
-    "what is chosen by comparing values has no integer form: write it with relu, clamp, minimum or maximum"
-    f" {_BUILDER}; a mask that depends on no image is a constant and may stay"
+    "whole numbers are compared and chosen by only where they depend on no image: compare numbers of floating point, as"
+    f" x > 0.5 does, {_BUILDER}"
+)
+_NOT_FINITE = (
+    "NaN and infinity are no values that a network may compute here, nor told from others: leave it out, and keep them"
+    f" from arising, as x.clamp(min=1e-6).log() does, {_BUILDER}"
 )
 _SORTED = (
     "sorting and picking by value belong behind the artifact: return what is picked from, such as the boxes and scores"
@@ -47,8 +51,9 @@ _PLACES = f"places that are computed at run time have no translation: {_PART}; c
 
 #: Why and what to do -> the names, without overloads, of ATen operators.
 _ROWS: Mapping[str, str] = {
-    _COMPARED: "gt ge lt le eq ne where masked_fill heaviside logical_and logical_or logical_not logical_xor"
-    " bitwise_not bitwise_and bitwise_or isnan isinf isfinite nan_to_num",
+    _COMPARED: "gt ge lt le eq ne where masked_fill logical_and logical_or logical_not logical_xor bitwise_not"
+    " bitwise_and bitwise_or bitwise_xor __xor__",
+    _NOT_FINITE: "isnan isinf isfinite isposinf isneginf nan_to_num",
     _SORTED: "sort argsort topk kthvalue median unique nonzero argmax argmin masked_select one_hot bincount"
     " searchsorted bucketize",
     _THREE: "conv3d conv_transpose3d max_pool3d avg_pool3d adaptive_avg_pool3d adaptive_max_pool3d"
@@ -63,7 +68,8 @@ _ROWS: Mapping[str, str] = {
     "new_zeros new_ones new_full new_empty tril triu meshgrid",
     _WHOLE: "div __and__ __or__ to _to_copy remainder floor_divide fmod any all item _local_scalar_dense numel",
     f"a power whose exponent is a tensor, or of a number: write it as exp of a product {_BUILDER}": "pow",
-    _PLACES: "index gather scatter scatter_add index_put index_add index_copy take put take_along_dim embedding",
+    _PLACES: "index gather scatter scatter_add index_put index_add index_copy index_fill masked_scatter take put"
+    " take_along_dim embedding",
     _ALL: "mean sum max min prod var std norm",
     _AREAS: "_upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_lanczos2d_aa",
     "attention that drops scores, or whose heads share keys while a size is free: set its dropout to 0, or write it as"
@@ -117,4 +123,5 @@ def refusal_of(node: Node) -> str | None:
 
 def most_telling(nodes: Sequence[Node]) -> Node:
     """Of operators that are not translated the one to name: not the zeros that a recurrent layer starts from."""
-    return next((node for node in nodes if refusal_of(node) not in (None, *_AROUND)), nodes[0])
+    plain = (node for node in nodes if str(node.target).rpartition(".")[0] not in _CONVERSIONS)
+    return next((node for node in nodes if refusal_of(node) not in (None, *_AROUND)), next(plain, nodes[0]))

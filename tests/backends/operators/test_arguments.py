@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,9 @@ from calibration.graph.arguments import IMMATERIAL, READS, Reads, unread
 from calibration.graph.nearness import apart
 from calibration.graph.operators import KINDS
 from calibration.normal_form.mutation import functional, is_in_place
-from calibration.normal_form.rules import _CONVERSIONS, _RULES, NO_OPERATION
+from calibration.normal_form.no_effect import CONVERSIONS, NO_OPERATION
+from calibration.normal_form.rules import _RULES
+from calibration.normal_form.spellings import IN_PARTS
 from calibration.proof.module_and_graph import check_first_link
 from calibration.rewrites.fold import fold
 
@@ -57,7 +60,20 @@ stack([y, y], 1) | unbind.int(y, 1)[2] | clone(y, memory_format=torch.channels_l
 contiguous(y, memory_format=torch.channels_last) | copy(y, y.sin(), True)
 _to_copy(y, dtype=torch.float32, non_blocking=True) | to.device(y, 'cpu', torch.float32, True, True)
 to.dtype(y, torch.float32, True, True, torch.channels_last) | to.dtype_layout(y, dtype=torch.float32, copy=True)
-to.other(y, n.b, True, True)
+to.other(y, n.b, True, True) | any.dim(y > 0, 1, True) * y | any.dims(y > 0, [1, 2], True) * y
+all.dim(y > 0, 1, True) * y | all.dims(y > 0, [1], True) * y | round.default(y * 4) | round.decimals(y, decimals=1)
+linalg_norm(y, 3, [1], True) | linalg_norm.ord_str(y, 'fro', [1, 2], True) | linalg_vector_norm(y, 3, [2, 3])
+linalg_vector_norm(y, -math.inf, [1]) | linalg_matrix_norm.str_ord(y, 'fro', [1, 2], True)
+var_mean.dim(y, [1], False, True)[0] | var_mean.correction(y, [1], correction=0, keepdim=True)[1]
+std_mean.dim(y, [1], False, True)[0] | std_mean.correction(y, [1], correction=2, keepdim=True)[0]
+index_add(y, 1, n.places, y[:, :2], alpha=2) | index_copy(y, 1, n.places, y[:, :2])
+index_put(y, [None, n.places], y[:, :2] * 2) | index_put(y, [y < 0], torch.tensor(0.5))
+index_put(y, [None, n.places, n.places - 1], y[:, 0, :2]) | index_fill.int_Scalar(y, 1, n.places, 0.5)
+tensor_split.sections(y, 3, 1)[0] | tensor_split.indices(y, [1, 3], -3)[1] | hsplit.int(y, 2)[1]
+dsplit.array(y, [1, 4])[1] | hstack([y, y]) | dstack([y, y]) | fmax(y, y.sin()) | fmin(y, y.sin())
+where.self(y > 0, y, y.sin()) | where.ScalarOther(y.sin() <= y, y, 0.5) | masked_fill.Scalar(y, y >= 0, -1.5)
+masked_fill.Tensor(y, (y > -1) & ~(y.sin() < 0), n.low) | heaviside(y, n.low) | where.Scalar(y != 0, 2, 1) * y
+softmax.int(aten.masked_fill.Scalar(y, y < y.mean((1, 2, 3), True), -math.inf), -1)
 """
 
 #: Calls that the captured graph computes as torch does, and that no file holds.
@@ -76,6 +92,11 @@ UNREAD = {
     "avg_pool3d(y.unsqueeze(1), [2, 1, 1], [1, 1, 1], divisor_override=3)": "divisor_override",
     "elu(y, 1.0, 2.0, 3.0)": "scale",
     "expand(y[:, :1], [-1, 4, 6, 6], implicit=True)": "implicit",
+    "index_put(y, [None, n.places], y[:, :2], True)": "accumulate",
+    "linalg_matrix_norm.str_ord(y, 'nuc')": "ord",
+    "linalg_matrix_norm.str_ord(y, dtype=torch.float64)": "dtype",
+    "linalg_norm(y, 2, [1], False, dtype=torch.float64)": "dtype",
+    "linalg_norm.ord_str(y, 'fro', [1, 2], False, dtype=torch.float64)": "dtype",
     "linalg_vector_norm(y, 2, [1], False, dtype=torch.float64)": "dtype",
     "log_softmax.int(y, 1, torch.float64)": "dtype",
     "mean.dim(y, [1], False, dtype=torch.float64)": "dtype",
@@ -101,10 +122,11 @@ class Calls(nn.Module):
             for name, size in {"w1": (4, 2, 2), "w2": (4, 2, 2, 2), "square": (6, 6), "b": (4,), "b6": (6,)}.items():
                 self.register_parameter(name, nn.Parameter(torch.randn(size)))
             self.register_buffer("low", torch.tensor(-0.4))
+            self.register_buffer("places", torch.tensor([3, 1]))
 
     def forward(self, i: Tensor) -> tuple[Tensor, ...]:
         y = self.stem(i)
-        names = {"n": self, "i": i, "y": y, "r": y.mean(3), "torch": torch, "aten": aten}
+        names = {"n": self, "i": i, "y": y, "r": y.mean(3), "torch": torch, "aten": aten, "math": math}
         return tuple(eval(f"aten.{call}", names) for call in self.calls)
 
 
@@ -132,7 +154,7 @@ def changed_arguments(calls: list[str], images: Tensor) -> set[tuple[str, str]]:
 
 def arguments_of_tables() -> Iterator[tuple[Any, Reads | None, list[str]]]:
     """Every operator of ATen that something of ours reads, its row, and its arguments with a default."""
-    rewritten = {*_RULES, *NO_OPERATION, *_CONVERSIONS, aten.unbind.int}
+    rewritten = {*_RULES, *NO_OPERATION, *CONVERSIONS, *IN_PARTS}
     for operator in {target for target in (*rewritten, *TRANSLATORS, *KINDS) if hasattr(target, "_schema")}:
         slots = [slot.name for slot in operator._schema.arguments if slot.has_default_value()]
         row = READS.get(operator)

@@ -79,6 +79,26 @@ def _added_product(n: Any, x: Tensor) -> Tensor:
     return torch.baddbmm(rows, rows @ rows.transpose(1, 2), rows, beta=0.5, alpha=0.1).reshape(-1, 16, 8, 8)
 
 
+def _hidden_scores(n: Any, x: Tensor) -> Tensor:
+    rows = x.flatten(2).transpose(1, 2)
+    scores = rows @ rows.transpose(1, 2)
+    seen = scores.masked_fill(scores < scores.mean(-1, keepdim=True), -torch.inf).softmax(-1) @ rows
+    return seen.transpose(1, 2).reshape(-1, 16, 8, 8)
+
+
+def _chosen(n: Any, x: Tensor) -> Tensor:
+    y = torch.where((x > -0.5) & ~(x.roll(1, 2) > 0.5), x, 0.1 * x)
+    y[y > 1] = 1.0
+    return y * (x.mean((2, 3), keepdim=True) <= 0.1)
+
+
+def _placed(n: Any, x: Tensor) -> Tensor:
+    y = x.clone()
+    y[:, [3, 0, 2]] = x[:, [1, 5, 7]] * 2
+    y[:, :, [0, 3], [1, 1]] = x[:, :, 0, :2]
+    return torch.cat([part * 2 for part in torch.tensor_split(torch.hstack([y, x]), (3, 9), 1)], 1)[:, ::2]
+
+
 _MASK = torch.ones(64, 64, dtype=torch.bool).tril(3)
 _HIDDEN = _MASK.clone()
 _HIDDEN[[0, 17]] = False  # rows that see nothing
@@ -128,6 +148,7 @@ INTEGER: dict[str, tuple[Line, dict[str, Make]]] = {
     ),
     "sums of windows": (lambda n, x: F.fold(F.unfold(x, 3, padding=1), (8, 8), 3, padding=1), {}),
     "written parts": (_written, {}),
+    "places written": (_placed, {}),
     "a matrix": (
         lambda n, x: (x.mean((2, 3)) @ n.l.weight)[:, :, None, None] * x,
         {"l": lambda: nn.Linear(16, 16)},
@@ -156,6 +177,11 @@ FLOAT: dict[str, tuple[Line, dict[str, Make]]] = {
     "constant mask": (lambda n, x: x.masked_fill(torch.eye(8) > 0, 0.5), {}),
     "local response": (lambda n, x: F.local_response_norm(x, 3), {}),
     "filled part": (lambda n, x: torch.cat([x[:, :8], torch.fill(x[:, 8:], 0.5)], 1), {}),
+    "rounded": (lambda n, x: torch.round(x * 4) / 4, {}),
+    "chosen by comparing": (_chosen, {}),
+    "scores hidden by the image": (_hidden_scores, {}),
+    "spread and mean": (lambda n, x: torch.sub(x, torch.var_mean(x, 1, keepdim=True)[1]) / x.std(1, keepdim=True), {}),
+    "norms": (lambda n, x: x / (x.norm(3, 1, True) + x.norm(torch.inf, 1, True) + 0.1), {}),
     "attention": (_attended(), {}),
     "attention, scaled": (_attended(scale=0.7), {}),
     "attention, causal": (_attended(is_causal=True), {}),
@@ -238,7 +264,9 @@ def _autocast(layer: nn.Module, x: Tensor) -> Tensor:
         (lambda n, x: n.n(x.unsqueeze(2)), {"n": lambda: nn.BatchNorm3d(3)}, "over a volume"),
         (lambda n, x: n.c(x.flatten(2))[0], {"c": lambda: nn.LSTM(64, 8, batch_first=True)}, "lstm.*step by step"),
         (lambda n, x: n.c(x.flatten(2))[0], {"c": lambda: nn.GRU(64, 8, batch_first=True)}, "gru.*step by step"),
-        (lambda n, x: torch.where(x > 0, x, 0.1 * x), {}, r"chosen by comparing.*relu, clamp"),
+        (lambda n, x: torch.where(x.isnan(), 0.0, x), {}, r"isnan.*NaN and infinity are no values.*clamp"),
+        (lambda n, x: ((x > 0).sum(1) % 2).float(), {}, r"remainder.*whole numbers and truths"),
+        (lambda n, x: x.masked_fill(x < 0, torch.nan), {}, r"masked_fill.*where they depend on no image"),
         (lambda n, x: x.topk(2, 1)[0], {}, r"belong behind the artifact.*end2end = False.*two stages.*--submodule"),
         (lambda n, x: n.c(x.half()).float(), {"c": lambda: c3(3, 4).half()}, r"is computed in float32.*by \.float\(\)"),
         (lambda n, x: x.double().mean((2, 3)).float(), {}, "is computed in float32 here: leave the conversion out"),
