@@ -153,7 +153,7 @@ def _own_refusal(architecture: Architecture) -> str | None:
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
             return "too large to build here"
         line = " ".join(str(error).split())
-        return f"does not run on images alone ({type(error).__name__}: {line[:160]})"
+        return f"does not run on images alone as it is built here ({type(error).__name__}: {line[:160]})"
     finally:
         signal.alarm(0)
     return None

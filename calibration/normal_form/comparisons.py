@@ -208,7 +208,8 @@ def _converted(w: Write, node: Node) -> Node | None:
     if not is_number(source) or known_value(node) is not None:
         return None
     if type_ == torch.bool:
-        return _truths(w, node, 0, "self")
+        truths: Node = _truths(w, node, 0, "self")
+        return truths
     was_whole = not is_number(argument(node.meta[EXPORTED], 0, "self"))
     return source if was_whole and type_ in _HELD else None
 

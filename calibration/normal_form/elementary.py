@@ -59,6 +59,11 @@ def _difference(w: Write, node: Node) -> Node | None:
     return w(aten.sub.Tensor, later, earlier)
 
 
+def _outer(w: Write, node: Node) -> Node:
+    rows = w(aten.unsqueeze.default, source_of(node), 1)
+    return w(aten.mul.Tensor, rows, w(aten.unsqueeze.default, argument(node, 1, "vec2"), 0))
+
+
 #: Rule of the normal form per operator.
 ELEMENTARY: Mapping[Any, tuple[Callable[[Graph, Node], Node], ...]] = {
     target: (rule_of(spelling),)
@@ -75,6 +80,7 @@ ELEMENTARY: Mapping[Any, tuple[Callable[[Graph, Node], Node], ...]] = {
         aten.hypot.default: _hypotenuse,
         aten.addcdiv.default: _added_quotient,
         aten.diff.default: _difference,
+        aten.outer.default: _outer,
         aten.mT.default: lambda w, node: w(aten.transpose.int, source_of(node), -2, -1),
         aten.adjoint.default: lambda w, node: w(aten.transpose.int, source_of(node), -2, -1),
         aten.mH.default: lambda w, node: w(aten.transpose.int, source_of(node), -2, -1),

@@ -66,7 +66,8 @@ _ROWS: Mapping[str, str] = {
     " fractional_max_pool2d",
     _BATCH: "zeros ones full empty arange eye linspace scalar_tensor zeros_like ones_like full_like empty_like "
     "new_zeros new_ones new_full new_empty tril triu meshgrid",
-    _WHOLE: "div __and__ __or__ to _to_copy remainder floor_divide fmod any all item _local_scalar_dense numel",
+    _WHOLE: "div __and__ __or__ to _to_copy remainder floor_divide fmod any all _is_all_true item"
+    " _local_scalar_dense numel",
     f"a power whose exponent is a tensor, or of a number: write it as exp of a product {_BUILDER}": "pow",
     _PLACES: "index gather scatter scatter_add index_put index_add index_copy index_fill masked_scatter take put"
     " take_along_dim embedding",
