@@ -278,7 +278,7 @@ def _check_inputs(inputs: NDArray[np.float32], described: Mapping[str, Any], pat
     """Refuse golden inputs that are not what the model takes, whatever their number."""
     sizes = described["shape"][1:]
     fits = inputs.ndim == 1 + len(sizes) and all(
-        not isinstance(wanted, int) or size == wanted for size, wanted in zip(inputs.shape[1:], sizes, strict=True)
+        not isinstance(fixed, int) or size == fixed for size, fixed in zip(inputs.shape[1:], sizes, strict=True)
     )
     if inputs.dtype != np.float32 or not fits:
         raise UserError(

@@ -269,12 +269,12 @@ def scored_output(report: Report) -> OutputScore | None:
 
 def output_words(output: OutputScore) -> str:
     """Return in one line what an output is and how far the artifact gives what the teacher gives."""
-    found = output.runtime if output.runtime is not None else output.oracle
+    last = output.runtime if output.runtime is not None else output.oracle
     scores = {"r2": "R2", "cosine": "cosine", "centred-cosine": "centred cosine", "agreement": "same as teacher"}
     what = "embedding" if "cosine" in output.metric else output.holds
     words = f"{what} {shape_words(output)}"
-    if found is not None:
-        words += f", {scores[output.metric]} {percentage(found)}"
+    if last is not None:
+        words += f", {scores[output.metric]} {percentage(last)}"
     if output.worst is not None:
         words += f", of the worst twentieth {percentage(output.worst)}"
     if output.cosine is not None:

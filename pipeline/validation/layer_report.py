@@ -1,4 +1,4 @@
-"""The weighted layers in a report: what the plan wanted of each, and what the runtime made of it."""
+"""The weighted layers in a report: what the plan asks of each, and what the runtime made of it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def kernels_of(plan: Plan, census: Census | None) -> Kernels:
 
 def layers_of(plan: Plan, census: Census | None, noise: Mapping[str, float]) -> tuple[Layer, ...]:
     """Every weighted layer: bits, noise in dB where it was measured, and whether integers run it."""
-    found = None if census is None else set(census.integer)
+    executed = None if census is None else set(census.integer)
     planned = [
         _layer(plan, name, noise, integer, _REFUSED if integer is False else "")
-        for name, integer in ((name, None if found is None else name in found) for name in plan.integer_layers())
+        for name, integer in ((name, None if executed is None else name in executed) for name in plan.integer_layers())
     ]
     left = [_layer(plan, f.name, noise, False, f.reason) for f in kernels_of(plan, None).float_layers]
     return (*planned, *left)

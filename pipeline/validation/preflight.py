@@ -65,11 +65,11 @@ def identities(
     config: RunConfig, teachers: Sequence[Network], student: Network, images: UnlabelledImages | None
 ) -> dict[str, str]:
     """What each flag of an input names: networks and images by what is in them."""
-    found = {"teacher": network_identity(teachers)}
+    named = {"teacher": network_identity(teachers)}
     if config.student.source is not None:
-        found["student"] = network_identity([student])
-    found["data"] = "generated" if images is None else images_identity(images)
-    return found
+        named["student"] = network_identity([student])
+    named["data"] = "generated" if images is None else images_identity(images)
+    return named
 
 
 def check_readable(source: ImageSource, preprocessing: Preprocessing) -> None:

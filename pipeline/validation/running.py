@@ -22,8 +22,8 @@ def runner_outputs(runner: Runner, fixed: int | None) -> Outputs:
             return [torch.from_numpy(np.asarray(output)) for output in runner.run(images.numpy())]
         parts = []
         for group in torch.split(images, fixed):
-            found = runner.run(filled_up(group, fixed).numpy())
-            parts.append([np.asarray(output)[: len(group)] for output in found])
+            outputs = runner.run(filled_up(group, fixed).numpy())
+            parts.append([np.asarray(output)[: len(group)] for output in outputs])
         return [torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True)]
 
     return run
@@ -34,13 +34,13 @@ def filled_up(images: Tensor, size: int) -> Tensor:
     return torch.from_numpy(np.resize(images.numpy(), (size, *images.shape[1:])))
 
 
-def latency_batch(wanted: int, fixed: int | None) -> tuple[int, tuple[str, ...]]:
+def latency_batch(asked: int, fixed: int | None) -> tuple[int, tuple[str, ...]]:
     """The batch size that latency is measured at, and what to say about it.
 
     Raises UserError for one that the model does not take; 1, the default, gives way to it.
     """
-    if fixed is None or wanted == fixed:
-        return wanted, ()
-    if wanted != 1:
-        raise UserError(f"--batch {wanted}: the model takes batches of {fixed} alone (--static-batch)")
+    if fixed is None or asked == fixed:
+        return asked, ()
+    if asked != 1:
+        raise UserError(f"--batch {asked}: the model takes batches of {fixed} alone (--static-batch)")
     return fixed, (f"latency is measured at batch {fixed}, the only one that the model takes (--static-batch)",)

@@ -38,7 +38,7 @@ class ScoredImages:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What `score` found; `calibrated` is the score of the calibrated network before training."""
+    """What `score` measured; `calibrated` is the score of the calibrated network before training."""
 
     accuracy: Accuracy
     parity: Parity

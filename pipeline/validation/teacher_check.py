@@ -50,14 +50,14 @@ def check_labelled(
     for values, seen in _answers(teacher, source, chosen, workers):
         answers.append(output.decided(values[main]).reshape(-1))
         truth.append(labels[seen])
-    found = judge(np.concatenate(truth), torch.cat(answers).numpy(), output.classes)
+    judgement = judge(np.concatenate(truth), torch.cat(answers).numpy(), output.classes)
     told = (
-        f"the float teacher is right on {100 * found.accuracy:.1f} % of {found.images} images of {flag}, and guessing"
-        f" is on {100 * found.chance:.1f} %"
+        f"the float teacher is right on {100 * judgement.accuracy:.1f} % of {judgement.images} images of {flag}, and"
+        f" guessing is on {100 * judgement.chance:.1f} %"
     )
-    if found.reordered is not None or found.at_chance:
-        raise UserError(f"{told}{_why(found)}: {order}; {_WAY}")
-    return (f"WARNING: {told}: {order}; where that is not what the network is worth, {_WAY}",) if found.poor else ()
+    if judgement.reordered is not None or judgement.at_chance:
+        raise UserError(f"{told}{_why(judgement)}: {order}; {_WAY}")
+    return (f"WARNING: {told}: {order}; where that is not what the network is worth, {_WAY}",) if judgement.poor else ()
 
 
 _WAY = (
@@ -66,12 +66,11 @@ _WAY = (
 )
 
 
-def _why(found: Judgement) -> str:
-    if found.reordered is None:
+def _why(judgement: Judgement) -> str:
+    if judgement.reordered is None:
         return ""
-    return (
-        f"; with the same classes in another order it would be on {100 * found.reordered:.0f} %, so the order is wrong"
-    )
+    better = f"{100 * judgement.reordered:.0f} %"
+    return f"; with the same classes in another order it would be on {better}, so the order is wrong"
 
 
 def check_answers(teacher: Network, images: UnlabelledImages) -> tuple[str, ...]:

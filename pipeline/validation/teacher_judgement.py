@@ -48,8 +48,8 @@ def judge(labels: NDArray[np.int64], answers: NDArray[np.int64], classes: int) -
     Source: chance as in Cohen's kappa (1960), the bound of the accuracy is Wilson's (1927); the limits are ours.
     """
     count, right = len(labels), int((labels == answers).sum())
-    given, asked = (np.bincount(values, minlength=classes) / count for values in (answers, labels))
-    chance = float((given * asked).sum())
+    answered, labelled = (np.bincount(values, minlength=classes) / count for values in (answers, labels))
+    chance = float((answered * labelled).sum())
     upper = _wilson_upper(right, count)
     guessed = binomial_tail(count, chance, right) > _CHANCE
     # Labels of all but one class are guessed by whoever knows that class.

@@ -86,9 +86,11 @@ def validate_student(
     indices = np.arange(len(evaluation.images), dtype=np.int64) if indices is None else indices
     plain, oracle = _module_outputs(teacher.folded), oracle_of(compiled.model, backend)
     columns: dict[str, Outputs] = {"target": target or plain, "teacher": plain, "oracle": oracle}
-    if quantised.prepared is not None and quantised.trained is not None:
-        columns["calibrated"] = _module_outputs(quantised.prepared.network().eval())
-        columns["simulated"] = _module_outputs(quantised.trained.network)
+    calibrated, trained = quantised.prepared, quantised.trained
+    if calibrated is not None:
+        columns["simulated"] = _module_outputs(calibrated.network().eval() if trained is None else trained.network)
+    if calibrated is not None and trained is not None:
+        columns["calibrated"] = _module_outputs(calibrated.network().eval())
     sample = next(ordered_batches(evaluation.images, indices[:_SQNR_IMAGES], preprocessing, batch_size=_SQNR_IMAGES))
     inputs = normalise(sample.images, preprocessing)
     most = images_at_once(preprocessing, _BATCH)
@@ -121,7 +123,7 @@ def validate_student(
         subject,
         measured(subject, limits, progress),
         limits,
-        distillation=None if quantised.trained is None else quantised.trained.distillation,
+        distillation=None if trained is None else trained.distillation,
     )
     golden = golden_of(inputs, teacher.outputs, oracle, plain)
     files = device_files(backend, compiled.model, quantised.plan, torch.from_numpy(golden.inputs))
@@ -250,9 +252,11 @@ def _at_other_size(evaluation: EvaluationSet, indices: NDArray[np.int64], prepro
 
 def _noise(quantised: QuantisedStudent, batches: Sequence[Tensor]) -> dict[str, float]:
     """Noise of each layer in the simulation; nothing where nothing is simulated."""
-    if quantised.prepared is None or quantised.trained is None:
+    prepared, trained = quantised.prepared, quantised.trained
+    if prepared is None:
         return {}
-    return layer_sqnr(quantised.prepared.folded, quantised.trained.network, batches)
+    network = prepared.network().eval() if trained is None else trained.network
+    return layer_sqnr(prepared.folded, network, batches)
 
 
 # What a bundle has.

@@ -136,23 +136,23 @@ def scored(images: Images, run: Run, manifest: dict[str, Any], say: Callable[[st
     outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     read = [index for index in range(len(images.names)) if index not in images.unreadable]
     names, labels = [images.names[index] for index in read], images.labels
-    found: dict[str, Any] = {"images": len(names)}
+    figures: dict[str, Any] = {"images": len(names)}
     if images.unreadable:
         left = [images.names[index] for index in images.unreadable]
-        found["unreadable"] = left
+        figures["unreadable"] = left
         more = f" and {len(left) - MOST_SHOWN} more" if len(left) > MOST_SHOWN else ""
         say(f"left out           {len(left)} that cannot be decoded: {', '.join(map(shown, left[:MOST_SHOWN]))}{more}")
     if labels is not None:
         labels = labels[read] if images.unreadable else labels
-        found |= _accuracy(outputs, labels, manifest["outputs"])
+        figures |= _accuracy(outputs, labels, manifest["outputs"])
         unit = "images" if labels.ndim == 1 else "decisions"
-        more = f", mean IoU {100 * found['mean_iou']:.2f} %" if "mean_iou" in found else ""
-        say(f"accuracy           {100 * found['top1']:.2f} % of {found['scored']} {unit}{more}")
+        more = f", mean IoU {100 * figures['mean_iou']:.2f} %" if "mean_iou" in figures else ""
+        say(f"accuracy           {100 * figures['top1']:.2f} % of {figures['scored']} {unit}{more}")
     else:
         for entry in manifest["outputs"]:
             for line in _lines(outputs[entry["name"]], entry, names):
                 say(line)
-    return found | {"outputs": outputs}
+    return figures | {"outputs": outputs}
 
 
 def shown(name: str) -> str:
@@ -178,12 +178,16 @@ def _accuracy(
     if not known.any() or (labels.ndim == 1 and not known.all()):
         raise DeviceError(f"--images: labels {labels.min()} to {labels.max()}, but there are {classes} classes")
     mine, right = answers[known], labels[known]
-    found: dict[str, Any] = {"output": entry["name"], "scored": int(known.sum()), "top1": float((mine == right).mean())}
+    figures: dict[str, Any] = {
+        "output": entry["name"],
+        "scored": int(known.sum()),
+        "top1": float((mine == right).mean()),
+    }
     if labels.ndim > 1:
         pairs = np.bincount(right * classes + mine, minlength=classes * classes).reshape(classes, classes)
         both, either = pairs.diagonal(), pairs.sum(0) + pairs.sum(1) - pairs.diagonal()
-        found["mean_iou"] = float((both[either > 0] / either[either > 0]).mean())
-    return found
+        figures["mean_iou"] = float((both[either > 0] / either[either > 0]).mean())
+    return figures
 
 
 def _lines(values: NDArray[Any], entry: dict[str, Any], names: list[str]) -> Iterator[str]:

@@ -108,8 +108,8 @@ def run_all(session: Any, inputs: NDArray[np.float32]) -> dict[str, NDArray[Any]
     parts = []
     for start in range(0, len(inputs), size):
         part = inputs[start : start + size]
-        found = session.run(None, {entry.name: np.resize(part, (size, *part.shape[1:]))})
-        parts.append([values[: len(part)] for values in found])
+        outputs = session.run(None, {entry.name: np.resize(part, (size, *part.shape[1:]))})
+        parts.append([values[: len(part)] for values in outputs])
     names = [output.name for output in session.get_outputs()]
     return {name: np.concatenate(values) for name, values in zip(names, zip(*parts, strict=True), strict=True)}
 

@@ -41,10 +41,10 @@ def timing_cache() -> Path:
 
 
 def main(arguments: Sequence[str], folder: Path) -> int:
-    """Check the bundle in `folder`; prints what was found, returns the exit status."""
-    given = _parser(folder).parse_args(list(arguments))
+    """Check the bundle in `folder`; prints what comes out, returns the exit status."""
+    chosen = _parser(folder).parse_args(list(arguments))
     return ended(
-        lambda: check(given.bundle, _options(given), given, say=lambda line: print(line, flush=True)), given.report
+        lambda: check(chosen.bundle, _options(chosen), chosen, say=lambda line: print(line, flush=True)), chosen.report
     )
 
 
@@ -81,30 +81,30 @@ def _parser(folder: Path) -> argparse.ArgumentParser:
     return parser
 
 
-def _options(given: argparse.Namespace) -> EngineOptions:
-    if given.batch < 1:
-        raise DeviceError(f"--batch {given.batch}: must be 1 or more")
-    batches = (given.batch,) * 3
-    if given.batches is not None:
+def _options(chosen: argparse.Namespace) -> EngineOptions:
+    if chosen.batch < 1:
+        raise DeviceError(f"--batch {chosen.batch}: must be 1 or more")
+    batches = (chosen.batch,) * 3
+    if chosen.batches is not None:
         try:
-            batches = tuple(int(part) for part in given.batches.split(","))  # type: ignore[assignment]  # checked below
+            batches = tuple(int(part) for part in chosen.batches.split(","))  # type: ignore[assignment]  # checked below
         except ValueError:
-            raise DeviceError(f"--batches {given.batches}: must be three whole numbers, MIN,OPT,MAX") from None
+            raise DeviceError(f"--batches {chosen.batches}: must be three whole numbers, MIN,OPT,MAX") from None
     options = EngineOptions(
         batches=batches,
-        workspace_mib=given.workspace_mib,
-        level=given.optimisation_level,
-        hardware=given.hardware_compatibility,
-        version_compatible=given.version_compatible,
-        timing_cache=given.timing_cache,
+        workspace_mib=chosen.workspace_mib,
+        level=chosen.optimisation_level,
+        hardware=chosen.hardware_compatibility,
+        version_compatible=chosen.version_compatible,
+        timing_cache=chosen.timing_cache,
     )
-    if not batches[0] <= given.batch <= batches[2]:
-        raise DeviceError(f"--batch {given.batch} lies outside of --batches {given.batches}")
+    if not batches[0] <= chosen.batch <= batches[2]:
+        raise DeviceError(f"--batch {chosen.batch} lies outside of --batches {chosen.batches}")
     return options
 
 
 def check(
-    bundle: Path, options: EngineOptions, given: argparse.Namespace, *, say: Callable[[str], None]
+    bundle: Path, options: EngineOptions, chosen: argparse.Namespace, *, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """All figures of one bundle on this device; raises DeviceError for what the user can mend."""
     manifest = read_manifest(bundle, ("tensorrt",))
@@ -115,20 +115,20 @@ def check(
     facts = engine_facts(sdk, cuda.device_name(), cuda.compute_capability())
     say(f"device             {facts['gpu']}, compute capability {facts['compute']}, {product(sdk)}")
     _make_folder(options.timing_cache)
-    plan, record = _engine(sdk, model, options, facts, given.engine, say)
+    plan, record = _engine(sdk, model, options, facts, chosen.engine, say)
     layers = [entry["layer"] for entry in manifest["plan"]["weights"] if not entry.get("weight_only")]
     described = {entry["name"]: entry for entry in manifest["outputs"]}
     with np.load(bundle / "golden.npz", allow_pickle=False) as golden:
         inputs, expected = golden["inputs"], {name: golden[f"outputs.{name}"] for name in described}
     report: dict[str, Any] = {"format": 1, "device": facts, "engine": record}
-    where = str(given.engine or "the engine")
+    where = str(chosen.engine or "the engine")
     with loaded_engine(
         sdk, plan, cuda, where=where, facts=record.get("facts"), version_compatible=options.version_compatible
     ) as engine:
         outputs = engine.run(inputs)
-        found = census(parse_inspection(engine.inspection()), layers, planned_products(manifest["plan"]))
-        say(kernel_line(found))
-        report["kernels"] = asdict(found)
+        kernels = census(parse_inspection(engine.inspection()), layers, planned_products(manifest["plan"]))
+        say(kernel_line(kernels))
+        report["kernels"] = asdict(kernels)
         least = least_parity(manifest)
         report["golden"] = {
             name: compared(outputs[name], expected[name], entry, least)
@@ -138,11 +138,11 @@ def check(
         for name, golden in report["golden"].items():
             noise = "" if golden["sqnr_db"] is None else f", {golden['sqnr_db']:.1f} dB"
             say(golden_line("engine vs oracle", name, golden) + noise)
-        if given.images is not None:
-            images = open_images(given.images, bundle, manifest)
+        if chosen.images is not None:
+            images = open_images(chosen.images, bundle, manifest)
             report["accuracy"] = scored(images, engine.run, manifest, say)
             del report["accuracy"]["outputs"]
-        batch = min(max(given.batch, engine.smallest), engine.largest)  # a file may fix its batch size
+        batch = min(max(chosen.batch, engine.smallest), engine.largest)  # a file may fix its batch size
         latency = engine.latency(np.resize(inputs, (batch, *inputs.shape[1:])))
         report["latency"] = asdict(latency)
         way = "one CUDA graph" if latency.graph else "kernel by kernel: a layer cannot be captured as a graph"
@@ -150,10 +150,10 @@ def check(
             f"latency            {latency.median_ms:.4f} ms (p90 {latency.p90_ms:.4f}), batch {latency.batch},"
             f" on the device between CUDA events, {way}"
         )
-    if not given.no_layers and (bundle / "layers.npz").is_file():
+    if not chosen.no_layers and (bundle / "layers.npz").is_file():
         report["layers"] = _layers(sdk, cuda, bundle, model, options, inputs, say)
     same = all(golden["passed"] for golden in report["golden"].values())
-    report["passed"] = same and not found.floating
+    report["passed"] = same and not kernels.floating
     return report
 
 
@@ -174,34 +174,34 @@ def _engine(
     say: Callable[[str], None],
 ) -> tuple[bytes, dict[str, Any]]:
     """The serialised engine and the record of what it was built from: loaded where the file is there, else built."""
-    wanted = {
+    built_from = {
         "model": hashlib.sha256(model).hexdigest(),
         "options": {key: value for key, value in asdict(options).items() if key != "timing_cache"},
     }
-    wanted = json.loads(json.dumps(wanted))
+    built_from = json.loads(json.dumps(built_from))
     record_file = None if path is None else path.with_name(f"{path.name}.json")
     if path is not None and path.is_file():
-        record = _record(record_file, wanted, path)
+        record = _record(record_file, built_from, path)
         say(f"engine             {path}, {path.stat().st_size / 1e6:.2f} MB, loaded")
         return path.read_bytes(), record
     built = build_engine(sdk, model, options, step=_Patient(say))
     for note in built.notes:
         say(f"note               {note}")
     say(f"engine             {len(built.plan) / 1e6:.2f} MB, built in {built.seconds:.1f} s")
-    record = {**wanted, "facts": facts, "seconds": built.seconds, "bytes": len(built.plan)}
+    record = {**built_from, "facts": facts, "seconds": built.seconds, "bytes": len(built.plan)}
     if path is not None and record_file is not None:
         write_whole(path, built.plan)
         write_whole(record_file, (json.dumps(record, indent=1) + "\n").encode())
     return built.plan, record
 
 
-def _record(record_file: Path | None, wanted: dict[str, Any], path: Path) -> dict[str, Any]:
+def _record(record_file: Path | None, built_from: dict[str, Any], path: Path) -> dict[str, Any]:
     """What is known of an engine file; raises DeviceError when it was built from something else."""
     if record_file is None or not record_file.is_file():
         return {}
     record: dict[str, Any] = json.loads(record_file.read_text(encoding="utf-8"))
     for key, what in (("model", "another model"), ("options", "other options")):
-        if record.get(key) != wanted[key]:
+        if record.get(key) != built_from[key]:
             raise DeviceError(f"{path} was built from {what}: remove it, and this command builds it anew")
     return record
 
@@ -223,18 +223,18 @@ def planned_products(plan: dict[str, Any]) -> list[str]:
     return [name for name, kind in plan["kinds"].items() if kind == "matmul" and name not in plan["float_nodes"]]
 
 
-def kernel_line(found: EngineCensus) -> str:
+def kernel_line(census: EngineCensus) -> str:
     """The census as the line that a user reads."""
-    total = len(found.integer) + len(found.floating)
+    total = len(census.integer) + len(census.floating)
     text = (
-        f"kernels            {len(found.integer)} of {total} planned layers int8; {found.kernels} kernels,"
-        f" {found.fused} of them fused, {found.reformats} reformat copies ({found.integer_reformats} of int8)"
+        f"kernels            {len(census.integer)} of {total} planned layers int8; {census.kernels} kernels,"
+        f" {census.fused} of them fused, {census.reformats} reformat copies ({census.integer_reformats} of int8)"
     )
-    if found.int4_products:
-        text += f"; products of int4 weights: {found.int4_products}"
-    if products := len(found.integer_products) + len(found.float_products):
-        text += f"; products of two activations: {len(found.integer_products)} of {products} int8"
-    not_int8 = (*found.floating, *found.float_products)
+    if census.int4_products:
+        text += f"; products of int4 weights: {census.int4_products}"
+    if products := len(census.integer_products) + len(census.float_products):
+        text += f"; products of two activations: {len(census.integer_products)} of {products} int8"
+    not_int8 = (*census.floating, *census.float_products)
     return text if not not_int8 else f"{text}; not int8: {', '.join(not_int8)}"
 
 

@@ -53,12 +53,12 @@ class Cuda:
         """Of the present device, such as "8.7"."""
         device = ctypes.c_int()
         self._call("cudaGetDevice", ctypes.byref(device))
-        found = []
+        parts = []
         for attribute in (_COMPUTE_MAJOR, _COMPUTE_MINOR):
             value = ctypes.c_int()
             self._call("cudaDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), device)
-            found.append(str(value.value))
-        return ".".join(found)
+            parts.append(str(value.value))
+        return ".".join(parts)
 
     def device_name(self) -> str:
         """Of the first visible device, as the driver names it."""
@@ -158,8 +158,8 @@ class Cuda:
 def _library() -> ctypes.CDLL:
     """The runtime's library: the system's, or one that a pip package brought."""
     folders: list[Path] = []
-    found = importlib.util.find_spec("nvidia")
-    for place in (found.submodule_search_locations or ()) if found else ():
+    package = importlib.util.find_spec("nvidia")
+    for place in (package.submodule_search_locations or ()) if package else ():
         folders += [Path(place) / wheel for wheel in _WHEELS]
     names = [*_LIBRARIES, *(str(path) for folder in folders for path in sorted(folder.glob("libcudart.so*")))]
     for name in names:

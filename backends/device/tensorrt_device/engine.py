@@ -67,8 +67,8 @@ class LoadedEngine:
     def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """Every output for images float32 [B, C, H, W], in batches that the engine takes."""
         parts = [images[start : start + self.largest] for start in range(0, len(images), self.largest)]
-        found = [self._run_batch(part) for part in parts]
-        return {name: np.concatenate([outputs[name] for outputs in found]) for name in self.outputs}
+        batches = [self._run_batch(part) for part in parts]
+        return {name: np.concatenate([outputs[name] for outputs in batches]) for name in self.outputs}
 
     def _run_batch(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         count = len(images)
@@ -86,24 +86,24 @@ class LoadedEngine:
         return {name: values[:count] for name, values in results.items()}
 
     def _dtype(self, name: str) -> np.dtype[Any]:
-        found: np.dtype[Any] = np.dtype(self._sdk.nptype(self._engine.get_tensor_dtype(name)))
-        return found
+        dtype: np.dtype[Any] = np.dtype(self._sdk.nptype(self._engine.get_tensor_dtype(name)))
+        return dtype
 
     def _load(self, images: NDArray[np.float32]) -> None:
         """Put images on the device and give every tensor its address."""
-        given = self.inputs[0]
-        images = np.ascontiguousarray(images, self._dtype(given))
+        source = self.inputs[0]
+        images = np.ascontiguousarray(images, self._dtype(source))
         if len(images) != self._batch:
             self._forget_graph()  # it holds the addresses and the shape
-            if not self._context.set_input_shape(given, images.shape):
+            if not self._context.set_input_shape(source, images.shape):
                 raise DeviceError(f"the engine takes no input of shape {images.shape}")
-            for name in (given, *self.outputs):
-                shape = images.shape if name == given else tuple(self._context.get_tensor_shape(name))
+            for name in (source, *self.outputs):
+                shape = images.shape if name == source else tuple(self._context.get_tensor_shape(name))
                 self._context.set_tensor_address(
                     name, self._buffer(name, math.prod(shape) * self._dtype(name).itemsize)
                 )
             self._batch = len(images)
-        self._cuda.to_device(self._buffers[given][0], images.ctypes.data, images.nbytes, self._stream)
+        self._cuda.to_device(self._buffers[source][0], images.ctypes.data, images.nbytes, self._stream)
         self._cuda.synchronise(self._stream)  # the host's array may go now
 
     def _buffer(self, name: str, size: int) -> int:
@@ -218,11 +218,11 @@ def load_refusal(where: str, errors: list[str], here: str, facts: Mapping[str, s
     if facts is not None:
         built = f"{facts.get('sdk')}, {facts.get('gpu')}, compute capability {facts.get('compute')}"
         return DeviceError(f"{where} was built with {built}; here is {here}: build it anew on this device")
-    found = re.search(r"expecting (?:library version|compute) ([\w.]+),? got (?:compute )?([\w.]+)", text) or re.search(
+    match = re.search(r"expecting (?:library version|compute) ([\w.]+),? got (?:compute )?([\w.]+)", text) or re.search(
         r"Current Version: (\w+), Serialized Engine Version: (\w+)", text
     )
     # Texts of public threads (TensorRT issues 564, 2176, 2195): the first version is the one here.
-    versions = f" (here {found[1]}, the engine's {found[2]})" if found else ""
+    versions = f" (here {match[1]}, the engine's {match[2]})" if match else ""
     return DeviceError(
         f"{where} does not load with {here}{versions}: it was built for another GPU or SDK; build it anew on this"
         f" device; the SDK says: {text[:400] or 'nothing'}"

@@ -164,8 +164,8 @@ def _nodes(name: str, metadata: str) -> tuple[str, ...]:
     """The model's nodes in a kernel: the parser's metadata, else the joined names of 10.x; none in a mere copy."""
     if name.startswith("Reformatting CopyNode"):
         return ()
-    found = re.findall(r"\[ONNX Layer: ([^\]]*)\]", metadata)
-    return tuple(dict.fromkeys(found or [part.strip() for part in name.split(" + ") if part.strip()]))
+    names = re.findall(r"\[ONNX Layer: ([^\]]*)\]", metadata)
+    return tuple(dict.fromkeys(names or [part.strip() for part in name.split(" + ") if part.strip()]))
 
 
 def parse_listing(listing: str) -> tuple[EngineKernel, ...]:
@@ -193,6 +193,6 @@ def parse_listing(listing: str) -> tuple[EngineKernel, ...]:
 
 def _listed(line: str, word: str) -> list[tuple[int, str]]:
     """Rank and type of every tensor in one list of a kernel's line."""
-    found = re.search(rf"{word}: \[(.*?)\], (?:Constants|Outputs|TacticName):", line)
-    tensors = re.findall(r"Dimensions: \[([^\]]*)\].*?Datatype: (\w+)", found[1]) if found else []
+    match = re.search(rf"{word}: \[(.*?)\], (?:Constants|Outputs|TacticName):", line)
+    tensors = re.findall(r"Dimensions: \[([^\]]*)\].*?Datatype: (\w+)", match[1]) if match else []
     return [(len(dimensions.split(",")), dtype) for dimensions, dtype in tensors]

@@ -82,12 +82,12 @@ def explained(text: str) -> str:
 
 def refused_node(text: str) -> str | None:
     """The layer or layers that a builder's message names, without the decoration of fused ones."""
-    found = (
+    match = (
         re.search(r"node \{(.+)\}", text)
         or re.search(r"\[ONNX Layer: ([^\]]+)\]", text)
         or re.search(r"node ([^\s{}]+?)[.)]*(?:\s|$)", text)
     )
-    return re.sub(r"ForeignNode\[(.+?)\.\.\.(.+?)\]", r"the layers \1 to \2", found[1].strip()) if found else None
+    return re.sub(r"ForeignNode\[(.+?)\.\.\.(.+?)\]", r"the layers \1 to \2", match[1].strip()) if match else None
 
 
 def parser_refusal(product: str, node: str, operator: str, text: str) -> DeviceError:

@@ -1,0 +1,67 @@
+"""The validation alone: of a quantised student that no run has made."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from backends import backends_for
+from backends.facts.widths import Widths
+from pipeline.artifacts import Network, QuantisedStudent
+from pipeline.bundle.golden import MOST_IMAGES
+from pipeline.config import ValidationConfig
+from pipeline.images.data import open_evaluation, open_images
+from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.stages.convert import compile_model
+from pipeline.stages.observe import prepare, suited
+from pipeline.stages.teacher import load_network
+from pipeline.validation.validate import validate_student
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[QuantisedStudent, Network]:
+    """The embedded digits, calibrated and converted without a run."""
+    teacher, backend, widths = load_network("digits"), backends_for("onnxruntime", None)[0], Widths(weights=8)
+    source = open_images("digits", teacher.preprocessing)
+    images = UnlabelledImages(
+        source=source,
+        training=np.arange(64),
+        held_out=np.arange(64, 96),
+        workers=0,
+        augmentation="none",
+    )
+    prepared = prepare(
+        suited(teacher, backend.profile, widths).folded,
+        backend,
+        images,
+        teacher.preprocessing,
+        widths=widths,
+        method="mse",
+        count=64,
+        seed=0,
+        step=lambda done, total: None,
+    )
+    compiled = compile_model(prepared.network(), prepared.folded, teacher.folded, backend, opset=None)
+    return QuantisedStudent(backend=backend, compiled=compiled, plan=prepared.plan, prepared=prepared), teacher
+
+
+def test_student_teacher_and_images_suffice(made: tuple[QuantisedStudent, Network]) -> None:
+    quantised, teacher = made
+    validated = validate_student(quantised, teacher, open_evaluation("digits", teacher.preprocessing))
+    report = validated.report
+    assert report.accuracy.metric == "top1" and report.accuracy.runtime is not None and report.accuracy.runtime > 0.9
+    assert report.accuracy.simulated is not None, "what was never trained is simulated all the same"
+    assert report.parity.exact_fraction == 1.0 and report.kernels.integer == len(report.layers)
+    assert all(layer.sqnr_db is not None and layer.sqnr_db > 10 for layer in report.layers)
+    assert (report.teacher, report.student, report.bits.weights, report.quantiser) == ("digits", "digits", 8, "faqd")
+    assert report.latency.quantised_ms is not None and report.distillation is None and report.data is None
+    assert len(validated.golden.inputs) == MOST_IMAGES and "check.py" in validated.device_files
+
+
+def test_limits_and_a_part_of_the_images(made: tuple[QuantisedStudent, Network]) -> None:
+    quantised, teacher = made
+    evaluation = open_evaluation("digits", teacher.preprocessing)
+    limits = ValidationConfig(min_speedup=1000.0)
+    report = validate_student(quantised, teacher, evaluation, limits, indices=np.arange(20)).report
+    assert report.accuracy.images == 20 and report.exit_status == 1
+    assert [gate.name for gate in report.gates if gate.passed is False] == ["min-speedup"]
