@@ -48,7 +48,7 @@ class Network:
     """Largest difference that folding made to an output, relative to the largest output."""
     notes: tuple[str, ...]
     other: GraphModule | None = None
-    """The folded graph for images of another size, where the size is free; `folded.meta` says what follows it."""
+    """The folded graph for images of another size, where it is free; the interface of `folded` says what follows it."""
 
 
 @dataclass(frozen=True, kw_only=True)

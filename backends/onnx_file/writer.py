@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from backends.onnx_file.group_merging import groups_in_one, merged_weight
 from backends.onnx_file.int4 import int4_tensor
 from calibration.errors import UserError
-from calibration.graph.free_size import FreeSize
+from calibration.graph.interface import interface_of
 from calibration.graph.operators import argument, attribute, kind, static_shape
 from calibration.graph.origin import module_path
 from calibration.rewrites.own_borders import one_sided_border
@@ -87,9 +87,10 @@ class Writer:
         self.constants_read: dict[str, str] = {}
         self.current: Node | None = None
         inputs = {node.name for node in self.module.graph.nodes if node.op == "placeholder"}
-        self.free: FreeSize | None = self.module.meta.get("free_size")
+        interface = interface_of(self.module)
+        self.free = interface.free_size
         #: Names that a result has in public; one that is also an input's name is told apart.
-        self.public = [f"{name}_out" if name in inputs else name for name in self.module.meta["outputs"]]
+        self.public = [f"{name}_out" if name in inputs else name for name in interface.outputs]
         written = {node.name for node in self.module.graph.nodes if node.op not in ("get_attr", "output")}
         self.taken = written | set(self.public)
 

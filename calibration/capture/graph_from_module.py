@@ -29,7 +29,7 @@ from calibration.capture.preconditions import check_outputs, check_parameters, t
 from calibration.capture.results import make_known
 from calibration.errors import UserError, is_ours_to_report, message_of
 from calibration.graph.arguments import check_kept
-from calibration.graph.operators import make_graph_module
+from calibration.graph.interface import Interface, make_graph_module
 from calibration.graph.sharing import sharing_copy
 from calibration.normal_form.mutation import mutates_a_view
 from calibration.normal_form.no_effect import NO_OPERATION
@@ -49,20 +49,19 @@ def capture(module: nn.Module, example: Tensor, *, source: str, one_image: bool 
     """Capture `module` in evaluation mode as a graph of functional ATen operators over a free batch size.
 
     `example` float32 [B, C, H, W] with B >= 2; `source` names the network in errors. With `one_image` the module is
-    shown its first image alone, and the graph gives each of several what the module gives it so (`meta["one_image"]`).
-    The result returns a tuple of tensors, whose names are in `meta["outputs"]`; its nodes are named after the modules
-    they come from, its parameters lie in the module's memory. Raises UserError naming module and line when the network
+    shown its first image alone, and the graph gives each of several what the module gives it so. The result returns a
+    tuple of tensors, whose names its interface has (`interface_of`); its nodes are named after the modules they come
+    from, its parameters lie in the module's memory. Raises UserError naming module and line when the network
     cannot be captured.
     """
     captured, names = exported_graph(module, example, source=source, one_image=one_image)
     graph = normal_form(captured, source=source)
     check_outputs(graph, names, source)
-    plain = make_graph_module(captured, graph)
+    plain = make_graph_module(captured, graph, Interface(outputs=names, one_image=one_image))
     _check_chance(plain, source)
     check_kept(plain.graph, source)
     for parameter in plain.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    plain.meta["outputs"], plain.meta["one_image"] = names, one_image
     return plain
 
 
@@ -303,5 +302,7 @@ def _output_names(exported: ExportedProgram, source: str) -> tuple[str, ...]:
         if not isinstance(result, TensorArgument):
             kind = type(result.value).__name__ if isinstance(result, ConstantArgument) else "number"
             raise UserError(f"{source}: the network's output {name} is no tensor but a {kind}; {_REMEDY}")
-        names.append(name if name not in names else f"{name}_{len(names)}")
+        while name in names:
+            name += f"_{len(names)}"
+        names.append(name)
     return tuple(names)

@@ -288,10 +288,3 @@ def has_weighted(layer: Node, *, forward: bool) -> bool:
                 seen.add(neighbour)
                 stack.append(neighbour)
     return False
-
-
-def make_graph_module(root: torch.nn.Module, graph: torch.fx.Graph) -> GraphModule:
-    """A graph module over `graph`, linted, that keeps only the attributes which the graph still reads."""
-    graph.eliminate_dead_code()
-    graph.lint()
-    return GraphModule(root, graph)

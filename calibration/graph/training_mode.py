@@ -6,7 +6,8 @@ import copy
 
 from torch.fx import GraphModule
 
-from calibration.graph.operators import kind, make_graph_module
+from calibration.graph.interface import interface_of, make_graph_module
+from calibration.graph.operators import kind
 
 # Position of `training` among aten.batch_norm's arguments: input, weight, bias, mean, variance, training, ...
 _TRAINING = 5
@@ -21,6 +22,4 @@ def in_training(graph_module: GraphModule, *, training: bool = True) -> GraphMod
     for node in changed.graph.nodes:
         if kind(node) == "batch_norm":
             node.args = (*node.args[:_TRAINING], training, *node.args[_TRAINING + 1 :])
-    made = make_graph_module(changed, changed.graph)
-    made.meta.update({name: value for name, value in graph_module.meta.items() if name in ("outputs", "one_image")})
-    return made
+    return make_graph_module(changed, changed.graph, interface_of(graph_module))

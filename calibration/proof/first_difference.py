@@ -11,8 +11,8 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from calibration.capture.eager import Eager
 from calibration.capture.graph_from_module import exported_graph
+from calibration.graph.interface import Interface, make_graph_module
 from calibration.graph.nearness import LARGEST_DIFFERENCE, LARGEST_OF_THE_SAME, apart
-from calibration.graph.operators import make_graph_module
 from calibration.graph.origin import module_path
 from calibration.normal_form.rules import normal_form
 
@@ -23,7 +23,7 @@ def first_difference(eager: Eager, images: Tensor, source: str) -> str:
     The module is exported anew, and its graph run node by node, as torch.export gives it and in normal form: what
     differs between the two names a node; what differs already before names a part of the network.
     """
-    exported, _ = exported_graph(eager.module, images[:2], source=source, one_image=eager.one_image)
+    exported, outputs = exported_graph(eager.module, images[:2], source=source, one_image=eager.one_image)
     parts = _results_of_parts(eager, images)
     before = values_of(exported, images)
     origins = _origins(exported)
@@ -31,7 +31,7 @@ def first_difference(eager: Eager, images: Tensor, source: str) -> str:
     nodes = [(node.name, str(node.target), _path(node)) for node in exported.graph.nodes if node.op == "call_function"]
     graph = normal_form(exported, source=source, copies=copies)
     names = {node.name: copied for node, copied in copies.items()}
-    after = values_of(make_graph_module(exported, graph), images)
+    after = values_of(make_graph_module(exported, graph, Interface(outputs=outputs)), images)
     for path, result in parts.items():
         inside = [before[name] for name in origins.get(path, ()) if name in before]
         alike = [value for value in inside if value.shape == result.shape]

@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from calibration.capture.eager import Eager, changed
 from calibration.capture.graph_from_module import reported
 from calibration.errors import UserError
+from calibration.graph.interface import interface_of
 from calibration.graph.nearness import (
     LARGEST_DIFFERENCE,
     LARGEST_OF_THE_SAME,
@@ -47,12 +48,13 @@ def check_first_link(module: nn.Module, captured: GraphModule, images: Tensor, *
     the images. Outputs are compared one by one, relative to each image's largest value; by how much rounding moves them
     is measured where they differ.
     """
-    eager = Eager(module, one_image=captured.meta.get("one_image", False))
+    interface = interface_of(captured)
+    eager = Eager(module, one_image=interface.one_image)
     untouched = eager.again()
     with reported(eager.module, source, shown):
         answers = eager(images)
-        alone = _check_calls(untouched, answers, images, captured.meta["outputs"], source)
-        _check_axes(answers, alone[0], captured.meta["outputs"], len(images), source)
+        alone = _check_calls(untouched, answers, images, interface.outputs, source)
+        _check_axes(answers, alone[0], interface.outputs, len(images), source)
     _check_mixing(eager, answers, alone, images, captured, source, shown)
     _check_captured(eager, answers, captured, images, source, shown)
 
@@ -162,7 +164,7 @@ def _check_mixing(
                 " python:package.module:function"
             )
         index, difference = outputs[0]
-        name = captured.meta["outputs"][index]
+        name = interface_of(captured).outputs[index]
         how = (
             f"output {name} differs by {difference:.2g} of its largest value"
             if difference != float("inf")
@@ -235,7 +237,7 @@ def _check_captured(
     index, difference = moved[0]
     raise UserError(
         f"{source}: the graph captured of the network does not compute what the network does: with {shown}, output"
-        f" {captured.meta['outputs'][index]} differs by {difference:.2g} of its largest value;"
+        f" {interface_of(captured).outputs[index]} differs by {difference:.2g} of its largest value;"
         f" {first_difference(eager, images, source)}. Nothing was quantised; write that part otherwise in a builder"
         " given as --teacher python:package.module:function, and please report it"
     )

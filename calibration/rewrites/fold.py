@@ -42,11 +42,7 @@ def fold(graph_module: GraphModule, *, check: Tensor | None = None) -> GraphModu
     no running statistics. Weights that it leaves alone are in memory once.
     """
     folded = rewritten(graph_module, FOLDING, check=check)
-    if folded is not graph_module:
-        return folded
-    copied = sharing_copy(graph_module)
-    copied.meta.update(graph_module.meta)
-    return copied
+    return sharing_copy(graph_module) if folded is graph_module else folded
 
 
 def largest_difference(first: GraphModule, second: GraphModule, images: Tensor) -> float:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule
 
+from calibration.graph.interface import interface_of, make_graph_module
 from calibration.graph.nearness import LARGEST_DIFFERENCE, differing
-from calibration.graph.operators import make_graph_module
 from calibration.graph.sharing import sharing_copy
 
 
@@ -62,9 +62,9 @@ def rewritten(graph_module: GraphModule, rows: Sequence[Rewrite], *, check: Tens
     """A copy of a graph with the rows applied in order; the graph itself where none has anything to do.
 
     `check`: normalised images float32 [B, C, H, W], on which the graph is compared with the one before after every row
-    that changed something. What the graph carries besides its nodes is carried along. Weights that no row changes are
-    in memory once. Raises RewriteChangedOutputs, naming the first row that changed an output by more than rounding
-    explains, and ValueError for rows in an order that they do not allow.
+    that changed something. The graph's interface is carried along; weights that no row changes are in memory once.
+    Raises RewriteChangedOutputs, naming the first row that changed an output by more than rounding explains, and
+    ValueError for rows in an order that they do not allow.
     """
     check_order(rows)
     changed, before, applied = sharing_copy(graph_module), _outputs(graph_module, check), False
@@ -79,13 +79,11 @@ def rewritten(graph_module: GraphModule, rows: Sequence[Rewrite], *, check: Tens
             after = _outputs(changed, check)
             # How rounding moves the outputs is the network's, whichever way it is written.
             for index, far in differing(after, before, graph_module, check, largest=row.tolerance):
-                raise RewriteChangedOutputs(row, graph_module.meta["outputs"][index], far)
+                raise RewriteChangedOutputs(row, interface_of(graph_module).outputs[index], far)
             before = after
     if not applied:
         return graph_module
-    made = make_graph_module(changed, changed.graph)
-    made.meta.update(graph_module.meta)
-    return made
+    return make_graph_module(changed, changed.graph, interface_of(graph_module))
 
 
 def edits(change: Callable[[GraphModule], object]) -> Callable[[GraphModule], bool]:

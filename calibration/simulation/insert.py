@@ -18,11 +18,11 @@ from calibration.arithmetic.integer_products import (
     integer_linear,
     wide_matmul,
 )
+from calibration.graph.interface import Interface, interface_of, make_graph_module
 from calibration.graph.operators import (
     argument,
     constant,
     kind,
-    make_graph_module,
     multiplier,
     output_groups,
     shape,
@@ -83,7 +83,7 @@ def insert(
     that names nodes which the graph does not have, or groups that have no range.
     """
     copied = sharing_copy(graph_module) if shared else copy.deepcopy(graph_module)
-    return _Insertion(copied, plan, ranges).run(graph_module.meta["outputs"])
+    return _Insertion(copied, plan, ranges).run(interface_of(graph_module))
 
 
 class _Insertion:
@@ -124,14 +124,12 @@ class _Insertion:
         #: The integers of a stored weight, by dotted path.
         self.weight_integers: dict[str, Node] = {}
 
-    def run(self, outputs: tuple[str, ...]) -> PreparedNetwork:
+    def run(self, interface: Interface) -> PreparedNetwork:
         """Rewrite every node in order and build the new network."""
         for node in list(self.graph.nodes):
             self._rewrite(node)
-        graph = make_graph_module(self.module, self.graph)
-        graph.meta["outputs"] = outputs
         return PreparedNetwork(
-            graph=graph,
+            graph=make_graph_module(self.module, self.graph, interface),
             plan=self.plan,
             activation_grids=self.activation_grids,
             weight_grids=self.weight_grids,

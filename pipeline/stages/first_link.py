@@ -15,6 +15,7 @@ from backends.onnx_file.serialised import Serialised, parsed, serialise
 from backends.onnxruntime.backend import OnnxRuntime
 from calibration.capture.eager import Eager
 from calibration.errors import UserError
+from calibration.graph.interface import interface_of
 from calibration.graph.nearness import LARGEST_DIFFERENCE, LEAST_PROBABILITY, apart, differing
 from calibration.graph.probabilities import is_probability
 from calibration.proof.first_difference import values_of
@@ -58,7 +59,7 @@ def check_float_file(model: Serialised, network: Network, images: Tensor, *, bat
 
     `images` float32 [B, C, H, W]; `batch` is the batch size that the file fixes, None where it is free.
     """
-    eager = Eager(network.module, one_image=network.captured.meta["one_image"])
+    eager = Eager(network.module, one_image=interface_of(network.captured).one_image)
     expected = eager(images)
     (results,) = (node.args[0] for node in network.folded.graph.nodes if node.op == "output")
     least = [LEAST_PROBABILITY if is_probability(result) else 0.0 for result in results]

@@ -12,7 +12,7 @@ from backends.base import Backend
 from backends.facts.profile import Profile
 from backends.facts.widths import Widths
 from backends.placement.place import place
-from calibration.graph.free_size import free_size
+from calibration.graph.interface import set_free_size
 from calibration.ranges.observation import choose_ranges, observe
 from calibration.ranges.observers import RangeMethod
 from calibration.rewrites.rewrite import rewritten
@@ -41,7 +41,7 @@ def suited(student: Network, profile: Profile, widths: Widths, *, check: Tensor 
         return student
     other = None if student.other is None else rewritten(student.other, rows)
     if other is not None:
-        folded.meta["free_size"] = free_size(folded, other)
+        set_free_size(folded, other)
     return replace(student, folded=folded, other=other)
 
 

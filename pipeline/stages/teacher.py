@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 
 from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
-from calibration.graph.free_size import free_size
+from calibration.graph.interface import interface_of, set_free_size
 from calibration.graph.nearness import apart
 from calibration.graph.operators import fixed_layers, static_shape
 from calibration.proof.module_and_graph import check_first_link
@@ -59,13 +59,13 @@ def load_network(
     p, source = loaded.preprocessing, loaded.source
     named = source if submodule is None else f"{source} (sub-module {submodule})"
     captured, example = checked_capture(loaded.module, p, source=named, static_batch=static_batch)
-    one_image = bool(captured.meta["one_image"])
+    one_image = interface_of(captured).one_image
     folded = fold(captured, check=example)
     difference = _difference_of(captured, folded, example)
     other = _at_another_size(loaded.module, p, named, one_image=one_image) if dynamic_size else None
     if other is not None:
-        folded.meta["free_size"] = free_size(folded, other)
-    of_source = {name: kind for name, kind in loaded.output_kinds.items() if name in folded.meta["outputs"]}
+        set_free_size(folded, other)
+    of_source = {name: kind for name, kind in loaded.output_kinds.items() if name in interface_of(folded).outputs}
     kinds = {**of_source, **parse_kinds(output_kinds)}
     outputs = describe_outputs(folded, kinds, source=source, features=loaded.features, like=like, example=example)
     names = loaded.class_names if classes is None else read_class_names(classes)

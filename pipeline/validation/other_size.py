@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from backends.onnx_file.emit import emit
 from backends.oracle.backend import IntegerOracle
 from calibration.errors import UserError
+from calibration.graph.interface import interface_of
 from pipeline.networks.outputs.agreement import OutputTally
 from pipeline.networks.outputs.meaning import Output
 from pipeline.report.gate import Gate
@@ -25,7 +26,7 @@ def check_other_size(folded: GraphModule, other: GraphModule, images: Tensor) ->
     written, _ = IntegerOracle(emit(folded, opset=20), fused_rounding=False).run(images)
     with torch.no_grad():
         expected = list(other(images))
-    for name, mine, theirs in zip(folded.meta["outputs"], written, expected, strict=True):
+    for name, mine, theirs in zip(interface_of(folded).outputs, written, expected, strict=True):
         difference = float((mine - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12))
         if not difference <= _LARGEST_DIFFERENCE:
             raise UserError(

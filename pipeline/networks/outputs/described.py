@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from backends.device.bundle_check.same_answer import NEGLIGIBLE_PROBABILITY
 from calibration.errors import UserError
+from calibration.graph.interface import interface_of
 from calibration.graph.operators import static_shape
 from calibration.graph.probabilities import is_probability
 from pipeline.networks.outputs.final_activation import FinalActivation, final_activation
@@ -43,7 +44,7 @@ def describe_outputs(
     Raises UserError for a name that is no output, for classes on an axis of one, for a kind that the graph
     contradicts, and for outputs whose shape says nothing of what they hold: it asks for them.
     """
-    names = graph_module.meta["outputs"]
+    names = interface_of(graph_module).outputs
     node = next(node for node in graph_module.graph.nodes if node.op == "output")
     if unknown := sorted(set(kinds) - set(names)):
         raise UserError(f"--output-kinds {unknown[0]}: {source} has no output of that name; it has {', '.join(names)}")

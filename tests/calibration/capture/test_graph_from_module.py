@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
+from calibration.graph.interface import interface_of
 from calibration.graph.operators import kind
 from calibration.normal_form.mutation import is_in_place
 
@@ -36,7 +37,7 @@ def assert_equal(graph_module: GraphModule, module: nn.Module, images: Tensor) -
     with torch.no_grad():
         expected = [leaf for leaf in pytree.tree_leaves(module.eval()(images.clone())) if leaf is not None]
         found = graph_module(images.clone())
-    assert len(found) == len(expected) == len(graph_module.meta["outputs"])
+    assert len(found) == len(expected) == len(interface_of(graph_module).outputs)
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
@@ -231,7 +232,7 @@ def test_outputs_keep_their_names(
 ) -> None:
     module = net(lambda n, x: result(n.a(x)), a=conv())
     graph_module = capture(module, noise(2, 3, 8, 8), source="test")
-    assert graph_module.meta["outputs"] == names
+    assert interface_of(graph_module).outputs == names
     assert_equal(graph_module, module, noise(3, 3, 8, 8, seed=1))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from calibration.capture.graph_from_module import capture
+from calibration.graph.interface import interface_of
 from calibration.graph.operators import argument, kind
 from calibration.rewrites.explicit_borders import BORDERS_BEFORE_AVERAGES, STRIDES_BEFORE_POINTWISE
 from calibration.rewrites.fold import fold
@@ -31,7 +32,7 @@ def changed_by(module: nn.Module, images: Tensor, row: Rewrite) -> tuple[GraphMo
     """The folded graph before and after, which give equal outputs for two batch sizes."""
     folded = fold(capture(module.eval(), images[:2], source="test"))
     changed = rewritten(folded, (row,))
-    assert changed.meta["outputs"] == folded.meta["outputs"]
+    assert interface_of(changed) == interface_of(folded)
     with torch.no_grad():
         for batch in (images, images[:1]):
             for before, after in zip(folded(batch), changed(batch), strict=True):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.capture.graph_from_module import capture
+from calibration.graph.interface import interface_of
 from calibration.graph.operators import kind, multiplier
 from calibration.rewrites.fold import fold, largest_difference
 from calibration.rewrites.multipliers import NUMBERS_BEFORE_PRODUCTS
@@ -91,4 +92,4 @@ def test_a_number_behind_a_product_moves_before_it(name: str, net: MakeNet, nois
     found = [(kind(next(iter(node.users))).replace("output", ""), kind(node.args[0])) for node in numbers]
     assert found == expected
     assert (moved is folded) == (name in {"read by others", "no layer before"})
-    assert moved.meta["outputs"] == folded.meta["outputs"]
+    assert interface_of(moved) == interface_of(folded)

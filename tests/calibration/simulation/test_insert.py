@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from backends.facts.onnxruntime_rules import X64, X64_WITHOUT_VNNI
 from backends.facts.profile import Profile
 from calibration.arithmetic.integer_products import EXACT_IN_FLOAT32, LARGEST_ACTIVATION
+from calibration.graph.interface import interface_of
 from calibration.simulation.operations import RequantiseProduct
 from calibration.simulation.prepared import OPERATIONS, PreparedNetwork
 from tests.one_line_net import c3, residual, shared_layer, values_of
@@ -194,7 +195,7 @@ def test_the_simulation_is_what_the_file_means(
         layers = layers | {"a": c3(3, 16), "b": B, "d": D}
     built = chain(net(compute, **layers), noise(8, 3, 9, 9), profile, bits=int(bits))
     simulated, oracle, floats = built.simulate(), built.oracle(), built.float_outputs()
-    assert built.prepared.graph.meta["outputs"] == built.folded.meta["outputs"]
+    assert interface_of(built.prepared.graph) == interface_of(built.folded)
     for ours, theirs, exact in zip(simulated, oracle, floats, strict=True):
         if name in EXACT:
             assert torch.equal(ours, theirs)

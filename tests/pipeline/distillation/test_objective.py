@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
+from calibration.graph.interface import interface_of
 from calibration.rewrites.fold import fold
 from pipeline.distillation.build import build_objective
 from pipeline.distillation.losses.affinity import fa_loss, ffa_loss
@@ -103,7 +104,7 @@ def signals(
 
 
 def built(config: ObjectiveConfig, student: GraphModule, *teachers: GraphModule, **more: Any) -> Objective:
-    kinds = {"output": "classes"} if student.meta["outputs"] == ("output",) else {}
+    kinds = {"output": "classes"} if interface_of(student).outputs == ("output",) else {}
     settings = {"outputs": describe_outputs(student, kinds, source="net"), "taps": None, "seed": 0}
     return build_objective(config, student, teachers, **settings | more)
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from calibration.errors import UserError
+from calibration.graph.interface import interface_of
 from pipeline.images.preprocessing import normalise
 from pipeline.stages.first_link import check_on_images
 from pipeline.stages.teacher import load_network
@@ -404,7 +405,7 @@ def test_what_cannot_be_captured_is_one_line(builder: str, words: str) -> None:
 def test_outputs_in_objects_and_odd_networks_are_taken(builder: str, names: tuple[str, ...]) -> None:
     kinds = [f"{name}=values" for name in names] if len(names) > 1 else []
     network = load_network(f"python:users_nets:{builder}", image_size=16, output_kinds=kinds)
-    assert tuple(network.captured.meta["outputs"]) == names
+    assert tuple(interface_of(network.captured).outputs) == names
     assert network.fold_difference < 1e-5
     parameters = [parameter for parameter in network.folded.parameters() if parameter.is_floating_point()]
     assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled() and torch.ones(1).device.type == "cpu"

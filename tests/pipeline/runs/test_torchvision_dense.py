@@ -16,6 +16,7 @@ from backends.onnxruntime.backend import OnnxRuntime
 from backends.oracle.backend import IntegerOracle
 from backends.placement.place import place
 from calibration.capture.graph_from_module import capture
+from calibration.graph.interface import interface_of
 from calibration.graph.operators import WEIGHTED, kind
 from calibration.ranges.observation import choose_ranges, observe
 from calibration.rewrites.fold import fold
@@ -46,7 +47,7 @@ def check(name: str) -> None:
     with backend.runner(model.SerializeToString(), threads=1) as runner:
         found = runner.run(images.numpy())
     expected, _ = IntegerOracle(model).run(images)
-    assert [output.name for output in model.graph.output] == list(folded.meta["outputs"])
+    assert [output.name for output in model.graph.output] == list(interface_of(folded).outputs)
     for theirs, ours in zip(found, expected, strict=True):
         assert float(ours.std()) > 0
         assert np.abs(theirs - ours.numpy()).mean() < 0.02 * float(ours.std())
