@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from backends.facts.cpu import host_cpu
+from backends.facts.file_form import FileForm
 from backends.facts.profile import Profile, Rule
 from calibration.grid import Grid
 from calibration.rewrites.channels_last import ROWS_OF_CHANNELS_LAST
@@ -95,11 +96,23 @@ X64 = Profile(
     signed=Grid(bits=8, signed=False, symmetric=False),
     integer_bias=True,
     integer_movement=True,
-    # QLinearConv multiplies group by group, and a matrix of few columns is far from a kernel's 16. Measured, 3x3, one
-    # thread, us as it is and merged to 32 channels: 32 groups of 4 at 32x32 17422 and 521 (float 1894), of 8 at 16x16
-    # 475 and 257 (494), of 16 at 8x8 258 and 216 (317); 48 groups of 1 to 2, 7x7 at stride 2, 2408 and 289. Beyond 32
-    # the zeros cost more than the wider matrix saves.
-    merged_channels=32,
+    form=FileForm(
+        packs_int4=True,
+        # QLinearConv multiplies group by group, and a matrix of few columns is far from a kernel's 16. Measured, 3x3,
+        # one thread, us as it is and merged to 32 channels: 32 groups of 4 at 32x32 17422 and 521 (float 1894), of 8 at
+        # 16x16 475 and 257 (494), of 16 at 8x8 258 and 216 (317); 48 groups of 1 to 2, 7x7 at stride 2, 2408 and 289.
+        # Beyond 32 the zeros cost more than the wider matrix saves.
+        merged_channels=32,
+        # Measured, 96x56x56, ns a value: the PRelu kernel 4.90, Mul and Max 1.12, Relu, Min, Mul and Add 1.26.
+        prelu_as_maximum=True,
+        # Rule 31: it looks behind a Relu or Clip for a rounding that does its work; without one the product stays in
+        # float (measured).
+        bounds_behind_products=True,
+        # Between two roundings a softmax becomes QLinearSoftmax, which differs from float rounding on 6 % of values.
+        softmax_apart=True,
+        # Rule 21: a kernel that writes integers leaves no float for others to read, so it would stay in float.
+        rounded_for_all=True,
+    ),
     rewrites=(
         # Measured, one thread, ms as it is and as a convolution behind which channels move (float in brackets), 64 to
         # 32 channels at 56x56: 2x2 stride 2 1.15 and 0.97 (1.22), 4x4 stride 2 3.71 and 1.42 (3.59), 3x3 stride 2 2.23
@@ -115,8 +128,6 @@ X64 = Profile(
     # Measured, 96x56x56, ns a value as QLinearAveragePool and as a convolution of ones (float in brackets): 2x2, stride
     # 2, 2.17 and 0.32 (0.75), 3x3 9.30 and 0.78 (1.03).
     averages_as_convolutions=True,
-    # Measured, 96x56x56, ns a value: the PRelu kernel 4.90, Mul and Max 1.12, Relu, Min, Mul and Add 1.26.
-    maximum_for_prelu=True,
     numbers_in_scales=True,
 )
 
@@ -136,7 +147,7 @@ X64_PRECISE = replace(
     variant="x86-avx2-precise",
     session_options={"session.x64quantprecision": "1"},
     # The option renames each int8 weight and zero point that it turns into uint8, and fails at the second renaming.
-    shares_constants=False,
+    form=replace(X64.form, shared_constants=False),
     source="the session option turns weights beyond 64 into uint8, whose slower kernels add in 32 bits"
     " (avx2_weight_s8_to_u8.cc; measured under emulation of a Haswell)",
 )
@@ -151,7 +162,7 @@ ARM64 = replace(
     non_negative=Grid(bits=8, signed=False, symmetric=True),
     signed=Grid(bits=8, signed=False, symmetric=False),
     arm_arithmetic=True,
-    merged_channels=0,  # not measured there
+    form=replace(X64.form, merged_channels=0),  # not measured there
     source="both signs of activations are exact: measured under emulation on cores without dot products, with them and"
     " with 8-bit matrix products, which serve uint8 alone where weights are constant (onnxruntime's platform.cpp, pull"
     " requests 9902 and 17160; read, not timed);"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from backends.facts.cpu import host_cpu
+from backends.facts.file_form import FileForm
 from backends.facts.profile import Profile, Rule
 from calibration.grid import Grid
 from calibration.rewrites.explicit_borders import BORDERS_BEFORE_AVERAGES, STRIDES_BEFORE_POINTWISE
@@ -70,7 +71,20 @@ PROFILE = Profile(
     signed=Grid(bits=8, signed=False, symmetric=False),
     integer_bias=False,
     integer_movement=True,
-    movement_in_file="reals",
+    form=FileForm(
+        # Its passes carry roundings over movement by themselves, and find integers again behind reals that are moved.
+        movement="reals",
+        packs_int4=True,
+        # Rule 32: without one, a sum of a layer's output and of what else is made of it is wrong (measured).
+        bias_everywhere=True,
+        # Rule 34: its passes take the border into the pooling, whose integers there are 0 whatever the zero point is.
+        borders_next_to_zero=True,
+        # Rule 35: a rounding that becomes part of ReduceMax or ReduceMin gives wrong outputs (measured).
+        reductions_apart=True,
+        # Measured on 2026.4.1: where a convolution follows, the pass that fuses reversed channels into weights drops a
+        # Gather of all channels and permutes the weights the wrong way round; a reversal is its own inverse.
+        orders_in_halves=True,
+    ),
     rewrites=(
         # Measured, 64 to 32 channels at 56x56, one thread, ms as it is and as a convolution behind which channels move:
         # of non-negative values, integers in both, 2x2 stride 2 0.286 and 0.489, 4x4 stride 2 0.524 and 0.739; of

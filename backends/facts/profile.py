@@ -6,8 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from backends.facts.file_form import PLAIN, FileForm
 from calibration.grid import Grid
 from calibration.rewrites.rewrite import Rewrite, check_order
+
+#: Runtimes whose kernels read files of ours; a profile is for one of them, and so are the linter's rules.
+RuntimeName = Literal["onnxruntime", "tensorrt", "openvino"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,51 +77,64 @@ class WeightOnly:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """One runtime's facts as data. `non_negative` and `signed` are the grids of the two sorts of activation;
-    `integer_movement`: operators that only move values run on the integers themselves; `fused_rounding`: a kernel
-    goes from sums to rounded integers in one multiplication, else over float32 reals; `weight_limit` bounds weight
-    integers (63 on x86 without VNNI); `skip_layer` names a reason to leave a weighted layer float, or None.
-    `weight_only`: linear layers that multiply float inputs by weights of few bits, instead of all that else holds.
-    `movement_in_file`: whether the file moves those integers, or the reals read from them where the runtime's passes
-    want it so; `inexact`: how the runtime's kernels round other than the oracle does, empty where they are equal;
-    `wide_storage`: why weights of 4 bits or fewer take 8 in the file, empty where they take 4.
+    """One runtime's facts as data: what it computes on integers, with which arithmetic, from which form of a file."""
 
-    Where the processor matters, `cpu` names it (a key of `backends.facts.cpu.CPUS`), `variant` this profile among all
-    of the runtime, and `source` says where what is special about it is known from. `session_options` must be set by
-    whoever loads the file; `arm_arithmetic`: QLinearAdd scales by 22-bit integers and rounds halves away from zero,
-    and QLinearMul rounds once; `shares_constants`: layers may read one stored weight, and one zero point of weights;
-    `merged_channels`: groups of convolutions are written as one, with zeros between them, up to so many channels (0: as
-    they are); `rewrites`: the forms of a folded network that the runtime has kernels for, in the order in which they
-    are written;
-    `averages_as_convolutions`: average poolings with equal windows are depthwise convolutions of ones in the file;
-    `maximum_for_prelu`: a PReLU is written as the larger of x and slope times x;
-    `numbers_in_scales`: a number that multiplies a rounded tensor changes a scale and no integer.
-    """
-
-    name: str
-    rules: Mapping[str, Rule]
-    non_negative: Grid
-    signed: Grid
-    integer_bias: bool
-    integer_movement: bool
-    fused_rounding: bool = True
-    weight_limit: int | None = None
-    skip_layer: Callable[[LayerShape], str | None] | None = None
-    weight_only: WeightOnly | None = None
-    movement_in_file: Literal["integers", "reals"] = "integers"
-    inexact: str = ""
-    wide_storage: str = ""
-    cpu: str | None = None
+    #: Whose kernels read the file; the linter holds it against the rules of that runtime.
+    name: RuntimeName
+    #: This profile among all of the runtime; empty where nothing but the runtime tells it apart.
     variant: str = ""
+    #: The processor that it is for, a key of `backends.facts.cpu.CPUS`; None where that does not matter.
+    cpu: str | None = None
+    #: Where what is special about the processor is known from.
     source: str = ""
+    #: What whoever loads the file must set, by the runtime's own names.
     session_options: Mapping[str, str] = field(default_factory=dict)
-    shares_constants: bool = True
-    arm_arithmetic: bool = False
-    merged_channels: int = 0
+
+    # The network that is placed.
+
+    #: The forms of a folded network that the runtime has kernels for, in the order in which they are written.
     rewrites: tuple[Rewrite, ...] = ()
-    averages_as_convolutions: bool = False
-    maximum_for_prelu: bool = False
+    #: Kind of operator -> what the runtime does with it; kinds that are not listed run in float.
+    rules: Mapping[str, Rule]
+    #: Why a weighted layer of this shape stays float, None where it need not; None in all: shape does not matter.
+    skip_layer: Callable[[LayerShape], str | None] | None = None
+    #: Linear layers that multiply float inputs by weights of few bits, instead of all that else holds.
+    weight_only: WeightOnly | None = None
+    #: Operators that only move values run on the integers themselves, which then keep scale and zero point.
+    integer_movement: bool
+    #: A number that multiplies a rounded tensor changes its scale and no integer.
     numbers_in_scales: bool = False
+
+    # Its integers.
+
+    #: The grid of activations that are never negative.
+    non_negative: Grid
+    #: The grid of all other activations.
+    signed: Grid
+    #: Largest magnitude of an 8-bit weight, where sums of two products saturate beyond it; None: the grid's own.
+    weight_limit: int | None = None
+    #: Biases are int32 at input scale times weight scale; else they stay float.
+    integer_bias: bool
+
+    # Its arithmetic.
+
+    #: A kernel goes from sums to rounded integers in one multiplication; else over float32 reals.
+    fused_rounding: bool = True
+    #: Average poolings with equal windows are depthwise convolutions of ones, whose sums are exact.
+    averages_as_convolutions: bool = False
+    #: QLinearAdd scales by 22-bit integers and rounds halves away from zero, and QLinearMul rounds once.
+    arm_arithmetic: bool = False
+    #: How the kernels round other than the oracle does; empty where they are equal.
+    inexact: str = ""
+
+    # Its file.
+
+    #: Which of several equal forms the file is written in.
+    form: FileForm = PLAIN
+    #: Why weights of 4 bits or fewer take 8 in the file; empty where they take 4 (`form.packs_int4`).
+    wide_storage: str = ""
 
     def __post_init__(self) -> None:
         check_order(self.rewrites)
+        if bool(self.wide_storage) == self.form.packs_int4:
+            raise ValueError(f"{self.name}: wide_storage says why weights of 4 bits are not packed, and only then")

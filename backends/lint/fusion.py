@@ -168,7 +168,7 @@ def one_rounding(view: OnnxView, rules: LintRules) -> Found:
             roundings = [reader for reader in readers if reader.op_type == "QuantizeLinear"]
             if len(roundings) > 1:
                 yield node_name(node), f"its output is rounded by {' and by '.join(map(node_name, roundings))}"
-            elif rules.target == "onnxruntime" and roundings and _runs_on_integers(view, node):
+            elif rules.form.rounded_for_all and roundings and _runs_on_integers(view, node):
                 if len(readers) > 1:
                     other = next(reader for reader in readers if reader.op_type != "QuantizeLinear")
                     yield node_name(node), f"its output is rounded for some and read as float by {node_name(other)}"

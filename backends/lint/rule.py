@@ -6,13 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from backends.facts.profile import Profile
+from backends.facts.file_form import FileForm
+from backends.facts.profile import Profile, RuntimeName
 from backends.onnx_file.view import OnnxView
 from calibration.plan import Plan
-
-Target = Literal["onnxruntime", "tensorrt", "openvino"]
-# Profiles whose files have rules of their own; all others are read by ONNX Runtime's kernels.
-_TARGETS: dict[str, Target] = {"tensorrt": "tensorrt", "openvino": "openvino"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +23,15 @@ class Violation:
 
 @dataclass(frozen=True, kw_only=True)
 class LintRules:
-    """What a file is held against: a target, its bound on weight integers, and the bits that a plan gave each layer.
+    """What a file is held against: a target, the form it asks for, its bound on weight integers, and a plan's bits.
 
-    `weight_limit` is the largest magnitude of an 8-bit weight (127 where the profile sets none); `weight_bits` maps
-    a layer to the bits of its weight, which the file does not show where fewer than 8 are stored as int8;
-    `planned_float` are the nodes that the plan knows to run in float, whatever their neighbours' roundings look like.
+    `weight_limit` is the largest magnitude of an 8-bit weight (127 where the profile sets none); `weight_bits` maps a
+    layer to the bits of its weight, which the file does not show where fewer than 8 are stored as int8; `planned_float`
+    are the nodes that the plan knows to run in float, whatever their neighbours' roundings look like.
     """
 
-    target: Target
+    target: RuntimeName
+    form: FileForm
     weight_limit: int = 127
     weight_bits: Mapping[str, int] = field(default_factory=dict)
     planned_float: frozenset[str] = frozenset()
@@ -46,7 +44,8 @@ class LintRules:
 def lint_rules(profile: Profile, plan: Plan | None = None) -> LintRules:
     """The rules for files of a profile, with the weight bits and float nodes of a plan where there is one."""
     return LintRules(
-        target=_TARGETS.get(profile.name, "onnxruntime"),
+        target=profile.name,
+        form=profile.form,
         weight_limit=profile.weight_limit or 127,
         weight_bits={placement.layer: placement.grid.bits for placement in plan.weights} if plan else {},
         planned_float=frozenset(plan.float_nodes) if plan else frozenset(),
@@ -68,7 +67,7 @@ class LintRule:
 
     number: int
     title: str
-    targets: frozenset[Target]
+    targets: frozenset[RuntimeName]
     breach: Breach
     check: Callable[[OnnxView, LintRules], Iterable[tuple[str, str]]] | None
     source: str

@@ -229,7 +229,7 @@ def positive_scales(view: OnnxView, rules: LintRules) -> Found:
 def four_bit_weights(view: OnnxView, rules: LintRules) -> Found:
     """Rule 25."""
     for name in _four_bit_tensors(view):
-        if rules.target == "tensorrt":
+        if not rules.form.packs_int4:
             if not _is_weight_of_floats(view, name):
                 yield name, "it is stored in 4 bits; this target runs 4-bit weights as int8 and stores them so"
             continue

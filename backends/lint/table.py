@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import onnx
 
+from backends.facts.profile import RuntimeName
 from backends.lint import fusion
 from backends.lint import openvino_passes as openvino
 from backends.lint import stored as checks
-from backends.lint.rule import LintRule, LintRules, Target, Violation
+from backends.lint.rule import LintRule, LintRules, Violation
 from backends.onnx_file.view import OnnxView
 from calibration.errors import UserError
 
-_ALL: frozenset[Target] = frozenset({"onnxruntime", "tensorrt", "openvino"})
-_ONNX_RUNTIME: frozenset[Target] = frozenset({"onnxruntime"})
-_TENSORRT: frozenset[Target] = frozenset({"tensorrt"})
-_OPENVINO: frozenset[Target] = frozenset({"openvino"})
+_ALL: frozenset[RuntimeName] = frozenset({"onnxruntime", "tensorrt", "openvino"})
+_ONNX_RUNTIME: frozenset[RuntimeName] = frozenset({"onnxruntime"})
+_TENSORRT: frozenset[RuntimeName] = frozenset({"tensorrt"})
+_OPENVINO: frozenset[RuntimeName] = frozenset({"openvino"})
 
 _ORT = "measured on ONNX Runtime 1.31.1"
 _OV = "measured on OpenVINO 2026.4.1"

@@ -10,7 +10,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from backends.facts.profile import Profile
 from backends.nncf.editing import Names, constant
-from backends.nncf.openvino_forms import openvino_forms
+from backends.nncf.forms import in_form
 from backends.onnx_file.view import OnnxView, attributes
 from backends.oracle.plain_operators import moves_values
 
@@ -23,19 +23,18 @@ def adapted(model: onnx.ModelProto, profile: Profile) -> onnx.ModelProto:
     Activations in int8 become uint8 with a zero point that is 128 greater, where the profile's grids are unsigned:
     the same reals. What only moves dequantised values moves integers where the profile has that: the same reals. A
     float bias becomes int32 at input scale times weight scale where the profile's kernels want one, as ONNX Runtime
-    itself rounds it when it loads the file: half a step of that tiny scale at most. Forms that OpenVINO's passes
-    compute wrongly are written as our own files for it write them.
+    itself rounds it when it loads the file: half a step of that tiny scale at most. What the profile's
+    form says of biases, borders and reductions is written as in our own files.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     if not profile.signed.signed:
         _activations_to_uint8(copy)
-    if profile.movement_in_file == "integers":
+    if profile.form.movement == "integers":
         _movement_on_integers(copy)
     if profile.integer_bias:
         _biases_to_int32(copy)
-    if profile.name == "openvino":
-        openvino_forms(copy)
+    in_form(copy, profile)
     _drop_unread(copy)
     onnx.checker.check_model(copy)
     return copy

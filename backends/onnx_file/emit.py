@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from backends.facts.file_form import PLAIN, FileForm
+from backends.onnx_file.int4 import INT4_BITS
 from backends.onnx_file.serialised import check_model
 from backends.onnx_file.shapes import declared_shape
 from backends.onnx_file.translations import TRANSLATORS
@@ -23,35 +27,43 @@ from calibration.simulation.freeze import FrozenNetwork
 _BYTE = 8  # bits of the integers that activations are stored in
 
 
+@overload
+def emit(
+    network: FrozenNetwork, *, opset: int, form: FileForm, batch: int | None = None, name: str = "faqd"
+) -> onnx.ModelProto: ...
+
+
+@overload
+def emit(network: GraphModule, *, opset: int, batch: int | None = None, name: str = "faqd") -> onnx.ModelProto: ...
+
+
 def emit(
     network: FrozenNetwork | GraphModule,
     *,
     opset: int,
-    pack_int4: bool = False,
+    form: FileForm | None = None,
     batch: int | None = None,
-    move_reals: bool = False,
-    share_constants: bool = True,
-    merged_channels: int = 0,
-    maximum_for_prelu: bool = False,
     name: str = "faqd",
 ) -> onnx.ModelProto:
     """The ONNX model of a network: explicit Q/DQ for a frozen one, plain float for a folded graph.
 
-    `opset` 17 to 23; `pack_int4` stores weights of 4 bits or fewer as int4 and casts them to int8 before the
-    DequantizeLinear (needs opset 21, as weights in blocks do, which are int4 always); `batch` fixes the batch size,
-    None leaves it free; `move_reals`: what only moves integers is written on the reals read from them;
-    `share_constants`: layers read one copy of equal weights and zero points, else each layer has its own;
-    `merged_channels`: groups of integer convolutions are merged up to so many channels; `maximum_for_prelu`: a PReLU is
-    the larger of x and slope times x. Deterministic: equal networks give equal bytes. Raises UserError for an operator
-    that has no translation, naming node and module.
+    `opset` 17 to 23, from 21 on where int4 is stored (`holds_int4`); `form`: which of several equal forms a runtime
+    asks for, always told for a frozen network; a float file has one form for all runtimes. `batch` fixes the batch
+    size, None leaves it free. Deterministic: equal networks give equal bytes. Raises UserError for an operator that has
+    no translation, naming node and module.
     """
+    if (form is not None) != isinstance(network, FrozenNetwork):
+        raise ValueError("a frozen network is written in a runtime's form, a float graph in the one that all read")
     if opset not in OPSETS:
         raise UserError(f"--opset {opset}: {OPSETS.start} to {OPSETS.stop - 1} are possible")
-    in_blocks = isinstance(network, FrozenNetwork) and any(weight.block for weight in network.weights.values())
-    if (pack_int4 or in_blocks) and opset < INT4_OPSET:
+    if form is not None and isinstance(network, FrozenNetwork) and holds_int4(network, form) and opset < INT4_OPSET:
         raise UserError(f"--opset {opset}: int4 weights exist from opset {INT4_OPSET} on")
-    settings = opset, pack_int4, batch, move_reals, share_constants, merged_channels, maximum_for_prelu
-    return Emitter(network, *settings).model(name)
+    return Emitter(network, opset=opset, form=form or PLAIN, batch=batch).model(name)
+
+
+def holds_int4(network: FrozenNetwork, form: FileForm) -> bool:
+    """Whether the file of a frozen network stores int4: narrow weights where the form packs them, blocks always."""
+    return any(weight.block or (form.packs_int4 and weight.bits <= INT4_BITS) for weight in network.weights.values())
 
 
 class Emitter(Writer):

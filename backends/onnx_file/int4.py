@@ -8,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+#: Bits of the widest integers that an int4 initialiser holds.
+INT4_BITS = 4
+
 
 def int4_tensor(integers: NDArray[Any], name: str) -> TensorProto:
     """An int4 initialiser that holds integers from -8 to 7, of any shape; the first of two in the lower half-byte."""

@@ -11,8 +11,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch.fx import GraphModule, Node
 
+from backends.facts.file_form import FileForm
 from backends.onnx_file.group_merging import groups_in_one, merged_weight
-from backends.onnx_file.int4 import int4_tensor
+from backends.onnx_file.int4 import INT4_BITS, int4_tensor
 from calibration.errors import UserError
 from calibration.graph.interface import interface_of
 from calibration.graph.operators import argument, attribute, kind, static_shape
@@ -58,19 +59,14 @@ class Writer:
     def __init__(
         self,
         network: FrozenNetwork | GraphModule,
+        *,
         opset: int,
-        pack_int4: bool,
+        form: FileForm,
         batch: int | None,
-        move_reals: bool,
-        share_constants: bool,
-        merged_channels: int,
-        maximum_for_prelu: bool,
     ) -> None:
         self.frozen = network if isinstance(network, FrozenNetwork) else None
         self.module = network.graph_module if isinstance(network, FrozenNetwork) else network
-        self.opset, self.pack_int4, self.batch = opset, pack_int4, batch
-        self.move_reals, self.share_constants, self.merged_channels = move_reals, share_constants, merged_channels
-        self.maximum_for_prelu = maximum_for_prelu
+        self.opset, self.form, self.batch = opset, form, batch
         plan = self.frozen.plan if self.frozen else None
         self.passthrough = dict(plan.passthrough) if plan else {}
         #: Movement around borders on asymmetric grids. Runtimes find integers again behind moved reals, but not behind
@@ -159,7 +155,7 @@ class Writer:
         if node.name not in self.passthrough:
             return False
         borders = kind(node) == "pad" and node.all_input_nodes[0] in self.integers
-        return not self.move_reals or borders or node.name in self.bordered
+        return self.form.movement == "integers" or borders or node.name in self.bordered
 
     def _dequantise(self, source: Integers) -> str:
         """One DequantizeLinear per tensor of integers and scale, written when first read (rule 21)."""
@@ -212,7 +208,7 @@ class Writer:
         """Name of the current layer's weight, dequantised where it is quantised."""
         assert self.current is not None
         stored = self.frozen.weights.get(self.current.name) if self.frozen else None
-        own = stored is not None and not self.share_constants
+        own = stored is not None and not self.form.shared_constants
         base = f"{self.current.name}_weight" if own else _flat(node)
         if stored is not None:
             groups = int(argument(self.current, 6, "groups", 1)) if kind(self.current) == "conv" else 1
@@ -230,7 +226,7 @@ class Writer:
         if self.frozen is None or self.current.name not in self.frozen.weights:
             return groups
         outputs, inputs = static_shape(weight)[:2]
-        return groups // groups_in_one(groups, inputs, outputs // groups, self.merged_channels)
+        return groups // groups_in_one(groups, inputs, outputs // groups, self.form.merged_channels)
 
     def bias(self, node: Node) -> str:
         """Name of the current layer's bias: int32 behind a DequantizeLinear, or float."""
@@ -259,7 +255,7 @@ class Writer:
             read, zeros = self._int4(stored.integers, base), np.zeros(stored.scale.shape, np.int8)
             zero = self._int4(zeros, f"{base}_zero")
         else:
-            read = self._store(stored.integers, base, packed=self.pack_int4 and stored.bits <= 4)
+            read = self._store(stored.integers, base, packed=self.form.packs_int4 and stored.bits <= INT4_BITS)
             count = None if stored.scale.ndim == 0 else len(stored.scale)
             zero = self._zeros(stored.integers.dtype.type, count, base)
         inputs = [read, self.constant(stored.scale, f"{base}_scale"), zero]
@@ -283,5 +279,5 @@ class Writer:
     def _zeros(self, kind: type[np.generic], count: int | None, base: str) -> str:
         """An explicit zero point: one per channel, or rank 0; where constants are shared, one for all of its size."""
         shared = f"{np.dtype(kind)}_0" if count is None else f"{np.dtype(kind)}_0x{count}"
-        name = shared if self.share_constants else f"{base}_zero"
+        name = shared if self.form.shared_constants else f"{base}_zero"
         return self.constant(np.zeros(() if count is None else count, kind), name)

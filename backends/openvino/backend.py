@@ -47,7 +47,7 @@ class OpenVINO(Backend):
 
     def emit(self, network: FrozenNetwork, *, opset: int | None = None, batch: int | None = None) -> onnx.ModelProto:
         """The artifact, linted: weights of 4 bits or fewer stored as int4 and executed as int8."""
-        return linted_artifact(network, self.profile, packs_int4=True, opset=opset, batch=batch)
+        return linted_artifact(network, self.profile, opset=opset, batch=batch)
 
     def unavailable(self) -> str | None:
         """None where the package is installed and the processor is the one that the profile is for."""

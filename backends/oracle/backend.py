@@ -245,7 +245,7 @@ class Reference(Backend):
 
     def emit(self, network: FrozenNetwork, *, opset: int | None = None, batch: int | None = None) -> onnx.ModelProto:
         """The artifact that ONNX Runtime gets, linted."""
-        return linted_artifact(network, self.profile, packs_int4=True, opset=opset, batch=batch)
+        return linted_artifact(network, self.profile, opset=opset, batch=batch)
 
     def unavailable(self) -> str | None:
         """None: it needs torch alone."""

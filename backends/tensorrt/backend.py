@@ -64,7 +64,7 @@ class TensorRT(Backend):
 
     def emit(self, network: FrozenNetwork, *, opset: int | None = None, batch: int | None = None) -> onnx.ModelProto:
         """The artifact, linted: of 4-bit weights only those of weight-only layers are stored as int4."""
-        model = linted_artifact(network, self.profile, packs_int4=False, opset=opset, batch=batch)
+        model = linted_artifact(network, self.profile, opset=opset, batch=batch)
         if self.rest == "fp16":
             model = half_rest(model)
             require_clean(model, lint_rules(self.profile, network.plan))

@@ -374,13 +374,7 @@ class Built:
 
     def model(self, *, opset: int = 20, pack_int4: bool = False) -> onnx.ModelProto:
         """The artifact, not linted."""
-        return emit(
-            self.frozen,
-            opset=opset,
-            pack_int4=pack_int4,
-            merged_channels=self.profile.merged_channels,
-            maximum_for_prelu=self.profile.maximum_for_prelu,
-        )
+        return emit(self.frozen, opset=opset, form=replace(self.profile.form, packs_int4=pack_int4))
 
     def refrozen(self) -> Built:
         """The same with the integers that the prepared network has now."""

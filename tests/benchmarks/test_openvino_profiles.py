@@ -14,6 +14,7 @@ import os
 import statistics
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -88,7 +89,8 @@ def test_profiles(name: str, pixels: int, bits: int, results: Results) -> None:
     for place_of, profile in ((OWN, PROFILE), (BORROWED, X64), (OTHER, X64)):
         plan = place(folded, profile, Widths(weights=bits))
         prepared = insert(folded, plan, choose_ranges(observe(folded, plan, [images]), plan, "minmax")).eval()
-        files[place_of] = emit(freeze(prepared, folded), opset=21, pack_int4=bits <= 4).SerializeToString()
+        form = replace(profile.form, packs_int4=bits <= 4)
+        files[place_of] = emit(freeze(prepared, folded), opset=21, form=form).SerializeToString()
     one, seconds = images[:1].numpy(), float(os.environ.get("FAQD_BENCHMARK_SECONDS") or SECONDS)
     with ExitStack() as stack:
         runners = {

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from backends.facts.file_form import FileForm
 from backends.facts.onnxruntime_rules import host_profile
 from backends.facts.profile import Profile
 from backends.facts.tensorrt_rules import PROFILE
@@ -81,7 +82,7 @@ class Chain:
     def oracle(self) -> list[Tensor]:
         """What the emitted file computes for them, in integers."""
         opset = 21 if self.bits <= 4 else 20
-        model = emit(freeze(self.prepared, self.folded), opset=opset, pack_int4=self.bits <= 4)
+        model = emit(freeze(self.prepared, self.folded), opset=opset, form=FileForm(packs_int4=self.bits <= 4))
         return IntegerOracle(model).run(self.images)[0]
 
 

@@ -6,19 +6,19 @@ import math
 
 from torch.fx import Node
 
-from backends.onnx_file.translations.common import fuses_roundings, input_of, per_channel
+from backends.onnx_file.translations.common import input_of, per_channel
 from backends.onnx_file.writer import Writer
 from calibration.graph.operators import argument, attribute, clip_bounds, kind, static_shape
 
 
 def relu(e: Writer, node: Node) -> list[str]:
-    """Relu, or Max with 0 behind an integer product that writes floats (rule 31)."""
+    """Relu, or Max with 0 behind an integer product where the form asks for it."""
     source = e.read(input_of(node))
     return e.add("Max", [source, e.scalar(0.0)]) if _behind_float_product(e, node) else e.add("Relu", [source])
 
 
 def clip(e: Writer, node: Node) -> list[str]:
-    """Clip, with the bounds that are finite; or Max and Min behind an integer product that writes floats (rule 31)."""
+    """Clip, with the bounds that are finite; or Max and Min behind an integer product where the form asks for it."""
     low, high = clip_bounds(node)
     if _behind_float_product(e, node):
         bounded = e.read(input_of(node))
@@ -31,14 +31,11 @@ def clip(e: Writer, node: Node) -> list[str]:
 
 
 def _behind_float_product(e: Writer, node: Node) -> bool:
-    """Whether a matrix product on integers writes floats that this node then changes, as it is not absorbed.
-
-    ONNX Runtime looks behind a Relu or Clip for a rounding that does its work; without one the product stays in float.
-    """
+    """Whether a matrix product on integers writes floats that this node then changes, as it is not absorbed."""
     producer = input_of(node)
     return (
         e.frozen is not None
-        and fuses_roundings(e)
+        and e.form.bounds_behind_products
         and kind(producer) in ("linear", "matmul")
         and e.runs_on_integers(producer)
         and producer not in e.integers
@@ -73,7 +70,7 @@ def prelu(e: Writer, node: Node) -> list[str]:
     """PRelu, its slopes along the channels; or the same values by Mul and Max, and with slopes above 1 by two parts."""
     source, parameter = e.read(input_of(node)), input_of(node, 1)
     slopes = per_channel(e, parameter, len(static_shape(node)))
-    if not e.maximum_for_prelu:
+    if not e.form.prelu_as_maximum:
         return e.add("PRelu", [source, slopes])
     if bool((attribute(e.module, str(parameter.target)) <= 1).all()):
         return e.add("Max", [source, *e.add("Mul", [source, slopes], suffix="_sloping")])

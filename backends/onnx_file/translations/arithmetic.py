@@ -8,7 +8,7 @@ import numpy as np
 from torch.fx import Node
 
 from backends.onnx_file.shapes import shape_of
-from backends.onnx_file.translations.common import Translator, for_openvino, fuses_roundings, input_of, per_channel
+from backends.onnx_file.translations.common import Translator, input_of, per_channel
 from backends.onnx_file.writer import Writer
 from calibration.graph.operators import argument, static_shape
 
@@ -46,8 +46,8 @@ def _reduce(e: Writer, node: Node, operator: str, axes: object, keep: object) ->
     if not isinstance(axes, (list, tuple)) or not axes:
         raise e.unsupported(f"{operator} over all axes has no translation to ONNX")
     numbers, kept = [int(axis) for axis in axes], int(bool(keep))
-    if for_openvino(e) and operator in ("ReduceMax", "ReduceMin"):
-        # Nothing is lower: it only keeps what lies behind out of the reduction's kernel (rule 35).
+    if e.form.reductions_apart and operator in ("ReduceMax", "ReduceMin"):
+        # Nothing is lower: it only keeps what lies behind out of the reduction's kernel.
         (found,) = _reduced(e, node, operator, numbers, kept, suffix="_reduced")
         return e.add("Max", [found, e.scalar(float(np.finfo(np.float32).min))])
     return _reduced(e, node, operator, numbers, kept)
@@ -65,17 +65,12 @@ def softmax(operator: str) -> Translator:
 
     def translate(e: Writer, node: Node) -> list[str]:
         source = e.read(input_of(node))
-        if _between_roundings(e, node):
+        if e.form.softmax_apart and node.name in e.placements and input_of(node) in e.integers:
             # Not below the lowest number: nothing changes but what the runtime sees between the two roundings.
             (source,) = e.add("Max", [source, e.scalar(float(np.finfo(np.float32).min))], suffix="_kept_in_float")
         return e.add(operator, [source], axis=int(argument(node, 1, "dim")))
 
     return translate
-
-
-def _between_roundings(e: Writer, node: Node) -> bool:
-    """Whether a node of a file for ONNX Runtime stands between roundings, which that would merge with it."""
-    return fuses_roundings(e) and node.name in e.placements and input_of(node) in e.integers
 
 
 def smaller_or_larger(operator: str) -> Translator:

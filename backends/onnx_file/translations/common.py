@@ -43,16 +43,6 @@ def simple(operator: str, **attributes: Any) -> Translator:
     return translate
 
 
-def fuses_roundings(e: Writer) -> bool:
-    """Whether the file is for ONNX Runtime, which makes one kernel of an operator and the roundings around it."""
-    return e.frozen is not None and e.frozen.plan.fused_rounding and not e.move_reals
-
-
-def for_openvino(e: Writer) -> bool:
-    """Whether the file is for OpenVINO, whose passes take rules of their own."""
-    return e.frozen is not None and e.frozen.plan.backend == "openvino"
-
-
 def per_channel(e: Writer, parameter: Node, rank: int) -> str:
     """A parameter [C] in the form that broadcasts along axis 1 of a tensor of that rank."""
     values = attribute(e.module, str(parameter.target)).detach().cpu().float().numpy()

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 from torch.fx import Node
 
-from backends.onnx_file.translations.common import NEXT_TO_NOTHING, for_openvino, input_of, pair, spatial
+from backends.onnx_file.translations.common import NEXT_TO_NOTHING, input_of, pair, spatial
 from backends.onnx_file.writer import Writer
 from calibration.graph.operators import argument, constant, kind, static_shape
 from calibration.rewrites.own_borders import one_sided_border
 
 
 def _inputs(e: Writer, node: Node) -> list[str]:
-    """What a layer reads: its input, weight and bias; for OpenVINO no layer on integers is without a bias (rule 32)."""
+    """What a layer reads: its input, weight and bias."""
     inputs, bias = [e.read(input_of(node)), e.weight(input_of(node, 1))], argument(node, 2, "bias")
     values = constant(e.module, bias)
-    if for_openvino(e) and e.runs_on_integers(node) and (values is None or not values.any()):
+    if e.form.bias_everywhere and e.runs_on_integers(node) and (values is None or not values.any()):
         channels = static_shape(node)[-1 if kind(node) == "linear" else 1]
         return [*inputs, e.constant(np.full(channels, NEXT_TO_NOTHING, np.float32), f"no_bias_x{channels}")]
     return [*inputs, e.bias(bias)] if isinstance(bias, Node) else inputs

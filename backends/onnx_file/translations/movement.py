@@ -11,7 +11,7 @@ import torch
 from torch.fx import Node
 
 from backends.onnx_file.shapes import shape_of, stored
-from backends.onnx_file.translations.common import NEXT_TO_NOTHING, for_openvino, input_of
+from backends.onnx_file.translations.common import NEXT_TO_NOTHING, input_of
 from backends.onnx_file.writer import Writer
 from calibration.graph.operators import argument, axis_order, constant, is_non_negative, kind, static_shape
 
@@ -71,12 +71,13 @@ def flip(e: Writer, node: Node) -> list[str]:
 
 
 def index_select(e: Writer, node: Node) -> list[str]:
-    """Gather at constant places; of channels in another order in two halves where OpenVINO may read them."""
+    """Gather at constant places; of all channels in another order in two halves: any runtime may read a float file."""
     axis, places = int(argument(node, 1, "dim")), constant(e.module, argument(node, 2, "index"))
     if places is None:
         raise e.unsupported("indices that are computed at run time have no translation to ONNX")
     order = places.cpu().numpy().astype(np.int64)
-    if (for_openvino(e) or not e.moves_integers(node)) and axis == 1 and _is_misread(order, static_shape(node)[1]):
+    in_halves = e.form.orders_in_halves or not e.moves_integers(node)
+    if in_halves and axis == 1 and _is_reordering(order, static_shape(node)[1]):
         halves = [e.constant(half, f"{node.name}_places_{i}") for i, half in enumerate(np.array_split(order, 2))]
         parts = [e.add("Gather", [e.read(input_of(node)), half], axis=1, suffix=half[-2:])[0] for half in halves]
         return e.add("Concat", parts, axis=1)
@@ -84,12 +85,8 @@ def index_select(e: Writer, node: Node) -> list[str]:
     return e.add("Gather", [e.read(input_of(node)), stored], axis=axis)
 
 
-def _is_misread(order: np.ndarray[Any, Any], channels: int) -> bool:
-    """Whether OpenVINO would take channels in the inverse of this order: all of them, in one that is not its own.
-
-    Measured on 2026.4.1: where a convolution follows, its pass that fuses reversed channels into weights drops a Gather
-    of all channels and permutes the weights the wrong way round; a reversal is its own inverse.
-    """
+def _is_reordering(order: np.ndarray[Any, Any], channels: int) -> bool:
+    """Whether places are all channels in an order that is not its own inverse."""
     return sorted(order) == list(range(channels)) and not np.array_equal(order[order], np.arange(channels))
 
 
@@ -134,8 +131,8 @@ def _border(e: Writer, node: Node, value: float) -> str:
     """The constant around a map, in the units of what is padded; what copies its border from the map asks for none."""
     if value != 0.0:
         return e.scalar(value)
-    if for_openvino(e) and not e.moves_integers(node) and _is_averaged(node):
-        return e.scalar(NEXT_TO_NOTHING)  # a pooling that takes the border in has integer zeros there (rule 34)
+    if e.form.borders_next_to_zero and not e.moves_integers(node) and _is_averaged(node):
+        return e.scalar(NEXT_TO_NOTHING)
     return e.border(input_of(node))
 
 

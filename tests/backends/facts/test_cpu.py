@@ -13,7 +13,7 @@ import pytest
 
 from backends import backend_of, backends_for
 from backends.facts.cpu import CPUS, cpu_flags, elsewhere, host_cpu
-from backends.facts.onnxruntime_rules import CPU_PROFILES, X64_PRECISE, host_profile
+from backends.facts.onnxruntime_rules import CPU_PROFILES, X64, X64_PRECISE, host_profile
 from backends.onnx_file.emit import emit
 from backends.onnxruntime.backend import OnnxRuntime
 from backends.oracle.backend import IntegerOracle
@@ -99,8 +99,8 @@ def test_a_runtime_is_available_for_the_processor_here_alone() -> None:
 @pytest.mark.parametrize("network", ["residual", "shared_weight", "linear", "depthwise"])
 def test_layers_have_their_own_constants_where_the_profile_asks_for_it(network: str, build: Build) -> None:
     built = build(network)
-    shared = emit(built.frozen, opset=20)
-    own = emit(built.frozen, opset=20, share_constants=False)
+    shared = built.model()
+    own = emit(built.frozen, opset=20, form=X64_PRECISE.form)
     zeros = [
         node.input[2]
         for node in own.graph.node
@@ -129,7 +129,7 @@ def test_the_precise_option_is_exact_here_too(network: str, build: Build) -> Non
 )
 def test_the_precise_option_fails_on_shared_constants(build: Build) -> None:
     built = build("residual", X64_PRECISE)
-    shared = emit(built.frozen, opset=20)
+    shared = emit(built.frozen, opset=20, form=X64.form)
     assert isinstance(shared, onnx.ModelProto)
     with (
         pytest.raises(UserError, match="existing tensor"),

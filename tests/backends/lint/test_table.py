@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from backends.facts.onnxruntime_rules import X64, X64_WITHOUT_VNNI
+from backends.facts.tensorrt_rules import PROFILE
 from backends.lint.rule import LintRules, lint_rules
 from backends.lint.table import RULES, lint, require_clean
 from backends.onnxruntime.backend import OnnxRuntime
@@ -161,7 +163,7 @@ def test_a_rule_whose_source_tells_of_wrong_outputs_says_so() -> None:
 
 def test_a_weight_limit_is_checked() -> None:
     with pytest.raises(ValueError, match="weight limit"):
-        LintRules(target="onnxruntime", weight_limit=128)
+        replace(lint_rules(X64), weight_limit=128)
 
 
 # Rules 1 to 3: TensorRT's parser.
@@ -215,7 +217,7 @@ def test_rule_3_biases_are_float(for_tensorrt: Any) -> None:
 
 def test_onnx_runtimes_file_breaks_the_rules_of_tensorrt(residual: Any) -> None:
     mutant, _, _ = residual
-    found = {rule for rule, _ in broken(mutant, LintRules(target="tensorrt"))}
+    found = {rule for rule, _ in broken(mutant, lint_rules(PROFILE))}
     assert {1, 2, 3} <= found
     assert _refused_by_tensorrt(mutant)
 

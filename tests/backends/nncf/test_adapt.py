@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from backends.facts.file_form import FileForm
 from backends.facts.onnxruntime_rules import X64
 from backends.facts.openvino_rules import PROFILE
 from backends.lint.rule import lint_rules
@@ -27,13 +28,13 @@ from calibration.grid import Grid
 Build = Callable[..., Any]
 SIGNED = Grid(bits=8, signed=True, symmetric=True)
 #: A file as other tools write it: int8 activations, float biases, movement between DequantizeLinear and its reader.
-FOREIGN = replace(PROFILE, non_negative=SIGNED, signed=SIGNED)
+FOREIGN = replace(PROFILE, non_negative=SIGNED, signed=SIGNED, form=FileForm(movement="reals", packs_int4=True))
 MOVING = ["shortcut_a", "pad_reflect", "max_pool_signed", "concat", "split_shuffle", "upsample", "linear"]
 
 
 def foreign(build: Build, network: str) -> tuple[Any, onnx.ModelProto]:
     built = build(network, FOREIGN)
-    return built, emit(built.frozen, opset=20, move_reals=True)
+    return built, emit(built.frozen, opset=20, form=FOREIGN.form)
 
 
 def plainly(model: onnx.ModelProto, images: Any) -> NDArray[Any]:

@@ -140,7 +140,7 @@ def test_equal_networks_give_equal_bytes(build: Build) -> None:
 
 def test_the_batch_is_free_or_fixed(build: Build) -> None:
     built = build("residual")
-    free, fixed = emit(built.frozen, opset=20), emit(built.frozen, opset=20, batch=4)
+    free, fixed = built.model(), emit(built.frozen, opset=20, form=built.profile.form, batch=4)
     sizes = [[d.dim_param or d.dim_value for d in m.graph.input[0].type.tensor_type.shape.dim] for m in (free, fixed)]
     assert sizes == [["batch", 3, 12, 12], [4, 3, 12, 12]]
     for count in (1, 5):

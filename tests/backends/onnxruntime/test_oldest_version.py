@@ -25,7 +25,7 @@ def test_files_are_no_newer_than_their_opset(
 ) -> None:
     """IR version 10 in every file kept bundles off ONNX Runtime 1.15 to 1.17, which run the same nodes to the bit."""
     frozen = build("residual", "onnxruntime").frozen
-    model = linted_artifact(frozen, OnnxRuntime().profile, packs_int4=True, opset=opset, batch=None)
+    model = linted_artifact(frozen, OnnxRuntime().profile, opset=opset, batch=None)
     assert (model.ir_version, model.opset_import[0].version) == (ir_version, opset)
     needed = least_runtime(model, "onnxruntime")
     assert needed is not None and needed["least"] == least and f"its opset is {opset}" in needed["why"]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from backends.facts.file_form import FileForm
 from backends.facts.onnxruntime_rules import X64
 from backends.facts.widths import Widths
 from backends.onnx_file.emit import emit
@@ -71,7 +72,7 @@ def test_the_simulation_is_the_oracles(folded: GraphModule) -> None:
     changed = rewritten(folded, (WIDE_BRANCHES,))
     plan = place(changed, X64, WIDTHS)
     prepared = insert(changed, plan, choose_ranges(observe(changed, plan, [small_images(1)]), plan, "auto")).eval()
-    oracle = IntegerOracle(emit(freeze(prepared, changed), opset=21, pack_int4=True))
+    oracle = IntegerOracle(emit(freeze(prepared, changed), opset=21, form=FileForm(packs_int4=True)))
     with torch.no_grad():
         assert torch.equal(prepared(small_images(2))[0], oracle.run(small_images(2))[0][0])
 

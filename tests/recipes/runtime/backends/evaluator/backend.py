@@ -31,12 +31,17 @@ class Evaluator(Backend):
     def __init__(self) -> None:
         own = host_profile()
         self.profile: Profile = replace(
-            own, cpu=None, variant="", inexact="the evaluator computes floats and rounds them"
+            own,
+            cpu=None,
+            variant="",
+            form=replace(own.form, packs_int4=False),
+            wide_storage="the evaluator casts int4 to bytes before it multiplies",
+            inexact="the evaluator computes floats and rounds them",
         )
 
     def emit(self, network: FrozenNetwork, *, opset: int | None = None, batch: int | None = None) -> onnx.ModelProto:
         """The artifact, linted; weights of 4 bits take 8 in the file."""
-        return linted_artifact(network, self.profile, packs_int4=False, opset=opset, batch=batch)
+        return linted_artifact(network, self.profile, opset=opset, batch=batch)
 
     def unavailable(self) -> str | None:
         """None: it is part of the package onnx."""

@@ -1,4 +1,4 @@
-"""Forms that OpenVINO computes wrongly in a file that another tool wrote, written otherwise (rules 32, 34, 35)."""
+"""A file that another tool wrote, in the form that a runtime asks for of ours."""
 
 from __future__ import annotations
 
@@ -6,24 +6,29 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper
 
+from backends.facts.profile import Profile
 from backends.lint.openvino_passes import borders_of_averages, lone_reductions
-from backends.lint.rule import LintRules
+from backends.lint.rule import lint_rules
 from backends.nncf.editing import Names, constant
 from backends.onnx_file.translations.common import NEXT_TO_NOTHING
 from backends.onnx_file.view import OnnxView, attributes, node_name
 
 
-def openvino_forms(model: onnx.ModelProto) -> None:
-    """Give every layer a bias, averages of signed maps a border of its own, and what is largest or smallest a Max.
+def in_form(model: onnx.ModelProto, profile: Profile) -> None:
+    """Give layers a bias, averages of signed maps a border of their own, and what is largest or smallest a Max.
 
-    Each is as in our own files: nothing that is computed changes, but for sums of exactly 0, which become 1e-30.
+    Each where the profile's form asks for it and as in our own files: nothing that is computed changes, but for sums of
+    exactly 0, which become 1e-30.
     """
-    names, rules = Names(model), LintRules(target="openvino")
-    _biases(model, names)
-    for name in {name for name, _ in borders_of_averages(OnnxView(model), rules)}:
-        _border(model, _named(model, name), names)
-    for name in {name for name, _ in lone_reductions(OnnxView(model), rules)}:
-        _maximum(model, _named(model, name), names)
+    names, rules, form = Names(model), lint_rules(profile), profile.form
+    if form.bias_everywhere:
+        _biases(model, names)
+    if form.borders_next_to_zero:
+        for name in {name for name, _ in borders_of_averages(OnnxView(model), rules)}:
+            _border(model, _named(model, name), names)
+    if form.reductions_apart:
+        for name in {name for name, _ in lone_reductions(OnnxView(model), rules)}:
+            _maximum(model, _named(model, name), names)
 
 
 def _named(model: onnx.ModelProto, name: str) -> NodeProto:
