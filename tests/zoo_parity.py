@@ -46,7 +46,7 @@ def counts(network: ZooNetwork, *, pixels: int, shallow: bool = False) -> dict[s
     calibration = network.images(CALIBRATION_IMAGES, pixels=pixels)
     folded = fold(capture(network.build(pixels=pixels, shallow=shallow), images, source=network.source))
     profile = host_profile()
-    student = rewritten(folded, profile.rewrites)
+    student = rewritten(folded, profile.rewrites_for(Widths()), check=images)
     plan = place(student, profile, Widths())
     prepared = insert(student, plan, choose_ranges(observe(student, plan, [calibration]), plan, "mse")).eval()
     backend = OnnxRuntime(profile)

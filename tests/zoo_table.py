@@ -68,7 +68,7 @@ def structure_of(network: ZooNetwork) -> dict[str, Any]:
         torch.manual_seed(0)
         module = network.create(network.full_pixels).eval()
     images = torch.zeros(2, 3, network.full_pixels, network.full_pixels)
-    folded = rewritten(fold(capture(module, images, source=network.source)), X64.rewrites)
+    folded = rewritten(fold(capture(module, images, source=network.source)), X64.rewrites_for(Widths()))
     plan = place(folded, X64, Widths())
     layers = [node for node in folded.graph.nodes if kind(node) in WEIGHTED]
     reasons = Counter((plan.kinds[node], reason) for node, reason in plan.float_nodes.items())

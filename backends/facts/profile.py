@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from backends.facts.file_form import PLAIN, FileForm
+from backends.facts.widths import Widths
 from calibration.grid import Grid
 from calibration.rewrites.rewrite import Rewrite, check_order
+from calibration.rewrites.wide_branches import WIDE_BRANCHES
 
 #: Runtimes whose kernels read files of ours; a profile is for one of them, and so are the linter's rules.
 RuntimeName = Literal["onnxruntime", "tensorrt", "openvino"]
@@ -92,7 +94,7 @@ class Profile:
 
     # The network that is placed.
 
-    #: The forms of a folded network that the runtime has kernels for, in the order in which they are written.
+    #: What gives a folded network the forms that the runtime has kernels for, in order; see `rewrites_for`.
     rewrites: tuple[Rewrite, ...] = ()
     #: Kind of operator -> what the runtime does with it; kinds that are not listed run in float.
     rules: Mapping[str, Rule]
@@ -135,6 +137,10 @@ class Profile:
     wide_storage: str = ""
 
     def __post_init__(self) -> None:
-        check_order(self.rewrites)
+        check_order((*self.rewrites, WIDE_BRANCHES))
         if bool(self.wide_storage) == self.form.packs_int4:
             raise ValueError(f"{self.name}: wide_storage says why weights of 4 bits are not packed, and only then")
+
+    def rewrites_for(self, widths: Widths) -> tuple[Rewrite, ...]:
+        """The rows that give a folded network the form of this runtime and these widths, in the order of a run."""
+        return (*self.rewrites, WIDE_BRANCHES) if widths.activations < 8 else self.rewrites

@@ -16,7 +16,6 @@ from calibration.graph.interface import set_free_size
 from calibration.ranges.observation import choose_ranges, observe
 from calibration.ranges.observers import RangeMethod
 from calibration.rewrites.rewrite import rewritten
-from calibration.rewrites.wide_branches import WIDE_BRANCHES
 from calibration.simulation.correction import find_corrections
 from pipeline.artifacts import Network, PreparedStudent
 from pipeline.images.batches import images_at_once
@@ -35,7 +34,7 @@ def suited(student: Network, profile: Profile, widths: Widths, *, check: Tensor 
 
     `check`: normalised images on which each rewrite is held against the graph before it (see `rewritten`).
     """
-    rows = (*profile.rewrites, WIDE_BRANCHES) if widths.activations < 8 else profile.rewrites
+    rows = profile.rewrites_for(widths)
     folded = rewritten(student.folded, rows, check=check)
     if folded is student.folded:
         return student

@@ -437,11 +437,12 @@ def build() -> Build:
             folded = copy.deepcopy(_folded[network])
             resemble_trained(folded, seed, sparse=sparse)
         profile = target if isinstance(target, Profile) else PROFILES[target]
-        folded = rewritten(folded, profile.rewrites)
-        plan = place(folded, profile, widths or Widths(weights=bits))
+        chosen = widths or Widths(weights=bits)
+        folded = rewritten(folded, profile.rewrites_for(chosen), check=given)
+        plan = place(folded, profile, chosen)
         ranges = choose_ranges(observe(folded, plan, [given]), plan, "minmax")
         if saturating:
-            ranges = {group: replace(chosen, scale=chosen.scale / 3) for group, chosen in ranges.items()}
+            ranges = {group: replace(observed, scale=observed.scale / 3) for group, observed in ranges.items()}
         prepared = insert(folded, plan, ranges).eval()
         return Built(
             images=given,

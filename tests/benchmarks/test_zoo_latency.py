@@ -87,7 +87,7 @@ def test_network(name: str, results: Results, tmp_path: Path) -> None:
     images = network.images(16, pixels=pixels)
     folded = fold(capture(network.build(pixels=pixels), images[:2], source=name))
     profile = host_profile()
-    student = rewritten(folded, profile.rewrites)
+    student = rewritten(folded, profile.rewrites_for(Widths()))
     plan = place(student, profile, Widths())
     prepared = insert(student, plan, choose_ranges(observe(student, plan, [images]), plan, "mse")).eval()
     float_model = emit(folded, opset=20).SerializeToString()

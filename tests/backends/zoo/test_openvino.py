@@ -41,7 +41,7 @@ def hold(name: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         built = network.build(shallow=True)
-    folded = rewritten(fold(capture(built, images[:2], source=network.source)), profile.rewrites)
+    folded = rewritten(fold(capture(built, images[:2], source=network.source)), profile.rewrites_for(Widths()))
     plan = place(folded, profile, Widths())
     ranges = choose_ranges(observe(folded, plan, [images]), plan, "minmax")
     model = backend.emit(freeze(insert(folded, plan, ranges).eval(), folded))

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import pytest
 
+from backends.facts.onnxruntime_rules import host_profile
+from calibration.rewrites.rewrite import names_of
 from tests import zoo_parity, zoo_table
+from tests.recorded_rows import recording
 from tests.zoo import ZOO
 
 #: The size of images; where the network has another structure at it, the one that it is published for.
@@ -27,8 +30,12 @@ def test_the_reviewed_counts_hold_the_promise() -> None:
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_small_networks_differ_in_known_exceptions_alone(name: str) -> None:
+def test_small_networks_differ_in_known_exceptions_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    applied: list[str] = []
+    profile = recording(host_profile(), applied, monkeypatch)
+    monkeypatch.setattr("tests.zoo_parity.host_profile", lambda: profile)
     found = zoo_parity.counts(ZOO[name], pixels=ZOO[name].pixels, shallow=True)
+    assert tuple(applied) == names_of(profile.rewrites)  # as shipped
     assert found["integers"] > 10_000 and zoo_parity.faults(found) == []
 
 

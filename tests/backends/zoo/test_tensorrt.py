@@ -98,7 +98,8 @@ def counts(name: str, backend: TensorRT, widths: Widths = Widths()) -> Counts:  
     """What becomes of a network's layers; every planned layer and product is accounted for."""
     network = ZOO[name]
     images = network.images(2)
-    folded = rewritten(fold(capture(network.build(shallow=True), images, source=network.source)), PROFILE.rewrites)
+    captured = capture(network.build(shallow=True), images, source=network.source)
+    folded = rewritten(fold(captured), PROFILE.rewrites_for(widths))
     plan = place(folded, PROFILE, widths)
     ranges = choose_ranges(observe(folded, plan, [images]), plan, "minmax")
     model = backend.emit(freeze(insert(folded, plan, ranges).eval(), folded))

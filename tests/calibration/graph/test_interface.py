@@ -60,7 +60,7 @@ MADE_OF_IT: dict[str, Step] = {
     "in training": lambda graph, images: in_training(graph),
     "folded": lambda graph, images: fold(graph),
     "folded, with nothing to fold": lambda graph, images: fold(fold(graph)),
-    "rewritten": lambda graph, images: rewritten(fold(graph), X64.rewrites),
+    "rewritten": lambda graph, images: rewritten(fold(graph), X64.rewrites_for(Widths(activations=4))),
     "with integers": lambda graph, images: inserted(fold(graph), images),
     "frozen": lambda graph, images: frozen(fold(graph), images),
 }

@@ -36,7 +36,7 @@ def check(name: str) -> None:
     if network.part is not None:
         module = module.get_submodule(network.part)
     profile = host_profile()
-    folded = rewritten(fold(capture(module, images, source=name)), profile.rewrites)
+    folded = rewritten(fold(capture(module, images, source=name)), profile.rewrites_for(Widths()))
     plan = place(folded, profile, Widths())
     assert {plan.kinds[node] for node in plan.float_nodes} <= FLOAT
     prepared = insert(folded, plan, choose_ranges(observe(folded, plan, [images]), plan, "minmax")).eval()

@@ -11,15 +11,21 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from backends.facts import openvino_rules, tensorrt_rules
+from backends.facts.onnxruntime_rules import X64
+from backends.facts.profile import Profile
 from backends.facts.widths import Widths
 from backends.placement.place import place
+from calibration.rewrites.rewrite import names_of
+from calibration.rewrites.wide_branches import WIDE_BRANCHES
 from calibration.simulation.correction import Corrections
 from pipeline.artifacts import PreparedStudent
 from pipeline.images.calibration_images import calibration_indices
 from pipeline.images.data import ordered_batches
 from pipeline.images.preprocessing import normalise
 from pipeline.images.sources.image_source import ImageSource
-from pipeline.stages.observe import corrected
+from pipeline.stages.observe import corrected, suited
+from tests.recorded_rows import recording
 
 
 def correct(example: SimpleNamespace, student: PreparedStudent, *, count: int = 256) -> PreparedStudent:
@@ -77,3 +83,18 @@ def test_it_reads_some_of_the_calibration_images_from_all_over_the_source(
     chosen = calibration_indices(example.images, count=count, seed=0)
     assert len(seen) == read and set(seen) <= set(chosen.tolist())
     assert max(seen) > 0.9 * chosen.max() and min(seen) == chosen.min()
+
+
+@pytest.mark.parametrize(
+    "profile", [X64, openvino_rules.PROFILE, tensorrt_rules.PROFILE], ids=lambda profile: profile.name
+)
+def test_a_run_applies_the_shipped_rows_in_order(
+    profile: Profile, example: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applied: list[str] = []
+    monitored = recording(profile, applied, monkeypatch)
+    suited(example.teacher, monitored, Widths())
+    assert tuple(applied) == names_of(profile.rewrites)
+    applied.clear()
+    suited(example.teacher, monitored, Widths(activations=4))
+    assert tuple(applied) == (*names_of(profile.rewrites), WIDE_BRANCHES.name)
