@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.setup.machine.siblings import shadowed_sibling
+from pipeline.tools.interruption import leave_at_once
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -13,6 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if stranger := shadowed_sibling():
         print(f"faqd: {stranger}", file=sys.stderr)
         return 2
+    leave_at_once("interrupted")
     # Only now: the command line imports `calibration`, which the check above has just vouched for.
     from pipeline.cli import main as command_line
 

@@ -40,7 +40,7 @@ from pipeline.config.meaning import NEEDS, check_meanings, meaningful
 from pipeline.config.recipes import recipe_named
 from pipeline.config.recipes import recipes as all_recipes
 from pipeline.config.run import default_settings
-from pipeline.tools import records
+from pipeline.tools import interruption, records
 from pipeline.tools.atomic import NO_ROOM
 from pipeline.tools.printing import console, plain, take_any_text
 from pipeline.tools.progress import progress_on
@@ -49,9 +49,6 @@ if TYPE_CHECKING:
     from pipeline.report.schema import Report
 
 USER_MISTAKE = 2
-INTERRUPTED = 130
-"""128 + SIGINT, as shells count it."""
-
 OUTPUT_CLOSED = 141
 """128 + SIGPIPE, as shells count it."""
 
@@ -166,6 +163,7 @@ def run(
     from pipeline.run import run as run_pipeline
     from pipeline.setup.state import RunFolder, is_finished
 
+    interruption.work_begins()
     bundle, out = config.folder / "bundle", console(wrapped=False)
     finished = is_finished(config)
     folder = RunFolder(root=config.folder)
@@ -212,6 +210,7 @@ def validate(
     from pipeline.run import validate_bundle
     from pipeline.tools.atomic import check_place, write_text
 
+    interruption.work_begins()
     if report_file is not None:
         check_place(report_file, flag="--report")
     report = validate_bundle(bundle, config, engine, progress, emulate=emulate)
@@ -256,6 +255,7 @@ def compare(
     from pipeline.run import compare as compare_models
     from pipeline.tools.atomic import check_place, write_text
 
+    interruption.work_begins()
     if report_file is not None:
         check_place(report_file, flag="--report")
     found = compare_models(bundle, config, progress)
@@ -270,6 +270,7 @@ def doctor() -> int:
     """Say what this machine offers: versions, integer instructions, GPU, optional packages."""
     from pipeline.setup.machine.doctor import examine
 
+    interruption.work_begins()
     findings = examine()
     table = Table(box=None, show_header=False, pad_edge=False)
     topic = ""
@@ -288,6 +289,7 @@ def emulation(
     """Make what validate --emulate needs, from Debian's and Python's packages; nothing of this machine changes."""
     from backends.onnxruntime.emulation_setup import make_environment
 
+    interruption.work_begins()
     out = console(wrapped=False)
     folder = make_environment(cpu, lambda line: out.print(line))
     out.print(f"ready: {folder or 'this Python and the emulator are all that it needs'}")
@@ -304,6 +306,7 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     take_any_text()
     errors = console(stderr=True, wrapped=False)
+    interruption.leave_at_once(_interrupted_line(arguments, begun=False))
     try:
         status = app(list(arguments), exit_on_error=False, print_error=False)
     except UserError as error:
@@ -315,7 +318,7 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt as stopped:
         begun = isinstance(stopped, _Interrupted) and stopped.begun
         errors.print(_interrupted_line(arguments, begun=begun))
-        return INTERRUPTED
+        return interruption.STATUS
     except BrokenPipeError:
         # Who read the output wants no more of it. Python would fail once more where it flushes what is left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -325,6 +328,8 @@ def main(arguments: Sequence[str]) -> int:
             raise
         errors.print(plain(f"error: cannot write {error.filename or 'the output'}: {error.strerror}: make room there"))
         return USER_MISTAKE
+    finally:
+        interruption.work_begins()
     return status if isinstance(status, int) else 0
 
 

@@ -71,9 +71,7 @@ def load(images: Any, bundle: Path | str | None = None) -> NDArray[np.float32]:
 
     An image is a file's path, a Pillow image, or a uint8 array [H, W], [H, W, C] or [C, H, W] in RGB; one uint8 array
     [N, C, H, W] or [N, H, W, C] is N images. `bundle` is the folder of the manifest; by default that of this file.
-
-    Raises:
-        OSError, ValueError: an image cannot be decoded or is none; the text names it.
+    Raises OSError or ValueError, which names the image, where one cannot be decoded or is none.
     """
     settings = read_settings(Path(bundle) if bundle is not None else Path(__file__).resolve().parent)
     if isinstance(images, np.ndarray) and images.ndim == 4:
@@ -93,9 +91,7 @@ def decode(path: Path, *, at_least: int | None = None) -> Image.Image:
     """Decode a file to an upright image in mode L, RGB or I;16; of several frames the first.
 
     With `at_least` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, its shorter side not below that many pixels.
-
-    Raises:
-        READ_ERRORS: the file is missing, truncated, damaged or no image.
+    Raises one of READ_ERRORS where the file is missing, truncated, damaged or no image.
     """
     # Pillow warns about damaged EXIF data and large photographs, neither of which the user need act on.
     with warnings.catch_warnings():
@@ -131,13 +127,9 @@ def _orientation(image: Image.Image) -> object:
 def plain_image(image: Image.Image, stored_bits: int = 16) -> Image.Image:
     """Return the image in mode L or RGB with 8 bits per channel.
 
-    Alpha is dropped, not blended, because the loaders that networks are trained and evaluated with do the same
-    (torchvision's and timm's `convert("RGB")`). Grey of more than 8 bits keeps the upper 8 of its `stored_bits`, as
-    Pillow does for 16-bit colour; what lies above is white. CMYK, YCbCr, HSV and palettes become RGB by Pillow's
-    conversion.
-
-    Raises:
-        ValueError: the mode has no defined conversion (floating point, 32-bit integers, LAB).
+    Alpha is dropped, not blended, as torchvision's and timm's loaders do (`convert("RGB")`). Grey of more than 8 bits
+    keeps the upper 8 of its `stored_bits`, as Pillow does for 16-bit colour; what lies above is white.
+    Raises ValueError for a mode without a defined conversion (floating point, 32-bit integers, LAB).
     """
     mode = image.mode
     if mode in ("L", "RGB"):
@@ -171,10 +163,7 @@ def pixels_from_image(image: Image.Image, settings: Mapping[str, Any]) -> NDArra
     """Prepare one image of any size and mode: uint8 [C, height, width] in the network's channel order.
 
     Resized and cropped, these are the bytes of torchvision's Resize (antialiased) and CenterCrop of the Pillow image,
-    including the black frame where a crop is larger than the resized image.
-
-    Raises:
-        ValueError: the image's mode cannot be brought to 8 bits.
+    including the black frame where a crop is larger than the resized image. Raises ValueError as `plain_image` does.
     """
     image = to_channels(image, settings)
     if settings.get("fill") is not None:
@@ -196,8 +185,7 @@ def resized_size(width: int, height: int, settings: Mapping[str, Any]) -> tuple[
     if not isinstance(resize, int):
         return resize[0], resize[1]
     shorter, longer = sorted((width, height))
-    # Truncated, not rounded, as torchvision does.
-    other = int(resize * longer / shorter)
+    other = int(resize * longer / shorter)  # truncated, not rounded, as torchvision does
     return (resize, other) if width <= height else (other, resize)
 
 
@@ -373,27 +361,38 @@ def _pixels(image: Any, settings: Mapping[str, Any]) -> NDArray[np.uint8]:
 
 def main(arguments: Sequence[str]) -> int:
     """Prepare the images that a command line names and write them to an npz file; return the exit status."""
-    what = "Prepare images for this bundle's network, as the run did. Exit status: 0 written, 2 a mistake in the input."
-    parser = argparse.ArgumentParser(prog="preprocess.py", description=what)
+    what = "Prepare images for this bundle's network, as the run did. One that cannot be read is named and left out."
+    status = "Exit status: 0 all written, 1 written without some, 2 a mistake in the input, nothing written."
+    parser = argparse.ArgumentParser(prog="preprocess.py", description=f"{what} {status}")
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image file, or folder of them (at any depth)")
     add("--output", required=True, type=Path, metavar="FILE.npz", help="inputs float32 [N, C, H, W] and names [N]")
     add("--bundle", type=Path, default=None, metavar="DIR", help="folder of manifest.json; default: where this lies")
-    given = parser.parse_args(list(arguments))
-    temporary = given.output.with_name(f".{given.output.name}.part")
+    options = parser.parse_args(list(arguments))
+    temporary = options.output.with_name(f".{options.output.name}.part")
     try:
-        folders = [(path, image_files(path)[0] if path.is_dir() else ("",)) for path in map(Path, given.images)]
-        names = [path / file for path, files in folders for file in files]
-        inputs = load(names, given.bundle)
+        settings = read_settings(options.bundle or Path(__file__).resolve().parent)
+        folders = [(path, image_files(path)[0] if path.is_dir() else ("",)) for path in map(Path, options.images)]
+        files, pixels, names = [path / file for path, inside in folders for file in inside], [], []
+        for file in files:
+            try:
+                pixels.append(_pixels(file, settings))
+                names.append(str(file))
+            except ValueError as error:
+                print(f"left out: {error}", file=sys.stderr)
+        if not names:
+            raise ValueError(f"none of {len(files)} images can be read" if files else "no images to prepare")
+        inputs = normalised(np.stack(pixels), settings)
         with temporary.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, inputs=inputs, names=np.array([str(name) for name in names]))
-        os.replace(temporary, given.output)
+            np.savez(stream, allow_pickle=False, inputs=inputs, names=np.array(names))
+        os.replace(temporary, options.output)
     except (OSError, ValueError, KeyError) as error:
         temporary.unlink(missing_ok=True)
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{given.output}: inputs float32 {list(inputs.shape)}")
-    return 0
+    missing = len(files) - len(names)
+    print(f"{options.output}: inputs float32 {list(inputs.shape)}" + f", {missing} images left out" * bool(missing))
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":

@@ -174,13 +174,36 @@ def test_a_broken_image_is_named_and_nothing_is_written(tmp_path: Path, capsys: 
     broken, output = tmp_path / "a.jpg", tmp_path / "x.npz"
     broken.write_bytes(b"no image")
     assert module.main([str(broken), "--output", str(output)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {broken} cannot be read as an image: cannot identify image file")
+    said = capsys.readouterr().err
+    assert said.startswith(f"left out: {broken} cannot be read as an image: cannot identify image file")
+    assert said.endswith("error: none of 1 images can be read\n")
     assert module.main([str(tmp_path / "absent.png"), "--output", str(output)]) == 2
     assert "absent.png cannot be read as an image: No such file or directory" in capsys.readouterr().err
     Image.new("RGB", (9, 9)).save(broken)
     assert module.main([str(broken), "--output", str(tmp_path / "no" / "x.npz")]) == 2
     assert "No such file or directory" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "bundle"]
+
+
+def test_of_many_files_the_broken_are_named_counted_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = _module(_bundle(tmp_path / "bundle", preprocessing_from_fields({"height": 16}, where="test")))
+    folder, output = tmp_path / "photos", tmp_path / "x.npz"
+    folder.mkdir()
+    for name in "abcd":
+        Image.new("RGB", (20, 20), "red").save(folder / f"{name}.png")
+    (folder / "b.png").write_bytes(b"no image")
+    (folder / "d.png").write_bytes((folder / "d.png").read_bytes()[:60])
+    assert module.main([str(folder), "--output", str(output)]) == 1
+    said = capsys.readouterr()
+    assert [line.partition(" cannot be read")[0] for line in said.err.splitlines()] == [
+        f"left out: {folder / name}" for name in ("b.png", "d.png")
+    ]
+    assert said.out == f"{output}: inputs float32 [2, 3, 16, 16], 2 images left out\n"
+    with np.load(output) as written:
+        assert written["names"].tolist() == [str(folder / name) for name in ("a.png", "c.png")]
+        assert np.array_equal(written["inputs"], module.load([folder / "a.png", folder / "c.png"]))
 
 
 def test_arrays_and_pictures_are_taken_as_files_are(tmp_path: Path) -> None:
