@@ -6,9 +6,11 @@ import filecmp
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from calibration.errors import UserError
+from pipeline.bundle.bundle import sha256
 from pipeline.config import DistillationConfig, EngineConfig, PreprocessingConfig, flags
 
 DATA: Final = "data"
@@ -21,6 +23,9 @@ INPUTS: Final[Mapping[str, tuple[str, ...]]] = {
 IDENTIFIED: Final = frozenset(key for keys in INPUTS.values() for key in keys)
 #: Settings that decide nothing that is made, only where and how fast, or what of it is to be made again.
 FREE: Final = frozenset({"output", "overwrite", "resume", "restart-training", "workers", "device"})
+
+# Of a file that is hashed at the start of a run: two seconds.
+_MOST_BYTES = 2 << 30
 
 _TEACHER = frozenset({*INPUTS["teacher"], "seed"})
 _GENERATOR = frozenset({"generator-steps", "generated-images"})
@@ -154,21 +159,36 @@ def check_same_inputs(
                 raise UserError(f"--resume: {what}: give those again, or {part.way_out}")
 
 
-def same_files(before: Any, now: Any) -> bool:
+def same_files(before: Any, now: Any, contents: Mapping[str, str]) -> bool:
     """Whether two values of a flag of `INPUTS` name the same files, by other paths or as copies.
 
-    A source's kind and what follows a # must be the same. False where a file is not there any more.
+    A source's kind and what follows a # must be the same. `contents`: path -> hash of what a file held that the run
+    read (see `contents_of`), by which one is known that is not there any more.
     """
     if isinstance(before, list) and isinstance(now, list):
-        return len(before) == len(now) and all(map(same_files, before, now))
+        return len(before) == len(now) and all(same_files(*pair, contents) for pair in zip(before, now, strict=True))
     if before == now or not isinstance(before, str) or not isinstance(now, str):
         return bool(before == now)
     (kind, old, part), (other_kind, new, other_part) = map(_place, (before, now))
-    if (kind, part) != (other_kind, other_part) or not (os.path.exists(old) and os.path.exists(new)):
+    if (kind, part) != (other_kind, other_part) or not os.path.exists(new):
         return False
+    if not os.path.exists(old):
+        return os.path.isfile(new) and contents.get(old) == sha256(Path(new))
     return os.path.samefile(old, new) or (
         os.path.isfile(old) and os.path.isfile(new) and filecmp.cmp(old, new, shallow=False)
     )
+
+
+def contents_of(typed: Mapping[str, Any]) -> dict[str, str]:
+    """Path -> hash of every file of up to 2 GiB that a flag of `INPUTS` names as a source, or as weights."""
+    values = (typed.get(key) for key in ("teacher", "weights", "student", "student-weights", DATA))
+    named = [one for value in values for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
+    paths = {_place(one)[1] for one in named}
+    return {path: sha256(Path(path)) for path in sorted(paths) if os.path.isfile(path) and _is_hashed(path)}
+
+
+def _is_hashed(path: str) -> bool:
+    return os.path.getsize(path) <= _MOST_BYTES
 
 
 def _place(value: str) -> tuple[str, str, str]:

@@ -24,6 +24,7 @@ from pipeline.setup.resumption import (
     changed_keys,
     check_changes,
     check_same_inputs,
+    contents_of,
     decides,
     same_files,
     shown,
@@ -32,6 +33,7 @@ from pipeline.setup.settled import BY_INPUTS, settled_by_configuration
 from pipeline.tools.atomic import NoRoom, clear_unfinished, remove, writable, write_text
 
 _BEGUN_WITH, _INPUTS, _REPLACES, _SETTLED = "begun-with", "inputs", "replaces", "settled"
+_CONTENTS = "contents"
 
 #: Name of the folder of what --resume needs.
 STATE = "state"
@@ -207,7 +209,8 @@ def begin(
     """
     now = _settings(config, settled)
     restart, lines = config.output.restart_training, list[str]()
-    record = {_BEGUN_WITH: _versions(), _INPUTS: dict(inputs), _REPLACES: _manifest_hash(folder)}
+    record: dict[str, Any] = {_BEGUN_WITH: _versions(), _INPUTS: dict(inputs), _REPLACES: _manifest_hash(folder)}
+    record[_CONTENTS] = contents_of(now.typed)
     if config.output.resume:
         before, kept = _kept(folder)
         if not restart:
@@ -279,7 +282,7 @@ def _kept(folder: RunFolder) -> tuple[Settings, dict[str, Any]]:
         kept: dict[str, Any] = json.loads(folder.settings.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{folder.settings} is damaged ({error}): start anew with --overwrite") from error
-    record = {key: kept.pop(key) for key in (_BEGUN_WITH, _INPUTS, _REPLACES, _SETTLED) if key in kept}
+    record = {key: kept.pop(key) for key in (_BEGUN_WITH, _INPUTS, _REPLACES, _SETTLED, _CONTENTS) if key in kept}
     return Settings(typed=kept, settled=record.get(_SETTLED, {})), record
 
 
@@ -292,7 +295,8 @@ def _check_resumable(folder: RunFolder, config: RunConfig) -> None:
         changed = [
             key
             for key in changed_keys(before, now)
-            if key not in IDENTIFIED or not same_files(before.typed.get(key), now.typed.get(key))
+            if key not in IDENTIFIED
+            or not same_files(before.typed.get(key), now.typed.get(key), record.get(_CONTENTS, {}))
         ]
         if changed:
             key = changed[0]

@@ -319,6 +319,10 @@ def test_a_finished_run_knows_its_files_at_other_paths(tmp_path: Path, monkeypat
     ):
         with pytest.raises(UserError, match=f"--resume: --{flag} was .* and is .* is finished"):
             open_folder(named(weights, data))
+    (tmp_path / "cls.pth").unlink()
+    open_folder(named("copy.pth", "images:photos"))  # known by what the other one held
+    with pytest.raises(UserError, match=r"--weights was cls\.pth and is other\.pth now.*is finished"):
+        open_folder(named("other.pth", "images:photos"))
 
 
 def test_the_same_inputs_may_come_from_elsewhere_and_others_may_not(tmp_path: Path) -> None:
