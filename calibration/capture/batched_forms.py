@@ -7,13 +7,14 @@ it alone.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch.fx import Graph, Node
 
 from calibration.capture.batched_layout import Layout, Layouts
+from calibration.graph.operators import argument
 from calibration.normal_form.mutation import is_view
 
 aten = torch.ops.aten
@@ -23,6 +24,22 @@ _STACKED: dict[Any, Any] = {aten.mm.default: aten.matmul.default, aten.bmm.defau
 _ORDERS = frozenset({aten.permute.default, aten.transpose.int, aten.t.default, aten.movedim.int, aten.movedim.intlist})
 _VIEWS = frozenset({aten.view.default, aten._unsafe_view.default})
 _AXES = frozenset({"dim", "dims", "dim0", "dim1", "start_dim", "end_dim"})
+
+
+#: Operators that make one number of all axes -> the same over named ones.
+_WHOLE: Mapping[Any, Any] = {
+    aten.max.default: aten.amax.default,
+    aten.amax.default: aten.amax.default,
+    aten.min.default: aten.amin.default,
+    aten.amin.default: aten.amin.default,
+    aten.sum.default: aten.sum.dim_IntList,
+    aten.sum.dim_IntList: aten.sum.dim_IntList,
+    aten.mean.default: aten.mean.dim,
+    aten.mean.dim: aten.mean.dim,
+    aten.std.correction: aten.std.correction,
+    aten.var.correction: aten.var.correction,
+    aten.linalg_vector_norm.default: aten.linalg_vector_norm.default,
+}
 
 
 class Forms:
@@ -56,7 +73,10 @@ class Forms:
             yield from (self._reshape(node, sizes, axis) for axis in axes[own:])
             yield lambda: self._expansion(node)
         else:
+            if sizes == () and node.target in _WHOLE:
+                yield lambda: self._whole(node)
             yield lambda: self._call(node, self._copies)
+            yield lambda: self._call(node, self._spread(node))
             yield lambda: self._call(node, self._repeated(node))
         yield from (self._image_by_image(node, sizes, shift=shift) for shift in (0, 1) if sizes)
 
@@ -104,6 +124,27 @@ class Forms:
         place = layout.axis + len(sizes) - len(layout.sizes)
         free = [-1 if axis == place else size for axis, size in enumerate(sizes)]
         return self._write(aten.expand.default, (self._copies[source], free), node)
+
+    def _whole(self, node: Node) -> Node:
+        """One number of all axes but the images': one for each image."""
+        source = cast(Node, node.args[0])
+        axes = list(range(1, source.meta["val"].dim() + 1))
+        target, kept = _WHOLE[node.target], {"correction", "dtype"}
+        order = (argument(node, 1, "ord", 2),) if node.target is aten.linalg_vector_norm.default else ()
+        written = self._write(target, (self._with_axis(source, node), *order, axes), node)
+        written.kwargs = {key: value for key, value in node.kwargs.items() if key in kept}
+        return written
+
+    def _spread(self, node: Node) -> dict[Node, Node]:
+        """The operands, with one number for each image as one along the axis that others have the images on."""
+        layout = max(self._read(node), key=lambda each: len(each.sizes))
+        copies = dict(self._copies)
+        for source in node.all_input_nodes:
+            own = self._layout(source)
+            if own is not None and own.sizes == (1,) and len(layout.sizes) > 1:
+                free = [-1 if axis == layout.axis else 1 for axis in range(len(layout.sizes))]
+                copies[source] = self._write(aten.reshape.default, (copies[source], free), node)
+        return copies
 
     def _repeated(self, node: Node) -> dict[Node, Node]:
         """The operands, with what is the same for all images written for each of them, where others have the images."""

@@ -82,6 +82,8 @@ class Trial:
 
     def _of(self, result: Tensor, alone: Sequence[Tensor]) -> Layout | type[SameForAll] | None:
         single = torch.stack(list(alone))
+        if single.dim() == 1:
+            single = single[:, None]  # one number for each image is an axis of numbers
         if self._node.target in _SIZES_ALONE and result.shape == single.shape[1:]:
             return SameForAll
         layout = layout_of(tuple(single.shape[1:]), result, COUNT)

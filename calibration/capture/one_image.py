@@ -160,6 +160,11 @@ class _Rewriting:
         assert isinstance(results, (list, tuple))
         for result, name in zip((each for each in results if isinstance(each, Node)), names, strict=True):
             layout = self._layouts.get(result)
+            if isinstance(layout, Layout) and not result.meta["val"].dim():
+                raise UserError(
+                    f"{self._source}: the network's output {name} is one number without an axis for the image:"
+                    f" {_ADVICE}"
+                )
             if isinstance(layout, Layout) and not layout.is_first:
                 if layout.sizes[:1] == (1,):
                     self._copies[result] = forms.in_front(result)

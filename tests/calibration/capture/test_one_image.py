@@ -141,6 +141,18 @@ def _several(n: Any, x: Tensor) -> dict[str, Tensor]:
     return {"classes": n.l(y.view(1, -1)), "rows": y.reshape(1, 4, 64).transpose(1, 2), "map": y}
 
 
+def _numbers(n: Any, x: Tensor) -> Tensor:
+    """One number of all axes of an image, read beside maps, rows and other numbers."""
+    y = n.a(x)
+    y = (y - y.mean()) / (y.std() + y.var().sqrt() + 1e-3) * y.max().clamp(min=0.1) + y.min() * torch.sum(y) / 256
+    result: Tensor = (
+        n.l(y.reshape(4, 64).t().reshape(1, -1) / y.abs().amax())
+        + torch.linalg.vector_norm(y) / 99
+        + y.permute(1, 2, 3, 0).mean()
+    )
+    return result
+
+
 TAKEN: dict[str, tuple[Compute, dict[str, nn.Module]]] = {
     "a view": (_view, {}),
     "a class token": (_tokens, {"t": nn.Linear(4, 10)}),
@@ -157,6 +169,8 @@ TAKEN: dict[str, tuple[Compute, dict[str, nn.Module]]] = {
     "shifted windows": (_shifted_windows, {"t": nn.Linear(4, 12)}),
     "products of channels": (_gram, {"t": nn.Linear(4, 3)}),
     "a check of the batch": (_insists, {}),
+    "the largest of all": (lambda n, x: _flat(n, x) / _flat(n, x).abs().max(), {}),
+    "numbers of all axes": (_numbers, {}),
     "outputs by name": (_several, {}),
     "a number of images": (lambda n, x: n.l(n.a(x).flatten(1)) * x.shape[0] + x.shape[0] - 1 + 0.5, {}),
 }
@@ -210,10 +224,8 @@ REFUSED: dict[str, tuple[Compute, str]] = {
     "the batch squeezed": (lambda n, x: n.l(_flat(n, x)).squeeze(0), r"has the shape \[10\].*keep the first axis"),
     "the batch elsewhere": (lambda n, x: n.a(x).reshape(1, 4, 64).permute(1, 0, 2), r"has the shape \[4, 1, 64\]"),
     "a mean over the batch": (_mean, r"sub \(aten.sub.Tensor, .*since mean"),
-    "the largest of all": (
-        lambda n, x: _flat(n, x) / _flat(n, x).abs().max(),
-        r"max_1 \(aten.max.default.*one number of all axes",
-    ),
+    "a median of all": (lambda n, x: _flat(n, x) - n.a(x).median(), r"median.*one number of all axes"),
+    "one number": (lambda n, x: n.a(x).mean(), "output is one number without an axis for the image"),
     "places that values decide": (
         lambda n, x: n.a(x)[:, torch.nonzero(x.mean((0, 2, 3)) > 0)[:, 0]],
         r"nonzero \(aten.nonzero.default",
