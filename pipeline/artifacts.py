@@ -23,7 +23,9 @@ from calibration.ranges.observation import Range
 from calibration.simulation.correction import Corrections
 from calibration.simulation.insert import insert
 from calibration.simulation.prepared import PreparedNetwork
+from pipeline.config.quantisation import QuantisationConfig
 from pipeline.images.preprocessing import Preprocessing
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.networks.outputs.meaning import Output
 from pipeline.report.schema import Distillation
 from pipeline.tools.atomic import whole_file, write_text
@@ -52,17 +54,39 @@ class Network:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What a student is to learn: to be its teachers, on these images."""
+
+    teachers: tuple[Network, ...]
+    """The first says what images look like and what outputs hold; students learn the mean of all."""
+    images: UnlabelledImages
+    mirror: bool = False
+    """Whether targets are averaged over each image and its mirror image, which is in the same batch (see
+    `pipeline.distillation.training.mirror`)."""
+
+    @property
+    def teacher(self) -> Network:
+        """The first teacher."""
+        return self.teachers[0]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreparedStudent:
-    """A student with quantisers and calibrated ranges; `network()` builds it anew, always the same.
+    """A student with quantisers and calibrated ranges; `network()` builds it anew, always the same."""
 
-    `notes` says what was decided on the way, for the report.
-    """
-
-    folded: GraphModule
+    student: Network
     plan: Plan
     ranges: Mapping[str, Range]
+    quantisation: QuantisationConfig
+    """What was asked for: the bits that it was planned with, how its grids learn, what its file is to be."""
     corrections: Corrections = field(default_factory=Corrections)
     notes: tuple[str, ...] = ()
+    """What was decided on the way, for the report."""
+
+    @property
+    def folded(self) -> GraphModule:
+        """The float graph that the plan is of."""
+        return self.student.folded
 
     def network(self, *, trainable: bool = False, corrected: bool = True) -> PreparedNetwork:
         """The prepared network, calibrated, its statistics `corrected` or with the float weights as they are.
@@ -80,12 +104,13 @@ class PreparedStudent:
         write_text(path, json.dumps(kept, indent=1))
 
     @classmethod
-    def load(cls, path: Path, folded: GraphModule) -> PreparedStudent:
-        """What `save` kept, for the same folded graph."""
+    def load(cls, path: Path, student: Network, quantisation: QuantisationConfig) -> PreparedStudent:
+        """What `save` kept, for the same student."""
         tree = json.loads(path.read_text(encoding="utf-8"))
         ranges = {name: Range(scale=scale, zero_point=zero) for name, (scale, zero) in tree["ranges"].items()}
         return cls(
-            folded=folded,
+            student=student,
+            quantisation=quantisation,
             plan=Plan.from_json(tree["plan"]),
             ranges=ranges,
             corrections=Corrections.from_json(tree["corrections"]),
@@ -122,6 +147,12 @@ class QuantisedStudent:
     plan: Plan
     prepared: PreparedStudent | None = None
     trained: TrainedStudent | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was decided and found on the way, for the report."""
+        decided = () if self.prepared is None else self.prepared.notes
+        return decided if self.trained is None else (*decided, *self.trained.distillation.remarks)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:

@@ -9,16 +9,18 @@ from cyclopts import Parameter
 
 from calibration.errors import UserError
 from pipeline.config import flags
-from pipeline.distillation.losses.affinity_points import (
+from pipeline.config.affinity_points import (
+    AFFINITY_WEIGHTS,
     FA_CHOICES,
     AffinityChoice,
     Distance,
     Normalisation,
     Over,
+    Point,
     grid_point,
 )
-from pipeline.distillation.losses.names import LogitLossName
-from pipeline.distillation.schedules import read_ramp
+from pipeline.config.loss_names import LogitLossName
+from pipeline.config.ramps import Ramp, read_ramp
 
 
 def _weight(name: str, help: str) -> Parameter:
@@ -159,7 +161,7 @@ class DistillationConfig:
         flags.check_at_least(self, steps=0, float_steps=0, batch_size=1, projections=1, generations=1, weight_decay=0)
         flags.check_above_zero(self, "learning_rate", "scale_learning_rate", "float_learning_rate")
         self._check_weights()
-        point = grid_point(self.affinity, self.normalise, self.distance, self.over)
+        point = self.point
         if point is not None and self.batch_size < point.least_images:
             raise UserError(
                 f"--batch-size {self.batch_size}: --affinity {self.affinity} compares the images of a batch and needs "
@@ -183,6 +185,23 @@ class DistillationConfig:
         pixels = self.affinity in FA_CHOICES or (point is not None and point.over == "pixels")
         if self.adapters == "trained" and not pixels:
             raise UserError(f"--adapters trained belongs to losses over pixels: --affinity {self.affinity} is not one")
+
+    @property
+    def point(self) -> Point | None:
+        """The point of the affinity grid; None for FAQD's forms or no affinity."""
+        return grid_point(self.affinity, self.normalise, self.distance, self.over)
+
+    @property
+    def softening(self) -> float | None:
+        """Temperature at the first step by which several teachers' outputs are averaged; None: as logits."""
+        return self.ramp("temperature").start if self.logit_loss == "kl" else None
+
+    def ramp(self, name: str) -> Ramp:
+        """The temperature or the weight in a field over the run; a term that is left out has none."""
+        value = getattr(self, name)
+        if value is None and name == "affinity_weight":
+            value = AFFINITY_WEIGHTS.get(self.affinity, 1.0)
+        return read_ramp(name.replace("_", "-"), value, positive=name == "temperature")
 
     def _check_weights(self) -> None:
         read_ramp("temperature", self.temperature, positive=True)

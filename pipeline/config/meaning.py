@@ -12,8 +12,8 @@ from typing import Any, get_args
 
 from calibration.errors import UserError
 from pipeline.config import flags
+from pipeline.config.affinity_points import FA_CHOICES, Affinity
 from pipeline.config.sources import NO_DATA
-from pipeline.distillation.losses.affinity_points import FA_CHOICES, Affinity
 
 Settings = Mapping[str, Any]
 """Flag without dashes -> value as JSON has it, None where unset; every flag of the run is there."""

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from backends import BackendName
 from backends.facts.limits import LARGEST_MODEL
+from backends.facts.widths import Widths
 from calibration.errors import UserError
 from pipeline.config import flags
 
@@ -127,3 +128,14 @@ class QuantisationConfig:
                 f"--activation-bits {self.activation_bits}: --backend {self.backend} multiplies 8-bit activations; "
                 "narrower ones are executed in integers by --backend reference alone"
             )
+
+    @property
+    def widths(self) -> Widths:
+        """Bits of weights and activations."""
+        return Widths(
+            weights=self.bits,
+            first=self.first_bits,
+            depthwise=self.depthwise_bits,
+            last=self.last_bits,
+            activations=self.activation_bits,
+        )

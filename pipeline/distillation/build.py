@@ -11,18 +11,14 @@ from torch.fx import GraphModule
 
 from calibration.errors import UserError
 from calibration.graph.operators import static_shape
+from pipeline.config.distillation import DistillationConfig
+from pipeline.config.ramps import Ramp
 from pipeline.distillation.losses.affinity import AffinityOrder
 from pipeline.distillation.losses.affinity_grid import grid_loss
 from pipeline.distillation.losses.feed import feed_loss, non_linear_transform, seeded_conv
 from pipeline.distillation.losses.sakd import SemanticBranch
 from pipeline.distillation.losses.table import AFFINITY_FORMS, LOGIT_LOSSES, FormFunction, Metric
-from pipeline.distillation.objective import (
-    WEIGHT_FLAGS,
-    Objective,
-    ObjectiveConfig,
-    affinity_form,
-)
-from pipeline.distillation.schedules import Ramp
+from pipeline.distillation.objective import Objective, affinity_form
 from pipeline.distillation.taps import TapKind, match_taps
 from pipeline.distillation.terms import BranchTerm, ClassTerm, EnsembleTerm, FeatureTerm, LogitTerm, Term
 from pipeline.networks.outputs.meaning import Output
@@ -30,42 +26,39 @@ from pipeline.tools.randomness import generator_for
 
 
 def build_objective(
-    config: ObjectiveConfig,
+    config: DistillationConfig,
     student: GraphModule,
     teachers: Sequence[GraphModule],
     outputs: Sequence[Output],
     *,
-    taps: Sequence[str] | None,
     seed: int,
 ) -> Objective:
     """The objective for these networks: taps found or checked, transforms made from the seed.
 
     Args:
-        config: terms and weights.
+        config: terms, weights and the taps that the affinity loss and SAKD compare.
         student: folded graph.
         teachers: folded graphs, at least one; all but FEED's loss and the targets look at the first alone.
         outputs: what the outputs of all of them hold.
-        taps: modules that the affinity loss and SAKD compare; None: found.
         seed: of the transforms' weights.
 
     Raises:
         UserError: taps that do not exist (the known ones are listed), FFA with more projections than a map has
             positions, kl of a single class, a term that needs a classifier.
     """
-    return _Builder(config, student, teachers, outputs, taps, seed).build()
+    return _Builder(config, student, teachers, outputs, seed).build()
 
 
 class _Builder:
     def __init__(
         self,
-        config: ObjectiveConfig,
+        config: DistillationConfig,
         student: GraphModule,
         teachers: Sequence[GraphModule],
         outputs: Sequence[Output],
-        names: Sequence[str] | None,
         seed: int,
     ) -> None:
-        self.config, self.student, self.teachers, self.names, self.seed = config, student, teachers, names, seed
+        self.config, self.student, self.teachers, self.seed = config, student, teachers, seed
         self.outputs = tuple(outputs)
         self.taps: list[dict[str, str]] = [{} for _ in teachers]
         self.reals = False
@@ -82,18 +75,18 @@ class _Builder:
         )
         for name, labelled in (("label_weight", True), ("class_weight", False)):
             if getattr(config, name) is not None:
-                self._needs_classifier(WEIGHT_FLAGS[name])
+                self._needs_classifier(name.replace("_", "-"))
                 terms["labels" if labelled else "classes"] = ClassTerm(config.ramp(name), labelled=labelled)
         if config.affinity != "none":
             terms["affinity"] = self._affinity()
         if config.feed_weight is not None:
             terms["feed"] = self._feed()
-        if config.branch_weight is not None:
-            self._needs_classifier(WEIGHT_FLAGS["branch_weight"])
+        if config.sakd_weight is not None:
+            self._needs_classifier("sakd-weight")
             terms["branches"] = self._branches(self.outputs[0].shape[0], temperature)
-        if config.ensemble_weight is not None:
-            self._needs_classifier(WEIGHT_FLAGS["ensemble_weight"])
-            terms["ensemble"] = EnsembleTerm(config.ramp("ensemble_weight"), temperature)
+        if config.speq_weight is not None:
+            self._needs_classifier("speq-weight")
+            terms["ensemble"] = EnsembleTerm(config.ramp("speq_weight"), temperature)
         return Objective(config, terms, self.taps, reals=self.reals)
 
     def _needs_classifier(self, flag: str) -> None:
@@ -118,13 +111,13 @@ class _Builder:
         if point is not None:
             over_pixels = point.over == "pixels"
             kind: TapKind = "stages" if over_pixels else "last" if config.affinity == "sp" else "pooled"
-            pairs = self._match(0, kind, self.names)
+            pairs = self._match(0, kind, self.config.taps)
             self.reals = True
             metrics: dict[str, Metric] = dict.fromkeys(pairs, _without_generator(partial(grid_loss, point=point)))
             if over_pixels:
                 self._refuse_vectors(pairs, f"--affinity {config.affinity} --over pixels")
         else:
-            pairs = self._match(0, "stages", self.names)
+            pairs = self._match(0, "stages", self.config.taps)
             self._refuse_vectors(pairs, f"--affinity {config.affinity}")
             metrics = {}
             for tap, teacher_tap in pairs.items():
@@ -157,7 +150,7 @@ class _Builder:
 
     def _branches(self, classes: int, temperature: Ramp) -> Term:
         self.reals = True
-        pairs = self._match(0, "stages", self.names)
+        pairs = self._match(0, "stages", self.config.taps)
         self._refuse_vectors(pairs, "--sakd-weight")
         branches: tuple[dict[str, nn.Module], dict[str, nn.Module]] = ({}, {})
         for tap, teacher_tap in pairs.items():
@@ -165,7 +158,7 @@ class _Builder:
             for which, made in zip(("student", "teacher"), branches, strict=True):
                 generator = generator_for(self.seed, "branch", which, tap)
                 made[tap] = SemanticBranch(side=side, classes=classes, generator=generator)
-        return BranchTerm(self.config.ramp("branch_weight"), *branches, temperature)
+        return BranchTerm(self.config.ramp("sakd_weight"), *branches, temperature)
 
 
 def _without_generator(metric: Callable[[Tensor, Tensor], Tensor]) -> Metric:

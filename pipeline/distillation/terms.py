@@ -10,10 +10,10 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from pipeline.config.ramps import Ramp
 from pipeline.distillation.losses.logits import class_loss, cosine_loss, kl_loss, mean_logits
 from pipeline.distillation.losses.of_outputs import mean_outputs, output_loss
 from pipeline.distillation.losses.table import Metric
-from pipeline.distillation.schedules import Ramp
 from pipeline.networks.outputs.meaning import Output
 
 

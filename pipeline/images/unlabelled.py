@@ -12,13 +12,15 @@ from pipeline.images.sources.image_source import ImageSource
 
 @dataclass(frozen=True, kw_only=True)
 class UnlabelledImages:
-    """The images of a run: most train, some are kept out to judge the result by its distillation loss."""
+    """The images of a run: most calibrate and train, some are kept out to judge the result by its distillation loss."""
 
     source: ImageSource
     training: NDArray[np.int64]
     held_out: NDArray[np.int64]
-    workers: int
-    augmentation: str
+    workers: int = 0
+    augmentation: str = "auto"
+    calibration: NDArray[np.int64] | None = None
+    """Those that ranges are read from, in the order of the source; None: all that train."""
     labels: NDArray[np.int64] | None = None
     """One per image of the source, only where a loss was asked to look at them."""
     label_order: str = ""

@@ -2,70 +2,80 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 from pipeline.artifacts import Network
 from pipeline.config import RunConfig
-from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.preprocessing_overrides import Overrides
 from pipeline.stages.teacher import check_same_outputs, load_network
 
 
-def networks_of(config: RunConfig) -> tuple[Network, Network]:
-    """Teacher and student; the same object unless another student is named."""
-    given = config.teacher
-    teacher = load_network(
-        given.source,
-        weights=given.weights[0],
-        output_kinds=given.output_kinds,
-        submodule=given.submodule,
-        dynamic_size=config.quantisation.dynamic_size,
-        static_batch=config.quantisation.static_batch,
-        classes=config.validation.classes,
-        **_overrides(config),
-    )
-    if config.student.source is None:
-        return teacher, teacher
-    source = config.student.source
-    if source.startswith("cifar:") and config.student.weights is None and "weights=" not in source:
-        source += "&weights=none" if "?" in source else "?weights=none"  # it learns from random numbers on
-    student = load_network(
-        source,
-        weights=config.student.weights,
-        output_kinds=given.output_kinds,
-        static_batch=config.quantisation.static_batch,
-        otherwise=teacher.preprocessing,
-        **_overrides(config, like=teacher.preprocessing),
-        like=teacher.outputs,
-        classes=config.validation.classes,
-    )
-    check_same_outputs(student, teacher)
-    return teacher, student
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """The float networks of a run."""
+
+    teachers: tuple[Network, ...]
+    """The first is quantised unless another student is named."""
+    student: Network
+    """The first teacher itself unless another is named."""
+
+    @property
+    def teacher(self) -> Network:
+        """The first teacher."""
+        return self.teachers[0]
+
+    @property
+    def compared(self) -> tuple[Network, ...]:
+        """Teacher and student, once where they are one."""
+        return (self.teacher,) if self.student is self.teacher else (self.teacher, self.student)
+
+    @property
+    def distinct(self) -> tuple[Network, ...]:
+        """All of them, each once."""
+        return (*self.compared, *self.teachers[1:])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to say of teacher and student."""
+        return tuple(note for network in self.compared for note in network.notes)
 
 
-def _overrides(config: RunConfig, like: Preprocessing | None = None) -> Overrides:
-    """What the user says of the network's images; `like`: of those of a network beside one that has this."""
+def networks_of(config: RunConfig) -> Networks:
+    """Load what is named; each further network takes the images of the first and answers like it.
+
+    Raises UserError for whatever is wrong with one of them.
+    """
+    asked, classes = config.teacher, config.validation.classes
     said = cast(Overrides, config.preprocessing.overrides())
-    if like is not None:
-        said |= {"image_size": (like.width, like.height), "mean": like.mean, "std": like.std}
-        said |= {"channel_order": like.channel_order, "divisor": like.divisor, "stored_bits": like.stored_bits}
-    return said
+    load = partial(load_network, output_kinds=asked.output_kinds, static_batch=config.quantisation.static_batch)
+    teacher = load(
+        asked.source,
+        weights=asked.weights[0],
+        submodule=asked.submodule,
+        dynamic_size=config.quantisation.dynamic_size,
+        classes=classes,
+        **said,
+    )
+    p = teacher.preprocessing
+    said |= {"image_size": (p.width, p.height), "mean": p.mean, "std": p.std}
+    said |= {"channel_order": p.channel_order, "divisor": p.divisor, "stored_bits": p.stored_bits}
+    beside = partial(load, otherwise=p, like=teacher.outputs, **said)
+    student = teacher
+    if config.student.source is not None:
+        source = _untrained(config.student.source) if config.student.weights is None else config.student.source
+        student = beside(source, weights=config.student.weights, classes=classes)
+        check_same_outputs(student, teacher)
+    others = list[Network]()
+    for source, weights in zip(asked.sources[1:], asked.weights[1:], strict=True):
+        others.append(beside(source, weights=weights))
+        check_same_outputs(others[-1], teacher, flag="teacher")
+    return Networks(teachers=(teacher, *others), student=student)
 
 
-def co_teachers_of(config: RunConfig, teacher: Network) -> tuple[Network, ...]:
-    """The further teachers, for the first one's images and outputs."""
-    given = config.teacher
-    found = []
-    for source, weights in zip(given.sources[1:], given.weights[1:], strict=True):
-        network = load_network(
-            source,
-            weights=weights,
-            output_kinds=given.output_kinds,
-            static_batch=config.quantisation.static_batch,
-            otherwise=teacher.preprocessing,
-            **_overrides(config, like=teacher.preprocessing),
-            like=teacher.outputs,
-        )
-        check_same_outputs(network, teacher, flag="teacher")
-        found.append(network)
-    return tuple(found)
+def _untrained(source: str) -> str:
+    """The source of a student without weights: it learns from random numbers on."""
+    if not source.startswith("cifar:") or "weights=" in source:
+        return source
+    return source + ("&weights=none" if "?" in source else "?weights=none")

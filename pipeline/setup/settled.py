@@ -6,21 +6,20 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from backends import backends_for
-from pipeline.artifacts import Network
+from pipeline.artifacts import Lesson
 from pipeline.config import RunConfig
-from pipeline.distillation.losses.affinity_points import AFFINITY_WEIGHTS, GRID_AXES, grid_point
+from pipeline.config.affinity_points import GRID_AXES
+from pipeline.config.ramps import Ramp
 from pipeline.distillation.objective import Objective
-from pipeline.distillation.schedules import read_ramp
-from pipeline.images.augmentation import choose_augmentation
-from pipeline.images.unlabelled import UnlabelledImages
-from pipeline.networks.sources.loose_names import full_source
-from pipeline.setup.defaults import (
+from pipeline.distillation.training.schedule import (
     resolve_device,
     resolve_float_steps,
     resolve_learning_rate,
     resolve_normalised,
     resolve_steps,
 )
+from pipeline.images.augmentation import choose_augmentation
+from pipeline.networks.sources.loose_names import full_source
 
 #: Settings whose value networks and images decide: what `settled_by_inputs` knows.
 BY_INPUTS: Final = frozenset(
@@ -76,37 +75,30 @@ def settled_by_configuration(config: RunConfig) -> dict[str, Any]:
     if quantisation.target is None:
         settled["target"] = backends_for(quantisation.backend, None)[0].profile.cpu
     for key in _RAMPS:
-        settled[key] = _ramp(getattr(learning, key.replace("-", "_")))
-    weight = learning.affinity_weight
-    settled["affinity-weight"] = _ramp(AFFINITY_WEIGHTS.get(learning.affinity, 1.0) if weight is None else weight)
-    point = grid_point(learning.affinity, learning.normalise, learning.distance, learning.over)
+        field = key.replace("-", "_")
+        settled[key] = None if getattr(learning, field) is None else _plain(learning.ramp(field))
+    settled["affinity-weight"] = _plain(learning.ramp("affinity_weight"))
+    point = learning.point
     settled |= {axis: None if point is None else getattr(point, axis) for axis in GRID_AXES}
     return settled
 
 
-def settled_by_inputs(
-    config: RunConfig, teacher: Network, images: UnlabelledImages, objective: Objective | None, *, mirror: bool
-) -> dict[str, Any]:
-    """The same of those settings whose value hangs on networks and images.
-
-    `objective`: None where nothing is trained; `mirror`: whether targets are averaged over mirror images.
-    """
-    training = len(images.training)
+def settled_by_inputs(config: RunConfig, lesson: Lesson, objective: Objective | None) -> dict[str, Any]:
+    """The same of those settings whose value hangs on networks and images; `objective` None: nothing is trained."""
+    images, training = lesson.images, len(lesson.images.training)
+    augmentation = choose_augmentation(images.augmentation, images.source, lesson.teacher.preprocessing)
     settled: dict[str, Any] = {
         "held-out-images": len(images.held_out),
         "calibration-images": min(config.data.calibration_images, training),
         "batch-size": min(config.distillation.batch_size, training),
-        "augmentation": asdict(choose_augmentation(images.augmentation, images.source, teacher.preprocessing)),
-        "targets": "mirror" if mirror else "image",
+        "augmentation": asdict(augmentation),
+        "targets": "mirror" if lesson.mirror else "image",
     }
     if objective is not None:
         settled["taps"] = [list(pairs) for pairs in objective.taps]
     return settled
 
 
-def _ramp(value: float | str | None) -> Any:
+def _plain(ramp: Ramp) -> Any:
     """A weight or temperature over a run: a number where it does not change."""
-    if value is None:
-        return None
-    ramp = read_ramp("", value, positive=False)
     return ramp.values[0] if len(set(ramp.values)) == 1 else [ramp.kind, *ramp.values]

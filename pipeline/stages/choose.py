@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from backends.base import Backend
-from backends.facts.widths import Widths
 from backends.placement.place import place
 from calibration.simulation.prepared import PreparedNetwork
 from pipeline.artifacts import Network, PreparedStudent
@@ -29,8 +28,6 @@ def choose_profile(
     candidates: Sequence[Backend],
     teacher: Network,
     images: UnlabelledImages,
-    *,
-    widths: Widths,
     corrected: Callable[[PreparedStudent], PreparedStudent],
 ) -> PreparedStudent:
     """The student prepared for one of the candidates, which differ in their weights alone and are the fastest first.
@@ -44,6 +41,7 @@ def choose_profile(
     if len(candidates) == 1:
         return corrected(prepared)
     students = [prepared]
+    widths = prepared.quantisation.widths
     students += [replace(prepared, plan=place(prepared.folded, other.profile, widths)) for other in candidates[1:]]
     students = [corrected(student) for student in students]
     output = teacher.outputs[primary(teacher.outputs)]

@@ -14,18 +14,19 @@ from calibration.errors import MissingExtra, UserError
 from calibration.plan import Plan
 from calibration.simulation.freeze import freeze
 from calibration.simulation.prepared import PreparedNetwork
-from pipeline.artifacts import FLOAT_MODEL, MODEL, CompiledModel, PreparedStudent
+from pipeline.artifacts import FLOAT_MODEL, MODEL, CompiledModel, Network, PreparedStudent
+from pipeline.config.quantisation import QuantisationConfig
 
 # The float counterpart is only compared with: any opset that all runtimes read serves.
 _FLOAT_OPSET = 20
 
 
-def check_convertible(folded: GraphModule, backend: Backend, *, opset: int | None, most: int = LARGEST_MODEL) -> None:
+def check_convertible(folded: GraphModule, backend: Backend, quantisation: QuantisationConfig) -> None:
     """Raise UserError, naming operator and module, for a network that the file format cannot hold.
 
-    `most`: bytes of weights that one file may hold. Asked before training: an operator without a translation must not
-    cost the user an hour first.
+    Asked before training: an operator without a translation must not cost the user an hour first.
     """
+    most = quantisation.external_data_above
     size = sum(tensor.numel() * tensor.element_size() for tensor in folded.state_dict().values())
     if size > most and not backend.reads_split_models:
         raise UserError(
@@ -39,7 +40,7 @@ def check_convertible(folded: GraphModule, backend: Backend, *, opset: int | Non
                 f"{name} alone has {bytes_held / 1e9:.3g} GB, and one ONNX tensor holds {LARGEST_MODEL / 1e9:.3g} GB:"
                 " split that layer in a builder given as --teacher python:package.module:function"
             )
-    emit(folded, opset=opset or _FLOAT_OPSET)
+    emit(folded, opset=quantisation.opset or _FLOAT_OPSET)
 
 
 def check_opset(plan: Plan, opset: int | None) -> None:
@@ -52,25 +53,17 @@ def check_opset(plan: Plan, opset: int | None) -> None:
         )
 
 
-def check_loads(
-    student: PreparedStudent,
-    teacher: GraphModule,
-    backend: Backend,
-    *,
-    opset: int | None,
-    batch: int | None = None,
-    most: int = LARGEST_MODEL,
-) -> None:
+def check_loads(prepared: PreparedStudent, teacher: Network, backend: Backend) -> None:
     """Convert the calibrated, untrained student and let the runtime that is here load it, and run the float file.
 
     TensorRT's compiler is asked where no GPU is. Nothing is asked where no runtime is here. Raises UserError naming
     the nodes that the runtime refuses, before anything is trained.
     """
-    compiled = compile_model(student.network(), student.folded, teacher, backend, opset=opset, batch=batch, most=most)
+    compiled = compile_model(prepared, prepared.network(), teacher, backend)
     for model, word in ((compiled.model, "quantised"), (compiled.float_model, "float")):
         try:
             if word == "quantised":
-                backend.census(model, [placement.layer for placement in student.plan.weights])
+                backend.census(model, [placement.layer for placement in prepared.plan.weights])
             elif backend.unavailable() is None:
                 with backend.runner(model, threads=1):
                     pass
@@ -86,31 +79,21 @@ def check_loads(
 
 
 def compile_model(
-    network: PreparedNetwork,
-    folded: GraphModule,
-    teacher: GraphModule,
-    backend: Backend,
-    *,
-    opset: int | None,
-    batch: int | None = None,
-    most: int = LARGEST_MODEL,
+    prepared: PreparedStudent, network: PreparedNetwork, teacher: Network, backend: Backend
 ) -> CompiledModel:
-    """The quantised artifact and the float teacher's, over a free batch size or for batches of `batch` alone.
-
-    `most`: bytes of weights beyond which they are for a file beside the model's.
+    """The quantised artifact of a student's network, trained or not, and the float teacher's.
 
     Raises UserError naming node and rule when the file would break one of the backend's rules.
     """
-    frozen = freeze(network, folded)
-    model = backend.emit(frozen, opset=opset, batch=batch)
+    asked = prepared.quantisation
+    model = backend.emit(freeze(network, prepared.folded), opset=asked.opset, batch=asked.static_batch)
     return CompiledModel(
-        model=serialise(model, name=MODEL, most=most),
-        float_model=float_counterpart(teacher, opset=opset, batch=batch, most=most),
+        model=serialise(model, name=MODEL, most=asked.external_data_above),
+        float_model=float_counterpart(teacher, asked),
     )
 
 
-def float_counterpart(
-    folded: GraphModule, *, opset: int | None, batch: int | None = None, most: int = LARGEST_MODEL
-) -> Serialised:
-    """The float file of a folded network, for comparisons."""
-    return serialise(emit(folded, opset=opset or _FLOAT_OPSET, batch=batch), name=FLOAT_MODEL, most=most)
+def float_counterpart(network: Network, quantisation: QuantisationConfig) -> Serialised:
+    """The float file of a network, for comparisons."""
+    model = emit(network.folded, opset=quantisation.opset or _FLOAT_OPSET, batch=quantisation.static_batch)
+    return serialise(model, name=FLOAT_MODEL, most=quantisation.external_data_above)

@@ -3,78 +3,60 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from pipeline.artifacts import TrainedStudent, load_tensors, save_tensors
-from pipeline.distillation.training.task import Task
+from calibration.simulation.prepared import PreparedNetwork
+from pipeline.artifacts import Lesson, PreparedStudent, TrainedStudent
+from pipeline.config.distillation import DistillationConfig
+from pipeline.config.execution import ExecutionConfig
+from pipeline.distillation.training.learner import load_checkpoint, train
+from pipeline.distillation.training.schedule import Schedule, is_fast
 from pipeline.distillation.training.trainer import Trainer
-
-# Seconds between two checkpoints on disk; what is trained does not depend on it, as a resumed run is the same run.
-_CHECKPOINT_SECONDS = 20.0
-_MOST_BACKOFFS = 3
-
-Step = Callable[[int, int, Mapping[str, float]], None]
+from pipeline.tools.progress import SILENT, Progress
 
 
-def distil(task: Task, *, checkpoint: Path, step: Step, say: Callable[[str], None]) -> TrainedStudent:
-    """Distil the teacher into the calibrated student; the last step's weights if they are better, or the calibrated.
+def distil(
+    student: PreparedStudent,
+    lesson: Lesson,
+    settings: DistillationConfig,
+    execution: ExecutionConfig,
+    *,
+    schedule: Schedule | None = None,
+    predecessor: PreparedNetwork | None = None,
+    checkpoint: Path | None = None,
+    progress: Progress = SILENT,
+) -> TrainedStudent:
+    """Distil the teachers into the calibrated student; the last step's weights if they are better, or the calibrated.
 
     Better is a distillation loss on held-out unlabelled images that is lower beyond chance, image by image: no label is
-    read there. A run whose loss diverges starts again at a lower learning rate, at
-    most three times, and says so. `checkpoint` is written every few seconds and when interrupted; a run that finds it
-    goes on from there and ends with the same weights.
+    read there. A run whose loss diverges starts again at a lower learning rate, at most three times, and says so.
+    `checkpoint` is written every few seconds and when interrupted; a run that finds it goes on from there and ends with
+    the same weights. `schedule` and `predecessor`: see `Trainer`.
     """
-    trainer = Trainer(task)
-    with _matmul_precision(task.fast and task.device.type == "cuda"):
+    trainer = Trainer(student, lesson, settings, execution, schedule=schedule, predecessor=predecessor)
+    with _matmul_precision(is_fast(execution, trainer.device) and trainer.device.type == "cuda"):
         trainer.measure_start()
-        if checkpoint.exists():
-            trainer.restore(*load_tensors(checkpoint))
-        elif task.schedule.steps:
-            trainer.teach_branches()
-            trainer.first_steps = tuple(trainer.try_first_step())
-            for line in trainer.first_steps:
-                say(line)
-        if task.schedule.steps:
-            _train(trainer, checkpoint, step, say)
+        if trainer.schedule.steps:
+            _begin(trainer, checkpoint, progress)
+            while (reason := train(trainer.learner, checkpoint=checkpoint, progress=progress)) is not None:
+                goes_on, line = trainer.goes_on_after(reason)
+                progress.say(line)
+                if not goes_on:
+                    break
         return trainer.finish()
 
 
-def _train(trainer: Trainer, checkpoint: Path, step: Step, say: Callable[[str], None]) -> None:
-    while not trainer.diverged:
-        reason = _attempt(trainer, checkpoint, step)
-        if reason is None:
-            return
-        if trainer.backoffs == _MOST_BACKOFFS:
-            trainer.diverged = True
-            say(f"{reason}; given up after {trainer.backoffs} lower learning rates: the calibrated network goes on")
-            return
-        trainer.back_off()
-        say(f"{reason}; starting again at learning rate {trainer.rates.weights:.3g}")
-
-
-def _attempt(trainer: Trainer, checkpoint: Path, step: Step) -> str | None:
-    """Train to the last step, or return why the run has diverged; state is kept on the way and on Ctrl-C."""
-    kept = time.monotonic()
-    try:
-        for images, labels in trainer.batches():
-            loss = trainer.update(images, labels)
-            # Other terms have scales of their own; one that is not finite is seen in the sum.
-            reason = trainer.watch.observe(trainer.logit_part if math.isfinite(loss) else loss)
-            if reason is not None:
-                return reason
-            step(trainer.step, trainer.task.schedule.steps, {"loss": loss})
-            if time.monotonic() - kept > _CHECKPOINT_SECONDS:
-                save_tensors(checkpoint, *trainer.state())
-                kept = time.monotonic()
-    except KeyboardInterrupt:
-        save_tensors(checkpoint, *trainer.state())
-        raise
-    return None
+def _begin(trainer: Trainer, checkpoint: Path | None, progress: Progress) -> None:
+    """Go on where an earlier run was, or do what comes before the first step."""
+    if (kept := load_checkpoint(checkpoint)) is not None:
+        trainer.restore(*kept)
+        return
+    trainer.teach_branches()
+    for line in trainer.try_first_step():
+        progress.say(line)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -15,9 +14,11 @@ from torch import Tensor
 
 from calibration.errors import UserError
 from pipeline.artifacts import Network
+from pipeline.config.sources import DataConfig
 from pipeline.distillation.generator import LATENT, Generator, Impressed, generator_loss, generator_losses
 from pipeline.distillation.taps import pooled_features
 from pipeline.images.preprocessing import Preprocessing
+from pipeline.tools.progress import SILENT, Progress
 from pipeline.tools.randomness import generator_for
 
 _BATCH = 128
@@ -44,13 +45,14 @@ def check_imaginable(teacher: Network) -> str:
 
 
 def imagine(
-    teacher: Network, *, steps: int, count: int, seed: int, step: Callable[[int, int, Mapping[str, float]], None]
+    teacher: Network, data: DataConfig, *, seed: int = 0, progress: Progress = SILENT
 ) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Train a generator against the teacher and draw `count` images, uint8 [count, C, H, W], with remarks on them.
+    """Train a generator against the teacher and draw images, uint8 [N, C, H, W], with remarks on them.
 
     Raises UserError when the teacher lacks what is needed, or the images collapse to so few classes that they teach
     nothing.
     """
+    steps, count = data.generator_steps, data.generated_images
     teacher_view = Impressed(teacher.captured, check_imaginable(teacher), teacher.outputs[0])
     p = teacher.preprocessing
     generator = Generator(
@@ -66,7 +68,7 @@ def imagine(
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimiser.step()
-        step(number + 1, steps, {"loss": float(loss.detach())})
+        progress.step(number + 1, steps, loss=float(loss.detach()))
     for parameter in teacher.captured.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     pixels, probabilities = _drawn(generator.eval(), teacher, count, seed)

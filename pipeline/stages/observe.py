@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.fx import GraphModule
 
 from backends.base import Backend
 from backends.facts.profile import Profile
@@ -14,14 +15,14 @@ from backends.facts.widths import Widths
 from backends.placement.place import place
 from calibration.graph.interface import set_free_size
 from calibration.ranges.observation import choose_ranges, observe
-from calibration.ranges.observers import RangeMethod
 from calibration.rewrites.rewrite import rewritten
 from calibration.simulation.correction import find_corrections
 from pipeline.artifacts import Network, PreparedStudent
+from pipeline.config.quantisation import QuantisationConfig
 from pipeline.images.batches import images_at_once
 from pipeline.images.calibration_images import calibration_batches, calibration_indices
-from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.tools.progress import SILENT, Progress
 
 _BATCH = 64
 # Rounding's shifts are differences between two passes of the same images, which few of them tell well: with eight times
@@ -45,45 +46,33 @@ def suited(student: Network, profile: Profile, widths: Widths, *, check: Tensor 
 
 
 def prepare(
-    folded: GraphModule,
+    student: Network,
     backend: Backend,
     images: UnlabelledImages,
-    preprocessing: Preprocessing,
+    quantisation: QuantisationConfig,
     *,
-    widths: Widths,
-    method: RangeMethod,
-    count: int,
-    seed: int,
-    step: Callable[[int, int], None],
+    progress: Progress = SILENT,
 ) -> PreparedStudent:
-    """Plan for the backend and calibrate on `count` training images drawn by the seed, prepared as on the device.
+    """Plan for the backend and calibrate on the images drawn for it, prepared as on the device.
 
-    `step(done, total)` hears of the progress. Raises UserError when nothing can be quantised.
+    Raises UserError when nothing can be quantised.
     """
-    plan = place(folded, backend.profile, widths)
-    chosen = calibration_indices(images, count=count, seed=seed)
-    batches = calibration_batches(
-        images, chosen, preprocessing, batch_size=images_at_once(preprocessing, _BATCH), step=step
-    )
-    observers = observe(folded, plan, batches)
-    return PreparedStudent(folded=folded, plan=plan, ranges=choose_ranges(observers, plan, method))
+    plan = place(student.folded, backend.profile, quantisation.widths)
+    batches = _calibration(student, images, calibration_indices(images), progress)
+    ranges = choose_ranges(observe(student.folded, plan, batches), plan, quantisation.range_method)
+    return PreparedStudent(student=student, plan=plan, ranges=ranges, quantisation=quantisation)
 
 
-def corrected(
-    student: PreparedStudent, images: UnlabelledImages, preprocessing: Preprocessing, *, count: int, seed: int
-) -> PreparedStudent:
-    """A calibrated student with its layers' means and spreads put right, on up to 64 of its calibration images.
-
-    `count` and `seed` as given to `prepare`, which draws the same images by them.
-    """
-    chosen = calibration_indices(images, count=count, seed=seed)
+def corrected(prepared: PreparedStudent, images: UnlabelledImages) -> PreparedStudent:
+    """A calibrated student with its layers' means and spreads put right, on up to 64 of its calibration images."""
+    chosen = calibration_indices(images)
     chosen = chosen[:: -(-len(chosen) // _CORRECTION_IMAGES)]  # from all over the source, whatever its order
-    batches = calibration_batches(
-        images,
-        chosen,
-        preprocessing,
-        batch_size=images_at_once(preprocessing, _BATCH),
-        step=lambda done, total: None,
-    )
-    found = find_corrections(student.network().eval(), student.folded, batches)
-    return replace(student, corrections=found)
+    batches = _calibration(prepared.student, images, chosen, SILENT)
+    return replace(prepared, corrections=find_corrections(prepared.network().eval(), prepared.student.folded, batches))
+
+
+def _calibration(
+    student: Network, images: UnlabelledImages, indices: NDArray[np.int64], progress: Progress
+) -> Iterator[Tensor]:
+    size = images_at_once(student.preprocessing, _BATCH)
+    return calibration_batches(images, indices, student.preprocessing, batch_size=size, progress=progress)

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from calibration.errors import UserError
+from pipeline.artifacts import Lesson, Network
+from pipeline.config.distillation import DistillationConfig
 from pipeline.distillation.losses.of_outputs import mean_outputs
 from pipeline.distillation.taps import tap_float
 from pipeline.distillation.training.mirror import mean_of_mirrored, with_mirror_images
@@ -52,6 +55,42 @@ def mirror_agreement(
             equal = decided(teacher(inputs)[index]) == decided(teacher(inputs.flip(3))[index])
             same, total = same + int(equal.sum()), total + equal.numel()
     return same / total
+
+
+def lesson_for(
+    teachers: tuple[Network, ...], images: UnlabelledImages, settings: DistillationConfig
+) -> tuple[Lesson, tuple[str, ...]]:
+    """What a student learns from these teachers, their targets mirrored as asked for; and what to say about that.
+
+    Raises UserError where mirrored targets are asked for and make no sense.
+    """
+    mirror, said = _mirrors(teachers[0], images, settings.targets)
+    return Lesson(teachers=teachers, images=images, mirror=mirror), said
+
+
+def _mirrors(teacher: Network, images: UnlabelledImages, asked: str) -> tuple[bool, tuple[str, ...]]:
+    possible = can_mirror(teacher.outputs)
+    if asked == "mirror" and not possible:
+        other = next(output for output in teacher.outputs if output.holds == "values" or len(output.shape) != 1)
+        raise UserError(
+            f"--targets mirror needs a classifier: {other.name} {['batch', *other.shape]} of {teacher.source} holds"
+            f" {other.holds}, which mirror images would turn around"
+        )
+    possible = possible and teacher.preprocessing.mirrors
+    if asked == "mirror" and not possible:
+        raise UserError(
+            "--targets mirror: the mirror image of one at the top left of its frame is none that the device sees; take"
+            " --placement centre"
+        )
+    if asked != "auto":
+        return asked == "mirror", ()
+    if not possible or not flips_in_training(images, teacher.preprocessing):
+        return False, ()
+    agreement = mirror_agreement(teacher.folded, teacher.outputs, images, teacher.preprocessing)
+    remark = f"the teacher gives {100 * agreement:.1f} % of held-out images the class of their mirror image"
+    if agreement < LEAST_AGREEMENT:
+        return False, (f"{remark}: too few to average its logits over both (--targets mirror does it all the same)",)
+    return True, (f"{remark}: the student learns its mean over both (--targets image learns the image's alone)",)
 
 
 def target_outputs(

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Final, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -51,6 +51,10 @@ class SilentProgress:
 
     def say(self, line: str) -> None:
         """Ignore a line."""
+
+
+SILENT: Final[Progress] = SilentProgress()
+"""What a function that was not told of one says its progress to."""
 
 
 class LineProgress:

@@ -10,12 +10,12 @@ from backends.onnx_file.scratch import scratch_folder
 from calibration.errors import UserError
 from pipeline.artifacts import Network
 from pipeline.config import RunConfig
+from pipeline.distillation.training.schedule import resolve_device
 from pipeline.images.data import EvaluationSet, ImageSource
 from pipeline.images.loading import Reader, none_readable
 from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.networks.outputs.meaning import Output, primary
-from pipeline.setup.defaults import resolve_device
 from pipeline.setup.identity import images_identity, network_identity, sample
 from pipeline.setup.settled import float_steps, settled_by_configuration
 from pipeline.setup.state import STATE

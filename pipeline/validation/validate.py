@@ -30,7 +30,6 @@ from pipeline.images.preprocessing import Preprocessing, normalise
 from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.networks.outputs.class_order import named_outputs, read_class_names
 from pipeline.report.schema import Bits, Data, Report
-from pipeline.setup.learning import objective_config
 from pipeline.stages.targets import joint_targets
 from pipeline.stages.teacher import other_size
 from pipeline.tools.progress import Progress, SilentProgress
@@ -159,7 +158,7 @@ def validate_network(
             [network.folded for network in teachers],
             [network.outputs for network in teachers],
             mirror=mirror,
-            temperature=objective_config(config).softening,
+            temperature=config.distillation.softening,
         ),
         origin=Origin(
             teacher=teacher.source,

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,22 @@ import torch
 
 from backends import backend_named
 from backends.base import Backend
-from backends.facts.widths import Widths
-from pipeline.artifacts import Network, PreparedStudent
-from pipeline.config import DataConfig, ExecutionConfig, QuantisationConfig, RunConfig, TeacherConfig
-from pipeline.distillation.objective import ObjectiveConfig
-from pipeline.distillation.training.task import Schedule, Task
-from pipeline.images.batches import suggested_workers
-from pipeline.images.data import open_images, split_held_out
+from pipeline.artifacts import Lesson, Network, PreparedStudent
+from pipeline.config import (
+    DataConfig,
+    DistillationConfig,
+    ExecutionConfig,
+    QuantisationConfig,
+    RunConfig,
+    TeacherConfig,
+)
+from pipeline.distillation.training.schedule import Schedule, schedule_of
 from pipeline.images.unlabelled import UnlabelledImages
-from pipeline.setup.defaults import resolve_device, resolve_learning_rate, resolve_steps
 from pipeline.setup.machine.circumstances import host, versions
-from pipeline.setup.run_images import mirrored_targets  # the run's own decision, not a copy that could drift from it
+from pipeline.setup.networks import networks_of
+from pipeline.setup.run_images import images_of
 from pipeline.stages.observe import corrected, prepare
-from pipeline.stages.teacher import load_network
+from pipeline.stages.targets import lesson_for
 
 DEFAULT_THREADS = 2  # the machine that the figures are promised for has two cores
 _SHOWN_VERSIONS = ("faqd", "python", "torch", "onnx", "onnxruntime", "numpy")
@@ -105,82 +108,39 @@ class Ready:
 
     config: RunConfig
     backend: Backend
-    teacher: Network
-    images: UnlabelledImages
+    lesson: Lesson
     prepared: PreparedStudent
-    mirror: bool
-    """Whether the run averages its targets over mirror images."""
 
-    def objective(self, affinity: str) -> ObjectiveConfig:
-        """The run's loss with another form of the affinity."""
-        settings = self.config.distillation
-        return ObjectiveConfig(
-            logit_loss=settings.logit_loss,
-            temperature=settings.temperature,
-            affinity=affinity,  # type: ignore[arg-type]  # checked by the dataclass
-            affinity_order=settings.affinity_order,
-            affinity_weight=settings.affinity_weight,
-            projections=settings.projections,
-        )
+    @property
+    def teacher(self) -> Network:
+        """The network that is quantised."""
+        return self.lesson.teacher
+
+    @property
+    def images(self) -> UnlabelledImages:
+        """The images that calibrate, train and judge."""
+        return self.lesson.images
 
     def schedule(self, steps: int | None = None) -> Schedule:
-        """The run's schedule, over another number of steps if one is given."""
-        settings = self.config.distillation
-        return Schedule(
-            steps=resolve_steps(settings.steps, self.config.quantisation.bits) if steps is None else steps,
-            batch_size=min(settings.batch_size, len(self.images.training)),
-            learning_rate=resolve_learning_rate(settings.learning_rate, self.config.quantisation.bits),
-            scale_learning_rate=settings.scale_learning_rate,
-            learned_scales=self.config.quantisation.learned_scales,
-        )
+        """The run's schedule at the rates that it offers, over another number of steps if one is given."""
+        config = self.config
+        made = schedule_of(config.distillation, config.quantisation, images=len(self.images.training))
+        return replace(made, steps=made.steps if steps is None else steps, tries_first_step=False)
 
-    def task(self, affinity: str, *, steps: int | None = None) -> Task:
-        """The run's distillation with another form of the affinity, over another number of steps if one is given."""
-        device = resolve_device(self.config.execution.device)
-        return Task(
-            student=self.prepared,
-            teacher=self.teacher.folded,
-            images=self.images,
-            preprocessing=self.teacher.preprocessing,
-            outputs=self.teacher.outputs,
-            objective=self.objective(affinity),
-            schedule=self.schedule(steps),
-            taps=self.config.distillation.taps,
-            mirror=self.mirror,
-            device=device,
-            fast=device.type == "cuda",
-            seed=self.config.execution.seed,
-        )
+    def training(self, affinity: str) -> tuple[PreparedStudent, Lesson, DistillationConfig, ExecutionConfig]:
+        """What the run's training takes, with another form of the affinity."""
+        settings = replace(self.config.distillation, affinity=affinity)  # type: ignore[arg-type]  # checked at birth
+        return self.prepared, self.lesson, settings, self.config.execution
 
 
 def make_ready(config: RunConfig) -> Ready:
     """Teacher, images and calibrated student of a configuration, in process."""
-    backend, given, bits = backend_named(config.quantisation.backend), config.teacher, config.quantisation
-    teacher = load_network(given.source, weights=given.weights[0], **config.preprocessing.overrides())
-    source = open_images(config.data.source, teacher.preprocessing)
-    training, held_out = split_held_out(len(source), config.execution.seed, count_held_out=config.data.held_out_images)
-    images = UnlabelledImages(
-        source=source,
-        training=training,
-        held_out=held_out,
-        workers=suggested_workers(source, teacher.preprocessing),
-        augmentation=config.data.augmentation,
-    )
-    prepared = prepare(
-        teacher.folded,
-        backend,
-        images,
-        teacher.preprocessing,
-        widths=Widths(weights=bits.bits, first=bits.first_bits, depthwise=bits.depthwise_bits, last=bits.last_bits),
-        method=bits.range_method,
-        count=config.data.calibration_images,
-        seed=config.execution.seed,
-        step=lambda done, total: None,
-    )
-    count, seed = config.data.calibration_images, config.execution.seed
-    prepared = corrected(prepared, images, teacher.preprocessing, count=count, seed=seed)
-    mirror, _ = mirrored_targets(config, teacher, images)
-    return Ready(config=config, backend=backend, teacher=teacher, images=images, prepared=prepared, mirror=mirror)
+    backend = backend_named(config.quantisation.backend)
+    teacher = networks_of(config).teacher
+    images = images_of(config.data, teacher, seed=config.execution.seed)
+    prepared = corrected(prepare(teacher, backend, images, config.quantisation), images)
+    lesson, _ = lesson_for((teacher,), images, config.distillation)
+    return Ready(config=config, backend=backend, lesson=lesson, prepared=prepared)
 
 
 @dataclass(frozen=True, kw_only=True)

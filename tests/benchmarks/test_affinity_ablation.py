@@ -27,6 +27,7 @@ from pipeline.images.preprocessing import normalise
 from pipeline.images.sources.image_source import ImageSource
 from pipeline.stages.distill import distil
 from pipeline.stages.targets import target_outputs
+from pipeline.tools.progress import LineProgress
 
 if TYPE_CHECKING:
     from tests.benchmarks.conftest import Cifar, Columns, Ready, Results, Row
@@ -107,17 +108,17 @@ def _measured(student: Ready, loss: str, steps: int, cifar: Cifar, folder: Path)
     """Train unless `steps` is 0, and judge what comes out."""
     preprocessing = student.teacher.preprocessing
     trained = distil(
-        student.task(FORMS.get(loss, "none"), steps=steps),
+        *student.training(FORMS.get(loss, "none")),
+        schedule=student.schedule(steps),
         checkpoint=folder / "checkpoint.safetensors",
-        step=lambda done, total, figures: None,
-        say=print,
+        progress=LineProgress(print),
     )
     record = trained.distillation
     evaluation = open_evaluation(cifar.test, preprocessing)
     assert evaluation.labels is not None
     everything = np.arange(len(evaluation.images), dtype=np.int64)
     classes, held_out = partial(_classes, student), student.images.held_out
-    target = target_outputs(student.teacher.folded, mirror=student.mirror)
+    target = target_outputs(student.teacher.folded, mirror=student.lesson.mirror)
     target_classes = classes(target, student.images.source, held_out)
     student_classes = classes(trained.network, student.images.source, held_out)
     test_classes = classes(trained.network, evaluation.images, everything)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -19,9 +19,9 @@ import torch
 from torch.nn import functional
 
 from backends import backend_named
-from backends.facts.widths import Widths
 from calibration.simulation.correction import Corrections
 from pipeline.artifacts import PreparedStudent
+from pipeline.config import QuantisationConfig
 from pipeline.images.data import open_evaluation, ordered_batches
 from pipeline.images.preprocessing import normalise
 from pipeline.stages.observe import corrected, prepare, suited
@@ -55,21 +55,11 @@ def test_corrections(
         made = ready(cifar.config(network, bits=8, seed=seed))
         weights, activations = WIDTHS[widths]
         backend = backend_named("onnxruntime" if activations == 8 else "reference")
-        wanted = Widths(weights=weights, activations=activations)
-        count, preprocessing = made.config.data.calibration_images, made.teacher.preprocessing
-        student = prepare(
-            suited(made.teacher, backend.profile, wanted).folded,
-            backend,
-            made.images,
-            preprocessing,
-            widths=wanted,
-            method="auto",
-            count=count,
-            seed=seed,
-            step=lambda done, total: None,
-        )
+        widths_asked: dict[str, Any] = {"bits": weights, "activation_bits": activations}
+        asked = QuantisationConfig(backend=backend.name, **widths_asked)
+        student = prepare(suited(made.teacher, backend.profile, asked.widths), backend, made.images, asked)
         began = time.perf_counter()
-        better = corrected(student, made.images, preprocessing, count=count, seed=seed)
+        better = corrected(student, made.images)
         found["seconds"].append(time.perf_counter() - began)
         assert student.corrections == Corrections()
         found["plain"].append(_judged(made, cifar, student))

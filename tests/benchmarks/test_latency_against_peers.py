@@ -165,8 +165,8 @@ def _config(network: str, cifar: Cifar) -> RunConfig:
 
 def _compiled(student: Ready) -> tuple[bytes, bytes]:
     """The float and the quantised model of a calibrated student."""
-    folded, teacher = student.prepared.folded, student.teacher.folded
-    compiled = compile_model(student.prepared.network().eval(), folded, teacher, student.backend, opset=None)
+    network = student.prepared.network().eval()
+    compiled = compile_model(student.prepared, network, student.teacher, student.backend)
     return in_one_piece(compiled.float_model, "the peer"), in_one_piece(compiled.model, "the peer")
 
 

@@ -72,7 +72,7 @@ def test_training_step(
         times = interleaved_times(steps, rounds=rounds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     reference = min(medians[name] for name in FLOAT_LAYOUTS)
-    goals = {OURS: "<= 1.0", WHOLE[student.mirror]: "<= 1.6 (the default step)"}
+    goals = {OURS: "<= 1.0", WHOLE[student.lesson.mirror]: "<= 1.6 (the default step)"}
     for name, values in times.items():
         ordered = sorted(values)
         results.add(
@@ -121,8 +121,9 @@ def _steps(student: Ready, module: nn.Module) -> dict[str, Callable[[], object]]
     )
 
     def trainer(affinity: str, *, mirror: bool = False) -> Trainer:
-        task = student.task(affinity, steps=_ENDLESS)
-        made = Trainer(replace(task, mirror=mirror, device=torch.device("cpu"), fast=False))
+        prepared, lesson, settings, execution = student.training(affinity)
+        execution = replace(execution, device="cpu", precision="float32")
+        made = Trainer(prepared, replace(lesson, mirror=mirror), settings, execution, schedule=schedule)
         made.network.train()
         return made
 
@@ -131,16 +132,16 @@ def _steps(student: Ready, module: nn.Module) -> dict[str, Callable[[], object]]
     whole = {mirror: trainer("auto", mirror=mirror) for mirror in WHOLE}
     images = ours.images.on_device(batch.images)
     targets = torch.randn((len(images), 10), generator=generator_for(0, "targets"))
-    batches = loading.batches()
+    batches = loading.learner.batches()
     steps: dict[str, Callable[[], object]] = {}
     for name, layout in FLOAT_LAYOUTS.items():
         steps[name] = _float_step(module, images, targets, layout, schedule.learning_rate)
-    steps[OURS] = lambda: ours.optimiser.update(functional.mse_loss(ours.network(images)[0], targets), 0)
-    steps[LOGITS] = lambda: logits.update(images)
+    steps[OURS] = lambda: ours.learner.optimiser.update(functional.mse_loss(ours.network(images)[0], targets), 0)
+    steps[LOGITS] = lambda: logits.learner.update(images)
     for form, name in FORMS.items():
-        steps[name] = partial(forms[form].update, images)
-    steps[WHOLE[False]] = lambda: whole[False].update(images)
-    steps[WHOLE[True]] = lambda: whole[True].update(images[: len(images) // 2])  # it adds their mirror images
+        steps[name] = partial(forms[form].learner.update, images)
+    steps[WHOLE[False]] = lambda: whole[False].learner.update(images)
+    steps[WHOLE[True]] = lambda: whole[True].learner.update(images[: len(images) // 2])  # it adds their mirror images
     steps[BATCH] = lambda: next(batches)
     return steps
 

@@ -277,18 +277,17 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_with_the_same_bytes(
 
 KILLED = """
 import os, signal, sys
-import pipeline.run, pipeline.stages.distill as distill
+import pipeline.run, pipeline.distillation.training.learner as learner
 from pipeline.cli import main
-from pipeline.distillation.training.trainer import Trainer
 
 def die(*given, **more):
     os.kill(os.getpid(), signal.SIGKILL)
 
 where = sys.argv[1]
 if where == "training":
-    distill._CHECKPOINT_SECONDS = 0.0
-    update = Trainer.update
-    Trainer.update = lambda self, *given: die() if self.step == 7 else update(self, *given)
+    learner.CHECKPOINT_SECONDS = 0.0
+    update = learner.Learner.update
+    learner.Learner.update = lambda self, *given: die() if self.step == 7 else update(self, *given)
 else:
     setattr(pipeline.run, where, die)
 main(sys.argv[2:])

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from pipeline.config.affinity_points import Affinity, Distance, Normalisation, Point
 from pipeline.distillation.losses.affinity import FEATURE_EPSILON
-from pipeline.distillation.losses.affinity_points import Affinity, Distance, Normalisation, Point
 
 # Added to probabilities before a logarithm or a division, as in PKT's released code.
 PROBABILITY_EPSILON = 1e-7

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from calibration.errors import UserError
+from pipeline.config.affinity_points import POINTS, Affinity, Distance, Normalisation, Over, Point
+from pipeline.config.loss_names import LogitLossName
 from pipeline.distillation.losses.affinity import AFFINITY_ORDERS, AffinityOrder, fa_loss, ffa_loss, gram_loss
 from pipeline.distillation.losses.affinity_grid import grid_loss
-from pipeline.distillation.losses.affinity_points import POINTS, Affinity, Distance, Normalisation, Over, Point
 from pipeline.distillation.losses.cost import AffinityForm
 from pipeline.distillation.losses.feed import feed_loss
 from pipeline.distillation.losses.logits import class_loss, cosine_loss, kl_loss, mse_loss
-from pipeline.distillation.losses.names import LogitLossName
 from pipeline.distillation.losses.sakd import uniformise
 
 FormFunction = Callable[[Tensor, Tensor, AffinityOrder, int, torch.Generator], Tensor]

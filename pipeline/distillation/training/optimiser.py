@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from calibration.simulation.prepared import PreparedNetwork
+from pipeline.config.distillation import DistillationConfig
+from pipeline.config.quantisation import QuantisationConfig
 from pipeline.distillation.schedules import learning_rate_factor
-from pipeline.distillation.training.task import Schedule
 
 # Peak rate of what is trained beside the student and dropped (adapters, transforms, branches): Adam's usual one, as it
 # starts from random numbers [ours].
 TRANSFORM_RATE = 1e-3
 _WARM_UP_SHARE, _MOST_WARM_UP = 0.1, 50
+_FLOAT_WARM_UP_SHARE = 0.05
 _MOMENTUM = 0.9
 _PREFIX = "optimiser."
 
@@ -33,46 +36,63 @@ class Rates:
         return Rates(weights=factor * self.weights, scales=factor * self.scales, transforms=factor * self.transforms)
 
 
-class ScheduledOptimiser:
-    """Updates of a student's weights, its learned scales and the transforms of the losses, on a cosine with warm-up.
+def optimiser_of_quantised(
+    network: PreparedNetwork,
+    transforms: Iterable[nn.Parameter],
+    settings: DistillationConfig,
+    quantisation: QuantisationConfig,
+    *,
+    rates: Rates,
+    steps: int,
+    device: torch.device,
+) -> ScheduledOptimiser:
+    """Of a student's weights, its learned scales and the transforms of the losses.
 
     Weights learn by Adam or by SGD with Nesterov's momentum 0.9. Scales and transforms always learn by Adam: the
     gradients of log-scales differ by orders of magnitude from tensor to tensor [ours].
     """
+    scales = quantisation.learned_scales
+    learned = network.scale_parameters(activations=scales == "all", weights=scales != "none")
+    ids = {id(parameter) for parameter in learned}
+    for parameter in network.scale_parameters(activations=True, weights=True):
+        parameter.requires_grad_(id(parameter) in ids)
+    weights = {"params": network.weight_parameters(), "of": "weights"}
+    others = []
+    if learned:
+        others.append({"params": learned, "of": "scales"})
+    if trained := [parameter for parameter in transforms if parameter.requires_grad]:
+        others.append({"params": trained, "of": "transforms"})
+    fused, decay, rate = device.type in {"cpu", "cuda"}, settings.weight_decay, rates.weights
+    optimisers: list[torch.optim.Optimizer]
+    if settings.optimiser == "sgd":
+        sgd = torch.optim.SGD([weights], lr=rate, momentum=_MOMENTUM, nesterov=True, weight_decay=decay, fused=fused)
+        optimisers = [sgd, *([torch.optim.Adam(others, lr=rate, fused=fused)] if others else [])]
+    elif decay:
+        groups = [weights | {"weight_decay": decay}, *(group | {"weight_decay": 0.0} for group in others)]
+        optimisers = [torch.optim.AdamW(groups, lr=rate, fused=fused)]
+    else:
+        optimisers = [torch.optim.Adam([weights, *others], lr=rate, fused=fused)]
+    warm_up = min(_MOST_WARM_UP, int(steps * _WARM_UP_SHARE))
+    return ScheduledOptimiser(optimisers, rates=rates, steps=steps, warm_up=warm_up)
 
-    def __init__(
-        self,
-        network: PreparedNetwork,
-        transforms: Iterable[nn.Parameter],
-        schedule: Schedule,
-        *,
-        rates: Rates,
-        device: torch.device,
-    ) -> None:
-        self.steps = schedule.steps
-        scales = schedule.learned_scales
-        learned = network.scale_parameters(activations=scales == "all", weights=scales != "none")
-        ids = {id(parameter) for parameter in learned}
-        for parameter in network.scale_parameters(activations=True, weights=True):
-            parameter.requires_grad_(id(parameter) in ids)
-        weights = {"params": network.weight_parameters(), "of": "weights"}
-        others = []
-        if learned:
-            others.append({"params": learned, "of": "scales"})
-        if trained := [parameter for parameter in transforms if parameter.requires_grad]:
-            others.append({"params": trained, "of": "transforms"})
-        fused, decay = device.type in {"cpu", "cuda"}, schedule.weight_decay
-        if schedule.optimiser == "sgd":
-            sgd = torch.optim.SGD(
-                [weights], lr=rates.weights, momentum=_MOMENTUM, nesterov=True, weight_decay=decay, fused=fused
-            )
-            adams = [torch.optim.Adam(others, lr=rates.weights, fused=fused)] if others else []
-            self._optimisers: list[torch.optim.Optimizer] = [sgd, *adams]
-        elif decay:
-            groups = [weights | {"weight_decay": decay}, *(group | {"weight_decay": 0.0} for group in others)]
-            self._optimisers = [torch.optim.AdamW(groups, lr=rates.weights, fused=fused)]
-        else:
-            self._optimisers = [torch.optim.Adam([weights, *others], lr=rates.weights, fused=fused)]
+
+def optimiser_of_float(parameters: Iterable[nn.Parameter], *, rate: float, steps: int) -> ScheduledOptimiser:
+    """Adam of a float student and of the transforms of its losses, all at one peak rate."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    adam = torch.optim.Adam([{"params": trained, "of": "weights"}], lr=rate)
+    rates = Rates(weights=rate, scales=rate, transforms=rate)
+    return ScheduledOptimiser([adam], rates=rates, steps=steps, warm_up=int(steps * _FLOAT_WARM_UP_SHARE))
+
+
+@final
+class ScheduledOptimiser:
+    """Updates by optimisers whose groups say what they are `of`, a field of the rates, on a cosine with warm-up.
+
+    `steps`: length of the run, >= 1 for updates; `warm_up`: how many of them rise to the peak.
+    """
+
+    def __init__(self, optimisers: Sequence[torch.optim.Optimizer], *, rates: Rates, steps: int, warm_up: int) -> None:
+        self._optimisers, self.steps, self._warm_up = tuple(optimisers), steps, warm_up
         self.set_peaks(rates)
 
     def set_peaks(self, rates: Rates) -> None:
@@ -90,8 +110,7 @@ class ScheduledOptimiser:
     def update(self, loss: Tensor, step: int) -> None:
         """One step against the gradients of a loss."""
         self.find_gradients(loss)
-        warm_up = min(_MOST_WARM_UP, int(self.steps * _WARM_UP_SHARE))
-        factor = learning_rate_factor(step, steps=self.steps, warmup_steps=warm_up, kind="cosine")
+        factor = learning_rate_factor(step, steps=self.steps, warmup_steps=self._warm_up, kind="cosine")
         for optimiser in self._optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * factor

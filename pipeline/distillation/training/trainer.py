@@ -1,11 +1,10 @@
-"""One training run in motion: the student, what it is compared with, where it stands, and how it ends."""
+"""The training of a quantised student: from the calibrated network over every attempt to the weights that go on."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,137 +14,175 @@ from calibration.simulation.clipping import ClippedScales
 from calibration.simulation.closed_forms import ClosedForms
 from calibration.simulation.normalised_training import Normalisation
 from calibration.simulation.prepared import PreparedNetwork
-from pipeline.artifacts import TrainedStudent
+from pipeline.artifacts import Lesson, PreparedStudent, TrainedStudent
+from pipeline.config.distillation import DistillationConfig
+from pipeline.config.execution import ExecutionConfig
 from pipeline.distillation.build import build_objective
 from pipeline.distillation.losses.of_outputs import mean_outputs
 from pipeline.distillation.objective import loss_per_image, outputs_loss, uninformed_loss
 from pipeline.distillation.taps import Tapped, tap_prepared
-from pipeline.distillation.terms import Seen, Signals
 from pipeline.distillation.training.divergence import DivergenceWatch
 from pipeline.distillation.training.first_step import FirstStep, try_first_step
-from pipeline.distillation.training.mirror import with_mirror_images
-from pipeline.distillation.training.optimiser import TRANSFORM_RATE, Rates, ScheduledOptimiser
+from pipeline.distillation.training.layout import channels_last
+from pipeline.distillation.training.learner import Learner, Pupil
+from pipeline.distillation.training.lesson_images import LessonImages
+from pipeline.distillation.training.optimiser import TRANSFORM_RATE, Rates, optimiser_of_quantised
+from pipeline.distillation.training.schedule import Schedule, is_fast, resolve_device, schedule_of
 from pipeline.distillation.training.speq import stochastic_precision
-from pipeline.distillation.training.task import Task, channels_last, graphs_of
-from pipeline.distillation.training.task_images import TaskImages
 from pipeline.distillation.training.teachers import Teachers
 from pipeline.distillation.training.verdict import Verdict, remarks_on, verdict_on
 from pipeline.report.schema import Distillation
-from pipeline.tools.randomness import generator_for
 
 # Below this share of an ignorant student's loss a rise is no divergence (see DivergenceWatch).
 _HARMLESS_SHARE = 0.05
-_BACKOFF = 0.3
-_CURVE_POINTS = 200
+_BACKOFF, _MOST_BACKOFFS = 0.3, 3
 # Steps in which SAKD's branches learn their teacher's logits, before the student sees them [ours].
 _BRANCH_STEPS = 200
 
 
 class Trainer:
-    """The moving parts of one training run: networks, optimiser, position, history."""
+    """A quantised student, its `learner` in the present attempt, and what is known of the attempts so far.
 
-    def __init__(self, task: Task) -> None:
-        self.task, self.images = task, TaskImages(task)
-        self.fresh = build_objective(
-            task.objective, task.student.folded, graphs_of(task), task.outputs, taps=task.taps, seed=task.seed
+    `schedule`: what the settings come to where it is left out. `predecessor`: a trained student of the same graph that
+    teaches instead of the first teacher.
+    """
+
+    def __init__(
+        self,
+        student: PreparedStudent,
+        lesson: Lesson,
+        settings: DistillationConfig,
+        execution: ExecutionConfig,
+        *,
+        schedule: Schedule | None = None,
+        predecessor: PreparedNetwork | None = None,
+    ) -> None:
+        self.student, self.lesson, self.settings, self.seed = student, lesson, settings, execution.seed
+        count = len(lesson.images.training)
+        self.schedule = schedule or schedule_of(settings, student.quantisation, images=count)
+        self.device = resolve_device(execution.device)
+        self.images = LessonImages(lesson, batch_size=self.schedule.batch_size, device=self.device, seed=execution.seed)
+        graphs = [teacher.folded for teacher in lesson.teachers]
+        if predecessor is not None:
+            graphs[0] = student.folded
+        self._fresh = build_objective(settings, student.folded, graphs, lesson.teacher.outputs, seed=execution.seed)
+        self.teachers = Teachers(
+            lesson,
+            self._fresh,
+            device=self.device,
+            fast=is_fast(execution, self.device),
+            predecessor=None if predecessor is None else (student.student, predecessor),
         )
-        self.teachers = Teachers(task, self.fresh)
-        self.logit_part = 0.0
         self.backoffs, self.diverged = 0, False
-        self.rates = Rates(weights=task.schedule.learning_rate, scales=task.schedule.scale_learning_rate)
+        self.rates = Rates(weights=self.schedule.learning_rate, scales=settings.scale_learning_rate)
         self.first_steps: tuple[str, ...] = ()
-        self.losses_calibrated = torch.zeros(0, dtype=torch.float64)
-        self.reference = self.ignorant = 0.0
-        self._begin()
+        self._losses_calibrated = torch.zeros(0, dtype=torch.float64)
+        self._reference = self._ignorant = 0.0
+        self.learner = self._begun()
 
-    def _begin(self) -> None:
-        """The calibrated student, a fresh optimiser, step 0."""
-        normalised = self.task.schedule.normalised and bool(self.task.schedule.steps)
-        self.network = self._calibrated(trainable=bool(self.task.schedule.steps), corrected=not normalised).train()
-        self.normalisation: Normalisation | None = None
+    def _begun(self) -> Learner:
+        """A learner at step 0: the calibrated student, a fresh optimiser."""
+        steps, asked = self.schedule.steps, self.student.quantisation
+        normalised = self.schedule.normalised and bool(steps)
+        self.network = self._calibrated(trainable=bool(steps), corrected=not normalised).train()
+        self._normalisation: Normalisation | None = None
         if normalised:
-            self.normalisation = Normalisation(self.network, self.task.student.folded)
-            self.normalisation.begin(self.images.for_statistics(0))
-        self.closed_forms = ClosedForms(self.network) if self.task.schedule.weight_grids == "faqd" else None
-        self.clipped_scales = ClippedScales(self.network) if self.task.schedule.activation_grids == "pact" else None
-        self.objective = copy.deepcopy(self.fresh).to(self.task.device)
-        self.tapped = self._tapped(self.network, self.objective.student_taps)
-        self.optimiser = ScheduledOptimiser(
-            self.network,
-            self.objective.parameters(),
-            self.task.schedule,
-            rates=self.rates,
-            device=self.task.device,
+            self._normalisation = Normalisation(self.network, self.student.folded)
+            self._normalisation.begin(self.images.for_statistics(0))
+        self._closed_forms = ClosedForms(self.network) if asked.weight_grids == "faqd" else None
+        self._clipped_scales = ClippedScales(self.network) if asked.activation_grids == "pact" else None
+        objective = copy.deepcopy(self._fresh).to(self.device)
+        tapped = self._tapped(self.network, objective.student_taps)
+        return Learner(
+            Pupil(network=self.network, tapped=tapped, draws="projections", second_pass=self._second_pass(tapped)),
+            objective,
+            self.teachers,
+            self.images,
+            optimiser_of_quantised(
+                self.network,
+                objective.parameters(),
+                self.settings,
+                asked,
+                rates=self.rates,
+                steps=steps,
+                device=self.device,
+            ),
+            seed=self.seed,
+            watch=self._watch(),
+            beside=self._beside(),
         )
-        self.step = 0
-        self.curve: list[tuple[int, float]] = []
-        self._watch()
 
-    def _watch(self) -> None:
-        self.watch = DivergenceWatch(reference=self.reference, floor=_HARMLESS_SHARE * self.ignorant)
+    def _watch(self) -> DivergenceWatch:
+        return DivergenceWatch(reference=self._reference, floor=_HARMLESS_SHARE * self._ignorant)
 
-    def _tapped(self, network: PreparedNetwork, taps: Sequence[str] = ()) -> Tapped:
+    def _beside(self) -> dict[str, Any]:
+        """What a checkpoint holds of the attempts so far."""
+        rates = dataclasses.asdict(self.rates)
+        return {"rates": rates, "first_steps": self.first_steps, "backoffs": self.backoffs}
+
+    def _tapped(self, network: PreparedNetwork, taps: Iterable[str] = ()) -> Tapped:
         """A student that gives the logits of its outputs, and its features."""
-        task = self.task
+        float_student = self.student.student
         return tap_prepared(
-            network, taps, reals=self.fresh.reals, folded=task.student.folded, outputs=task.outputs_of_student
+            network,
+            list(taps),
+            reals=self._fresh.reals,
+            folded=float_student.folded,
+            outputs=float_student.outputs,
         )
 
     def _calibrated(self, *, trainable: bool, corrected: bool = True) -> PreparedNetwork:
         # Normalisations put means and spreads right themselves, and their layers learn at the float weights' size.
-        return channels_last(self.task.student.network(trainable=trainable, corrected=corrected), self.task.device)
+        return channels_last(self.student.network(trainable=trainable, corrected=corrected), self.device)
+
+    def _second_pass(self, tapped: Tapped) -> Callable[[Tensor, torch.Generator], tuple[Tensor, ...]]:
+        """The student with each activation at fewer bits or at 8 by chance."""
+        network, settings = self.network, self.settings
+
+        @torch.no_grad()
+        def outputs_of(images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+            with stochastic_precision(network, settings.speq_bits, settings.speq_probability, generator):
+                outputs, _ = tapped(images)
+            return outputs  # type: ignore[no-any-return]  # a module's
+
+        return outputs_of
 
     # Losses.
-
-    def _ensemble(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The student's second pass, each activation at fewer bits or at 8 by chance."""
-        config, generator = self.task.objective, generator_for(self.task.seed, "precision", self.step)
-        precision = stochastic_precision(self.network, config.ensemble_bits, config.ensemble_probability, generator)
-        with torch.no_grad(), precision:
-            outputs, _ = self.tapped(images)
-        return outputs  # type: ignore[no-any-return]  # a module's
-
-    def _with_mirror_images(self, images: Tensor) -> Tensor:
-        return with_mirror_images(images) if self.task.mirror else images
 
     def _targets(self, images: Tensor) -> list[Tensor]:
         """What a student is to say of images, which may have their mirror images behind them."""
         outputs = [list(teacher.outputs) for teacher in self.teachers.seen(images)]
-        return mean_outputs(outputs, self.task.outputs, temperature=self.task.objective.softening)
+        return mean_outputs(outputs, self.lesson.teacher.outputs, temperature=self.settings.softening)
 
     @torch.no_grad()
     def held_out_losses(self, network: PreparedNetwork) -> tuple[Tensor, float]:
         """The loss of a student's outputs for each held-out image, float64 [N], and the mean of one that sees none."""
         losses, ignorant = list[Tensor](), 0.0
-        outputs, config = self.task.outputs, self.task.objective
+        outputs, config = self.lesson.teacher.outputs, self.settings
         network.eval()
         student = self._tapped(network)
         for images in self.images.held_out():
-            targets = [target[: len(images)] for target in self._targets(self._with_mirror_images(images))]
+            targets = [target[: len(images)] for target in self._targets(self.images.with_mirrors(images)[0])]
             losses.append(loss_per_image(student(images)[0], targets, outputs, config=config))
             ignorant += float(uninformed_loss(targets, outputs, config=config)) * len(images)
-        found = torch.cat(losses)
-        return found, max(0.0, ignorant / len(found))
+        joined = torch.cat(losses)
+        return joined, max(0.0, ignorant / len(joined))
 
     def measure_start(self) -> None:
         """Judge the calibrated student: what training must improve, and what divergence is measured by."""
-        self.losses_calibrated, self.ignorant = self.held_out_losses(self._calibrated(trainable=False))
-        start = self.losses_calibrated
-        if self.normalisation is not None:
+        self._losses_calibrated, self._ignorant = self.held_out_losses(self._calibrated(trainable=False))
+        start = self._losses_calibrated
+        if self._normalisation is not None:
             start, _ = self.held_out_losses(self._calibrated(trainable=False, corrected=False))
         # KL of two all but equal distributions may come out a rounding error below zero.
-        self.reference = max(0.0, float(start.mean()))
-        self._watch()
+        self._reference = max(0.0, float(start.mean()))
+        self.learner.watch = self._watch()
 
-    # Steps.
-
-    def batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Images of the steps that remain, on the device, with labels where they were asked for."""
-        return self.images.training(self.step, self.task.schedule.steps - self.step)
+    # Before the first step, and between two attempts.
 
     def teach_branches(self) -> None:
         """Train the branches of SAKD's teacher to give its logits; nothing where the objective has none."""
-        term = self.fresh.to(self.task.device).branches
+        term = self._fresh.to(self.device).branches
         if term is None:
             return
         optimiser = torch.optim.Adam(
@@ -153,136 +190,91 @@ class Trainer:
         )
         for images, _ in self.images.training(0, _BRANCH_STEPS):
             optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(term.teach(self.teachers.seen(self._with_mirror_images(images))[0]))
+            torch.autograd.backward(term.teach(self.teachers.seen(self.images.with_mirrors(images)[0])[0]))
             optimiser.step()
         term.teacher.requires_grad_(False)
-        self._begin()
+        self.learner = self._begun()
 
-    def try_first_step(self) -> Iterator[str]:
+    def try_first_step(self) -> tuple[str, ...]:
         """Lower the rates of weights and scales, each for itself, where Adam's first step would do harm; what is said.
 
         Layers that are normalised in training do not mind the size of a step, and SGD's is no such step.
         """
-        schedule = self.task.schedule
-        if not schedule.tries_first_step or schedule.optimiser != "adam" or self.normalisation is not None:
-            return
+        if not self.schedule.tries_first_step or self.settings.optimiser != "adam" or self._normalisation is not None:
+            return ()
         (images, labels), (others, _) = self.images.training(0, 2)
-        self.optimiser.find_gradients(self._loss(*self._with_mirrors(images, labels))[0])
-        others = self._with_mirror_images(others)
+        learner, outputs = self.learner, self.lesson.teacher.outputs
+        learner.optimiser.find_gradients(learner.loss(images, labels)[0])
+        others, _ = self.images.with_mirrors(others)
         targets = self._targets(others)
 
         @torch.no_grad()
         def loss() -> float:
-            return float(outputs_loss(self.tapped(others)[0], targets, self.task.outputs, config=self.task.objective))
+            return float(outputs_loss(learner.pupil.tapped(others)[0], targets, outputs, config=self.settings))
 
         scales = self.network.scale_parameters(activations=True, weights=True)
         learned = [parameter for parameter in scales if parameter.requires_grad]
         weights = try_first_step(self.network.weight_parameters(), self.rates.weights, loss)
         scale = try_first_step(learned, self.rates.scales, loss) if learned else None
-        yield from _lowered("the weights", self.rates.weights, weights)
+        said = [*_lowered("the weights", self.rates.weights, weights)]
         if scale is not None:
-            yield from _lowered("the scales", self.rates.scales, scale)
+            said += _lowered("the scales", self.rates.scales, scale)
         self.rates = Rates(
             weights=self.rates.weights * weights.share,
             scales=self.rates.scales * (1.0 if scale is None else scale.share),
         )
-        self._begin()
+        self.first_steps = tuple(said)
+        self.learner = self._begun()
+        return self.first_steps
 
-    def _with_mirrors(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if not self.task.mirror:
-            return images, labels
-        return with_mirror_images(images), None if labels is None else labels.repeat(2)
-
-    def _loss(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective at the present step, and its parts."""
-        outputs, features = self.tapped(images)
-        signals = Signals(
-            student=Seen(outputs=outputs, features=features),
-            teachers=self.teachers.seen(images),
-            step=self.step,
-            steps=self.task.schedule.steps,
-            generator=generator_for(self.task.seed, "projections", self.step),
-            labels=labels,
-            ensemble=self._ensemble(images) if self.objective.wants_ensemble else None,
-        )
-        loss, parts = self.objective(signals)
-        return loss, parts
-
-    def update(self, images: Tensor, labels: Tensor | None = None) -> float:
-        """One step of the optimiser; the loss before it."""
-        loss, parts = self._loss(*self._with_mirrors(images, labels))
-        self.optimiser.update(loss, self.step)
-        steps = self.task.schedule.steps
-        value = float(loss.detach())
-        # A schedule may leave the logits out for a while: then nothing new is known of them.
-        self.logit_part = float(parts["logits"]) if "logits" in parts else self.logit_part
-        if math.isfinite(value) and self.step % max(1, steps // _CURVE_POINTS) == 0:
-            self.curve.append((self.step, value))
-        self.step += 1
-        return value
-
-    def back_off(self) -> None:
-        """Start again from the calibrated student with lower learning rates."""
+    def goes_on_after(self, reason: str) -> tuple[bool, str]:
+        """Whether a run that is lost for this reason starts again, at lower learning rates, and what to say of it."""
+        if self.backoffs == _MOST_BACKOFFS:
+            self.diverged = True
+            rates = f"{reason}; given up after {self.backoffs} lower learning rates"
+            return False, f"{rates}: the calibrated network goes on"
         self.backoffs += 1
         self.rates = self.rates.times(_BACKOFF)
-        self._begin()
-
-    # Keeping and ending.
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a resumed run needs, as tensors and a JSON record."""
-        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        tensors |= {f"objective.{name}": tensor for name, tensor in self.objective.state_dict().items()}
-        record = {
-            "step": self.step,
-            "rates": dataclasses.asdict(self.rates),
-            "first_steps": self.first_steps,
-            "backoffs": self.backoffs,
-            "watch": self.watch.state(),
-            "curve": self.curve,
-        }
-        return tensors | self.optimiser.tensors(), record
+        self.learner = self._begun()
+        return True, f"{reason}; starting again at learning rate {self.rates.weights:.3g}"
 
     def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken."""
-        for prefix, module in (("network.", self.network), ("objective.", self.objective)):
-            own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-            module.load_state_dict(own)
-        self.fresh.load_state_dict(self.objective.state_dict())
+        """Go on where the state of the learner was taken."""
+        self.learner.restore(tensors, record)
+        self._fresh.load_state_dict(self.learner.objective.state_dict())
         self.rates = Rates(**record["rates"])
-        self.first_steps = tuple(record["first_steps"])
-        self.optimiser.set_peaks(self.rates)
-        self.optimiser.restore(tensors)
-        self.step = int(record["step"])
-        self.backoffs = int(record["backoffs"])
-        self.watch.restore(record["watch"])
-        self.curve = [(int(step), float(loss)) for step, loss in record["curve"]]
+        self.learner.optimiser.set_peaks(self.rates)
+        self.first_steps, self.backoffs = tuple(record["first_steps"]), int(record["backoffs"])
+        self.learner.beside = self._beside()
+
+    # The end.
 
     def finish(self) -> TrainedStudent:
         """The last step's weights where they lowered the held-out loss beyond chance, else the calibrated ones."""
-        if self.closed_forms is not None:
-            self.closed_forms.settle()
-        if self.clipped_scales is not None:
-            self.clipped_scales.settle()
-        if self.normalisation is not None and not self.diverged:
-            statistics = self.images.for_statistics(self.task.schedule.steps)
-            self.network = self.normalisation.fold(self._calibrated(trainable=True), statistics)
+        steps = self.schedule.steps
+        if self._closed_forms is not None:
+            self._closed_forms.settle()
+        if self._clipped_scales is not None:
+            self._clipped_scales.settle()
+        if self._normalisation is not None and not self.diverged:
+            statistics = self.images.for_statistics(steps)
+            self.network = self._normalisation.fold(self._calibrated(trainable=True), statistics)
         verdict: Verdict | None = None
-        if self.task.schedule.steps and not self.diverged:
-            verdict = verdict_on(self.losses_calibrated, self.held_out_losses(self.network)[0])
+        if steps and not self.diverged:
+            verdict = verdict_on(self._losses_calibrated, self.held_out_losses(self.network)[0])
         trained = verdict is not None and verdict.improves
-        network: PreparedNetwork = self.network if trained else self.task.student.network()
-        calibrated = max(0.0, float(self.losses_calibrated.mean()))
-        remarks = remarks_on(network, verdict, calibrated=calibrated, ignorant=self.ignorant)
+        network: PreparedNetwork = self.network if trained else self.student.network()
+        calibrated = max(0.0, float(self._losses_calibrated.mean()))
+        remarks = remarks_on(network, verdict, calibrated=calibrated, ignorant=self._ignorant)
         record = Distillation(
-            steps=self.task.schedule.steps,
+            steps=steps,
             learning_rate=self.rates.weights,
             loss_calibrated=calibrated,
             loss_final=None if verdict is None else verdict.final,
             chosen="trained" if trained else "calibrated",
             backoffs=self.backoffs,
             diverged=self.diverged,
-            curve=tuple(self.curve),
+            curve=tuple(self.learner.curve),
             gain=None if verdict is None else verdict.gain,
             gain_error=None if verdict is None else verdict.error,
             remarks=(*self.first_steps, *self._given_up(), *remarks),

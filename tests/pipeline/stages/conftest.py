@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from backends.facts.widths import Widths
 from backends.onnxruntime.backend import OnnxRuntime
+from pipeline.config import QuantisationConfig
+from pipeline.images.calibration_images import drawn_to_calibrate
 from pipeline.images.data import open_images, split_held_out
 from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.stages.observe import prepare
@@ -20,16 +21,11 @@ def example() -> SimpleNamespace:
     teacher, backend = load_network("digits"), OnnxRuntime()
     source = open_images("digits", teacher.preprocessing)
     training, held_out = split_held_out(len(source), 0)
-    images = UnlabelledImages(source=source, training=training, held_out=held_out, workers=0, augmentation="auto")
-    prepared = prepare(
-        teacher.folded,
-        backend,
-        images,
-        teacher.preprocessing,
-        widths=Widths(weights=4),
-        method="auto",
-        count=256,
-        seed=0,
-        step=lambda done, total: None,
+    images = UnlabelledImages(
+        source=source,
+        training=training,
+        held_out=held_out,
+        calibration=drawn_to_calibrate(training, count=256, seed=0),
     )
+    prepared = prepare(teacher, backend, images, QuantisationConfig(bits=4))
     return SimpleNamespace(backend=backend, teacher=teacher, images=images, prepared=prepared)

@@ -13,24 +13,25 @@ import torch
 
 from backends import BACKENDS
 from backends.facts.onnxruntime_rules import X64, X64_PRECISE, X64_WITHOUT_VNNI
-from backends.facts.widths import Widths
 from backends.onnxruntime.backend import OnnxRuntime
 from backends.placement.place import place
 from pipeline.artifacts import PreparedStudent
+from pipeline.config import QuantisationConfig
 from pipeline.stages.choose import choose_profile
 
-WIDTHS = Widths(weights=8)
+EIGHT_BITS = QuantisationConfig(bits=8)
 
 
 def choose(example: SimpleNamespace, *profiles: Any, **changes: Any) -> PreparedStudent:
     """The student chosen for profiles in that order, of which the first one was prepared."""
-    prepared = replace(example.prepared, plan=place(example.prepared.folded, profiles[0], WIDTHS))
+    plan = place(example.prepared.folded, profiles[0], EIGHT_BITS.widths)
+    prepared = replace(example.prepared, plan=plan, quantisation=EIGHT_BITS)
     backend = changes.pop("backend", OnnxRuntime)
     candidates = [backend(profile) for profile in profiles]
     teacher = replace(example.teacher, outputs=changes.pop("outputs", example.teacher.outputs))
     corrected = changes.pop("corrected", lambda student: student)
     images = replace(example.images, **changes)
-    return choose_profile(prepared, candidates, teacher, images, widths=WIDTHS, corrected=corrected)
+    return choose_profile(prepared, candidates, teacher, images, corrected)
 
 
 def test_an_equal_slower_profile_is_not_taken(example: SimpleNamespace) -> None:
@@ -57,7 +58,7 @@ def test_a_profile_that_ruins_the_weights_is_left(example: SimpleNamespace, tmp_
     assert "x86-avx2-precise is taken: better beyond chance" in chosen.notes[0]
     assert chosen.ranges == example.prepared.ranges
     chosen.save(tmp_path / "prepared.json")
-    assert PreparedStudent.load(tmp_path / "prepared.json", chosen.folded).notes == chosen.notes
+    assert PreparedStudent.load(tmp_path / "prepared.json", chosen.student, EIGHT_BITS).notes == chosen.notes
 
 
 def test_a_difference_of_a_few_images_is_chance(example: SimpleNamespace) -> None:
@@ -82,7 +83,7 @@ def test_an_output_of_one_number_per_image_is_judged_by_its_squares(example: Sim
     first.meta["val"], end.args = logits.meta["val"][:, 0], ((first,),)
     graph.recompile()
     teacher = replace(example.teacher, folded=graph, outputs=(replace(example.teacher.outputs[0], holds="values"),))
-    one = SimpleNamespace(teacher=teacher, images=example.images, prepared=replace(example.prepared, folded=graph))
+    one = SimpleNamespace(teacher=teacher, images=example.images, prepared=replace(example.prepared, student=teacher))
 
     chosen = choose(one, replace(X64_WITHOUT_VNNI, weight_limit=1), X64_PRECISE)
     assert chosen.plan.variant == "x86-avx2-precise" and "mean squared difference" in chosen.notes[0]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,58 +16,68 @@ from torch import Tensor
 from calibration.errors import UserError
 from calibration.ranges.observation import Range
 from calibration.simulation.prepared import PreparedNetwork
-from pipeline.artifacts import PreparedStudent, TrainedStudent
-from pipeline.distillation.objective import ObjectiveConfig
-from pipeline.distillation.training.task import Schedule, Task
+from pipeline.artifacts import Lesson, Network, PreparedStudent, TrainedStudent
+from pipeline.config import DistillationConfig, ExecutionConfig, QuantisationConfig
+from pipeline.distillation.training.schedule import Schedule, schedule_of
 from pipeline.distillation.training.trainer import Trainer
-from pipeline.stages.distill import Step, distil
+from pipeline.stages.distill import distil
+from pipeline.tools.progress import SILENT, Progress, SilentProgress
+
+#: Settings that are of the grids.
+OF_GRIDS = ("learned_scales", "weight_grids", "activation_grids")
+STEPS, BATCH = 40, 64
 
 
-def task(example: SimpleNamespace, **changes: Any) -> Task:
-    settings: dict[str, Any] = {
-        "student": example.prepared,
-        "teacher": example.teacher.folded,
-        "images": example.images,
-        "preprocessing": example.teacher.preprocessing,
-        "outputs": example.teacher.outputs,
-        "objective": ObjectiveConfig(),
-        "schedule": schedule(),
-        "taps": None,
-        "mirror": False,
-        "device": torch.device("cpu"),
-        "fast": False,
-        "seed": 0,
-    }
-    return Task(**settings | changes)
-
-
-def train(
+def made(
     example: SimpleNamespace,
-    folder: Path,
     *,
-    step: Step = lambda done, total, figures: None,
-    say: Callable[[str], None] = lambda line: None,
+    student: PreparedStudent | None = None,
+    teacher: Network | None = None,
+    mirror: bool = False,
+    offered: bool = False,
+    seed: int = 0,
     **changes: Any,
-) -> TrainedStudent:
-    return distil(task(example, **changes), checkpoint=folder / "checkpoint.safetensors", step=step, say=say)
+) -> tuple[tuple[PreparedStudent, Lesson, DistillationConfig, ExecutionConfig], Schedule]:
+    """What training takes, with changed settings of learning or of the grids; `offered`: rates may be lowered."""
+    grids = QuantisationConfig(bits=4, **{name: changes.pop(name) for name in OF_GRIDS if name in changes})
+    student = replace(student or example.prepared, quantisation=grids)
+    lesson = Lesson(teachers=(teacher or example.teacher,), images=example.images, mirror=mirror)
+    asked = {"steps": STEPS, "batch_size": BATCH, "learning_rate": 3e-4, "scale_learning_rate": 1e-3} | changes
+    settings = DistillationConfig(**asked)
+    schedule = replace(schedule_of(settings, grids, images=len(example.images.training)), tries_first_step=offered)
+    return (student, lesson, settings, ExecutionConfig(device="cpu", seed=seed)), schedule
 
 
-def schedule(**changes: Any) -> Schedule:
-    settings: dict[str, Any] = {
-        "steps": 40,
-        "batch_size": 64,
-        "learning_rate": 3e-4,
-        "scale_learning_rate": 1e-3,
-        "learned_scales": "all",
-    }
-    return Schedule(**settings | changes)
+def trainer_of(example: SimpleNamespace, **changes: Any) -> Trainer:
+    arguments, schedule = made(example, **changes)
+    return Trainer(*arguments, schedule=schedule)
 
 
-def stepped(example: SimpleNamespace, schedule: Schedule) -> PreparedNetwork:
+class Watched(SilentProgress):
+    """Keeps what is said and the steps, and interrupts a run behind one of them."""
+
+    def __init__(self, interrupt_at: int | None = None) -> None:
+        self.said, self.steps, self.interrupt_at = list[str](), list[int](), interrupt_at
+
+    def step(self, done: int, total: int, **figures: float) -> None:
+        self.steps.append(done)
+        if done == self.interrupt_at:
+            raise KeyboardInterrupt
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+def train(example: SimpleNamespace, folder: Path, *, progress: Progress = SILENT, **changes: Any) -> TrainedStudent:
+    arguments, schedule = made(example, **changes)
+    return distil(*arguments, schedule=schedule, checkpoint=folder / "checkpoint.safetensors", progress=progress)
+
+
+def stepped(example: SimpleNamespace, **changes: Any) -> PreparedNetwork:
     """The student after the steps, whether they did it good or not."""
-    trainer = Trainer(task(example, schedule=schedule))
-    for images, _ in trainer.batches():
-        trainer.update(images)
+    trainer = trainer_of(example, **changes)
+    for images, _ in trainer.learner.batches():
+        trainer.learner.update(images)
     return trainer.network
 
 
@@ -93,16 +104,12 @@ def test_an_interrupted_run_resumes_to_the_same_bits(example: SimpleNamespace, t
     (tmp_path / "whole").mkdir()  # a slow machine keeps checkpoints on the way
     whole = train(example, tmp_path / "whole")
 
-    def interrupt(done: int, total: int, figures: Mapping[str, float]) -> None:
-        if done == 17:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        train(example, tmp_path, step=interrupt)
-    steps: list[int] = []
-    resumed = train(example, tmp_path, step=lambda done, total, figures: steps.append(done))
+        train(example, tmp_path, progress=Watched(interrupt_at=17))
+    watched = Watched()
+    resumed = train(example, tmp_path, progress=watched)
 
-    assert steps[0] == 18
+    assert watched.steps[0] == 18
     assert same(whole.network.state_dict(), resumed.network.state_dict())
     assert whole.distillation == resumed.distillation
 
@@ -115,29 +122,27 @@ def test_a_damaged_checkpoint_is_the_users_line(example: SimpleNamespace, tmp_pa
 
 
 def test_divergence_is_noticed_backed_off_and_named(example: SimpleNamespace, tmp_path: Path) -> None:
-    said: list[str] = []
-    record = train(
-        example, tmp_path, schedule=schedule(steps=80, learning_rate=0.3, scale_learning_rate=0.3), say=said.append
-    ).distillation
+    watched = Watched()
+    settings = {"steps": 80, "learning_rate": 0.3, "scale_learning_rate": 0.3}
+    record = train(example, tmp_path, **settings, progress=watched).distillation
 
     assert record.backoffs >= 1
-    assert any("diverged" in line and "learning rate" in line for line in said)
+    assert any("diverged" in line and "learning rate" in line for line in watched.said)
 
 
 def test_a_hopeless_run_ends_with_the_calibrated_network(example: SimpleNamespace, tmp_path: Path) -> None:
-    said: list[str] = []
-    trained = train(
-        example, tmp_path, schedule=schedule(steps=60, learning_rate=1e4, scale_learning_rate=1e4), say=said.append
-    )
+    watched = Watched()
+    settings = {"steps": 60, "learning_rate": 1e4, "scale_learning_rate": 1e4}
+    trained = train(example, tmp_path, **settings, progress=watched)
 
     assert trained.distillation.diverged and trained.distillation.chosen == "calibrated"
     assert same(trained.network.state_dict(), example.prepared.network().state_dict())
-    assert "given up" in said[-1]
+    assert "given up" in watched.said[-1]
     assert any(line.startswith("WARNING: training diverged") for line in trained.distillation.remarks)
 
 
 def test_weights_that_became_worse_are_not_kept_and_that_is_said(example: SimpleNamespace, tmp_path: Path) -> None:
-    trained = train(example, tmp_path, schedule=schedule(steps=2, learning_rate=0.003))
+    trained = train(example, tmp_path, steps=2, learning_rate=0.003)
     record = trained.distillation
 
     assert record.loss_calibrated is not None and record.loss_final is not None and record.gain is not None
@@ -148,18 +153,14 @@ def test_weights_that_became_worse_are_not_kept_and_that_is_said(example: Simple
 
 
 @pytest.mark.parametrize(
-    "way", [{"normalised": True, "learning_rate": 3.0}, {"weight_grids": "faqd"}, {"activation_grids": "pact"}]
+    "way", [{"batch_norm": "kept", "learning_rate": 3.0}, {"weight_grids": "faqd"}, {"activation_grids": "pact"}]
 )
 def test_no_way_of_training_keeps_what_is_worse(way: dict[str, Any], example: SimpleNamespace, tmp_path: Path) -> None:
     """Recipes train otherwise, an interrupted run goes on, and all end in the one verdict."""
-
-    def interrupt(done: int, total: int, figures: Mapping[str, float]) -> None:
-        raise KeyboardInterrupt
-
-    settings = schedule(**{"steps": 2, "learning_rate": 0.03} | way)
+    settings = {"steps": 2, "learning_rate": 0.03} | way
     with pytest.raises(KeyboardInterrupt):
-        train(example, tmp_path, schedule=settings, step=interrupt)
-    trained = train(example, tmp_path, schedule=settings)
+        train(example, tmp_path, **settings, progress=Watched(interrupt_at=1))
+    trained = train(example, tmp_path, **settings)
     record = trained.distillation
     assert record.loss_calibrated is not None and record.loss_final is not None
     assert record.loss_final > 2 * record.loss_calibrated and record.chosen == "calibrated"
@@ -169,9 +170,9 @@ def test_no_way_of_training_keeps_what_is_worse(way: dict[str, Any], example: Si
 
 def test_a_rate_on_offer_is_lowered_before_it_does_harm(example: SimpleNamespace, tmp_path: Path) -> None:
     """The rate by which the last test made things worse, and a scale's that is as far beyond."""
-    said: list[str] = []
-    offered = schedule(steps=2, learning_rate=0.003, scale_learning_rate=0.3, tries_first_step=True)
-    record = train(example, tmp_path, schedule=offered, say=said.append).distillation
+    watched, settings = Watched(), {"steps": 2, "learning_rate": 0.003, "scale_learning_rate": 0.3}
+    record = train(example, tmp_path, **settings, offered=True, progress=watched).distillation
+    said = watched.said
 
     assert record.learning_rate in (0.003 * 0.3, 0.003 * 0.1, 0.003 * 0.03) and record.backoffs == 0
     assert ["the weights" in line or "the scales" in line for line in said] == [True, True]
@@ -180,19 +181,19 @@ def test_a_rate_on_offer_is_lowered_before_it_does_harm(example: SimpleNamespace
 
 @pytest.mark.parametrize(
     "changes",
-    [{"learning_rate": 1e-5, "scale_learning_rate": 1e-5}, {"optimiser": "sgd"}, {"normalised": True}],
+    [{"learning_rate": 1e-5, "scale_learning_rate": 1e-5}, {"optimiser": "sgd"}, {"batch_norm": "kept"}],
     ids=str,
 )
 def test_a_rate_is_left_where_its_first_step_does_no_harm_or_is_another(
     example: SimpleNamespace, changes: dict[str, Any]
 ) -> None:
-    offered = schedule(**{"steps": 3, "learning_rate": 0.3, "tries_first_step": True} | changes)
-    trainer = Trainer(task(example, schedule=offered))
-    assert list(trainer.try_first_step()) == [] and trainer.rates.weights == offered.learning_rate
+    settings = {"steps": 3, "learning_rate": 0.3} | changes
+    trainer = trainer_of(example, **settings, offered=True)
+    assert trainer.try_first_step() == () and trainer.rates.weights == settings["learning_rate"]
 
 
 def test_the_losses_of_single_images_are_those_of_the_batch(example: SimpleNamespace) -> None:
-    trainer = Trainer(task(example, mirror=True))
+    trainer = trainer_of(example, mirror=True)
     network = example.prepared.network().eval()
     losses, ignorant = trainer.held_out_losses(network)
     images = torch.cat(list(trainer.images.held_out()))
@@ -206,7 +207,7 @@ def test_the_losses_of_single_images_are_those_of_the_batch(example: SimpleNames
 
 
 def test_no_step_is_calibration_only(example: SimpleNamespace, tmp_path: Path) -> None:
-    trained = train(example, tmp_path, schedule=schedule(steps=0))
+    trained = train(example, tmp_path, steps=0)
 
     assert trained.distillation.chosen == "calibrated" and trained.distillation.loss_final is None
     assert same(trained.network.state_dict(), example.prepared.network().state_dict())
@@ -219,7 +220,7 @@ def test_no_step_is_calibration_only(example: SimpleNamespace, tmp_path: Path) -
 def test_only_the_chosen_scales_are_learned(
     example: SimpleNamespace, learned: str, activations_move: bool, weights_move: bool
 ) -> None:
-    before, after = example.prepared.network(), stepped(example, schedule(steps=5, learned_scales=learned))
+    before, after = example.prepared.network(), stepped(example, steps=5, learned_scales=learned)
     for kinds, moves in (((True, False), activations_move), ((False, True), weights_move)):
         pairs = zip(
             before.scale_parameters(activations=kinds[0], weights=kinds[1]),
@@ -230,7 +231,7 @@ def test_only_the_chosen_scales_are_learned(
 
 
 def test_weights_are_trained_whatever_is_learned_of_the_scales(example: SimpleNamespace) -> None:
-    before, after = example.prepared.network(), stepped(example, schedule(steps=3, learned_scales="none"))
+    before, after = example.prepared.network(), stepped(example, steps=3, learned_scales="none")
     pairs = zip(before.weight_parameters(), after.weight_parameters(), strict=True)
 
     assert all(not torch.equal(first, second) for first, second in pairs)
@@ -238,15 +239,15 @@ def test_weights_are_trained_whatever_is_learned_of_the_scales(example: SimpleNa
 
 def test_the_teacher_is_left_as_it_was(example: SimpleNamespace, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in example.teacher.folded.state_dict().items()}
-    train(example, tmp_path, schedule=schedule(steps=3))
+    train(example, tmp_path, steps=3)
 
     assert same(before, example.teacher.folded.state_dict())
     assert all(parameter.requires_grad for parameter in example.teacher.folded.parameters())
 
 
 def test_mirrored_targets_are_the_mean_over_both(example: SimpleNamespace, tmp_path: Path) -> None:
-    plain = train(example, tmp_path, schedule=schedule(steps=0)).distillation
-    mirrored = train(example, tmp_path, schedule=schedule(steps=0), mirror=True).distillation
+    plain = train(example, tmp_path, steps=0).distillation
+    mirrored = train(example, tmp_path, steps=0, mirror=True).distillation
 
     assert plain.loss_calibrated is not None and mirrored.loss_calibrated is not None
     assert mirrored.loss_calibrated > 2 * plain.loss_calibrated, "mirrored digits are other characters"
@@ -256,28 +257,29 @@ def test_with_mirrored_targets_a_batch_and_its_mirror_image_are_one(example: Sim
     images = torch.randint(0, 256, (8, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     losses = []
     for batch in (images, images.flip(3)):
-        trainer = Trainer(task(example, mirror=True, objective=ObjectiveConfig(affinity="fa")))
-        losses.append(trainer.update(trainer.images.on_device(batch)))
+        trainer = trainer_of(example, mirror=True, affinity="fa")
+        losses.append(trainer.learner.update(trainer.images.on_device(batch)))
 
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    assert next(iter(Trainer(task(example, mirror=True)).batches()))[0].shape[0] == schedule().batch_size // 2
+    assert next(iter(trainer_of(example, mirror=True).learner.batches()))[0].shape[0] == BATCH // 2
 
 
 def test_a_student_equal_to_its_teacher_has_no_negative_loss(example: SimpleNamespace, tmp_path: Path) -> None:
     """A teacher whose logits hardly differ: the KL of rounding errors must not come out below zero."""
-    teacher = copy.deepcopy(example.teacher.folded)
-    for parameter in teacher.parameters():
+    folded = copy.deepcopy(example.teacher.folded)
+    for parameter in folded.parameters():
         parameter.data.mul_(1e-3)
     small = {name: Range(scale=1e-6, zero_point=chosen.zero_point) for name, chosen in example.prepared.ranges.items()}
-    student = PreparedStudent(folded=teacher, plan=example.prepared.plan, ranges=small)
-    record = train(example, tmp_path, student=student, teacher=teacher, schedule=schedule(steps=2)).distillation
+    teacher = replace(example.teacher, folded=folded)
+    student = replace(example.prepared, student=teacher, ranges=small)
+    record = train(example, tmp_path, student=student, teacher=teacher, steps=2).distillation
 
     assert record.loss_calibrated is not None and record.loss_calibrated >= 0
 
 
 def test_the_global_generator_is_left_alone(example: SimpleNamespace, tmp_path: Path) -> None:
     state = torch.random.get_rng_state()
-    train(example, tmp_path, schedule=schedule(steps=3), objective=ObjectiveConfig(affinity="ffa", projections=3))
+    train(example, tmp_path, steps=3, affinity="ffa", projections=3)
 
     assert torch.equal(state, torch.random.get_rng_state())
 

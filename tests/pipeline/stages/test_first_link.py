@@ -19,6 +19,7 @@ from backends.onnx_file.serialised import parsed, serialise
 from calibration.errors import UserError
 from pipeline.artifacts import FLOAT_MODEL, Network
 from pipeline.cli import main
+from pipeline.config import QuantisationConfig
 from pipeline.images.data import open_images, split_held_out
 from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.stages.convert import float_counterpart
@@ -43,11 +44,11 @@ def images(teacher: Network) -> Tensor:
 def test_the_float_file_gives_what_the_module_does(batch: int | None, teacher: Network, images: Tensor) -> None:
     assert len(images) == 4
     check_on_images(teacher, images)
-    check_float_file(float_counterpart(teacher.folded, opset=None, batch=batch), teacher, images, batch=batch)
+    check_float_file(float_counterpart(teacher, QuantisationConfig(static_batch=batch)), teacher, images, batch=batch)
 
 
 def test_a_float_file_that_computes_otherwise_names_its_first_node(teacher: Network, images: Tensor) -> None:
-    model = parsed(float_counterpart(teacher.folded, opset=None))
+    model = parsed(float_counterpart(teacher, QuantisationConfig()))
     relus = [node for node in model.graph.node if node.op_type == "Relu"]
     relus[1].op_type = "Abs"
     with pytest.raises(UserError) as raised:
@@ -71,7 +72,7 @@ def test_a_graph_that_computes_otherwise_is_refused(teacher: Network, images: Te
 
 
 def test_a_runtime_that_cannot_run_the_float_file_says_so_before_training(teacher: Network, images: Tensor) -> None:
-    model = parsed(float_counterpart(teacher.folded, opset=None))
+    model = parsed(float_counterpart(teacher, QuantisationConfig()))
     for tensor in model.graph.initializer:
         if tensor.name.endswith("bias") and tensor.dims:
             tensor.CopyFrom(numpy_helper.from_array(np.zeros(tensor.dims[0] + 1, np.float32), tensor.name))
@@ -108,7 +109,7 @@ def test_probabilities_that_are_all_next_to_nothing_are_held_to_what_is_somethin
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "tails", raising=False)
     network, images = load_network(f"python:tails:{builder}", image_size=(16, 16)), torch.randn(4, 3, 16, 16)
-    model = parsed(float_counterpart(network.folded, opset=None))
+    model = parsed(float_counterpart(network, QuantisationConfig()))
     check_float_file(serialise(model, name=FLOAT_MODEL), network, images, batch=None)
     # Logits of 8 more make probabilities of 4e-5 and more; of other numbers 8e-8 is a fault where all are that small.
     for tensor in model.graph.initializer:

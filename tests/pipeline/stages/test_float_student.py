@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,12 +15,13 @@ from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
 from calibration.graph.training_mode import in_training
 from calibration.rewrites.fold import fold
-from pipeline.artifacts import Network
-from pipeline.distillation.objective import ObjectiveConfig
+from pipeline.artifacts import Lesson, Network
+from pipeline.config import DistillationConfig, ExecutionConfig, QuantisationConfig
 from pipeline.networks.architectures.digits import DigitsNetwork
 from pipeline.stages.convert import float_counterpart
 from pipeline.stages.first_link import check_float_file, check_on_images
-from pipeline.stages.float_student import FloatTask, teach_float, with_weights
+from pipeline.stages.float_student import teach_float, with_weights
+from pipeline.tools.progress import SILENT, Progress, SilentProgress
 
 
 def student(example: SimpleNamespace) -> Network:
@@ -42,36 +42,39 @@ def student(example: SimpleNamespace) -> Network:
     )
 
 
-def teach(example: SimpleNamespace, folder: Path, **changes: Any) -> tuple[dict[str, Tensor], float]:
-    step = changes.pop("step", lambda done, total, figures: None)
-    settings: dict[str, Any] = {
-        "student": student(example),
-        "teacher": example.teacher.folded,
-        "teacher_outputs": example.teacher.outputs,
-        "images": example.images,
-        "preprocessing": example.teacher.preprocessing,
-        "objective": ObjectiveConfig(ensemble_weight=1.0),  # whose second pass a float network does not have
-        "taps": None,
-        "mirror": False,
-        "steps": 40,
-        "batch_size": 32,
-        "learning_rate": 3e-3,
-        "device": torch.device("cpu"),
-        "seed": 0,
-    }
-    return teach_float(FloatTask(**settings | changes), checkpoint=folder / "float.safetensors", step=step)
+def teach(
+    example: SimpleNamespace,
+    folder: Path,
+    *,
+    untaught: Network | None = None,
+    steps: int = 40,
+    progress: Progress = SILENT,
+    **changes: Any,
+) -> tuple[dict[str, Tensor], float]:
+    # SPEQ's second pass is one that a float network does not have.
+    settings: dict[str, Any] = {"batch_size": 32, "float_learning_rate": 3e-3, "speq_weight": 1.0}
+    return teach_float(
+        untaught or student(example),
+        Lesson(teachers=(example.teacher,), images=example.images),
+        DistillationConfig(**settings | changes),
+        ExecutionConfig(device="cpu"),
+        steps=steps,
+        checkpoint=folder / "float.safetensors",
+        progress=progress,
+    )
 
 
 def test_it_learns_and_resumes_to_the_same_bits(example: SimpleNamespace, tmp_path: Path) -> None:
     weights, agreement = teach(example, tmp_path)
     assert agreement > 0.5, "random weights agree on a tenth"
 
-    def interrupt(done: int, total: int, figures: Mapping[str, float]) -> None:
-        if done == 23:
-            raise KeyboardInterrupt
+    class Interrupted(SilentProgress):
+        def step(self, done: int, total: int, **figures: float) -> None:
+            if done == 23:
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        teach(example, tmp_path, step=interrupt)
+        teach(example, tmp_path, progress=Interrupted())
     resumed, _ = teach(example, tmp_path)
     assert weights.keys() == resumed.keys()
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
@@ -86,11 +89,11 @@ def test_what_was_taught_is_held_against_the_users_own_module_with_these_weights
 ) -> None:
     untaught = student(example)
     before = {name: tensor.clone() for name, tensor in untaught.module.state_dict().items()}
-    weights, _ = teach(example, tmp_path, student=untaught, steps=3)
+    weights, _ = teach(example, tmp_path, untaught=untaught, steps=3)
     taught = with_weights(untaught, weights)
     images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     check_on_images(taught, images)
-    check_float_file(float_counterpart(taught.folded, opset=None), taught, images, batch=None)
+    check_float_file(float_counterpart(taught, QuantisationConfig()), taught, images, batch=None)
     assert all(torch.equal(before[name], tensor) for name, tensor in untaught.module.state_dict().items())
     kept = taught.module.state_dict()
     assert all(torch.equal(kept[name], tensor) for name, tensor in weights.items() if name in kept)
@@ -116,4 +119,4 @@ def test_batch_norms_train_in_a_copy_alone(example: SimpleNamespace) -> None:
 
 def test_divergence_is_the_users_line(example: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"diverged at step .*: use a lower --float-learning-rate than 1e"):
-        teach(example, tmp_path, learning_rate=1e30, steps=8)
+        teach(example, tmp_path, float_learning_rate=1e30, steps=8)

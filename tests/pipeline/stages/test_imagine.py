@@ -13,20 +13,22 @@ import torch
 from PIL import Image
 
 from calibration.errors import UserError
+from pipeline.config import DataConfig
 from pipeline.networks.outputs.meaning import Output
 from pipeline.stages.imagine import _judged, check_imaginable, imagine, preview
+from pipeline.tools.progress import SilentProgress
 
 
 def test_images_follow_the_teacher_and_the_seed(example: SimpleNamespace) -> None:
     losses: list[float] = []
-    pixels, remarks = imagine(
-        example.teacher, steps=8, count=70, seed=0, step=lambda done, total, figures: losses.append(figures["loss"])
-    )
+    data, progress = DataConfig(generator_steps=8, generated_images=70), SilentProgress()
+    progress.step = lambda done, total, **figures: losses.append(figures["loss"])  # type: ignore[method-assign]
+    pixels, remarks = imagine(example.teacher, data, progress=progress)
     assert pixels.shape == (70, 1, 8, 8) and pixels.dtype == np.uint8
     assert losses[-1] < losses[0]
     assert "generated from digits alone (DAFL, 8 steps)" in remarks[0]
     assert all(parameter.requires_grad for parameter in example.teacher.captured.parameters())
-    again, _ = imagine(example.teacher, steps=8, count=70, seed=0, step=lambda done, total, figures: None)
+    again, _ = imagine(example.teacher, data)
     np.testing.assert_array_equal(pixels, again)
     sheet = Image.open(io.BytesIO(base64.b64decode(preview(pixels))))
     assert sheet.size == (64, 32)

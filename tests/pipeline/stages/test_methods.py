@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.artifacts import TrainedStudent
-from pipeline.distillation.objective import ObjectiveConfig
+from calibration.simulation.prepared import PreparedNetwork
+from pipeline.artifacts import Lesson, Network, TrainedStudent
+from pipeline.config import DistillationConfig, ExecutionConfig, QuantisationConfig
 from pipeline.distillation.training.speq import stochastic_precision
-from pipeline.distillation.training.task import Schedule, Task
-from pipeline.stages.distill import Step, distil
+from pipeline.stages.distill import distil
 from pipeline.stages.targets import joint_targets
+from pipeline.tools.progress import SILENT, Progress, SilentProgress
 
 METHODS: dict[str, dict[str, Any]] = {
     "sp": {"affinity": "sp"},
@@ -30,20 +30,22 @@ METHODS: dict[str, dict[str, Any]] = {
     "gslr": {"affinity": "none", "logit_weight": "linear:1:0", "class_weight": "linear:0:1"},
     "labels": {"affinity": "none", "label_weight": 0.5},
     "feed": {"affinity": "none", "feed_weight": 0.1},
-    "speq": {"affinity": "none", "ensemble_weight": 1.0},
-    "sakd": {"affinity": "none", "branch_weight": 0.1},
+    "speq": {"affinity": "none", "speq_weight": 1.0},
+    "sakd": {"affinity": "none", "sakd_weight": 0.1},
 }
 
 
 #: Other ways for weights and scales to learn.
 SCHEDULES: dict[str, dict[str, Any]] = {
     "faqd weights": {"weight_grids": "faqd"},
-    "faqd weights, normalised": {"weight_grids": "faqd", "normalised": True},
+    "faqd weights, normalised": {"weight_grids": "faqd", "batch_norm": "kept"},
     "pact": {"activation_grids": "pact"},
-    "pact, normalised": {"activation_grids": "pact", "normalised": True},
+    "pact, normalised": {"activation_grids": "pact", "batch_norm": "kept"},
     "sgd": {"optimiser": "sgd", "learning_rate": 0.003},
     "decay": {"weight_decay": 1e-4},
 }
+#: Those of them that are settings of the grids.
+OF_GRIDS = ("weight_grids", "activation_grids")
 
 #: Methods that train something beside the student, which a resumed run must find again.
 OWN_WEIGHTS = ("adapters", "feed", "sakd")
@@ -53,33 +55,30 @@ def train(
     example: SimpleNamespace,
     folder: Path,
     *,
-    step: Step = lambda done, total, figures: None,
+    progress: Progress = SILENT,
+    co_teachers: tuple[Network, ...] = (),
+    predecessor: PreparedNetwork | None = None,
     **changes: Any,
 ) -> TrainedStudent:
-    settings: dict[str, Any] = {
-        "student": example.prepared,
-        "teacher": example.teacher.folded,
-        "images": replace(example.images, labels=np.arange(len(example.images.source), dtype=np.int64) % 10),
-        "preprocessing": example.teacher.preprocessing,
-        "outputs": example.teacher.outputs,
-        "objective": ObjectiveConfig(),
-        "schedule": Schedule(
-            steps=16, batch_size=32, learning_rate=3e-4, scale_learning_rate=1e-3, learned_scales="all"
-        ),
-        "taps": None,
-        "mirror": False,
-        "device": torch.device("cpu"),
-        "fast": False,
-        "seed": 0,
-    }
-    checkpoint = folder / "checkpoint.safetensors"
-    return distil(Task(**settings | changes), checkpoint=checkpoint, step=step, say=lambda line: None)
+    """Distil with changed settings, of learning or of the grids."""
+    grids = {name: changes.pop(name) for name in OF_GRIDS if name in changes}
+    settings = {"steps": 16, "batch_size": 32, "learning_rate": 3e-4, "scale_learning_rate": 1e-3}
+    labelled = replace(example.images, labels=np.arange(len(example.images.source), dtype=np.int64) % 10)
+    return distil(
+        replace(example.prepared, quantisation=QuantisationConfig(bits=4, **grids)),
+        Lesson(teachers=(example.teacher, *co_teachers), images=labelled),
+        DistillationConfig(**settings | changes),
+        ExecutionConfig(device="cpu"),
+        predecessor=predecessor,
+        checkpoint=folder / "checkpoint.safetensors",
+        progress=progress,
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_it_learns_and_leaves_nothing_of_its_own_behind(name: str, example: SimpleNamespace, tmp_path: Path) -> None:
     state = torch.get_rng_state()
-    trained = train(example, tmp_path, objective=ObjectiveConfig(**METHODS[name]))
+    trained = train(example, tmp_path, **METHODS[name])
     assert torch.equal(state, torch.get_rng_state())
     assert trained.network.state_dict().keys() == example.prepared.network().state_dict().keys()
     record = trained.distillation
@@ -89,14 +88,9 @@ def test_it_learns_and_leaves_nothing_of_its_own_behind(name: str, example: Simp
         assert record.loss_final < record.loss_calibrated
 
 
-def schedule(**changes: Any) -> Schedule:
-    settings = {"steps": 5, "batch_size": 16, "learning_rate": 3e-4, "scale_learning_rate": 1e-3}
-    return Schedule(**{"learned_scales": "all", **settings, **changes})
-
-
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_weights_and_scales_learn_in_other_ways(name: str, example: SimpleNamespace, tmp_path: Path) -> None:
-    trained = train(example, tmp_path, schedule=schedule(steps=16, batch_size=32, **SCHEDULES[name]))
+    trained = train(example, tmp_path, **SCHEDULES[name])
     record, network = trained.distillation, trained.network
     losses = [loss for _, loss in record.curve]
     assert len(losses) == 16 and record.backoffs == 0
@@ -109,17 +103,17 @@ def test_weights_and_scales_learn_in_other_ways(name: str, example: SimpleNamesp
 
 @pytest.mark.parametrize("name", [*OWN_WEIGHTS, *SCHEDULES])
 def test_it_resumes_to_the_same_bits(name: str, example: SimpleNamespace, tmp_path: Path) -> None:
-    objective = ObjectiveConfig(**METHODS.get(name, {}))
-    settings = schedule(**SCHEDULES.get(name, {}))
-    whole = train(example, tmp_path, objective=objective, schedule=settings)
+    settings = {"steps": 5, "batch_size": 16, **METHODS.get(name, {}), **SCHEDULES.get(name, {})}
+    whole = train(example, tmp_path, **settings)
 
-    def interrupt(done: int, total: int, figures: Mapping[str, float]) -> None:
-        if done == 3:
-            raise KeyboardInterrupt
+    class Interrupted(SilentProgress):
+        def step(self, done: int, total: int, **figures: float) -> None:
+            if done == 3:
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(example, tmp_path, objective=objective, schedule=settings, step=interrupt)
-    resumed = train(example, tmp_path, objective=objective, schedule=settings)
+        train(example, tmp_path, progress=Interrupted(), **settings)
+    resumed = train(example, tmp_path, **settings)
     pairs = zip(whole.network.state_dict().values(), resumed.network.state_dict().values(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
     assert whole.distillation == resumed.distillation
@@ -127,8 +121,7 @@ def test_it_resumes_to_the_same_bits(name: str, example: SimpleNamespace, tmp_pa
 
 def test_labels_are_followed_where_they_are_asked_for(example: SimpleNamespace, tmp_path: Path) -> None:
     plain, labelled = (
-        train(example, tmp_path, objective=ObjectiveConfig(affinity="none", label_weight=weight)).distillation
-        for weight in (None, 20.0)
+        train(example, tmp_path, affinity="none", label_weight=weight).distillation for weight in (None, 20.0)
     )
     assert plain.loss_final is not None and labelled.loss_final is not None
     assert labelled.loss_final > 3 * plain.loss_final, "the wrong labels must lead away from the teacher"
@@ -136,11 +129,11 @@ def test_labels_are_followed_where_they_are_asked_for(example: SimpleNamespace, 
 
 def test_several_teachers_are_averaged(example: SimpleNamespace, tmp_path: Path) -> None:
     teacher = example.teacher.folded
-    objective = ObjectiveConfig(affinity="none", feed_weight=0.1)
-    once = train(example, tmp_path, objective=ObjectiveConfig(affinity="none")).distillation
-    twice = train(example, tmp_path, objective=ObjectiveConfig(affinity="none"), co_teachers=(teacher,)).distillation
+    once = train(example, tmp_path, affinity="none").distillation
+    twice = train(example, tmp_path, affinity="none", co_teachers=(example.teacher,)).distillation
     assert twice.loss_calibrated == pytest.approx(once.loss_calibrated, rel=1e-3), "two equal teachers are one"
-    assert train(example, tmp_path, objective=objective, co_teachers=(teacher,)).distillation.chosen == "trained"
+    fed = train(example, tmp_path, affinity="none", feed_weight=0.1, co_teachers=(example.teacher,)).distillation
+    assert fed.chosen == "trained"
     images = torch.randn((8, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     flipped = copy.deepcopy(teacher)
     for parameter in flipped.parameters():
@@ -152,9 +145,8 @@ def test_several_teachers_are_averaged(example: SimpleNamespace, tmp_path: Path)
 
 
 def test_a_student_can_follow_a_student(example: SimpleNamespace, tmp_path: Path) -> None:
-    objective = ObjectiveConfig(affinity="auto", feed_weight=0.1)
-    first = train(example, tmp_path, objective=objective)
-    second = train(example, tmp_path, objective=objective, predecessor=first.network).distillation
+    first = train(example, tmp_path, feed_weight=0.1)
+    second = train(example, tmp_path, feed_weight=0.1, predecessor=first.network).distillation
     assert second.loss_calibrated is not None and second.loss_final is not None
     assert second.loss_final < second.loss_calibrated
     assert second.loss_calibrated != first.distillation.loss_calibrated

@@ -20,16 +20,22 @@ from calibration.rewrites.rewrite import names_of
 from calibration.rewrites.wide_branches import WIDE_BRANCHES
 from calibration.simulation.correction import Corrections
 from pipeline.artifacts import PreparedStudent
-from pipeline.images.calibration_images import calibration_indices
+from pipeline.images.calibration_images import calibration_indices, drawn_to_calibrate
 from pipeline.images.data import ordered_batches
 from pipeline.images.preprocessing import normalise
 from pipeline.images.sources.image_source import ImageSource
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.stages.observe import corrected, suited
 from tests.recorded_rows import recording
 
 
 def correct(example: SimpleNamespace, student: PreparedStudent, *, count: int = 256) -> PreparedStudent:
-    return corrected(student, example.images, example.teacher.preprocessing, count=count, seed=0)
+    return corrected(student, calibrated_on(example, count))
+
+
+def calibrated_on(example: SimpleNamespace, count: int) -> UnlabelledImages:
+    images: UnlabelledImages = example.images
+    return replace(images, calibration=drawn_to_calibrate(images.training, count=count, seed=0))
 
 
 def two_bits(example: SimpleNamespace) -> PreparedStudent:
@@ -61,7 +67,7 @@ def test_three_levels_decide_like_the_teacher_without_training(example: SimpleNa
 def test_it_is_kept_with_the_student(example: SimpleNamespace, tmp_path: Path) -> None:
     found = correct(example, example.prepared)
     found.save(tmp_path / "prepared.json")
-    again = PreparedStudent.load(tmp_path / "prepared.json", found.folded)
+    again = PreparedStudent.load(tmp_path / "prepared.json", found.student, found.quantisation)
     weights, loaded = found.network().state_dict(), again.network().state_dict()
     assert all(torch.equal(weights[name], loaded[name]) for name in weights)
     plain = replace(found, corrections=Corrections()).network().state_dict()
@@ -80,7 +86,8 @@ def test_it_reads_some_of_the_calibration_images_from_all_over_the_source(
 
     monkeypatch.setattr("pipeline.images.calibration_images.ordered_batches", watch)
     correct(example, example.prepared, count=count)
-    chosen = calibration_indices(example.images, count=count, seed=0)
+    chosen = calibration_indices(calibrated_on(example, count))
+    assert len(chosen) == count and set(chosen) <= set(example.images.training)
     assert len(seen) == read and set(seen) <= set(chosen.tolist())
     assert max(seen) > 0.9 * chosen.max() and min(seen) == chosen.min()
 

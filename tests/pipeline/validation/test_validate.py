@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from backends import backends_for
-from backends.facts.widths import Widths
 from pipeline.artifacts import Network, QuantisedStudent
 from pipeline.bundle.golden import MOST_IMAGES
-from pipeline.config import ValidationConfig
+from pipeline.config import QuantisationConfig, ValidationConfig
 from pipeline.images.data import open_evaluation, open_images
 from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.stages.convert import compile_model
@@ -21,27 +20,12 @@ from pipeline.validation.validate import validate_student
 @pytest.fixture(scope="module")
 def made() -> tuple[QuantisedStudent, Network]:
     """The embedded digits, calibrated and converted without a run."""
-    teacher, backend, widths = load_network("digits"), backends_for("onnxruntime", None)[0], Widths(weights=8)
+    teacher, backend = load_network("digits"), backends_for("onnxruntime", None)[0]
+    asked = QuantisationConfig(range_method="mse")
     source = open_images("digits", teacher.preprocessing)
-    images = UnlabelledImages(
-        source=source,
-        training=np.arange(64),
-        held_out=np.arange(64, 96),
-        workers=0,
-        augmentation="none",
-    )
-    prepared = prepare(
-        suited(teacher, backend.profile, widths).folded,
-        backend,
-        images,
-        teacher.preprocessing,
-        widths=widths,
-        method="mse",
-        count=64,
-        seed=0,
-        step=lambda done, total: None,
-    )
-    compiled = compile_model(prepared.network(), prepared.folded, teacher.folded, backend, opset=None)
+    images = UnlabelledImages(source=source, training=np.arange(64), held_out=np.arange(64, 96))
+    prepared = prepare(suited(teacher, backend.profile, asked.widths), backend, images, asked)
+    compiled = compile_model(prepared, prepared.network(), teacher, backend)
     return QuantisedStudent(backend=backend, compiled=compiled, plan=prepared.plan, prepared=prepared), teacher
 
 

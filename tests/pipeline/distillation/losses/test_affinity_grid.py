@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from calibration.errors import UserError
+from pipeline.config.affinity_points import AFFINITY_WEIGHTS, POINTS, AffinityChoice, Point, grid_point
 from pipeline.distillation.losses import affinity_grid
 from pipeline.distillation.losses.affinity import FEATURE_EPSILON, fa_loss
 from pipeline.distillation.losses.affinity_grid import PROBABILITY_EPSILON, grid_loss
-from pipeline.distillation.losses.affinity_points import AFFINITY_WEIGHTS, POINTS, AffinityChoice, Point, grid_point
 from pipeline.distillation.losses.table import valid_points
 
 Array = NDArray[np.float64]

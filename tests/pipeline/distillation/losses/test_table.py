@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.config.affinity_points import FA_CHOICES, POINTS
+from pipeline.config.loss_names import LogitLossName
 from pipeline.distillation.losses.affinity import AFFINITY_ORDERS
-from pipeline.distillation.losses.affinity_points import FA_CHOICES, POINTS
-from pipeline.distillation.losses.names import LogitLossName
 from pipeline.distillation.losses.table import (
     AFFINITY_FORMS,
     LOGIT_LOSSES,

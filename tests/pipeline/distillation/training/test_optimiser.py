@@ -9,8 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.distillation.training.optimiser import TRANSFORM_RATE, Rates, ScheduledOptimiser
-from pipeline.distillation.training.task import Schedule
+from pipeline.config import DistillationConfig, QuantisationConfig
+from pipeline.distillation.training.optimiser import (
+    TRANSFORM_RATE,
+    Rates,
+    ScheduledOptimiser,
+    optimiser_of_quantised,
+)
 
 
 class Network(nn.Module):
@@ -32,11 +37,15 @@ class Network(nn.Module):
 
 
 def made(network: Network, **changes: Any) -> ScheduledOptimiser:
-    settings: dict[str, Any] = {"steps": 8, "batch_size": 1, "learning_rate": 0.1, "scale_learning_rate": 0.01}
-    schedule = Schedule(**{"learned_scales": "all", **settings, **changes})
-    given: Any = network
-    return ScheduledOptimiser(
-        given, [network.transform], schedule, rates=Rates(weights=0.1, scales=0.01), device=torch.device("cpu")
+    prepared: Any = network
+    return optimiser_of_quantised(
+        prepared,
+        [network.transform],
+        DistillationConfig(**changes),
+        QuantisationConfig(),
+        rates=Rates(weights=0.1, scales=0.01),
+        steps=8,
+        device=torch.device("cpu"),
     )
 
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.setup.defaults import resolve_float_steps, resolve_learning_rate, resolve_normalised, resolve_steps
+from pipeline.distillation.training.schedule import (
+    resolve_float_steps,
+    resolve_learning_rate,
+    resolve_normalised,
+    resolve_steps,
+)
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,9 @@ AffinityChoice = Literal[
 FA_CHOICES = ("auto", "fa", "ffa", "gram")
 GRID_AXES = ("normalise", "distance", "over")
 
-# Weight beside a logit loss of weight 1. FAQD's released 0.1; the members' as their authors use them beside a cross
-# entropy (arXiv 2209.15555); a point without a name has none that is known.
+# Weight beside a logit loss of weight 1. FAQD's released 0.1 multiplies a sum over a batch of 100: for our average that
+# is 10 for order "1" and 1 for order "2". The members' as their authors use them beside a cross entropy (arXiv
+# 2209.15555); a point without a name has none that is known.
 AFFINITY_WEIGHTS: Mapping[str, float] = MappingProxyType(
     {**dict.fromkeys(FA_CHOICES, 0.1), "sp": 3000.0, "rkd-d": 25.0, "rkd-a": 50.0, "pkt": 30000.0}
 )

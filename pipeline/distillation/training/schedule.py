@@ -1,10 +1,15 @@
-"""What "auto" means: choices that depend on the machine or the bits."""
+"""How long and how fast a student learns, and on what: what settings come to, which depend on bits and machine."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
 from calibration.errors import UserError
+from pipeline.config.distillation import DistillationConfig
+from pipeline.config.execution import ExecutionConfig
+from pipeline.config.quantisation import QuantisationConfig
 
 #: Training steps by weight bits: at 8 bits what two minutes on two cores have room for (ResNet-20: the held-out loss
 #: tells no number of steps from another), at 4 enough for the held-out loss to level off (docs/benchmarks.md); below 4
@@ -64,3 +69,41 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
     return device
+
+
+def is_fast(execution: ExecutionConfig, device: torch.device) -> bool:
+    """Whether training may take TF32, which is exact on a student's integers, and bfloat16 for its teachers."""
+    return execution.precision == "bfloat16" or (execution.precision == "auto" and device.type == "cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """What the settings of the quantised student's training come to."""
+
+    steps: int
+    """0: calibration only."""
+    batch_size: int
+    """Images per step, >= 1."""
+    learning_rate: float
+    """Peak rate of the weights, > 0."""
+    normalised: bool = False
+    """Convolutions learn with a normalisation over the batch, which is folded away at the end (see
+    `calibration.simulation.normalised_training`)."""
+    tries_first_step: bool = False
+    """The rates are an offer, lowered where the first step would do harm (see
+    `pipeline.distillation.training.first_step`)."""
+
+
+def schedule_of(settings: DistillationConfig, quantisation: QuantisationConfig, *, images: int) -> Schedule:
+    """What the settings come to for a student of these bits and this many training images."""
+    bits = min(quantisation.bits, quantisation.activation_bits)
+    normalised = resolve_normalised(settings.batch_norm, bits)
+    return Schedule(
+        steps=resolve_steps(settings.steps, quantisation.bits, quantisation.activation_bits),
+        batch_size=min(settings.batch_size, images),
+        learning_rate=resolve_learning_rate(
+            settings.learning_rate, bits, normalised=normalised, optimiser=settings.optimiser
+        ),
+        normalised=normalised,
+        tries_first_step=settings.learning_rate is None,
+    )

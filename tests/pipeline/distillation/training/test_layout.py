@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipeline.distillation.training.task import channels_last
+from pipeline.distillation.training.layout import channels_last
 
 
 def test_maps_lie_with_their_channels_last_and_tensors_of_other_ranks_as_they_were() -> None:

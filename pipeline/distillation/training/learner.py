@@ -1,0 +1,178 @@
+"""The one way in which networks learn here, float or quantised: batches, objective, optimiser, checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from calibration.errors import UserError
+from pipeline.artifacts import load_tensors, save_tensors
+from pipeline.distillation.objective import Objective
+from pipeline.distillation.taps import Tapped
+from pipeline.distillation.terms import Seen, Signals
+from pipeline.distillation.training.divergence import DivergenceWatch
+from pipeline.distillation.training.lesson_images import Batch, LessonImages
+from pipeline.distillation.training.optimiser import ScheduledOptimiser
+from pipeline.distillation.training.teachers import Teachers
+from pipeline.tools.progress import Progress
+from pipeline.tools.randomness import generator_for
+
+#: Seconds between two checkpoints on disk; what is trained does not depend on it, as a resumed run is the same run.
+CHECKPOINT_SECONDS = 20.0
+_CURVE_POINTS = 200
+# Of what a checkpoint holds: one of another form is not gone on from.
+_FORM = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pupil:
+    """A network that learns."""
+
+    network: nn.Module
+    """Whose state is kept."""
+    tapped: Tapped
+    """The same network, which gives its logits and the features that the objective looks at."""
+    draws: str
+    """Name of the stream of random numbers that its objective draws."""
+    second_pass: Callable[[Tensor, torch.Generator], tuple[Tensor, ...]] | None = None
+    """What it makes of images at other precisions, for objectives that compare both."""
+
+
+@final
+class Learner:
+    """A network on its way: what it is compared with, where it stands, and how it takes a step.
+
+    `watch`: says when the run is lost; None: when its loss is no finite number. `beside`: JSON values that checkpoints
+    hold as well, for who made the learner.
+    """
+
+    def __init__(
+        self,
+        pupil: Pupil,
+        objective: Objective,
+        teachers: Teachers,
+        images: LessonImages,
+        optimiser: ScheduledOptimiser,
+        *,
+        seed: int,
+        watch: DivergenceWatch | None = None,
+        beside: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.pupil, self.objective, self.teachers, self.images = pupil, objective, teachers, images
+        self.optimiser, self.seed, self.watch, self.beside = optimiser, seed, watch, dict(beside or {})
+        self.step, self.curve = 0, list[tuple[int, float]]()
+        self._logit_part = 0.0
+
+    @property
+    def steps(self) -> int:
+        """Length of the run."""
+        return self.optimiser.steps
+
+    def batches(self) -> Iterator[Batch]:
+        """Images of the steps that remain, on the device, with labels where they were asked for."""
+        return self.images.training(self.step, self.steps - self.step)
+
+    def loss(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective of a batch at the present step, a scalar with a gradient, and its parts."""
+        images, labels = self.images.with_mirrors(images, labels)
+        outputs, features = self.pupil.tapped(images)
+        signals = Signals(
+            student=Seen(outputs=outputs, features=features),
+            teachers=self.teachers.seen(images),
+            step=self.step,
+            steps=self.steps,
+            generator=generator_for(self.seed, self.pupil.draws, self.step),
+            labels=labels,
+            ensemble=self._second_pass(images) if self.objective.wants_ensemble else None,
+        )
+        loss, parts = self.objective(signals)
+        return loss, parts
+
+    def update(self, images: Tensor, labels: Tensor | None = None) -> float:
+        """One step of the optimiser; the loss before it."""
+        loss, parts = self.loss(images, labels)
+        self.optimiser.update(loss, self.step)
+        value = float(loss.detach())
+        # A schedule may leave the logits out for a while: then nothing new is known of them.
+        self._logit_part = float(parts["logits"]) if "logits" in parts else self._logit_part
+        if math.isfinite(value) and self.step % max(1, self.steps // _CURVE_POINTS) == 0:
+            self.curve.append((self.step, value))
+        self.step += 1
+        return value
+
+    def lost(self, loss: float) -> str | None:
+        """Why the run is lost, by the loss of the step just taken; None while it is not."""
+        if self.watch is None:
+            return None if math.isfinite(loss) else f"diverged at step {self.step}"
+        # Other terms have scales of their own; one that is not finite is seen in the sum.
+        return self.watch.observe(self._logit_part if math.isfinite(loss) else loss)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a resumed run needs, as tensors and a JSON record."""
+        tensors = {f"network.{name}": tensor for name, tensor in self.pupil.network.state_dict().items()}
+        tensors |= {f"objective.{name}": tensor for name, tensor in self.objective.state_dict().items()}
+        record = {**self.beside, "form": _FORM, "step": self.step, "curve": self.curve}
+        if self.watch is not None:
+            record["watch"] = self.watch.state()
+        return tensors | self.optimiser.tensors(), record
+
+    def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken, by a learner made alike."""
+        for prefix, module in (("network.", self.pupil.network), ("objective.", self.objective)):
+            own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            module.load_state_dict(own)
+        self.optimiser.restore(tensors)
+        self.step = int(record["step"])
+        self.curve = [(int(step), float(loss)) for step, loss in record["curve"]]
+        if self.watch is not None:
+            self.watch.restore(record["watch"])
+
+    def _second_pass(self, images: Tensor) -> tuple[Tensor, ...]:
+        assert self.pupil.second_pass is not None
+        return self.pupil.second_pass(images, generator_for(self.seed, "precision", self.step))
+
+
+def load_checkpoint(checkpoint: Path | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What `train` kept of a run that was killed or interrupted; None where it kept nothing.
+
+    Raises UserError when the file is damaged, or another version's.
+    """
+    if checkpoint is None or not checkpoint.exists():
+        return None
+    tensors, record = load_tensors(checkpoint)
+    if record.get("form") != _FORM:
+        raise UserError(
+            f"{checkpoint} was written by another version of faqd: add --restart-training, which trains anew from the"
+            " first step on and keeps the rest"
+        )
+    return tensors, record
+
+
+def train(learner: Learner, *, checkpoint: Path | None, progress: Progress) -> str | None:
+    """Train to the last step, or return why the run is lost.
+
+    The state is kept in `checkpoint` every few seconds and when interrupted; a learner that is restored from it ends
+    with the same weights.
+    """
+    kept = time.monotonic()
+    try:
+        for images, labels in learner.batches():
+            loss = learner.update(images, labels)
+            if (reason := learner.lost(loss)) is not None:
+                return reason
+            progress.step(learner.step, learner.steps, loss=loss)
+            if checkpoint is not None and time.monotonic() - kept > CHECKPOINT_SECONDS:
+                save_tensors(checkpoint, *learner.state())
+                kept = time.monotonic()
+    except KeyboardInterrupt:
+        if checkpoint is not None:
+            save_tensors(checkpoint, *learner.state())
+        raise
+    return None

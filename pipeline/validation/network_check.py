@@ -1,0 +1,75 @@
+"""What can be known to go wrong with networks, alone and on real images, is found before anything takes time."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from backends.base import Backend
+from backends.placement.place import place
+from pipeline.artifacts import Network
+from pipeline.config import RunConfig
+from pipeline.distillation.build import build_objective
+from pipeline.distillation.objective import Objective
+from pipeline.images.probe_images import probe_images
+from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.setup.networks import Networks
+from pipeline.stages.convert import check_convertible, float_counterpart
+from pipeline.stages.first_link import check_float_file, check_on_images, some_images
+from pipeline.stages.teacher import other_size
+from pipeline.validation.gates import check_output_names
+from pipeline.validation.other_size import check_other_size
+
+
+def check_networks(config: RunConfig, networks: Networks, backend: Backend, *, trains: bool) -> Objective | None:
+    """Check that networks can be converted, placed and compared; the objective of training, None where there is none.
+
+    Raises:
+        UserError: what a network or a method lacks.
+    """
+    teacher = networks.teacher
+    check_output_names(config.validation, [output.name for output in teacher.outputs], source=teacher.source)
+    for network in networks.compared:
+        check_convertible(network.folded, backend, config.quantisation)
+        if network.other is not None:
+            size = other_size(network.preprocessing)
+            example = probe_images(network.other, size, "free size", source=network.source)
+            check_other_size(network.folded, network.other, example)
+    if not trains:
+        return None
+    place(networks.student.folded, backend.profile, config.quantisation.widths)
+    return build_objective(
+        config.distillation,
+        networks.student.folded,
+        [network.folded for network in networks.teachers],
+        teacher.outputs,
+        seed=config.execution.seed,
+    )
+
+
+def checked_on_images(config: RunConfig, networks: Networks, images: UnlabelledImages) -> Tensor:
+    """Some of the images, on which all graphs, and the teacher's float file, compute what their modules do.
+
+    Raises:
+        UserError: one does not.
+    """
+    shown = some_images(images, networks.teacher.preprocessing, seed=config.execution.seed)
+    for network in networks.distinct:
+        check_on_images(network, shown)
+    # Before training as well as at the end: a mistake of the file must not cost the user an hour first.
+    _check_own_float_file(config, networks.teacher, shown)
+    return shown
+
+
+def check_taught(config: RunConfig, student: Network, shown: Tensor) -> None:
+    """Hold a student that has learned in float against its module: before, it was with its first weights.
+
+    Raises:
+        UserError: graph or file compute something else with images float32 [B, C, H, W].
+    """
+    check_on_images(student, shown)
+    _check_own_float_file(config, student, shown)
+
+
+def _check_own_float_file(config: RunConfig, network: Network, shown: Tensor) -> None:
+    model = float_counterpart(network, config.quantisation)
+    check_float_file(model, network, shown, batch=config.quantisation.static_batch)
