@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from backends.base import Backend
 from calibration.errors import UserError
-from pipeline.artifacts import FLOAT_MODEL
+from pipeline.artifacts import FLOAT_MODEL, QuantisedStudent
 from pipeline.bundle.bundle import digest_of, read_bundle, write_bundle, write_model
 from pipeline.config import EngineConfig, RunConfig, ValidationConfig, check_engine
 from pipeline.config.compare import CompareConfig
@@ -19,11 +19,10 @@ from pipeline.report.files import write_report
 from pipeline.report.schema import Report, read_report
 from pipeline.setup.chosen_backend import chosen_backends, emulated_backend, stored_backend
 from pipeline.setup.folder_lock import locked
-from pipeline.setup.job import Job, lesson_of
+from pipeline.setup.job import Job
 from pipeline.setup.learning import taught_in_float
-from pipeline.setup.networks import networks_of
-from pipeline.setup.run_images import images_named, imagined
-from pipeline.setup.settled import float_steps, settled_by_inputs
+from pipeline.setup.run_images import imagined
+from pipeline.setup.settled import float_steps
 from pipeline.setup.stage_seconds import StageSeconds
 from pipeline.setup.state import RunFolder, begin, clear, is_finished, open_folder, told_to_resume
 from pipeline.setup.ways import QUANTISERS, Quantiser
@@ -33,11 +32,11 @@ from pipeline.tools.progress import Progress
 from pipeline.validation.advice import advice, advice_on_bundle
 from pipeline.validation.evaluation import Scored
 from pipeline.validation.gates import least_parity
+from pipeline.validation.inputs import generated_material, read_inputs
 from pipeline.validation.layer_by_layer import compare_bundle
-from pipeline.validation.network_check import check_networks, check_taught, checked_on_images
-from pipeline.validation.preflight import check_inputs, check_machine, identities
-from pipeline.validation.teacher_check import check_teacher
-from pipeline.validation.validate import validate_network, validate_stored
+from pipeline.validation.network_check import check_taught
+from pipeline.validation.preflight import check_machine
+from pipeline.validation.validate import Validated, validate_network, validate_stored
 
 
 def run(config: RunConfig, progress: Progress) -> Report:
@@ -70,54 +69,30 @@ def _run(
 ) -> Report:
     """The stages of a run in a folder that no other run works in."""
     progress = times = StageSeconds(progress)
-    steps, learns = float_steps(config), quantiser.trains or float_steps(config) > 0
     with progress.stage("teacher"):
-        networks = networks_of(config)
-        objective = check_networks(config, networks, candidates[0], trains=quantiser.trains)
-        images = images_named(config, networks.teacher)
-        scored = check_inputs(config, folder.root, networks.teacher, networks.student, images)
-        if images is not None:
-            shown = checked_on_images(config, networks, images)
-        warnings = check_teacher(
-            networks.teacher,
-            images,
-            None if scored is None else scored[0],
-            data=config.data.source,
-            eval_data=config.evaluation_source,
-        )
-        settled: dict[str, Any] = {}
-        if images is not None:
-            lesson, reason = lesson_of(networks, images, config, learns=learns)
-            settled = settled_by_inputs(config, lesson, objective)
+        inputs = read_inputs(config, folder.root, candidates[0], trains=quantiser.trains)
+        networks, material = inputs.networks, inputs.material
         # Nothing that was there has been touched until here.
-        for line in begin(folder, config, identities(config, networks.teachers, networks.student, images), settled):
+        for line in begin(folder, config, inputs.identities, inputs.settled):
             progress.say(line)
         times.keep_in(folder.seconds, resumed=config.output.resume)
-    if images is None:
+    if material is None:
         with progress.stage("imagine"):
             images = imagined(config, folder, networks.teacher, progress)
-            lesson, reason = lesson_of(networks, images, config, learns=learns)
-            shown = checked_on_images(config, networks, images)
-    notes = (*warnings, *networks.notes, *images.source.notes, *reason)
+            material = generated_material(config, networks, images, trains=quantiser.trains)
+    notes = (*inputs.notes, *material.notes)
     for note in notes:
         progress.say(note)
-    job = Job(
-        config=config,
-        folder=folder,
-        candidates=candidates,
-        student=networks.student,
-        lesson=lesson,
-        progress=progress,
-    )
-    if steps:
+    lesson, shown, student = material.lesson, material.shown, networks.student
+    job = Job(config=config, folder=folder, candidates=candidates, student=student, lesson=lesson, progress=progress)
+    if steps := float_steps(config):
         with progress.stage("float"):
-            taught, remark = taught_in_float(job, steps)
-            check_taught(config, taught, shown)
-        job, notes = replace(job, student=taught), (*notes, remark)
-    profile, widths = candidates[0].profile, config.quantisation.widths
-    job = replace(job, student=suited(job.student, profile, widths, check=shown))
+            student, remark = taught_in_float(job, steps)
+            check_taught(config, student, shown)
+            notes = (*notes, remark)
+    student = suited(student, candidates[0].profile, config.quantisation.widths, check=shown)
+    job = replace(job, student=student)
     quantised = quantiser.quantise(job)
-    notes = (*notes, *quantised.notes)
     float_model = quantised.compiled.float_model
     check_float_file(float_model, networks.teacher, shown, batch=config.quantisation.static_batch)
     write_model(folder.float_model, float_model)
@@ -126,16 +101,24 @@ def _run(
             config,
             networks.teacher,
             quantised,
-            images,
+            lesson.images,
             progress,
             mirror=lesson.mirror,
-            notes=notes,
-            co_teachers=networks.teachers[1:],
-            scored=scored,
+            notes=(*notes, *quantised.notes),
+            co_teachers=lesson.teachers[1:],
+            scored=inputs.scored,
         )
+    return _write_results(job, quantised, validated, inputs.scored, times.seconds())
+
+
+def _write_results(
+    job: Job, quantised: QuantisedStudent, validated: Validated, scored: Scored | None, seconds: Mapping[str, float]
+) -> Report:
+    """Write bundle and report, which has the stages' times and advice now."""
+    config, folder = job.config, job.folder
     report = replace(
         validated.report,
-        seconds={name: round(value, 3) for name, value in times.seconds().items()},
+        seconds={name: round(value, 3) for name, value in seconds.items()},
         notes=(*validated.report.notes, *advice(config, validated.report)),
     )
     # Where the bundle is, the run is finished; its report stands beside none that is absent or another.
@@ -144,13 +127,13 @@ def _run(
         model=quantised.compiled.model,
         golden=validated.golden,
         plan=quantised.plan,
-        preprocessing=networks.teacher.preprocessing,
+        preprocessing=job.lesson.teacher.preprocessing,
         outputs=_with_folders_names(job.student.outputs, scored),
         report=report,
         device_files=validated.device_files,
         session_options=quantised.backend.profile.session_options,
         least_parity=least_parity(quantised.plan, quantised.backend),
-        float_digest=digest_of(float_model, FLOAT_MODEL),
+        float_digest=digest_of(quantised.compiled.float_model, FLOAT_MODEL),
         overwrite=config.output.overwrite or config.output.resume,
     )
     write_report(report, folder.root)

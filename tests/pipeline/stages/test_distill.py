@@ -100,6 +100,13 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(example: Si
     assert not same(first, train(example, tmp_path, seed=1).network.state_dict())
 
 
+def test_a_student_and_a_lesson_are_enough(example: SimpleNamespace) -> None:
+    lesson = Lesson(teachers=(example.teacher,), images=example.images)
+    settings = DistillationConfig(steps=2, batch_size=16, affinity="none", learning_rate=1e-5)
+    record = distil(example.prepared, lesson, settings, ExecutionConfig(device="cpu")).distillation
+    assert record.steps == 2 and len(record.curve) == 2 and record.learning_rate == 1e-5
+
+
 def test_an_interrupted_run_resumes_to_the_same_bits(example: SimpleNamespace, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()  # a slow machine keeps checkpoints on the way
     whole = train(example, tmp_path / "whole")

@@ -53,9 +53,11 @@ def teach(
 ) -> tuple[dict[str, Tensor], float]:
     # SPEQ's second pass is one that a float network does not have.
     settings: dict[str, Any] = {"batch_size": 32, "float_learning_rate": 3e-3, "speq_weight": 1.0}
+    folder.mkdir(exist_ok=True)
+    mirror = changes.get("targets") == "mirror"
     return teach_float(
         untaught or student(example),
-        Lesson(teachers=(example.teacher,), images=example.images),
+        Lesson(teachers=(example.teacher,), images=example.images, mirror=mirror),
         DistillationConfig(**settings | changes),
         ExecutionConfig(device="cpu"),
         steps=steps,
@@ -82,6 +84,28 @@ def test_it_learns_and_resumes_to_the_same_bits(example: SimpleNamespace, tmp_pa
     images = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(trained.folded(images)[0], trained.captured(images)[0], rtol=1e-3, atol=1e-4)
+
+
+def test_killed_at_any_step_it_ends_with_the_same_bits(
+    example: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is kept on the way out, and what is trained beside the student must be found again: adapters."""
+    monkeypatch.setattr("pipeline.distillation.training.learner.CHECKPOINT_SECONDS", 0.0)
+    settings: dict[str, Any] = {"affinity": "fa", "adapters": "trained", "targets": "mirror"}
+    weights, _ = teach(example, tmp_path / "whole", steps=6, **settings)
+    steps = list[int]()
+
+    class Killed(SilentProgress):
+        def step(self, done: int, total: int, **figures: float) -> None:
+            steps.append(done)
+            if len(steps) == 4:
+                raise SystemExit
+
+    with pytest.raises(SystemExit):
+        teach(example, tmp_path, steps=6, progress=Killed(), **settings)
+    resumed, _ = teach(example, tmp_path, steps=6, progress=Killed(), **settings)
+    assert steps == [1, 2, 3, 4, 4, 5, 6], "of the step in which it was killed nothing was kept"
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
 
 
 def test_what_was_taught_is_held_against_the_users_own_module_with_these_weights(
