@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from backends.base import Census, Runner
 from backends.device.bundle_check.manifest import manifest_digest
 from pipeline.bundle.bundle import read_bundle
 from pipeline.cli import main
 from pipeline.images.preprocessing import normalise
 from pipeline.report.schema import read_report
 from pipeline.report.wording import GATES, gate_words
+from pipeline.validation.running import runner_outputs
+from pipeline.validation.score import Outputs, count_kernels
 
 NETWORK = """
 import torch
@@ -151,6 +155,42 @@ def test_a_planted_fault_fails_its_gate(
     assert any(advised in note for note in report.notes), report.notes
     assert advised in shown
     shutil.rmtree(bundle)
+
+
+def test_a_run_fails_by_every_gate_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """All gates that a run of these outputs has, by a runtime that answers otherwise and keeps a layer in float."""
+
+    def otherwise(runner: Runner, fixed: int | None) -> Outputs:
+        return lambda images: [-values for values in runner_outputs(runner, fixed)(images)]
+
+    def refusing(*arguments: Any) -> tuple[Census | None, str | None]:
+        census, remark = count_kernels(*arguments)
+        assert census is not None
+        return replace(census, integer=census.integer[1:], floating=census.integer[:1]), remark
+
+    monkeypatch.setattr("pipeline.validation.measurement.runner_outputs", otherwise)
+    monkeypatch.setattr("pipeline.validation.measurement.count_kernels", refusing)
+    line = (
+        "run",
+        "--quiet",
+        "--teacher",
+        "python:failing_nets:heads",
+        "--data",
+        "npz:photos.npz#images",
+        "--steps",
+        "0",
+    )
+    more = ("--output-kinds", KINDS, "--dynamic-size", *PHOTOS, "--max-drop", "10", "--min-speedup", "1000")
+    assert main([*line, *more, "--output", "failing"]) == 1
+    report = read_report(Path("failing/report.json"))
+    assert {gate.name.partition(":")[0] for gate in report.gates} == set(GATES)
+    assert [gate.name for gate in report.gates if gate.passed is not False] == []
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("FAIL") == len(report.gates) and "a gate failed (exit status 1)" in shown
+    for advised in ("training: leave --steps 0 out", "faqd compare", "--image-size", "try another version of it"):
+        assert any(advised in note for note in report.notes), advised
+    assert any("a smaller --min-speedup" in note for note in report.notes)
+    assert read_report(Path("failing/bundle/report.json")) == report, "the bundle is made all the same"
 
 
 def test_no_gate_is_without_a_case(repository: Path) -> None:
