@@ -105,6 +105,7 @@ def _run(
             progress,
             mirror=lesson.mirror,
             notes=(*notes, *quantised.notes),
+            student_outputs=student.outputs,
             co_teachers=lesson.teachers[1:],
             scored=inputs.scored,
         )
@@ -135,6 +136,7 @@ def _write_results(
         least_parity=least_parity(quantised.plan, quantised.backend),
         float_digest=digest_of(quantised.compiled.float_model, FLOAT_MODEL),
         overwrite=config.output.overwrite or config.output.resume,
+        float_outputs=job.lesson.teacher.outputs,
     )
     write_report(report, folder.root)
     return report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,14 @@ class Bundle:
         )
 
     @property
+    def float_outputs(self) -> tuple[Output, ...]:
+        """What the outputs of the float model beside the bundle hold: of a teacher that ends in other activations."""
+        return tuple(
+            replace(output, activation=entry.get("float_activation", output.activation))
+            for output, entry in zip(self.outputs, self.manifest["outputs"], strict=True)
+        )
+
+    @property
     def least_parity(self) -> float | None:
         """The share of answers, 0 to 1, that must be the oracle's, as its check has it; None in the first formats."""
         return self.manifest.get("least_parity")
@@ -149,12 +157,14 @@ def write_bundle(
     least_parity: float,
     float_digest: str,
     overwrite: bool,
+    float_outputs: Sequence[Output] | None = None,
 ) -> None:
     """Write a complete bundle, or nothing. Raises UserError when the place is taken, full or not writable.
 
     `device_files`: what the device needs beside model and golden inputs, by path below the bundle; `session_options`:
     what it must set before it loads the model; `least_parity`: the share of answers, 0 to 1, that must be the golden
-    ones; `float_digest`: `digest_of` the float model that the run leaves beside the bundle.
+    ones; `float_digest`: `digest_of` the float model that the run leaves beside the bundle; `float_outputs`: its
+    outputs, where it ends in other activations.
     """
     files = {**files_of(model, MODEL), GOLDEN: golden.to_bytes(), **device_files}
     with directory(target, overwrite=overwrite) as folder:
@@ -174,7 +184,7 @@ def write_bundle(
             "student": report.student,
             "seed": report.seed,
             "quantiser": report.quantiser,
-            **_tensors(model, outputs),
+            **_tensors(model, outputs, float_outputs or outputs),
             "preprocessing": preprocessing.to_json(),
             "versions": report.versions,
             "files": {name: sha256(folder / name) for name in written},
@@ -194,7 +204,9 @@ def write_model(path: Path, model: Serialised) -> None:
         write_bytes(path.with_name(name), content)
 
 
-def _tensors(model: Serialised, outputs: Sequence[Output]) -> dict[str, list[dict[str, Any]]]:
+def _tensors(
+    model: Serialised, outputs: Sequence[Output], float_outputs: Sequence[Output]
+) -> dict[str, list[dict[str, Any]]]:
     """Names, types, shapes of inputs and outputs, and what outputs hold; a free dimension is its name."""
     graph = onnx.load_model_from_string(model if isinstance(model, bytes) else model.graph).graph
     described: dict[str, list[dict[str, Any]]] = {}
@@ -207,8 +219,10 @@ def _tensors(model: Serialised, outputs: Sequence[Output]) -> dict[str, list[dic
             }
             for value in values
         ]
-    for entry, output in zip(described["outputs"], outputs, strict=True):
+    for entry, output, plain in zip(described["outputs"], outputs, float_outputs, strict=True):
         entry.update(output.to_json())
+        if plain.activation != output.activation:
+            entry["float_activation"] = plain.activation
     return described
 
 

@@ -67,14 +67,15 @@ def choose_profile(
 def _scores(students: Sequence[PreparedStudent], teacher: Network, images: UnlabelledImages) -> Tensor:
     """Per student and held-out image how near it is to the teacher, more is better, float64 [S, images]."""
     index = primary(teacher.outputs)
-    output = teacher.outputs[index]
+    # The student may end in another activation than its teacher: a yes is above 0 in logits, above 0.5 after a sigmoid.
+    output, own = teacher.outputs[index], students[0].student.outputs[index]
     networks = [student.network().eval() for student in students]
 
     def score(network: PreparedNetwork, inputs: Tensor, target: Tensor) -> Tensor:
-        found: Tensor = network(inputs)[index]
+        answer: Tensor = network(inputs)[index]
         if output.holds == "values":
-            return -(found - target).double().square().reshape(len(target), -1).mean(1)
-        return (output.decided(found) == output.decided(target)).double().reshape(len(found), -1).mean(1)
+            return -(answer - target).double().square().reshape(len(target), -1).mean(1)
+        return (own.decided(answer) == output.decided(target)).double().reshape(len(answer), -1).mean(1)
 
     columns = []
     size = images_at_once(teacher.preprocessing, _BATCH)

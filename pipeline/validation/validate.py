@@ -29,6 +29,8 @@ from pipeline.images.data import EvaluationSet, open_evaluation, ordered_batches
 from pipeline.images.preprocessing import Preprocessing, normalise
 from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.networks.outputs.class_order import named_outputs, read_class_names
+from pipeline.networks.outputs.forms import answers_in_form, in_student_form
+from pipeline.networks.outputs.meaning import Output
 from pipeline.report.schema import Bits, Data, Report
 from pipeline.stages.targets import joint_targets
 from pipeline.stages.teacher import other_size
@@ -63,6 +65,7 @@ def validate_student(
     limits: ValidationConfig | None = None,
     progress: Progress | None = None,
     *,
+    outputs: Sequence[Output] | None = None,
     indices: NDArray[np.int64] | None = None,
     target: Outputs | None = None,
     origin: Origin | None = None,
@@ -73,18 +76,25 @@ def validate_student(
 ) -> Validated:
     """Score teacher, simulation, oracle and runtime on the same images and measure the artifact on its runtime.
 
-    The first three arguments suffice. `indices`: which of the images, all where left out; their labels, if any, are
-    indices of the network's classes (`usable_labels`). `target`: what the student was asked for, the teacher's own
-    outputs where left out. `origin`: what the report says of networks and widths. `notes` and `remarks`, on the images,
-    go into the report; `workers` read images; `own_images`: those that trained, of which is told what was unreadable.
+    The first three arguments suffice. `outputs`: the student's, where nothing prepared says them; they may end in other
+    activations than the teacher's, whose answers are then compared in the student's form. `indices`: which of the
+    images, all where left out; their labels, if any, are indices of the network's classes (`usable_labels`). `target`:
+    what the student was asked for, the teacher's own outputs where left out. `origin`: what the report says of networks
+    and widths. `notes` and `remarks`, on the images, go into the report; `workers` read images; `own_images`: those
+    that trained, of which is told what was unreadable.
 
     Raises UserError where no image can be read, a label is no class, or the artifact does not take `limits.batch`.
     """
     limits, progress = limits or ValidationConfig(), progress or SilentProgress()
     backend, compiled, preprocessing = quantised.backend, quantised.compiled, teacher.preprocessing
     indices = np.arange(len(evaluation.images), dtype=np.int64) if indices is None else indices
-    plain, oracle = _module_outputs(teacher.folded), oracle_of(compiled.model, backend)
-    columns: dict[str, Outputs] = {"target": target or plain, "teacher": plain, "oracle": oracle}
+    if outputs is None and quantised.prepared is not None:
+        outputs = quantised.prepared.student.outputs
+    judged = in_student_form(teacher.outputs, outputs)
+    float_outputs, oracle = _module_outputs(teacher.folded), oracle_of(compiled.model, backend)
+    plain = answers_in_form(judged, teacher.outputs, float_outputs)
+    asked = plain if target is None else answers_in_form(judged, teacher.outputs, target)
+    columns: dict[str, Outputs] = {"target": asked, "teacher": plain, "oracle": oracle}
     calibrated, trained = quantised.prepared, quantised.trained
     if calibrated is not None:
         columns["simulated"] = _module_outputs(calibrated.network().eval() if trained is None else trained.network)
@@ -101,7 +111,7 @@ def validate_student(
         float_model=compiled.float_model,
         plan=quantised.plan,
         preprocessing=preprocessing,
-        outputs=teacher.outputs,
+        outputs=judged,
         fixed_batch=fixed_batch_of(compiled.model),
         least_parity=least_parity(quantised.plan, backend),
         columns=columns,
@@ -124,7 +134,7 @@ def validate_student(
         limits,
         distillation=None if trained is None else trained.distillation,
     )
-    golden = golden_of(inputs, teacher.outputs, oracle, plain)
+    golden = golden_of(inputs, judged, oracle, plain)
     files = device_files(backend, compiled.model, quantised.plan, torch.from_numpy(golden.inputs))
     return Validated(report=report, golden=golden, device_files=files)
 
@@ -138,12 +148,13 @@ def validate_network(
     *,
     mirror: bool,
     notes: Sequence[str],
+    student_outputs: Sequence[Output] | None = None,
     co_teachers: Sequence[Network] = (),
     scored: Scored | None = None,
 ) -> Validated:
     """Validate what a run has made, on the images that its configuration names, against what its student was asked for.
 
-    `scored`: these images where they are open already.
+    `student_outputs`: as `outputs` of `validate_student`. `scored`: these images where they are open already.
     """
     evaluation, indices, remarks = scored or evaluation_of(config, images, teacher)
     bits, teachers = config.quantisation, (teacher, *co_teachers)
@@ -153,6 +164,7 @@ def validate_network(
         evaluation,
         config.validation,
         progress,
+        outputs=student_outputs,
         indices=indices,
         target=joint_targets(
             [network.folded for network in teachers],
@@ -291,7 +303,7 @@ def _named_images(bundle: Bundle, limits: ValidationConfig, backend: Backend, fl
     if teacher is None:
         remarks += (f"no accuracy is judged: {float_file}, the float network that a run leaves, is absent",)
     else:
-        columns["target"] = columns["teacher"] = teacher
+        columns["target"] = columns["teacher"] = answers_in_form(bundle.outputs, bundle.float_outputs, teacher)
     count = len(evaluation.images)
     most = images_at_once(bundle.preprocessing, _BATCH)
     batches = scored_images(evaluation, np.arange(count), bundle.preprocessing, most, 0)

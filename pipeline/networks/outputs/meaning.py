@@ -122,6 +122,10 @@ class Output:
         softmaxes = {"softmax": functional.softmax, "log-softmax": functional.log_softmax}
         return softmaxes[self.activation](logits, dim=self.axis) if self.activation is not None else logits
 
+    def in_own_form(self, values: Tensor, other: Output) -> Tensor:
+        """What another network said, whose output is `other`, as this one says it: its logits, or probabilities."""
+        return values if other.activation == self.activation else self.activated(other.logits(values))
+
     def as_two_sided(self, logits: Tensor) -> Tensor:
         """Logits as [B, K, ...] whose softmax over axis 1 is the distribution; a label is one of two classes."""
         if self.holds == "labels":
