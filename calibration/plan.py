@@ -92,12 +92,12 @@ class Plan:
 
     def names(self) -> frozenset[str]:
         """Every node of the graph that the plan speaks of."""
-        found = {placement.layer for placement in self.weights}
+        names = {placement.layer for placement in self.weights}
         for placement in self.activations:
-            found |= {placement.tensor, *placement.readers}
+            names |= {placement.tensor, *placement.readers}
         for table in (self.absorbed, self.passthrough):
-            found |= {*table, *table.values()}
-        return frozenset(found | {*self.float_nodes, *self.kinds})
+            names |= {*table, *table.values()}
+        return frozenset(names | {*self.float_nodes, *self.kinds})
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, in a fixed order."""

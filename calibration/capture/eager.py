@@ -58,25 +58,25 @@ class Eager:
 
     def in_double(self) -> Eager:
         """A copy that computes in float64."""
-        found = self.again(seed=self._seed)
-        found.module.double()  # its parameters are tensors of its own, so the network's stay as they are
-        return found
+        double = self.again(seed=self._seed)
+        double.module.double()  # its parameters are tensors of its own, so the network's stay as they are
+        return double
 
     def state(self) -> dict[str, Any]:
         """Values of what calls may change, by the path of module and attribute: buffers, parameters, attributes."""
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for name, parameter in self.module.named_parameters():
-            found[name] = (
+            values[name] = (
                 tuple(parameter.shape),
                 parameter._version,
             )  # too large to keep
         for path, module in self.module.named_modules():
             prefix = f"{path}." if path else ""
             for name, buffer in module._buffers.items():
-                found[prefix + name] = None if buffer is None else buffer.detach().clone()
+                values[prefix + name] = None if buffer is None else buffer.detach().clone()
             for name, value in _attributes(module).items():
-                found[prefix + name] = _kept(value, _DEPTH)
-        return found
+                values[prefix + name] = _kept(value, _DEPTH)
+        return values
 
     def disturb(self, names: Sequence[str]) -> None:
         """Give numbers and tensors of these names in `state` other values."""

@@ -88,9 +88,9 @@ def check_outputs(graph: Graph, names: Sequence[str], source: str) -> None:
 
 def _behind(image: Node) -> set[Node]:
     """The image and all that is computed from its values; what reads its sizes alone is not."""
-    found = {image}
+    computed = {image}
     for node in image.graph.nodes:
         sizes_alone = node.op == "call_function" and not isinstance(node.meta.get("val"), (torch.Tensor, list, tuple))
-        if not sizes_alone and found.intersection(node.all_input_nodes):
-            found.add(node)
-    return found
+        if not sizes_alone and computed.intersection(node.all_input_nodes):
+            computed.add(node)
+    return computed

@@ -34,8 +34,8 @@ class FreeSize:
 
     def shape(self, node: str) -> tuple[int, ...] | None:
         """A tensor's shape with -1 for what is free; None for one that neither graph has."""
-        found = self.sizes.get(node)
-        return None if found is None else tuple(one if one == other else -1 for one, other in found)
+        pairs = self.sizes.get(node)
+        return None if pairs is None else tuple(one if one == other else -1 for one, other in pairs)
 
 
 def free_size(graph_module: GraphModule, other: GraphModule) -> FreeSize:
@@ -71,20 +71,20 @@ def static_rank(node: Node) -> int:
 
 def _followed(nodes: list[Node], sizes: Mapping[str, Sizes]) -> list[tuple[str, tuple[str, ...]]]:
     """Each resize to a given size with the tensors before it, the image first, that have this size."""
-    found = []
+    resizes = []
     for index, node in enumerate(nodes):
         # A factor is right at every size; a size is that of another tensor.
         if kind(node) not in _RESIZED or node.args[1] is None:
             continue
-        wanted = sizes[node.name][2:]
-        if all(one == other for one, other in wanted):
+        target = sizes[node.name][2:]
+        if all(one == other for one, other in target):
             continue
         before = [earlier.name for earlier in nodes[:index] if len(sizes.get(earlier.name, ())) == 4]
-        followed = tuple(name for name in before if sizes[name][2:] == wanted)
+        followed = tuple(name for name in before if sizes[name][2:] == target)
         if not followed:
             raise _depends(node, "it resizes to a size that no tensor before it has")
-        found.append((node.name, followed))
-    return found
+        resizes.append((node.name, followed))
+    return resizes
 
 
 def _plain(node: Node) -> Any:

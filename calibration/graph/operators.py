@@ -131,17 +131,17 @@ def kind(node: Node) -> str:
 
 def attribute(module: torch.nn.Module, path: str) -> Any:
     """The object behind a dotted path such as `layer1.0.conv1.weight`."""
-    found: Any = module
+    owner: Any = module
     for part in path.split("."):
-        found = getattr(found, part)
-    return found
+        owner = getattr(owner, part)
+    return owner
 
 
 def constant(graph_module: GraphModule, node: object) -> torch.Tensor | None:
     """The tensor of a constant node, or None when the node is not one."""
     if isinstance(node, Node) and node.op == "get_attr":
-        found = attribute(graph_module, str(node.target))
-        return found if isinstance(found, torch.Tensor) else None
+        value = attribute(graph_module, str(node.target))
+        return value if isinstance(value, torch.Tensor) else None
     return None
 
 
@@ -160,15 +160,15 @@ def tensor_inputs(node: Node) -> list[Node]:
 
     A node that is read twice is listed twice: x + x has two inputs.
     """
-    found: list[Node] = []
+    sources: list[Node] = []
 
     def visit(source: Node) -> Node:
         if kind(source) != "constant" and is_tensor(source):
-            found.append(source)
+            sources.append(source)
         return source
 
     map_arg((node.args, node.kwargs), visit)
-    return found
+    return sources
 
 
 def is_tensor(node: Node) -> bool:

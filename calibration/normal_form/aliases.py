@@ -44,7 +44,7 @@ def _taken(operator: Any) -> list[tuple[str, bool]]:
 
 
 def _pairs() -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
+    pairs: dict[Any, Any] = {}
     for name, words in _NAMES.items():
         known = getattr(aten, name)
         for packet in (getattr(aten, word) for word in words.split()):
@@ -52,8 +52,8 @@ def _pairs() -> dict[Any, Any]:
                 same = [getattr(known, each) for each in known.overloads()]
                 same = [each for each in same if _taken(each) == _taken(overload) and not each._schema.is_mutable]
                 if same:
-                    found[overload] = same[0]
-    return found
+                    pairs[overload] = same[0]
+    return pairs
 
 
 #: Operator -> the one that computes the same and takes the same arguments in the same places.

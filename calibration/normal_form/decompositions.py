@@ -148,9 +148,9 @@ def einstein_sum(graph: Graph, node: Node) -> Node:
             return node
         with graph.inserting_before(node):
             product = reshaped(graph, product, whole, node)
-    found = _permuted(graph, node, product, "".join([*shared, *rows, *columns]), list(result))
+    result_node = _permuted(graph, node, product, "".join([*shared, *rows, *columns]), list(result))
     graph.erase_node(node)
-    return found
+    return result_node
 
 
 def _product(sizes: Mapping[str, int], axes: Sequence[str]) -> int:
@@ -159,8 +159,8 @@ def _product(sizes: Mapping[str, int], axes: Sequence[str]) -> int:
     return -1 if min(lengths) < 0 else math.prod(lengths)
 
 
-def _permuted(graph: Graph, node: Node, operand: Any, names: str, wanted: list[str]) -> Node:
-    order = [names.index(axis) for axis in wanted]
+def _permuted(graph: Graph, node: Node, operand: Any, names: str, axes: list[str]) -> Node:
+    order = [names.index(axis) for axis in axes]
     if order == sorted(order):
         assert isinstance(operand, Node)
         return operand

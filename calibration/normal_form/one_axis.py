@@ -117,14 +117,14 @@ def _adaptive_average_pool(graph: Graph, node: Node) -> Node:
 
 def _adaptive_max_pool(graph: Graph, node: Node) -> Node:
     """A pooling like any other where its windows are equal; its places are read by nobody."""
-    source, wanted = node.args[0], _row(argument(node, 1, "output_size"), 1)[1]
+    source, target = node.args[0], _row(argument(node, 1, "output_size"), 1)[1]
     assert isinstance(source, Node)
-    if len(static_shape(source)) != 3 or static_shape(source)[-1] % wanted or static_shape(source)[-1] < 1:
+    if len(static_shape(source)) != 3 or static_shape(source)[-1] % target or static_shape(source)[-1] < 1:
         return node
     node.meta["val"] = node.meta["val"][0]
     with graph.inserting_before(node):
         whole = reshaped(graph, source, [*static_shape(source)[:2], 1, static_shape(source)[2]], node)
-    kernel = [1, static_shape(source)[-1] // wanted]
+    kernel = [1, static_shape(source)[-1] // target]
     return _over_map(graph, node, aten.max_pool2d.default, [whole, kernel, kernel])
 
 

@@ -27,11 +27,11 @@ def rule_of(spelling: Spelling) -> Callable[[Graph, Node], Node]:
     """The rule of the normal form that a spelling is."""
 
     def rule(graph: Graph, node: Node) -> Node:
-        found = spelling(lambda target, *arguments: before(graph, node, target, arguments), node)
-        if found is None:
+        written = spelling(lambda target, *arguments: before(graph, node, target, arguments), node)
+        if written is None:
             return node
         graph.erase_node(node)
-        return found
+        return written
 
     return rule
 
@@ -114,13 +114,13 @@ def _stack(w: Write, node: Node) -> Node:
 
 
 def _repeated(w: Write, node: Node, times: Sequence[int]) -> Node | None:
-    found, rank = source_of(node), len(static_shape(source_of(node)))
+    repeated, rank = source_of(node), len(static_shape(source_of(node)))
     if len(times) > rank or not all(isinstance(count, int) and count > 0 for count in times):
         return None
     for axis, count in enumerate(times, start=rank - len(times)):
         if count > 1:
-            found = w(aten.cat.default, [found] * count, axis)
-    return found
+            repeated = w(aten.cat.default, [repeated] * count, axis)
+    return repeated
 
 
 def _repeat(w: Write, node: Node) -> Node | None:
@@ -135,8 +135,8 @@ def _variance(w: Write, node: Node) -> Node | None:
     """Spread over axes of known size; the correction is 1 where none is given, as in torch."""
     source, axes = source_of(node), argument(node, 1, "dim")
     sizes = [static_shape(source)[axis] for axis in axes or ()]
-    given: Any = node.kwargs.get("correction", 1 if argument(node, 2, "unbiased", True) else 0)
-    correction = 1.0 if given is None else float(given)
+    own_correction: Any = node.kwargs.get("correction", 1 if argument(node, 2, "unbiased", True) else 0)
+    correction = 1.0 if own_correction is None else float(own_correction)
     count = math.prod(sizes)
     if not sizes or min(sizes) <= 0 or count <= correction:
         return None
@@ -190,10 +190,10 @@ def _squeezed(w: Write, node: Node) -> Node:
 
 def _adaptive_max_pool(w: Write, node: Node) -> Node | None:
     """Windows of equal size are a pooling like any other, which moves integers."""
-    wanted, sizes = argument(node, 1, "output_size"), static_shape(source_of(node))[-2:]
-    if min(sizes) <= 0 or any(size % want for size, want in zip(sizes, wanted, strict=True)):
+    targets, sizes = argument(node, 1, "output_size"), static_shape(source_of(node))[-2:]
+    if min(sizes) <= 0 or any(size % target for size, target in zip(sizes, targets, strict=True)):
         return None
-    kernel = [size // want for size, want in zip(sizes, wanted, strict=True)]
+    kernel = [size // target for size, target in zip(sizes, targets, strict=True)]
     return w(aten.max_pool2d.default, source_of(node), kernel, kernel)
 
 
@@ -203,10 +203,12 @@ def _transposed(w: Write, node: Node) -> Node:
 
 def _axes_moved(w: Write, node: Node) -> Node:
     rank = len(static_shape(node))
-    given = [argument(node, place, name) for place, name in ((1, "source"), (2, "destination"))]
-    places, wanted = ([axis % rank for axis in (axes if isinstance(axes, (list, tuple)) else [axes])] for axes in given)
-    order = [axis for axis in range(rank) if axis not in places]
-    for target, axis in sorted(zip(wanted, places, strict=True)):
+    both = [argument(node, place, name) for place, name in ((1, "source"), (2, "destination"))]
+    sources, targets = (
+        [axis % rank for axis in (axes if isinstance(axes, (list, tuple)) else [axes])] for axes in both
+    )
+    order = [axis for axis in range(rank) if axis not in sources]
+    for target, axis in sorted(zip(targets, sources, strict=True)):
         order.insert(target, axis)
     return w(aten.permute.default, source_of(node), order)
 

@@ -91,11 +91,11 @@ def _results_of_parts(eager: Eager, images: Tensor) -> dict[str, Tensor]:
 
 def _origins(exported: GraphModule) -> Mapping[str, list[str]]:
     """The nodes of every sub-module, by its path."""
-    found: dict[str, list[str]] = {}
+    origins: dict[str, list[str]] = {}
     for node in exported.graph.nodes:
         for path, _ in (node.meta.get("nn_module_stack") or {}).values():
-            found.setdefault(str(path), []).append(node.name)
-    return found
+            origins.setdefault(str(path), []).append(node.name)
+    return origins
 
 
 def _path(node: Node) -> str:
@@ -105,15 +105,15 @@ def _path(node: Node) -> str:
 
 def values_of(graph_module: GraphModule, images: Tensor) -> dict[str, Tensor]:
     """Every tensor that a graph computes for images, by its node's name, up to the first one that cannot run."""
-    found: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
 
     class Keeping(Interpreter):
         def run_node(self, n: Node) -> Any:
             value = super().run_node(n)
             if isinstance(value, Tensor):
-                found[n.name] = value.detach().clone()  # an operator in place writes it later
+                values[n.name] = value.detach().clone()  # an operator in place writes it later
             return value
 
     with torch.no_grad():
         Keeping(graph_module).run(images.clone())
-    return found
+    return values

@@ -114,7 +114,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _read(later: Eager, kept: Sequence[str], images: Tensor) -> list[str]:
     """Those of the values that calls change which another call's answer depends on."""
-    expected, found = later(images[-1:]), list[str]()
+    expected, read = later(images[-1:]), list[str]()
     for name in kept:
         disturbed = later.again()
         try:
@@ -124,8 +124,8 @@ def _read(later: Eager, kept: Sequence[str], images: Tensor) -> list[str]:
         except Exception:  # the network's own code on values that it would not have left there itself
             same = False
         if not same:
-            found.append(name)
-    return found
+            read.append(name)
+    return read
 
 
 def _check_mixing(

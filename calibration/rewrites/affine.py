@@ -64,10 +64,10 @@ def fold_affine(graph_module: GraphModule, node: Node) -> None:
     """
     sources = tensor_inputs(node)
     if kind(node) == "sub" and len(sources) == 2 == len(node.args):
-        found = _layer_before(sources[1], None)
+        layer, _ = _layer_before(sources[1], None)
         # Of x - x the layer has one reader, which reads it twice: negated, it would be negated in both places.
-        if found is not None and len(sources[1].users) == 1 and sources[0] is not sources[1]:
-            fold_into(graph_module, found[0], *_per_channel(found[0], torch.tensor(-1.0), torch.tensor(0.0)))
+        if layer is not None and len(sources[1].users) == 1 and sources[0] is not sources[1]:
+            fold_into(graph_module, layer, *_per_channel(layer, torch.tensor(-1.0), torch.tensor(0.0)))
             node.target = torch.ops.aten.add.Tensor
         return
     if len(sources) != 1 or len(node.args) != 2 or (kind(node) in {"sub", "div"} and node.args[0] is not sources[0]):
@@ -80,12 +80,12 @@ def fold_affine(graph_module: GraphModule, node: Node) -> None:
     axes = [rank - values.dim() + axis for axis, size in enumerate(values.shape) if size != 1]
     if len(axes) > 1:
         return
-    found = _layer_before(sources[0], axes[0] if axes else None)
-    if found is None or (axes and found[1] != _channel_axis(found[0])):
+    layer, axis = _layer_before(sources[0], axes[0] if axes else None)
+    if layer is None or (axes and axis != _channel_axis(layer)):
         return
     one, zero, vector = torch.tensor(1.0), torch.tensor(0.0), values.reshape(-1) if axes else values.reshape(())
     affine = {"mul": (vector, zero), "div": (1 / vector, zero), "add": (one, vector), "sub": (one, -vector)}
-    fold_into(graph_module, found[0], *_per_channel(found[0], *affine[kind(node)]))
+    fold_into(graph_module, layer, *_per_channel(layer, *affine[kind(node)]))
     node.replace_all_uses_with(sources[0])
     graph_module.graph.erase_node(node)
 
@@ -98,20 +98,20 @@ def _per_channel(layer: Node, *values: Tensor) -> list[Tensor]:
     return [value.double().expand(static_shape(layer)[_channel_axis(layer)]) for value in values]
 
 
-def _layer_before(node: Node, axis: int | None) -> tuple[Node, int | None] | None:
+def _layer_before(node: Node, axis: int | None) -> tuple[Node | None, int | None]:
     """The layer whose output this is, over movement that keeps `axis` whole and read by nobody else; the axis there."""
     while len(node.users) == 1:
         if kind(node) in WEIGHTED:
-            return (node, axis) if owns_weight(node) else None
+            return (node, axis) if owns_weight(node) else (None, None)
         if kind(node) not in {"reshape", "transpose"}:
-            return None
+            return None, None
         (source,) = tensor_inputs(node)
         if axis is not None:
             axis = _axis_before(node, source, axis)
             if axis is None:
-                return None
+                return None, None
         node = source
-    return None
+    return None, None
 
 
 def _axis_before(node: Node, source: Node, axis: int) -> int | None:

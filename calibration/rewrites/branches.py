@@ -65,14 +65,14 @@ def _common_source(terms: list[Node]) -> Node | None:
     """The tensor that both terms convolve, or that one is and the other convolves."""
     sources = [term.args[0] if kind(term) == "conv" and len(term.users) == 1 else None for term in terms]
     if sources[0] is not None and sources[0] is sources[1]:
-        found = sources[0]
+        source = sources[0]
     elif sources[0] is terms[1]:
-        found = terms[1]
+        source = terms[1]
     elif sources[1] is terms[0]:
-        found = terms[0]
+        source = terms[0]
     else:
         return None
-    return found if isinstance(found, Node) else None
+    return source if isinstance(source, Node) else None
 
 
 def _branch(graph_module: GraphModule, term: Node, source: Node) -> _Branch | None:

@@ -159,17 +159,17 @@ def _canonical_pool(graph_module: GraphModule, node: Node) -> None:
         ):
             return
     else:
-        wanted = pair(argument(node, 1, "size"))
-        if wanted == sizes[2:]:
+        target = pair(argument(node, 1, "size"))
+        if target == sizes[2:]:
             node.replace_all_uses_with(source)
             graph.erase_node(node)
-        elif all(want % size == 0 for want, size in zip(wanted, sizes[2:], strict=True)):
+        elif all(side % size == 0 for side, size in zip(target, sizes[2:], strict=True)):
             # Every window is a single position: values are repeated, as by resizing to the nearest.
             node.target = aten.upsample_nearest2d.vec
-            node.args, node.kwargs = (source, list(wanted), None), {}
-        elif wanted != (1, 1) and all(size % want == 0 for want, size in zip(wanted, sizes[2:], strict=True)):
+            node.args, node.kwargs = (source, list(target), None), {}
+        elif target != (1, 1) and all(size % side == 0 for side, size in zip(target, sizes[2:], strict=True)):
             node.target = aten.avg_pool2d.default
-            kernel = [size // want for want, size in zip(wanted, sizes[2:], strict=True)]
+            kernel = [size // side for side, size in zip(target, sizes[2:], strict=True)]
             node.args, node.kwargs = (source, kernel, kernel), {}
         return
     with graph.inserting_before(node):

@@ -52,13 +52,13 @@ def _layers_per_part(graph_module: GraphModule) -> bool:
 
 def _moves(layer: Node) -> list[Node]:
     """The reshape and the transposition behind a layer, each where there is one and nobody else reads its input."""
-    found, node = list[Node](), layer
+    moves, node = list[Node](), layer
     for word in ("reshape", "transpose"):
         user = next(iter(node.users), None)
         if len(node.users) == 1 and user is not None and kind(user) == word:
-            found.append(user)
+            moves.append(user)
             node = user
-    return found
+    return moves
 
 
 def _parts(layer: Node) -> list[_Part]:
@@ -66,14 +66,14 @@ def _parts(layer: Node) -> list[_Part]:
     if kind(layer) != "linear" or not owns_weight(layer):
         return []
     whole = [layer, *_moves(layer)][-1]
-    found = [part for reader in whole.users for part in _taken(reader)]
-    if not found or any(not _taken(reader) for reader in whole.users):
+    parts = [part for reader in whole.users for part in _taken(reader)]
+    if not parts or any(not _taken(reader) for reader in whole.users):
         return []
-    axis, taken = found[0].axis, sorted((part.start, part.stop) for part in found)
-    if len(taken) < 2 or any(part.axis != axis for part in found) or _factor(layer, axis) is None:
+    axis, taken = parts[0].axis, sorted((part.start, part.stop) for part in parts)
+    if len(taken) < 2 or any(part.axis != axis for part in parts) or _factor(layer, axis) is None:
         return []
     # Of parts that overlap the products would be computed twice.
-    return found if all(first[1] <= second[0] for first, second in pairwise(taken)) else []
+    return parts if all(first[1] <= second[0] for first, second in pairwise(taken)) else []
 
 
 def _taken(reader: Node) -> list[_Part]:
@@ -99,13 +99,13 @@ def _taken(reader: Node) -> list[_Part]:
 
 def _split_off(reader: Node) -> list[_Part]:
     axis = int(argument(reader, 2, "dim", 0)) % len(reader.meta["val"][0].shape)
-    ends, found = [0], []
+    ends, parts = [0], []
     for value in reader.meta["val"]:
         ends.append(ends[-1] + int(value.shape[axis]))
     for item in reader.users:
         index = int(argument(item, 1, "b"))
-        found.append(_Part(node=item, axis=axis, start=ends[index], stop=ends[index + 1], drops=False))
-    return found
+        parts.append(_Part(node=item, axis=axis, start=ends[index], stop=ends[index + 1], drops=False))
+    return parts
 
 
 def _factor(layer: Node, axis: int) -> int | None:
@@ -143,14 +143,14 @@ def _rewrite(graph_module: GraphModule, layer: Node) -> None:
         constants = {"weight": weight.detach()[rows.reshape(-1)]}
         if bias is not None:
             constants["bias"] = bias.detach()[rows.reshape(-1)]
-        found = _layer(graph_module, layer, constants, index)
-        wanted = list(sizes)
-        wanted[first + place] = part.stop - part.start
+        own_layer = _layer(graph_module, layer, constants, index)
+        own_sizes = list(sizes)
+        own_sizes[first + place] = part.stop - part.start
         order = axis_order(moves[-1]) if moves and kind(moves[-1]) == "transpose" else list(range(len(sizes)))
         if part.drops:
-            del wanted[first + place]
+            del own_sizes[first + place]
             order = [axis - (axis > first + place) for axis in order if axis != first + place]
-        _moved(part.node, found, wanted, order)
+        _moved(part.node, own_layer, own_sizes, order)
 
 
 def _layer(graph_module: GraphModule, layer: Node, constants: dict[str, Tensor], index: int) -> Node:
@@ -164,20 +164,20 @@ def _layer(graph_module: GraphModule, layer: Node, constants: dict[str, Tensor],
     return node
 
 
-def _moved(taking: Node, found: Node, sizes: list[int], order: list[int]) -> None:
+def _moved(taking: Node, part: Node, sizes: list[int], order: list[int]) -> None:
     """Let what took a part be the part, brought into the form that it had."""
     steps: list[tuple[Any, tuple[Any, ...]]] = []
-    if list(static_shape(found)) != sizes:
+    if list(static_shape(part)) != sizes:
         steps.append((aten.reshape.default, (sizes,)))
     if order != sorted(order):
         steps.append((aten.permute.default, (order,)))
     for target, arguments in steps[:-1]:
-        found = before(taking.graph, taking, target, (found, *arguments))
+        part = before(taking.graph, taking, target, (part, *arguments))
     if steps:
         # The last one has the name of what it stands for.
-        taking.target, taking.args, taking.kwargs = steps[-1][0], (found, *steps[-1][1]), {}
+        taking.target, taking.args, taking.kwargs = steps[-1][0], (part, *steps[-1][1]), {}
     else:
-        taking.replace_all_uses_with(found)
+        taking.replace_all_uses_with(part)
         taking.graph.erase_node(taking)
 
 

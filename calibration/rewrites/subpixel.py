@@ -92,11 +92,11 @@ def _rewrite(graph_module: GraphModule, layer: Node) -> bool:
         constants["bias"] = bias.detach().repeat_interleave(factor**2)
     stored = new_constants(graph_module, layer, constants, holder="subpixel")
     graph = graph_module.graph
-    found = _convolution(layer, stored, taps=taps, groups=groups)
+    written = _convolution(layer, stored, taps=taps, groups=groups)
     # A kernel performs the activation behind it; on every channel it is the same before and after the channels move.
     last = next(iter(layer.users)) if len(layer.users) == 1 else layer
     if kind(last) in {"relu", "clip"}:
-        found = before(graph, layer, last.target, (found, *last.args[1:]))
+        written = before(graph, layer, last.target, (written, *last.args[1:]))
     else:
         last = layer
     moves: list[tuple[Any, tuple[Any, ...]]] = []
@@ -104,16 +104,16 @@ def _rewrite(graph_module: GraphModule, layer: Node) -> bool:
         moves.append((aten.pixel_shuffle.default, (factor,)))
     for axis in (2, 3):
         start, size = padding[axis - 2], sizes[axis - 2]
-        if (start, size) != (0, factor * (static_shape(found)[axis])):
+        if (start, size) != (0, factor * (static_shape(written)[axis])):
             moves.append((aten.slice.Tensor, (axis, start, start + size)))
     for target, arguments in moves[:-1]:
-        found = before(graph, layer, target, (found, *arguments))
+        written = before(graph, layer, target, (written, *arguments))
     if not moves:
-        last.replace_all_uses_with(found)
+        last.replace_all_uses_with(written)
         graph.erase_node(last)
     else:
         # The last one has the name of what it stands for.
-        last.target, last.args, last.kwargs = moves[-1][0], (found, *moves[-1][1]), {}
+        last.target, last.args, last.kwargs = moves[-1][0], (written, *moves[-1][1]), {}
     if last is not layer:
         graph.erase_node(layer)
     return True

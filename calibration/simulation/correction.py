@@ -68,12 +68,12 @@ def find_corrections(network: PreparedNetwork, folded: GraphModule, batches: Ite
     share one; weights of 8 bits, of one scale for all channels or shared by several layers get no factor.
     """
     layers = _correctable(network, folded)
-    wanted = dict[str, tuple[Tensor, Tensor]]()
+    float_statistics = dict[str, tuple[Tensor, Tensor]]()
 
     def look(name: str, values: Tensor) -> None:
-        wanted[name] = _statistics(values, layers[name].axis)
+        float_statistics[name] = _statistics(values, layers[name].axis)
 
-    original, rounded = Watching(folded, layers, look), _Correcting(network, layers, wanted)
+    original, rounded = Watching(folded, layers, look), _Correcting(network, layers, float_statistics)
     shifts = {name: torch.zeros(()) for name in layers}
     factors = {name: torch.zeros(()) for name in layers}
     count = 0
@@ -109,7 +109,7 @@ def _correctable(network: PreparedNetwork, folded: GraphModule) -> dict[str, _La
     placements = {nodes[p.layer]: p for p in network.plan.weights if not p.weight_only}
     constants = {node: (node.args[1], argument(node, 2, "bias")) for node in placements}
     paths = [str(value.target) for pair in constants.values() for value in pair if isinstance(value, Node)]
-    found = {}
+    correctable = {}
     for node, (weight, bias) in constants.items():
         if not isinstance(bias, Node) or not isinstance(constant(folded, bias), nn.Parameter):
             continue
@@ -120,25 +120,29 @@ def _correctable(network: PreparedNetwork, folded: GraphModule) -> dict[str, _La
         few_bits = grid.bits < 8 and grid.channel_axis is not None and grid.block is None
         alone = paths.count(str(weight.target)) == 1 and output_groups(node) == 1
         has_factor = few_bits and alone and isinstance(constant(folded, weight), nn.Parameter)
-        found[node.name] = _Layer(
+        correctable[node.name] = _Layer(
             bias=str(bias.target),
             weight=str(weight.target) if has_factor else None,
             axis=-1 if kind(node) == "linear" else 1,
         )
-    return found
+    return correctable
 
 
 class _Correcting(Interpreter):
-    """A prepared graph whose layers' sums are given the wanted statistics, each before the next one runs.
+    """A prepared graph whose layers' sums are given the float network's statistics, each before the next one runs.
 
-    `wanted`: mean and standard deviation per channel of each layer's output as reals, float64 [C], read as it runs.
+    `float_statistics`: mean and standard deviation per channel of each layer's output as reals, float64 [C], read as it
+    runs.
     """
 
     def __init__(
-        self, network: PreparedNetwork, layers: Mapping[str, _Layer], wanted: Mapping[str, tuple[Tensor, Tensor]]
+        self,
+        network: PreparedNetwork,
+        layers: Mapping[str, _Layer],
+        float_statistics: Mapping[str, tuple[Tensor, Tensor]],
     ) -> None:
         super().__init__(network.graph)
-        self.layers, self.wanted = layers, wanted
+        self.layers, self.float_statistics = layers, float_statistics
         #: Factor and shift of a layer's output as reals, float64 [C].
         self.corrections: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -156,11 +160,11 @@ class _Correcting(Interpreter):
             bias = reader.args[1]
             assert isinstance(bias, Node)
             after = self.env[bias].double()
-        wanted_mean, wanted_deviation = self.wanted[n.name]
+        float_mean, float_deviation = self.float_statistics[n.name]
         factor = torch.ones_like(mean)
         if layer.weight is not None:
-            factor = _factor(wanted_deviation, deviation)
-        shift = wanted_mean - (mean + after) * factor
+            factor = _factor(float_deviation, deviation)
+        shift = float_mean - (mean + after) * factor
         self.corrections[n.name] = factor, shift
         # What is added behind the sums as it is must be multiplied as well.
         offset = (shift + after * (factor - 1)) / unit
@@ -174,10 +178,10 @@ def _statistics(values: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     return mean.double(), variance.double().sqrt()
 
 
-def _factor(wanted: Tensor, found: Tensor) -> Tensor:
+def _factor(float_deviation: Tensor, deviation: Tensor) -> Tensor:
     """What makes one standard deviation the other; 1 for channels that are switched off in either."""
-    alive = (wanted > _SWITCHED_OFF * wanted.max()) & (found > _SWITCHED_OFF * found.max())
-    return torch.where(alive, (wanted / found.clamp_min(1e-30)).clamp(_LEAST_FACTOR, _LARGEST_FACTOR), 1.0)
+    alive = (float_deviation > _SWITCHED_OFF * float_deviation.max()) & (deviation > _SWITCHED_OFF * deviation.max())
+    return torch.where(alive, (float_deviation / deviation.clamp_min(1e-30)).clamp(_LEAST_FACTOR, _LARGEST_FACTOR), 1.0)
 
 
 def _replace(graph: GraphModule, path: str, values: Tensor) -> None:

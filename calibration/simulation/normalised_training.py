@@ -85,8 +85,8 @@ class Normalised(nn.Module):
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation per channel of what was watched; ends the watch."""
         assert self.watched is not None
-        found, self.watched = self.watched.statistics(), None
-        return found
+        statistics, self.watched = self.watched.statistics(), None
+        return statistics
 
 
 class Normalisation:
