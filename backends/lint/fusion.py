@@ -59,9 +59,11 @@ def absorbed_relus(view: OnnxView, rules: LintRules) -> Found:
         if node.op_type != "Relu":
             continue
         quantise = _rounded_by(view, node.output[0])
-        found = _rounding(view, quantise) if quantise is not None else None
-        if found is not None and _runs_on_integers(view, view.producer(node.input[0])) and found[1] != found[2]:
-            yield node_name(node), f"the zero point behind it is {found[1]}, not {found[2]}: the layer would stay float"
+        rounding = _rounding(view, quantise) if quantise is not None else None
+        if rounding is not None and _runs_on_integers(view, view.producer(node.input[0])):
+            _, zero, lowest, _ = rounding
+            if zero != lowest:
+                yield node_name(node), f"the zero point behind it is {zero}, not {lowest}: the layer would stay float"
         dequantise = view.dequantised(node, 0)
         before = view.producer(dequantise.input[0]) if dequantise is not None else None
         if dequantise is None or before is None or before.op_type != "QuantizeLinear":
@@ -78,10 +80,10 @@ def absorbed_clips(view: OnnxView, rules: LintRules) -> Found:
         if node.op_type != "Clip" or not _runs_on_integers(view, view.producer(node.input[0])):
             continue
         quantise = _rounded_by(view, node.output[0])
-        found = _rounding(view, quantise) if quantise is not None else None
-        if found is None:
+        rounding = _rounding(view, quantise) if quantise is not None else None
+        if rounding is None:
             continue
-        scale, zero, lowest, highest = found
+        scale, zero, lowest, highest = rounding
         low, high = (view.value(view.input(node, position)) for position in (1, 2))
         floor = -np.inf if low is None else float(low.reshape(()))
         ceiling = np.inf if high is None else float(high.reshape(()))

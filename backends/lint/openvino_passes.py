@@ -34,9 +34,9 @@ def strided_pointwise(view: OnnxView, rules: LintRules) -> Found:
 def _leaps(view: OnnxView, node: NodeProto) -> bool:
     if node.op_type != "Conv":
         return False
-    found = attributes(node)
-    pointwise = found.get("kernel_shape") == [1, 1] and found.get("group", 1) == 1
-    return pointwise and found.get("strides", [1, 1]) != [1, 1]
+    settings = attributes(node)
+    pointwise = settings.get("kernel_shape") == [1, 1] and settings.get("group", 1) == 1
+    return pointwise and settings.get("strides", [1, 1]) != [1, 1]
 
 
 def borders_of_averages(view: OnnxView, rules: LintRules) -> Found:

@@ -161,14 +161,14 @@ def _bias_problems(view: OnnxView, node: NodeProto) -> Iterator[str]:
     data, weight = view.dequantised(node, 0), view.dequantised(node, 1)
     assert data is not None and weight is not None
     scales = [view.scale(part) for part in (dequantise, data, weight)]
-    if any(scale is None for scale in scales):
+    if any(each is None for each in scales):
         yield "a scale of its bias, input or weight is no constant"
         return
-    found, first, second = scales
-    assert found is not None and first is not None and second is not None
+    scale, first, second = scales
+    assert scale is not None and first is not None and second is not None
     expected = np.asarray(first, np.float32) * np.asarray(second, np.float32)
-    if found.shape != expected.shape or not np.array_equal(found, expected):
-        largest = float(np.max(np.abs(found - expected) / expected)) if found.shape == expected.shape else float("inf")
+    if scale.shape != expected.shape or not np.array_equal(scale, expected):
+        largest = float(np.max(np.abs(scale - expected) / expected)) if scale.shape == expected.shape else float("inf")
         yield f"the scale of its bias is not input scale times weight scale (off by up to {largest:.2g} of it)"
 
 
@@ -271,11 +271,11 @@ def blocked_weights(view: OnnxView, rules: LintRules) -> Found:
     for name in _four_bit_tensors(view):
         dims = list(view.initialisers[name].dims)
         for dequantise in view.readers(name):
-            given, scale = attributes(dequantise), view.scale(dequantise)
+            settings, scale = attributes(dequantise), view.scale(dequantise)
             products = view.readers(dequantise.output[0])
             if dequantise.op_type != "DequantizeLinear" or not products or len(dims) != 2:
                 continue  # rule 25
-            if (block := given.get("block_size", 0)) == 0:
+            if (block := settings.get("block_size", 0)) == 0:
                 yield node_name(dequantise), f"its weight {name} has no blocks: it would be expanded to floats first"
                 continue
             # The inputs are the last axis of a weight [outputs, inputs], the first of [inputs, outputs].
@@ -284,9 +284,11 @@ def blocked_weights(view: OnnxView, rules: LintRules) -> Found:
             if block not in BLOCK_SIZES or dims[axis] % block or block == dims[axis]:
                 problem = f"its blocks hold {block} of {dims[axis]} inputs; 128 or 64 are possible, two blocks or more"
                 yield node_name(dequantise), problem
-            elif given.get("axis", 1) % 2 != axis or scale is None or list(scale.shape) != shape:
-                found = "computed" if scale is None else f"of shape {list(scale.shape)} on axis {given.get('axis', 1)}"
-                yield node_name(dequantise), f"its scales are {found}; blocks along the inputs need {shape} on {axis}"
+            elif settings.get("axis", 1) % 2 != axis or scale is None or list(scale.shape) != shape:
+                form = (
+                    "computed" if scale is None else f"of shape {list(scale.shape)} on axis {settings.get('axis', 1)}"
+                )
+                yield node_name(dequantise), f"its scales are {form}; blocks along the inputs need {shape} on {axis}"
 
 
 def symmetric_weights(view: OnnxView, rules: LintRules) -> Found:

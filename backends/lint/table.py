@@ -329,12 +329,12 @@ def lint(model: onnx.ModelProto, rules: LintRules) -> list[Violation]:
 
 def require_clean(model: onnx.ModelProto, rules: LintRules) -> None:
     """Raise UserError naming node and rule of the first violation, and how many more there are."""
-    found = lint(model, rules)
-    if not found:
+    violations = lint(model, rules)
+    if not violations:
         return
-    first = found[0]
+    first = violations[0]
     title = next(rule.title for rule in RULES if rule.number == first.rule)
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
     raise UserError(
         f"{first.node}: the file breaks rule {first.rule} of {rules.target} ({title}): {first.problem}{more};"
         " it would not run as simulated, so it was not written"

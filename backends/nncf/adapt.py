@@ -69,8 +69,8 @@ def _dequantised_data(view: OnnxView, node: NodeProto) -> list[NodeProto]:
     if not moves_values(node.op_type, attributes(node)) or node.op_type == "Cast":
         return []
     count = len(node.input) if node.op_type == "Concat" else 1
-    found = [view.dequantised(node, position) for position in range(count)]
-    sources = [source for source in found if source is not None and view.stored_integers(source) is None]
+    dequantised = [view.dequantised(node, position) for position in range(count)]
+    sources = [source for source in dequantised if source is not None and view.stored_integers(source) is None]
     if len(sources) < count:
         return []
     grids = [(view.scale(source), view.zero_point(source)) for source in sources]

@@ -61,11 +61,11 @@ def _biases(model: onnx.ModelProto, names: Names) -> None:
 
 def _border(model: onnx.ModelProto, node: NodeProto, names: Names) -> None:
     """Put a padding in front of an average pooling; one that rounds its size up divides otherwise and stays."""
-    found = attributes(node)
-    if found.get("ceil_mode", 0):
+    settings = attributes(node)
+    if settings.get("ceil_mode", 0):
         return
-    half = len(found["pads"]) // 2
-    pads = np.array([0, 0, *found["pads"][:half], 0, 0, *found["pads"][half:]], np.int64)
+    half = len(settings["pads"]) // 2
+    pads = np.array([0, 0, *settings["pads"][:half], 0, 0, *settings["pads"][half:]], np.int64)
     base = names.fresh(f"{node.name or node.output[0]}_border")
     inputs = [
         node.input[0],

@@ -46,14 +46,14 @@ def _weight(view: OnnxView, node: NodeProto) -> WeightPlacement:
 
 
 def _activations(view: OnnxView) -> list[ActivationPlacement]:
-    found = []
+    placements = []
     for node in view.nodes:
         if node.op_type != "QuantizeLinear":
             continue
         zero, kind = view.zero_point(node), view.integer_type(node)
         assert zero is not None and kind is not None
         low, high = INTEGER_RANGES[kind]
-        found.append(
+        placements.append(
             ActivationPlacement(
                 tensor=node.input[0],
                 grid=Grid(bits=(high - low).bit_length(), signed=low < 0, symmetric=not zero.any()),
@@ -61,7 +61,7 @@ def _activations(view: OnnxView) -> list[ActivationPlacement]:
                 group=node.input[0],
             )
         )
-    return found
+    return placements
 
 
 def _readers(view: OnnxView, quantise: NodeProto) -> list[NodeProto]:

@@ -79,8 +79,8 @@ def _round_anew(view: OnnxView, dequantise: NodeProto, stored: TensorProto) -> N
     scale, integers = view.scale(dequantise), view.value(stored.name)
     if scale is None or integers is None or stored.data_type not in (TensorProto.INT8, TensorProto.INT4):
         return
-    given = attributes(dequantise)
-    axis, block = given.get("axis", 1), given.get("block_size", 0)
+    settings = attributes(dequantise)
+    axis, block = settings.get("axis", 1), settings.get("block_size", 0)
     ratio = scale / half_scale(scale).astype(np.float32)
     if block:
         ratio = ratio.repeat(block, axis)

@@ -12,8 +12,8 @@ from calibration.graph.operators import static_shape
 
 def shape_of(e: Writer, node: Node) -> tuple[int, ...]:
     """A node's shape with -1 for every free dimension: the batch, and what follows the size of images if free."""
-    found = None if e.free is None else e.free.shape(node.name)
-    return static_shape(node) if found is None else found
+    free_shape = None if e.free is None else e.free.shape(node.name)
+    return static_shape(node) if free_shape is None else free_shape
 
 
 def stored(e: Writer, nodes: Collection[str]) -> str:

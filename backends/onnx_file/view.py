@@ -121,8 +121,8 @@ class OnnxView:
 
 def attributes(node: NodeProto) -> dict[str, Any]:
     """A node's attributes as Python values, text decoded."""
-    found = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    return {name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()}
+    values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
 
 
 def node_name(node: NodeProto) -> str:

@@ -40,13 +40,13 @@ def _around_borders(frozen: FrozenNetwork) -> frozenset[str]:
     movement = frozen.plan.passthrough
     shifted = {name for name, tensor in movement.items() if frozen.activations[tensor].zero_point}
     borders = [node for node in frozen.graph_module.graph.nodes if kind(node) == "pad"]
-    found, stack = set[str](), [node for node in borders if one_sided_border(node) is None]
+    around, stack = set[str](), [node for node in borders if one_sided_border(node) is None]
     while stack:
         node = stack.pop()
-        if node.name in shifted and node.name not in found and one_sided_border(node) is None:
-            found.add(node.name)
+        if node.name in shifted and node.name not in around and one_sided_border(node) is None:
+            around.add(node.name)
             stack.extend([*node.all_input_nodes, *node.users])
-    return frozenset(found)
+    return frozenset(around)
 
 
 def _flat(node: Node) -> str:
@@ -103,9 +103,9 @@ class Writer:
         """Append a node named after the graph node being translated; its output names."""
         assert self.current is not None
         base = self.current.name + suffix
-        wanted = [base] if outputs == 1 else [f"{base}_{index}" for index in range(outputs)]
+        plain = [base] if outputs == 1 else [f"{base}_{index}" for index in range(outputs)]
         own = {self.current.name} - set(self.public)  # the tensor is called like its node, unless a result is
-        names = [name if name in own else self.fresh(name) for name in wanted]
+        names = [name if name in own else self.fresh(name) for name in plain]
         self.nodes.append(helper.make_node(operator, list(inputs), names, name=base, **attributes))
         return names
 

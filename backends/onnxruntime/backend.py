@@ -145,9 +145,10 @@ def _optimised(model: Serialised, settings: Mapping[str, str]) -> onnx.ModelProt
 
 def census_of(optimised: onnx.ModelProto, layers: Sequence[str]) -> Census:
     """Integer and float layers of the graph that the runtime's optimiser left."""
+    integer = _integer_layers(optimised, layers)
     return Census(
-        integer=tuple(found := _integer_layers(optimised, layers)),
-        floating=tuple(layer for layer in layers if layer not in set(found)),
+        integer=tuple(integer),
+        floating=tuple(layer for layer in layers if layer not in set(integer)),
         histogram=dict(sorted(Counter(node.op_type for node in optimised.graph.node).items())),
     )
 
@@ -155,11 +156,11 @@ def census_of(optimised: onnx.ModelProto, layers: Sequence[str]) -> Census:
 def _integer_layers(optimised: onnx.ModelProto, layers: Sequence[str]) -> list[str]:
     """The layers for which an integer kernel of their name exists, each kernel counting for one layer."""
     kernels = [node.name for node in optimised.graph.node if node.op_type in INTEGER_KERNELS]
-    found = []
+    integer = []
     for layer in layers:
         pattern = re.compile(_KERNEL_NAME.format(layer=re.escape(layer)))
         match = next((name for name in kernels if pattern.fullmatch(name)), None)
         if match is not None:
             kernels.remove(match)
-            found.append(layer)
-    return found
+            integer.append(layer)
+    return integer

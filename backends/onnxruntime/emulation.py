@@ -76,28 +76,28 @@ def emulated_command(cpu: str, program: Path | None = None) -> tuple[list[str], 
     """
     if cpu not in EMULATED:
         raise UserError(f"--emulate {cpu}: must be {' or '.join(EMULATED)}")
-    wanted = EMULATED[cpu]
-    found = shutil.which(wanted.program)
-    if found is None:
+    emulated = EMULATED[cpu]
+    qemu = shutil.which(emulated.program)
+    if qemu is None:
         raise UserError(
-            f"--emulate {cpu} needs {wanted.program}, which is not installed: apt-get install qemu-user-static"
+            f"--emulate {cpu} needs {emulated.program}, which is not installed: apt-get install qemu-user-static"
         )
-    said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+    said = subprocess.run([qemu, "--version"], capture_output=True, text=True, check=False).stdout
     version = re.search(r"version (\d+)\.(\d+)", said)
-    if version is None or (int(version[1]), int(version[2])) < wanted.oldest:
-        least = ".".join(map(str, wanted.oldest))
-        raise UserError(f"--emulate {cpu} needs {wanted.program} {least} or newer: it says {said.splitlines()[:1]}")
+    if version is None or (int(version[1]), int(version[2])) < emulated.oldest:
+        least = ".".join(map(str, emulated.oldest))
+        raise UserError(f"--emulate {cpu} needs {emulated.program} {least} or newer: it says {said.splitlines()[:1]}")
     environment = {"OMP_NUM_THREADS": "1", "PATH": os.environ.get("PATH", "")}
-    if not wanted.unpacked:
+    if not emulated.unpacked:
         if platform.machine().lower() not in {"x86_64", "amd64"}:
             raise UserError(f"--emulate {cpu} runs this machine's Python, which must be for x86-64")
-        return [found, "-cpu", wanted.cpu, sys.executable], environment
+        return [qemu, "-cpu", emulated.cpu, sys.executable], environment
     folder = environment_folder(cpu)
     interpreter = next(iter(sorted(folder.glob("root/usr/bin/python3.[0-9]*"))), None)
     if interpreter is None:
         raise UserError(f"--emulate {cpu} needs an unpacked Python at {folder}, not there yet: faqd emulation {cpu}")
     environment |= {"PYTHONHOME": "/usr", "PYTHONPATH": str(folder / "packages")}
-    return [found, "-cpu", wanted.cpu, "-L", str(folder / "root"), str(interpreter)], environment
+    return [qemu, "-cpu", emulated.cpu, "-L", str(folder / "root"), str(interpreter)], environment
 
 
 @final

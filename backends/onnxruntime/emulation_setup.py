@@ -107,17 +107,19 @@ def _fill(folder: Path, say: Callable[[str], None]) -> None:
         raise UserError("Debian's packages of python3-minimal for arm64 hold no interpreter")
     say("downloading numpy and ONNX Runtime for arm64")
     platforms = [word for name in _PLATFORMS for word in ("--platform", name)]
-    wanted = ["numpy", f"onnxruntime=={importlib.metadata.version('onnxruntime')}"]
+    requirements = ["numpy", f"onnxruntime=={importlib.metadata.version('onnxruntime')}"]
     python = interpreter.name.removeprefix("python")
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--implementation", "cp"]
-    _run([*pip, *platforms, "--python-version", python, "--dest", str(apt / "wheels"), *wanted])
+    _run([*pip, *platforms, "--python-version", python, "--dest", str(apt / "wheels"), *requirements])
     for wheel in sorted((apt / "wheels").glob("*.whl")):
         with zipfile.ZipFile(wheel) as packed:
             packed.extractall(folder / "packages")
     shutil.rmtree(apt)
     # QEMU looks below its prefix first.
     describe_processors(folder / "root", EMULATED["arm64"].cpu)
-    (folder / "made-of.json").write_text(json.dumps({"debian": list(_PACKAGES), "python": wanted}), encoding="utf-8")
+    (folder / "made-of.json").write_text(
+        json.dumps({"debian": list(_PACKAGES), "python": requirements}), encoding="utf-8"
+    )
 
 
 def _run(command: Sequence[str]) -> None:

@@ -73,10 +73,10 @@ class OpenVINO(Backend):
         """Integer and float layers as the runtime model shows them; what cannot be found counts as float."""
         model = in_one_piece(model, _NAME)
         kernels = [_facts(node) for node in _compiled(model, threads=1).get_runtime_model().get_ordered_ops()]
-        found = _integer_layers(OnnxView(onnx.load_model_from_string(model)), kernels, layers)
+        integer = _integer_layers(OnnxView(onnx.load_model_from_string(model)), kernels, layers)
         return Census(
-            integer=tuple(layer for layer in layers if layer in found),
-            floating=tuple(layer for layer in layers if layer not in found),
+            integer=tuple(layer for layer in layers if layer in integer),
+            floating=tuple(layer for layer in layers if layer not in integer),
             histogram=dict(sorted(Counter(_label(kernel) for kernel in kernels if _label(kernel)).items())),
         )
 
@@ -129,8 +129,8 @@ def _compiled(model: bytes, *, threads: int) -> Any:
 def _facts(node: Any) -> dict[str, str]:
     """What the runtime model says of one executed node."""
     info = node.get_rt_info()
-    wanted = ("layerType", "runtimePrecision", "primitiveType", "originalLayersNames")
-    return {name: info[name].astype(str) if name in info else "" for name in wanted}
+    keys = ("layerType", "runtimePrecision", "primitiveType", "originalLayersNames")
+    return {name: info[name].astype(str) if name in info else "" for name in keys}
 
 
 def _label(kernel: Mapping[str, str]) -> str:

@@ -208,19 +208,19 @@ def _held(values: NDArray[Any] | None) -> Tensor:
 
 def half_tensors(view: OnnxView) -> frozenset[str]:
     """Every tensor of a file that is float16, by the rules of the operators that are known here."""
-    found = {name for name, stored in view.initialisers.items() if stored.data_type == TensorProto.FLOAT16}
+    halves = {name for name, stored in view.initialisers.items() if stored.data_type == TensorProto.FLOAT16}
     for node in view.nodes:
         if node.op_type == "Cast":
             is_half = attributes(node).get("to") == TensorProto.FLOAT16
         elif node.op_type == "QuantizeLinear":
             is_half = False
         elif node.op_type == "DequantizeLinear":
-            is_half = node.input[1] in found
+            is_half = node.input[1] in halves
         else:
-            is_half = any(name in found for name in node.input)
+            is_half = any(name in halves for name in node.input)
         if is_half:
-            found.update(node.output)
-    return frozenset(found)
+            halves.update(node.output)
+    return frozenset(halves)
 
 
 def _real(value: Value) -> Tensor:

@@ -103,7 +103,7 @@ class Comparison:
         odd = [name for name in self.names if not torch.equal(own[name], seen[name])]
         nudged = [oracle.run(images, trace=True, instead=seen)[1] for oracle in self.nudged] if odd else []
         for name in self.names:
-            self._count(self.tensors[name], mine[name], seen[name], own[name], [found[name] for found in nudged])
+            self._count(self.tensors[name], mine[name], seen[name], own[name], [rounded[name] for rounded in nudged])
         return outputs
 
     def _count(
@@ -170,15 +170,15 @@ def kernel_of(view: OnnxView, rounded: str) -> list[NodeProto]:
     """The nodes between a rounded tensor and the roundings before it, nearest first; empty for a rounded input."""
     quantise = view.producer(rounded)
     assert quantise is not None
-    found: list[NodeProto] = []
+    chain: list[NodeProto] = []
     waiting = [quantise.input[0]]
     while waiting:
         node = view.producer(waiting.pop(0))
-        if node is None or node.op_type in ("DequantizeLinear", "QuantizeLinear") or node in found:
+        if node is None or node.op_type in ("DequantizeLinear", "QuantizeLinear") or node in chain:
             continue
-        found.append(node)
+        chain.append(node)
         waiting += node.input
-    return found
+    return chain
 
 
 def changed_constants(view: OnnxView, other: OnnxView, rounded: str) -> tuple[str, ...]:

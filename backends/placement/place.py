@@ -310,9 +310,9 @@ class _Placement:
 
     def _passthrough(self, quantised: Mapping[str, ActivationPlacement]) -> dict[str, str]:
         """Movement whose inputs all lie on one grid, with the quantised tensor that it reads."""
-        found: dict[str, str] = {}
+        moved: dict[str, str] = {}
         if not self.profile.integer_movement:
-            return found
+            return moved
         groups: dict[str, str] = {}
         for node in self.nodes:
             if not self._moves(node) or not is_tensor(node):
@@ -324,17 +324,17 @@ class _Placement:
                 reads = placement is not None and node.name in placement.readers
                 seen.add(placement.group if placement is not None and reads else groups.get(source.name))
             if len(seen) == 1 and (only := seen.pop()) is not None:
-                found[node.name], groups[node.name] = found.get(sources[0].name, sources[0].name), only
-        return found
+                moved[node.name], groups[node.name] = moved.get(sources[0].name, sources[0].name), only
+        return moved
 
     def _absorbed(self, quantised: set[str]) -> dict[str, str]:
         """Activations that the kernel before them performs."""
-        found = {}
+        absorbed = {}
         for node in self.float_reason:
             producer = self._performed_by(node)
             if producer is not None and (self._rule(producer).epilogue == "any" or node.name in quantised):
-                found[node.name] = producer.name
-        return found
+                absorbed[node.name] = producer.name
+        return absorbed
 
     # Weights.
 

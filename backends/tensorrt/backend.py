@@ -104,16 +104,18 @@ class TensorRT(Backend):
         else:
             with users_mistakes(), self._loaded(model) as engine:
                 kernels = parse_inspection(engine.inspection())
-        found = census(kernels, layers, _products(model))
-        remark = f"engine: {found.kernels} kernels, {found.fused} of them fused, {found.reformats} reformat copies"
-        if found.int4_products:
-            remark += f"; products of int4 weights: {found.int4_products}"
-        if products := len(found.integer_products) + len(found.float_products):
-            remark += f"; products of two activations: {len(found.integer_products)} of {products} int8"
+        counted = census(kernels, layers, _products(model))
+        remark = (
+            f"engine: {counted.kernels} kernels, {counted.fused} of them fused, {counted.reformats} reformat copies"
+        )
+        if counted.int4_products:
+            remark += f"; products of int4 weights: {counted.int4_products}"
+        if products := len(counted.integer_products) + len(counted.float_products):
+            remark += f"; products of two activations: {len(counted.integer_products)} of {products} int8"
         return Census(
-            integer=found.integer,
-            floating=found.floating,
-            histogram=found.kinds,
+            integer=counted.integer,
+            floating=counted.floating,
+            histogram=counted.kinds,
             remark=remark,
             elsewhere=elsewhere,
         )

@@ -74,9 +74,9 @@ def _loads(library: str) -> bool:
 def provider_options(model: bytes, options: EngineOptions) -> dict[str, str]:
     """The provider's settings for a serialised model, by the names of its documentation."""
     graph = onnx.load_model_from_string(model)
-    (given,) = graph.graph.input
-    sizes = [dimension.dim_value for dimension in given.type.tensor_type.shape.dim]
-    found = {
+    (image,) = graph.graph.input
+    sizes = [dimension.dim_value for dimension in image.type.tensor_type.shape.dim]
+    settings = {
         # Needed up to TensorRT 10, where the provider builds weakly typed networks; 11 knows types alone.
         "trt_int8_enable": "True",
         "trt_fp16_enable": str(any(tensor.data_type == TensorProto.FLOAT16 for tensor in graph.graph.initializer)),
@@ -88,17 +88,17 @@ def provider_options(model: bytes, options: EngineOptions) -> dict[str, str]:
             " --version-compatible: use --runner tensorrt"
         )
     if options.workspace_mib is not None:
-        found["trt_max_workspace_size"] = str(options.workspace_mib << 20)
+        settings["trt_max_workspace_size"] = str(options.workspace_mib << 20)
     if options.level is not None:
-        found["trt_builder_optimization_level"] = str(options.level)
+        settings["trt_builder_optimization_level"] = str(options.level)
     if options.timing_cache is not None:
-        found["trt_timing_cache_enable"] = "True"
-        found["trt_timing_cache_path"] = str(_folder(options.timing_cache))
-    if sizes and not given.type.tensor_type.shape.dim[0].HasField("dim_value"):
+        settings["trt_timing_cache_enable"] = "True"
+        settings["trt_timing_cache_path"] = str(_folder(options.timing_cache))
+    if sizes and not image.type.tensor_type.shape.dim[0].HasField("dim_value"):
         for word, batch in zip(("min", "opt", "max"), options.batches, strict=True):
             shape = "x".join(map(str, (batch, *sizes[1:])))
-            found[f"trt_profile_{word}_shapes"] = f"{given.name}:{shape}"
-    return found
+            settings[f"trt_profile_{word}_shapes"] = f"{image.name}:{shape}"
+    return settings
 
 
 def _folder(timing_cache: Path) -> Path:
@@ -146,8 +146,8 @@ class _ProviderRunner:
     def run(self, images: Array) -> list[NDArray[Any]]:
         """Outputs in the file's order for images float32 [B, C, H, W]."""
         parts = [images[start : start + self._largest] for start in range(0, len(images), self._largest)]
-        found = [self._run_batch(np.ascontiguousarray(part, np.float32)) for part in parts]
-        return [np.concatenate(outputs) for outputs in zip(*found, strict=True)]
+        batches = [self._run_batch(np.ascontiguousarray(part, np.float32)) for part in parts]
+        return [np.concatenate(outputs) for outputs in zip(*batches, strict=True)]
 
     def _run_batch(self, images: Array) -> list[NDArray[Any]]:
         count = len(images)

@@ -48,8 +48,8 @@ def _reduce(e: Writer, node: Node, operator: str, axes: object, keep: object) ->
     numbers, kept = [int(axis) for axis in axes], int(bool(keep))
     if e.form.reductions_apart and operator in ("ReduceMax", "ReduceMin"):
         # Nothing is lower: it only keeps what lies behind out of the reduction's kernel.
-        (found,) = _reduced(e, node, operator, numbers, kept, suffix="_reduced")
-        return e.add("Max", [found, e.scalar(float(np.finfo(np.float32).min))])
+        (reduced,) = _reduced(e, node, operator, numbers, kept, suffix="_reduced")
+        return e.add("Max", [reduced, e.scalar(float(np.finfo(np.float32).min))])
     return _reduced(e, node, operator, numbers, kept)
 
 
@@ -104,17 +104,17 @@ def group_norm(e: Writer, node: Node) -> list[str]:
     if min(sizes[1:]) < 0:
         raise e.unsupported("a group normalisation of a map whose size is free has no translation to ONNX")
     scale, shift = (e.constant(np.full(groups, value, np.float32), f"f32_{value}x{groups}") for value in (1, 0))
-    wanted = e.int64s((-1, groups, math.prod(sizes[1:]) // groups))
-    (rows,) = e.add("Reshape", [e.read(input_of(node)), wanted], suffix="_rows")
+    grouped = e.int64s((-1, groups, math.prod(sizes[1:]) // groups))
+    (rows,) = e.add("Reshape", [e.read(input_of(node)), grouped], suffix="_rows")
     epsilon = float(argument(node, 4, "eps", 1e-5))
-    (found,) = e.add("InstanceNormalization", [rows, scale, shift], suffix="_rows_norm", epsilon=epsilon)
-    (found,) = e.add("Reshape", [found, e.int64s((-1, *sizes[1:]))], suffix="_map")
+    (result,) = e.add("InstanceNormalization", [rows, scale, shift], suffix="_rows_norm", epsilon=epsilon)
+    (result,) = e.add("Reshape", [result, e.int64s((-1, *sizes[1:]))], suffix="_map")
     for operator, position, name in (("Mul", 2, "weight"), ("Add", 3, "bias")):
         parameter = argument(node, position, name)
         if isinstance(parameter, Node):
             operand = per_channel(e, parameter, len(sizes))
-            (found,) = e.add(operator, [found, operand], suffix=f"_{operator.lower()}")
-    return [found]
+            (result,) = e.add(operator, [result, operand], suffix=f"_{operator.lower()}")
+    return [result]
 
 
 def layer_norm(e: Writer, node: Node) -> list[str]:

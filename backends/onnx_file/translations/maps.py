@@ -64,27 +64,27 @@ def _sums(e: Writer, node: Node, windows: Windows) -> list[str]:
 
 def adaptive_average_pool(e: Writer, node: Node) -> list[str]:
     """The pooling that gives the size: global, in equal windows, or as a product with shares."""
-    wanted, sizes = pair(node.args[1]), shape_of(e, input_of(node))[-2:]
-    if wanted == list(sizes):
+    target, sizes = pair(node.args[1]), shape_of(e, input_of(node))[-2:]
+    if target == list(sizes):
         return e.add("Identity", [e.read(input_of(node))])
-    if wanted == [1, 1]:
+    if target == [1, 1]:
         return e.add("GlobalAveragePool", [e.read(input_of(node))])
     if min(sizes) <= 0:
         raise e.unsupported("an adaptive pooling of a map whose size is free has no translation to ONNX")
-    if any(size % want for size, want in zip(sizes, wanted, strict=True)):
+    if any(size % side for size, side in zip(sizes, target, strict=True)):
         # Windows of unequal size: a product with the matrix of shares from each side.
-        rows, columns = (shares(size, want) for size, want in zip(sizes, wanted, strict=True))
+        rows, columns = (shares(size, side) for size, side in zip(sizes, target, strict=True))
         (tall,) = e.add("MatMul", [e.constant(rows, f"{node.name}_rows"), e.read(input_of(node))], suffix="_rows")
         return e.add("MatMul", [tall, e.constant(columns.T, f"{node.name}_columns")])
-    kernel = [size // want for size, want in zip(sizes, wanted, strict=True)]
+    kernel = [size // side for size, side in zip(sizes, target, strict=True)]
     return e.add("AveragePool", [e.read(input_of(node))], kernel_shape=kernel, strides=kernel)
 
 
-def shares(size: int, wanted: int) -> np.ndarray[Any, Any]:
+def shares(size: int, windows: int) -> np.ndarray[Any, Any]:
     """How much of each position an adaptive pooling's windows hold along one axis: float32 [wanted, size]."""
-    shares = np.zeros((wanted, size), np.float32)
-    for window in range(wanted):
-        start, end = window * size // wanted, -(-(window + 1) * size // wanted)
+    shares = np.zeros((windows, size), np.float32)
+    for window in range(windows):
+        start, end = window * size // windows, -(-(window + 1) * size // windows)
         shares[window, start:end] = 1 / (end - start)
     return shares
 

@@ -23,21 +23,21 @@ def reshape(e: Writer, node: Node) -> list[str]:
     sizes = shape_of(e, node)
     if node.target is aten.flatten.using_ints and len(sizes) == 2 and int(argument(node, 1, "start_dim", 0)) == 1:
         return e.add("Flatten", [e.read(input_of(node))], axis=1)
-    wanted = e.int64s(sizes) if sizes.count(-1) <= 1 else _computed_sizes(e, node)
-    return e.add("Reshape", [e.read(input_of(node)), wanted])
+    shape = e.int64s(sizes) if sizes.count(-1) <= 1 else _computed_sizes(e, node)
+    return e.add("Reshape", [e.read(input_of(node)), shape])
 
 
 def _computed_sizes(e: Writer, node: Node) -> str:
     """The sizes of a reshape with several free ones: each is a size of the input, all but one that is inferred."""
     source, parts, inferred = input_of(node), list[str](), 0
-    known, wanted = ((), ()) if e.free is None else (e.free.sizes[source.name], e.free.sizes[node.name])
+    before, after = ((), ()) if e.free is None else (e.free.sizes[source.name], e.free.sizes[node.name])
     for axis, size in enumerate(shape_of(e, node)):
         # Of sizes that are equal, that at the same place from the end: height and width stand there.
-        places = [place for place, pair in enumerate(known) if pair == wanted[axis]]
+        places = [place for place, pair in enumerate(before) if pair == after[axis]]
         if size >= 0:
             parts.append(e.int64s([size]))
         elif places:
-            start = min(places, key=lambda place: abs((len(known) - place) - (len(wanted) - axis)))
+            start = min(places, key=lambda place: abs((len(before) - place) - (len(after) - axis)))
             parts += e.add("Shape", [stored(e, [source.name])], suffix=f"_size_{axis}", start=start, end=start + 1)
         else:
             parts.append(e.int64s([-1]))
@@ -161,8 +161,8 @@ def expand(e: Writer, node: Node) -> list[str]:
     axis = sizes.index(-1)
     before, behind = ([e.int64s(part)] if part else [] for part in (sizes[:axis], sizes[axis + 1 :]))
     parts = [*before, batch, *behind]
-    (wanted,) = e.add("Concat", parts, suffix="_sizes", axis=0)
-    return e.add("Expand", [e.read(input_of(node)), wanted])
+    (shape,) = e.add("Concat", parts, suffix="_sizes", axis=0)
+    return e.add("Expand", [e.read(input_of(node)), shape])
 
 
 def depth_to_space(e: Writer, node: Node) -> list[str]:
