@@ -69,7 +69,7 @@ def environment_folder(cpu: str) -> Path:
     return cache / "faqd" / f"{cpu}-onnxruntime-{importlib.metadata.version('onnxruntime')}"
 
 
-def emulated_command(cpu: str, program: Path | None = None) -> tuple[list[str], dict[str, str]]:
+def emulated_command(cpu: str) -> tuple[list[str], dict[str, str]]:
     """Command line and environment of an emulated Python that runs a script.
 
     Raises UserError, with what to type, where processor, emulator or environment are missing.
