@@ -427,25 +427,25 @@ def build() -> Build:
         seed: int = 0,
         inputs: Tensor | None = None,
     ) -> Built:
-        given = images() if inputs is None else inputs
+        shown = images() if inputs is None else inputs
         if isinstance(network, nn.Module):
-            folded = fold(capture(network.eval(), given[:2], source="test"))
+            folded = fold(capture(network.eval(), shown[:2], source="test"))
         else:
             if network not in _folded:
                 module = (EXACT | CLOSE)[network]().eval()
-                _folded[network] = fold(capture(module, given[:2], source=network))
+                _folded[network] = fold(capture(module, shown[:2], source=network))
             folded = copy.deepcopy(_folded[network])
             resemble_trained(folded, seed, sparse=sparse)
         profile = target if isinstance(target, Profile) else PROFILES[target]
         chosen = widths or Widths(weights=bits)
-        folded = rewritten(folded, profile.rewrites_for(chosen), check=given)
+        folded = rewritten(folded, profile.rewrites_for(chosen), check=shown)
         plan = place(folded, profile, chosen)
-        ranges = choose_ranges(observe(folded, plan, [given]), plan, "minmax")
+        ranges = choose_ranges(observe(folded, plan, [shown]), plan, "minmax")
         if saturating:
             ranges = {group: replace(observed, scale=observed.scale / 3) for group, observed in ranges.items()}
         prepared = insert(folded, plan, ranges).eval()
         return Built(
-            images=given,
+            images=shown,
             folded=folded,
             plan=plan,
             prepared=prepared,

@@ -34,12 +34,12 @@ def runtime_tensors(model: onnx.ModelProto, images: Any, names: list[str]) -> tu
     extended = exposed(model, names)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    found = []
+    results = []
     for proto in (model, extended):
         session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        found.append(session.run(None, {session.get_inputs()[0].name: images}))
+        results.append(session.run(None, {session.get_inputs()[0].name: images}))
     count = len(model.graph.output)
-    return found[0], dict(zip(names, found[1][count:], strict=True))
+    return results[0], dict(zip(names, results[1][count:], strict=True))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

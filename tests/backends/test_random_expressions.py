@@ -44,23 +44,23 @@ def examine(seed: int) -> str | None:
         wrong = "does not compute" in str(refusal) or not REFUSED.search(str(refusal))
         return f"{refusal}\n{network.text}" if wrong else "refused"
     with OnnxRuntime().runner(model.SerializeToString(), threads=1) as runner:
-        found = {"folded": list(folded(images)), "float.onnx": [torch.from_numpy(runner.run(images.numpy())[0])]}
-    for name, outputs in found.items():
+        computed = {"folded": list(folded(images)), "float.onnx": [torch.from_numpy(runner.run(images.numpy())[0])]}
+    for name, outputs in computed.items():
         for _, difference in differing(outputs, [expected], eager, images):
             return f"{name} differs by {difference:.2g}\n{network.text}"
     return None
 
 
 def test_expressions_are_the_same_eager_captured_and_as_a_file() -> None:
-    found = {seed: examine(seed) for seed in range(24)}
-    wrong = {seed: what for seed, what in found.items() if what not in (None, "refused")}
+    verdicts = {seed: examine(seed) for seed in range(24)}
+    wrong = {seed: what for seed, what in verdicts.items() if what not in (None, "refused")}
     assert not wrong, "\n\n".join(f"seed {seed}: {what}" for seed, what in wrong.items())
-    assert sum(what is None for what in found.values()) >= 8
+    assert sum(what is None for what in verdicts.values()) >= 8
 
 
 @pytest.mark.benchmark
 @pytest.mark.skipif("FAQD_RANDOM_NETWORKS" not in os.environ, reason="FAQD_RANDOM_NETWORKS says how many")
 @pytest.mark.parametrize("seed", range(100, 100 + int(os.environ.get("FAQD_RANDOM_NETWORKS", "0"))))
 def test_many_random_expressions(seed: int) -> None:
-    found = examine(seed)
-    assert found in (None, "refused"), found
+    verdict = examine(seed)
+    assert verdict in (None, "refused"), verdict

@@ -47,11 +47,11 @@ def examine(build: Build, seed: int, target: str) -> str | None:
         return f"planned as integer, run in float: {', '.join(floating)}"
     exact, _ = IntegerOracle(model, fused_rounding=built.profile.fused_rounding).run(images)
     with backend.runner(model.SerializeToString(), threads=1) as runner:
-        found = runner.run(images.numpy())
+        theirs = runner.run(images.numpy())
     near = (
         0.0 if target == "onnxruntime" and not built.plan.float_nodes else NEAR * (1 if target == "onnxruntime" else 3)
     )
-    for simulated, oracle, runtime in zip(built.simulate(), exact, found, strict=True):
+    for simulated, oracle, runtime in zip(built.simulate(), exact, theirs, strict=True):
         largest = float(oracle.abs().max())
         for name, other in (("simulated", simulated.numpy()), ("run", runtime)):
             apart = float(np.abs(other - oracle.numpy()).max()) / max(largest, 1e-9)

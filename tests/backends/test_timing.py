@@ -28,25 +28,25 @@ class Sleeper:
 def test_runs_alternate_after_the_warm_up() -> None:
     diary: list[str] = []
     runners = {"a": Sleeper("a", 0.0, diary), "b": Sleeper("b", 0.0, diary)}
-    found = interleaved_latency(runners, IMAGES, warm_up=2, repeats=5)
+    latencies = interleaved_latency(runners, IMAGES, warm_up=2, repeats=5)
     assert diary == ["a", "b"] * 7
-    assert found["a"].samples == found["b"].samples == 5
+    assert latencies["a"].samples == latencies["b"].samples == 5
 
 
 def test_the_slower_one_is_slower() -> None:
     runners = {"fast": Sleeper("fast", 0.001, []), "slow": Sleeper("slow", 0.004, [])}
-    found = interleaved_latency(runners, IMAGES, warm_up=0, repeats=20)
-    assert 1.0 <= found["fast"].median_ms < found["slow"].median_ms
-    assert all(latency.median_ms <= latency.p90_ms for latency in found.values())
+    latencies = interleaved_latency(runners, IMAGES, warm_up=0, repeats=20)
+    assert 1.0 <= latencies["fast"].median_ms < latencies["slow"].median_ms
+    assert all(latency.median_ms <= latency.p90_ms for latency in latencies.values())
 
 
 def test_the_budget_ends_it_but_not_before_the_least() -> None:
     start = time.perf_counter()
-    found = interleaved_latency({"a": Sleeper("a", 0.01, [])}, IMAGES, warm_up=0, repeats=10_000, seconds=0.1)
-    assert 10 <= found["a"].samples < 30
+    latencies = interleaved_latency({"a": Sleeper("a", 0.01, [])}, IMAGES, warm_up=0, repeats=10_000, seconds=0.1)
+    assert 10 <= latencies["a"].samples < 30
     assert time.perf_counter() - start < 2
-    found = interleaved_latency({"a": Sleeper("a", 0.01, [])}, IMAGES, warm_up=0, repeats=50, least=4, seconds=0.0)
-    assert found["a"].samples == 4
+    latencies = interleaved_latency({"a": Sleeper("a", 0.01, [])}, IMAGES, warm_up=0, repeats=50, least=4, seconds=0.0)
+    assert latencies["a"].samples == 4
 
 
 def test_a_warm_up_costs_a_quarter_of_the_budget_at_most() -> None:

@@ -122,12 +122,12 @@ def chain() -> BuildChain:
         plan: Plan | None = None,
         trained: bool = False,
     ) -> Chain:
-        given = module.eval() if trained else resemble_trained(copy.deepcopy(module))
-        folded = fold(capture(given, images[:2], source="test"))
+        network = module.eval() if trained else resemble_trained(copy.deepcopy(module))
+        folded = fold(capture(network, images[:2], source="test"))
         chosen = profile if isinstance(profile, Profile) else PROFILES[profile]
-        wanted = plan or place(folded, chosen, Widths(weights=bits))
-        ranges = choose_ranges(observe(folded, wanted, torch.split(images, 64)), wanted, "auto")
-        return Chain(images=images, folded=folded, plan=wanted, prepared=insert(folded, wanted, ranges), bits=bits)
+        placed = plan or place(folded, chosen, Widths(weights=bits))
+        ranges = choose_ranges(observe(folded, placed, torch.split(images, 64)), placed, "auto")
+        return Chain(images=images, folded=folded, plan=placed, prepared=insert(folded, placed, ranges), bits=bits)
 
     return build
 

@@ -38,26 +38,26 @@ def plan(**changes: Any) -> Plan:
 
 
 def test_a_plan_survives_json() -> None:
-    given = plan()
-    text = json.dumps(given.to_json())
+    written = plan()
+    text = json.dumps(written.to_json())
     read = Plan.from_json(json.loads(text))
-    assert read == given
+    assert read == written
     assert json.dumps(read.to_json()) == text == json.dumps(plan().to_json())
     # Tuples and read-only tables have become what JSON has.
-    assert json.loads(text) == given.to_json()
+    assert json.loads(text) == written.to_json()
 
 
 def test_a_plan_cannot_change() -> None:
-    given, absorbed = plan(), {"relu": "conv"}
+    frozen, absorbed = plan(), {"relu": "conv"}
     with pytest.raises(dataclasses.FrozenInstanceError):
-        given.backend = "other"  # type: ignore[misc]
-    for table in (given.absorbed, given.passthrough, given.float_nodes, given.kinds):
+        frozen.backend = "other"  # type: ignore[misc]
+    for table in (frozen.absorbed, frozen.passthrough, frozen.float_nodes, frozen.kinds):
         with pytest.raises(TypeError):
             table["conv"] = "other"  # type: ignore[index]
     other = plan(absorbed=absorbed)
     absorbed["tanh"] = "conv"
     assert "tanh" not in other.absorbed
-    assert copy.deepcopy(given) is given
+    assert copy.deepcopy(frozen) is frozen
 
 
 def test_a_tensor_or_weight_is_quantised_once() -> None:

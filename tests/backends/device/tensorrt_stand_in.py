@@ -388,9 +388,9 @@ def stand_in(
 
             def work() -> None:
                 assert shape is not None
-                given = np.empty(shape, np.float32)
-                ctypes.memmove(given.ctypes.data, addresses[self.engine.names[0]], given.nbytes)
-                for name, value in zip(self._names(), self._computed(given), strict=True):
+                images = np.empty(shape, np.float32)
+                ctypes.memmove(images.ctypes.data, addresses[self.engine.names[0]], images.nbytes)
+                for name, value in zip(self._names(), self._computed(images), strict=True):
                     whole = np.ascontiguousarray(value, self.engine.get_tensor_dtype(name))
                     ctypes.memmove(addresses[name], whole.ctypes.data, whole.nbytes)
                 cuda.clock += 0.25

@@ -93,9 +93,9 @@ def test_one_command_checks_a_bundle(
         "status             as it should be",
     ):
         assert words in out
-    found = json.loads(report.read_text())
-    assert found["passed"] is True and set(found["layers"]) == {"a", "b", "down", "c", "fc"}
-    assert min(found["layers"].values()) > 35
+    written = json.loads(report.read_text())
+    assert written["passed"] is True and set(written["layers"]) == {"a", "b", "down", "c", "fc"}
+    assert min(written["layers"].values()) > 35
     assert (tmp_path / "cache" / "faqd" / "tensorrt-timing.cache").is_file()
 
 
@@ -244,9 +244,9 @@ def test_faqd_itself_runs_engines_where_they_run(
     with backend.runner(model, threads=1) as runner:
         assert runner.run(images)[0].shape == (8, 10)
         assert interleaved_latency({"a": runner}, images[:2], warm_up=1, repeats=3)["a"].median_ms == 0.25
-    found = backend.census(model, ["a", "fc", "gone"])
-    assert (found.integer, found.floating) == (("a", "fc"), ("gone",))
-    assert found.remark == "engine: 5 kernels, 0 of them fused, 0 reformat copies"
+    counted = backend.census(model, ["a", "fc", "gone"])
+    assert (counted.integer, counted.floating) == (("a", "fc"), ("gone",))
+    assert counted.remark == "engine: 5 kernels, 0 of them fused, 0 reformat copies"
     assert len(sdk.built) == 1, "one build for scoring, counting and timing"
 
 

@@ -323,8 +323,8 @@ def test_ties_may_flip_a_pixel_of_a_map_and_no_class_of_few_images() -> None:
     for (same, count), passed in cases.items():
         expected = np.tile(np.array([1, 0], np.float32), (count, 1))
         output = np.concatenate([expected[:same], expected[same:, ::-1]])
-        found = compared(output, expected, {"holds": "classes", "class_axis": 1}, WITH_FLOAT)
-        assert (found["same"], found["answers"], found["passed"]) == (same, count, passed)
+        entry = compared(output, expected, {"holds": "classes", "class_axis": 1}, WITH_FLOAT)
+        assert (entry["same"], entry["answers"], entry["passed"]) == (same, count, passed)
 
 
 def test_images_are_normalised_per_channel() -> None:

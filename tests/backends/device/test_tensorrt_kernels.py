@@ -87,12 +87,12 @@ def test_both_versions_are_read_alike(version: int) -> None:
 
 @pytest.mark.parametrize("version", [10, 11])
 def test_the_census_names_layers_and_counts_kernels(version: int) -> None:
-    found = census(parse_inspection(json.dumps(engine(version))), ["conv1", "head", "fc", "gone"])
-    assert found.integer == ("conv1", "fc")
-    assert found.floating == ("head", "gone")
-    assert found.unseen == ("gone",)
-    assert (found.kernels, found.fused, found.reformats, found.integer_reformats) == (4, 1, 1, 1)
-    assert found.kinds == {"CaskConvolution": 1, "CaskGemmConvolution": 1, "Reformat": 1, "gemm": 1}
+    counted = census(parse_inspection(json.dumps(engine(version))), ["conv1", "head", "fc", "gone"])
+    assert counted.integer == ("conv1", "fc")
+    assert counted.floating == ("head", "gone")
+    assert counted.unseen == ("gone",)
+    assert (counted.kernels, counted.fused, counted.reformats, counted.integer_reformats) == (4, 1, 1, 1)
+    assert counted.kinds == {"CaskConvolution": 1, "CaskGemmConvolution": 1, "Reformat": 1, "gemm": 1}
 
 
 def test_a_convolution_of_int8_data_with_float_weights_is_float() -> None:
@@ -106,9 +106,9 @@ def test_products_of_int4_weights_are_counted() -> None:
     expansion = EngineKernel(kind="kgen", nodes=("g_weight_dq",), inputs=(), weights=("Half", "Int4"))
     expanded = EngineKernel(kind="gemm", nodes=("g",), inputs=("Half", "Half"))
     assert [kernel.reads_int4 for kernel in (fused, expansion, expanded)] == [True, False, False]
-    found = census([fused, expansion, expanded], [])
-    assert found.int4_products == 1 and not fused.multiplies_integers
-    assert kernel_line(found).endswith("; products of int4 weights: 1")
+    counted = census([fused, expansion, expanded], [])
+    assert counted.int4_products == 1 and not fused.multiplies_integers
+    assert kernel_line(counted).endswith("; products of int4 weights: 1")
     (read,) = parse_inspection(
         json.dumps({"Layers": [{"Name": "h", "LayerType": "gemm", "Weights": {"Type": "Int4", "Count": 8}}]})
     )
@@ -119,9 +119,9 @@ def test_products_of_two_activations_are_counted_alone_and_as_attention() -> Non
     attention = EngineKernel(kind="kgen", nodes=("qk", "softmax", "v"), inputs=("Int8", "Int8", "Int8"))
     half = EngineKernel(kind="gemm", nodes=("other",), inputs=("Half", "Half"))
     plan = {"kinds": dict.fromkeys(("qk", "v", "other", "left"), "matmul") | {"a": "conv"}, "float_nodes": {"left": ""}}
-    found = census([attention, half], [], planned_products(plan))
-    assert (found.integer_products, found.float_products) == (("qk", "v"), ("other",))
-    assert kernel_line(found).endswith("; products of two activations: 2 of 3 int8; not int8: other")
+    counted = census([attention, half], [], planned_products(plan))
+    assert (counted.integer_products, counted.float_products) == (("qk", "v"), ("other",))
+    assert kernel_line(counted).endswith("; products of two activations: 2 of 3 int8; not int8: other")
 
 
 def test_shapes_that_the_inspector_does_not_know_are_no_type() -> None:

@@ -38,8 +38,8 @@ class Mutant:
         self.graph = self.model.graph
 
     def node(self, name: str) -> onnx.NodeProto:
-        found: onnx.NodeProto = next(node for node in self.graph.node if node.name == name)
-        return found
+        named: onnx.NodeProto = next(node for node in self.graph.node if node.name == name)
+        return named
 
     def value(self, name: str) -> Any:
         return numpy_helper.to_array(next(tensor for tensor in self.graph.initializer if tensor.name == name))
@@ -217,8 +217,8 @@ def test_rule_3_biases_are_float(for_tensorrt: Any) -> None:
 
 def test_onnx_runtimes_file_breaks_the_rules_of_tensorrt(residual: Any) -> None:
     mutant, _, _ = residual
-    found = {rule for rule, _ in broken(mutant, lint_rules(PROFILE))}
-    assert {1, 2, 3} <= found
+    numbers = {rule for rule, _ in broken(mutant, lint_rules(PROFILE))}
+    assert {1, 2, 3} <= numbers
     assert _refused_by_tensorrt(mutant)
 
 

@@ -72,8 +72,8 @@ def test_the_same_images_give_the_same_bytes(build: Build) -> None:
 def stored_weights(model: onnx.ModelProto) -> list[Any]:
     """The int8 weights of a file, not their zero points."""
     view = OnnxView(model)
-    found = [view.value(name) for name, tensor in view.initialisers.items() if tensor.data_type == 3]
-    return [values for values in found if values is not None and values.ndim > 1]
+    stored = [view.value(name) for name, tensor in view.initialisers.items() if tensor.data_type == 3]
+    return [values for values in stored if values is not None and values.ndim > 1]
 
 
 @pytest.mark.parametrize("network", ["residual", "shortcut_a"])

@@ -29,9 +29,9 @@ from calibration.errors import UserError
 
 
 def split(model: onnx.ModelProto, most: int = 0) -> SplitModel:
-    found = serialise(model, name="net.onnx", most=most)
-    assert isinstance(found, SplitModel)
-    return found
+    parts = serialise(model, name="net.onnx", most=most)
+    assert isinstance(parts, SplitModel)
+    return parts
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -62,8 +62,8 @@ def test_a_model_in_two_files_is_the_same_model(bits: int, build: Callable[..., 
 
 def run(backend: Any, model: Any, images: np.ndarray) -> np.ndarray:
     with backend.runner(model, threads=1) as runner:
-        (found,) = runner.run(images)
-    result: np.ndarray = found
+        (output,) = runner.run(images)
+    result: np.ndarray = output
     return result
 
 

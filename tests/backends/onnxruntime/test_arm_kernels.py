@@ -62,9 +62,9 @@ class Graphs:
         )
         expected, _ = IntegerOracle(model, arm_arithmetic=True).run(torch.from_numpy(x))
         with EmulatedOnnxRuntime(ARM64).runner(model.SerializeToString(), threads=1) as runner:
-            found = runner.run(x)
-        assert any(len(np.unique(result)) > 100 for result in found)
-        return sum(int((mine.numpy() != theirs).sum()) for mine, theirs in zip(expected, found, strict=True))
+            results = runner.run(x)
+        assert any(len(np.unique(result)) > 100 for result in results)
+        return sum(int((mine.numpy() != theirs).sum()) for mine, theirs in zip(expected, results, strict=True))
 
 
 def pairs() -> tuple[Graphs, Any]:

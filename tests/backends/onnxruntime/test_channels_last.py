@@ -44,7 +44,7 @@ def test_fewer_transpositions_remain_and_the_oracle_agrees(build: Callable[..., 
         model = built.model()
         left[moves] = OnnxRuntime().census(model.SerializeToString(), []).histogram["Transpose"]
         with OnnxRuntime().runner(model.SerializeToString(), threads=1) as runner:
-            (found,) = runner.run(images.numpy())
-        (wanted, *_), _ = IntegerOracle(model).run(images)
-        np.testing.assert_array_equal(found, wanted.numpy())
+            (theirs,) = runner.run(images.numpy())
+        (expected, *_), _ = IntegerOracle(model).run(images)
+        np.testing.assert_array_equal(theirs, expected.numpy())
     assert left[False] - left[True] >= 3, left

@@ -40,12 +40,12 @@ def differing(built: Any, profile: Profile, *, linted: bool = True) -> dict[str,
     oracle = IntegerOracle(model, arm_arithmetic=profile.arm_arithmetic)
     outputs, rounded = oracle.run(built.images, trace=True)
     with backend.runner(exposed(model, list(rounded)).SerializeToString(), threads=1) as runner:
-        found = runner.run(built.images.numpy())
+        results = runner.run(built.images.numpy())
     expected = {f"output {index}": output for index, output in enumerate(outputs)} | rounded
     assert any(len(np.unique(values.numpy())) > 8 for values in rounded.values())
     return {
         name: int((values.numpy() != theirs).sum())
-        for (name, values), theirs in zip(expected.items(), found, strict=True)
+        for (name, values), theirs in zip(expected.items(), results, strict=True)
         if (values.numpy() != theirs).any()
     }
 

@@ -116,11 +116,11 @@ def test_it_is_captured_and_runs(name: str, build: Build) -> None:
         model = backend.emit(built.frozen, opset=opset, batch=None)
         (expected,), _ = IntegerOracle(model).run(built.images)
         with backend.runner(model.SerializeToString(), threads=1) as runner:
-            (found,) = map(torch.from_numpy, runner.run(built.images.numpy()))
+            (theirs,) = map(torch.from_numpy, runner.run(built.images.numpy()))
         if name in INTEGER:
-            assert torch.equal(found, expected)
+            assert torch.equal(theirs, expected)
         # A float operator may round a last bit otherwise on the runtime, and a tie of the rounding behind it.
-        close = (found - expected).abs() <= 1e-5 * expected.abs().amax()
+        close = (theirs - expected).abs() <= 1e-5 * expected.abs().amax()
         assert close.float().mean() > 0.99
     assert torch.equal(built.simulate()[0], expected) or name in FLOAT
 

@@ -22,13 +22,13 @@ Build = Callable[..., Any]
 
 def compare(model: onnx.ModelProto, other: onnx.ModelProto | None, images: torch.Tensor) -> Comparison:
     """The oracle over `model` against ONNX Runtime over `other`, or over the same model."""
-    found = Comparison(model, other)
+    comparison = Comparison(model, other)
     running = model if other is None else other
-    with OnnxRuntime().runner(exposed(running, found.names).SerializeToString(), threads=1) as runner:
+    with OnnxRuntime().runner(exposed(running, comparison.names).SerializeToString(), threads=1) as runner:
         for batch in torch.split(images, 4):
             values = runner.run(batch.numpy())[len(running.graph.output) :]
-            found.add(batch, {name: torch.from_numpy(v) for name, v in zip(found.names, values, strict=True)})
-    return found
+            comparison.add(batch, {name: torch.from_numpy(v) for name, v in zip(comparison.names, values, strict=True)})
+    return comparison
 
 
 def changed(model: onnx.ModelProto, name: str, change: Callable[[Any], Any]) -> onnx.ModelProto:
@@ -42,16 +42,16 @@ def changed(model: onnx.ModelProto, name: str, change: Callable[[Any], Any]) -> 
 
 
 def rounding(view: OnnxView, tensor: str) -> onnx.NodeProto:
-    found = view.producer(tensor)
-    assert found is not None
-    return found
+    producer = view.producer(tensor)
+    assert producer is not None
+    return producer
 
 
 def test_equal_executions_have_nothing_to_say(build: Build) -> None:
     built = build("residual")
-    found = compare(built.model(), None, built.images)
-    assert found.first() is None and len(found.tensors) > 4
-    assert all(entry.elements > 100 and not entry.arises for entry in found.tensors.values())
+    comparison = compare(built.model(), None, built.images)
+    assert comparison.first() is None and len(comparison.tensors) > 4
+    assert all(entry.elements > 100 and not entry.arises for entry in comparison.tensors.values())
 
 
 def test_a_changed_scale_is_found_where_it_acts_and_handed_on_behind(build: Build) -> None:
@@ -59,15 +59,15 @@ def test_a_changed_scale_is_found_where_it_acts_and_handed_on_behind(build: Buil
     model = built.model()
     view, tensor = Comparison(model).oracle.view, Comparison(model).names[3]
     scale = rounding(view, tensor).input[1]
-    found = compare(model, changed(model, scale, lambda values: values * 1.5), built.images)
-    first = found.first()
+    comparison = compare(model, changed(model, scale, lambda values: values * 1.5), built.images)
+    first = comparison.first()
     assert first is not None and first.name == tensor and first.arises
     value = float(numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == scale)))
     assert f"{scale} is {value:.6g} here and {1.5 * value:.6g} there" in why(first, saturating_products=False)
     assert first.example.startswith("first at [") and first.largest > 1
-    before = found.names[: found.names.index(tensor)]
-    assert not any(found.tensors[name].differing for name in before)
-    behind = [entry for entry in found.tensors.values() if entry.differing and not entry.constants]
+    before = comparison.names[: comparison.names.index(tensor)]
+    assert not any(comparison.tensors[name].differing for name in before)
+    behind = [entry for entry in comparison.tensors.values() if entry.differing and not entry.constants]
     assert behind and {why(entry, saturating_products=False) for entry in behind} == {
         "handed on from the tensors before it"
     }
@@ -82,8 +82,8 @@ def test_a_changed_weight_is_counted(build: Build) -> None:
         values[0, 0, 0, 0] += 40 if values[0, 0, 0, 0] < 0 else -40
         return values
 
-    found = compare(model, changed(model, "b_weight", flip), built.images)
-    first = found.first()
+    comparison = compare(model, changed(model, "b_weight", flip), built.images)
+    first = comparison.first()
     assert first is not None and first.operators[0] == "Conv"
     assert "b_weight differs in 1 of" in why(first, saturating_products=False)
 
@@ -120,14 +120,14 @@ def test_ties_of_average_pools_are_named_as_such() -> None:
     scale = 0.0317
     integers = torch.randint(0, 256, (8, 3, 16, 16), generator=torch.Generator().manual_seed(0)) - 7
     images = integers * torch.tensor(scale)
-    found = compare(averages(scale), None, images)
-    assert found.first() is None
-    theirs = found.oracle.run(images, trace=True)[1]
-    found.add(images, theirs | {"pool_q": unfused(averages(scale), images)})
-    entry = found.tensors["pool_q"]
+    comparison = compare(averages(scale), None, images)
+    assert comparison.first() is None
+    theirs = comparison.oracle.run(images, trace=True)[1]
+    comparison.add(images, theirs | {"pool_q": unfused(averages(scale), images)})
+    entry = comparison.tensors["pool_q"]
     exact = integers.double().unfold(2, 2, 2).unfold(3, 2, 2).sum((-1, -2)) / 4
     ties = int((exact % 1 == 0.5).sum())
-    assert not found.tensors["x_q"].differing
+    assert not comparison.tensors["x_q"].differing
     assert 0 < entry.differing == entry.own == entry.ties <= ties
     assert "AveragePool adds up its window in another order" in why(entry, saturating_products=False)
     # An error of one step that is no tie has no such excuse.

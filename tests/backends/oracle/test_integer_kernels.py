@@ -128,8 +128,8 @@ def test_other_sums_are_added_in_another_order() -> None:
     mine = KERNELS["Add"]([quantised(values, *grids[0]), quantised(np.uint8(1), *grids[1])], {}, target(*out))
     assert mine.flatten()[:2].tolist() == [158, 189]
     for shape, theirs in (((1, 1, 1, 1), [158, 189]), ((), [159, 190])):
-        found = runtime("Add", [values, np.ones(shape, np.uint8)], [*grids, out])
-        assert found.flatten()[:2].tolist() == theirs
+        sums = runtime("Add", [values, np.ones(shape, np.uint8)], [*grids, out])
+        assert sums.flatten()[:2].tolist() == theirs
 
 
 @pytest.mark.parametrize(
@@ -138,23 +138,23 @@ def test_other_sums_are_added_in_another_order() -> None:
 def test_every_integer(operator: str, attributes: dict[str, Any], scale: float | None) -> None:
     generator, every = np.random.default_rng(1), np.arange(256, dtype=np.uint8)
     for _ in range(DRAWS):
-        given = draw(generator)
-        out = related(scale or given[0], generator)
-        theirs = runtime(operator, [every], [given, out], **attributes)
-        mine = KERNELS[operator]([quantised(every, *given)], attributes, target(*out))
-        np.testing.assert_array_equal(mine.numpy(), theirs, err_msg=f"{given} {out}")
+        source = draw(generator)
+        out = related(scale or source[0], generator)
+        theirs = runtime(operator, [every], [source, out], **attributes)
+        mine = KERNELS[operator]([quantised(every, *source)], attributes, target(*out))
+        np.testing.assert_array_equal(mine.numpy(), theirs, err_msg=f"{source} {out}")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 7), (32, 32)])
 def test_global_pooling(size: tuple[int, int]) -> None:
     generator = np.random.default_rng(2)
     for _ in range(DRAWS // 2):
-        given = draw(generator)
-        out = related(given[0] / 4, generator)
+        source = draw(generator)
+        out = related(source[0] / 4, generator)
         maps = generator.integers(0, 256, (4, 64, *size)).astype(np.uint8)
-        theirs = runtime("GlobalAveragePool", [maps], [given, out])
-        mine = KERNELS["GlobalAveragePool"]([quantised(maps, *given)], {}, target(*out))
-        np.testing.assert_array_equal(mine.numpy(), theirs, err_msg=f"{given} {out}")
+        theirs = runtime("GlobalAveragePool", [maps], [source, out])
+        mine = KERNELS["GlobalAveragePool"]([quantised(maps, *source)], {}, target(*out))
+        np.testing.assert_array_equal(mine.numpy(), theirs, err_msg=f"{source} {out}")
 
 
 @pytest.mark.parametrize(
@@ -170,12 +170,12 @@ def test_global_pooling(size: tuple[int, int]) -> None:
 def test_average_pooling(attributes: dict[str, Any]) -> None:
     generator = np.random.default_rng(3)
     for _ in range(DRAWS // 2):
-        given = draw(generator)
-        out = related(given[0], generator)
+        source = draw(generator)
+        out = related(source[0], generator)
         maps = generator.integers(0, 256, (2, 16, 11, 14)).astype(np.uint8)
-        theirs = runtime("AveragePool", [maps], [given, out], **attributes)
-        mine = KERNELS["AveragePool"]([quantised(maps, *given)], attributes, target(*out))
-        np.testing.assert_array_equal(mine.numpy(), theirs, err_msg=f"{given} {out}")
+        theirs = runtime("AveragePool", [maps], [source, out], **attributes)
+        mine = KERNELS["AveragePool"]([quantised(maps, *source)], attributes, target(*out))
+        np.testing.assert_array_equal(mine.numpy(), theirs, err_msg=f"{source} {out}")
 
 
 def test_rounding_is_half_to_even_by_hand() -> None:

@@ -32,8 +32,8 @@ class Layers(nn.Module):
 def skip_of(compute: Callable[[Any, Tensor], Tensor]) -> str | None:
     folded = fold(capture(Layers(compute).eval(), torch.randn(2, 3, 8, 8), source="test"))
     (addition,) = [node for node in folded.graph.nodes if node.target is torch.ops.aten.add.Tensor]
-    found = skip_input(addition)
-    return None if found is None else found.name
+    skip = skip_input(addition)
+    return None if skip is None else skip.name
 
 
 @pytest.mark.parametrize(

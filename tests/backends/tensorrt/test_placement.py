@@ -21,13 +21,13 @@ ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid
 
 def activations_inside_roundings(view: OnnxView) -> list[str]:
     """Layers of a file whose output is rounded before an activation reads it."""
-    found = []
+    names = []
     for node in filter(view.is_weighted, view.nodes):
         for quantise in view.readers(node.output[0]):
             dequantised = [r for q in view.readers(quantise.output[0]) for r in view.readers(q.output[0])]
             if quantise.op_type == "QuantizeLinear" and any(r.op_type in ACTIVATIONS for r in dequantised):
-                found.append(node.name)
-    return found
+                names.append(node.name)
+    return names
 
 
 class Bottlenecks(nn.Module):
@@ -106,9 +106,9 @@ def test_rule_5_on_known_networks(name: str, additions: int, build: Build) -> No
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     built = build(torchvision.models.get_model(name), "tensorrt", inputs=images)
     view = OnnxView(built.model())
-    found = [node for node in view.nodes if node.op_type == "Add"]
-    assert len(found) == additions
-    assert all(sum(view.dequantised(node, position) is not None for position in (0, 1)) == 1 for node in found)
+    sums = [node for node in view.nodes if node.op_type == "Add"]
+    assert len(sums) == additions
+    assert all(sum(view.dequantised(node, position) is not None for position in (0, 1)) == 1 for node in sums)
     assert activations_inside_roundings(view) == []
     assert built.plan.float_nodes == {}
 

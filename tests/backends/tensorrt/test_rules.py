@@ -56,13 +56,13 @@ def put(model: onnx.ModelProto, name: str, values: Any) -> None:
 
 
 def reader(model: onnx.ModelProto, name: str) -> NodeProto:
-    found: NodeProto = next(node for node in model.graph.node if name in node.input)
-    return found
+    reader: NodeProto = next(node for node in model.graph.node if name in node.input)
+    return reader
 
 
 def node(model: onnx.ModelProto, name: str) -> NodeProto:
-    found: NodeProto = next(node for node in model.graph.node if node.name == name)
-    return found
+    named: NodeProto = next(node for node in model.graph.node if node.name == name)
+    return named
 
 
 def zero_point(model: onnx.ModelProto) -> None:

@@ -215,8 +215,8 @@ def _put(model: onnx.ModelProto, tensor: TensorProto) -> None:
 
 
 def _dequantise(model: onnx.ModelProto) -> onnx.NodeProto:
-    found: onnx.NodeProto = next(node for node in model.graph.node if node.name == "h_weight_dq")
-    return found
+    named: onnx.NodeProto = next(node for node in model.graph.node if node.name == "h_weight_dq")
+    return named
 
 
 def per_channel(model: onnx.ModelProto) -> None:

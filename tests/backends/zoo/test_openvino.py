@@ -48,11 +48,11 @@ def hold(name: str) -> None:
     assert backend.census(model.SerializeToString(), plan.integer_layers()).floating == ()
     oracle, _ = IntegerOracle(model).run(images)
     with backend.runner(model.SerializeToString(), threads=1) as runner:
-        found = [torch.from_numpy(values) for values in runner.run(images.numpy())]
+        outputs = [torch.from_numpy(values) for values in runner.run(images.numpy())]
     with torch.no_grad():
         floats = folded(images)
-    for theirs, exact, wanted in zip(found, oracle, floats, strict=True):
-        assert apart(theirs, exact) < 0.05 or apart(theirs, wanted) < 1.3 * apart(exact, wanted)
+    for theirs, exact, real in zip(outputs, oracle, floats, strict=True):
+        assert apart(theirs, exact) < 0.05 or apart(theirs, real) < 1.3 * apart(exact, real)
 
 
 @pytest.mark.parametrize("name", QUICK)

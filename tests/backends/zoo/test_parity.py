@@ -34,9 +34,9 @@ def test_small_networks_differ_in_known_exceptions_alone(name: str, monkeypatch:
     applied: list[str] = []
     profile = recording(host_profile(), applied, monkeypatch)
     monkeypatch.setattr("tests.zoo_parity.host_profile", lambda: profile)
-    found = zoo_parity.counts(ZOO[name], pixels=ZOO[name].pixels, shallow=True)
+    counts = zoo_parity.counts(ZOO[name], pixels=ZOO[name].pixels, shallow=True)
     assert tuple(applied) == names_of(profile.rewrites)  # as shipped
-    assert found["integers"] > 10_000 and zoo_parity.faults(found) == []
+    assert counts["integers"] > 10_000 and zoo_parity.faults(counts) == []
 
 
 def test_what_is_no_known_exception_is_a_fault() -> None:
@@ -54,6 +54,6 @@ def test_what_is_no_known_exception_is_a_fault() -> None:
 @pytest.mark.benchmark
 @pytest.mark.parametrize("name", ZOO)
 def test_every_integer_of_every_network(name: str) -> None:
-    found = zoo_parity.counts(ZOO[name], pixels=PIXELS[name])
-    zoo_table.update_parity(name, found)
-    assert zoo_parity.faults(found) == []
+    counts = zoo_parity.counts(ZOO[name], pixels=PIXELS[name])
+    zoo_table.update_parity(name, counts)
+    assert zoo_parity.faults(counts) == []

@@ -112,13 +112,13 @@ def counts(name: str, backend: TensorRT, widths: Widths = Widths()) -> Counts:  
     left = _of_kind(plan, "conv", "linear", integer=False) - weight_only
     assert planned == set(engine.integer_layers)
     assert left | weight_only == set(engine.float_layers)
-    found = census(engine.kernels, [], planned_products(plan.to_json()))
-    assert found.float_products == (), "every planned product reads two tensors of int8"
+    counted = census(engine.kernels, [], planned_products(plan.to_json()))
+    assert counted.float_products == (), "every planned product reads two tensors of int8"
     return Counts(
         int8=len(engine.integer_layers),
         left=len(left),
         int4=len(engine.int4_layers),
-        products=len(found.integer_products),
+        products=len(counted.integer_products),
     )
 
 

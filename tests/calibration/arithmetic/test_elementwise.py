@@ -38,20 +38,20 @@ def scales(*values: float) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("values", [(0.0371, 0.0192, 0.061), (0.5, 0.25, 1.0), (2.0**-7, 0.5, 2.0**-8)])
 def test_fixed_point_is_integer_multipliers_of_22_bits(values: tuple[float, float, float]) -> None:
     a, b = (torch.randint(-255, 256, (700,), generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    given = scales(*values)
-    found = add_in_fixed_point(a.float(), b.float(), given, (93, 17, 128))
-    both, shift = multipliers([Fraction(float(given[index] / given[2])) for index in (0, 1)])
-    for x, y, integer in zip(a.tolist(), b.tolist(), found.tolist(), strict=True):
+    three = scales(*values)
+    sums = add_in_fixed_point(a.float(), b.float(), three, (93, 17, 128))
+    both, shift = multipliers([Fraction(float(three[index] / three[2])) for index in (0, 1)])
+    for x, y, integer in zip(a.tolist(), b.tolist(), sums.tolist(), strict=True):
         assert integer == away_from_zero(Fraction(x * both[0] + y * both[1], 2**shift))
 
 
 @pytest.mark.parametrize("values", [(0.0371, 0.0192, 0.061), (2.0**-9, 0.5, 2.0**-8)])
 def test_the_two_ways_differ_by_ties_and_last_bits_only(values: tuple[float, float, float]) -> None:
     a, b = torch.arange(-128.0, 128.0), torch.ones(())
-    found = [add(a, b, scales(*values), (128, 0, 128)) for add in (add_in_float32, add_in_fixed_point)]
-    assert float((found[0] - found[1]).abs().max()) <= 1
+    sums = [add(a, b, scales(*values), (128, 0, 128)) for add in (add_in_float32, add_in_fixed_point)]
+    assert float((sums[0] - sums[1]).abs().max()) <= 1
     # A ratio of 1/2 and a constant: every odd integer is a tie, every second of which an even number lies below.
-    assert int((found[0] != found[1]).sum()) == (0 if values[0] == 0.0371 else 64)
+    assert int((sums[0] != sums[1]).sum()) == (0 if values[0] == 0.0371 else 64)
 
 
 @pytest.mark.parametrize("values", [(1.0, 2.0**-15, 1.0), (3.0, 256.0, 1.0), (0.0001, 0.00009, 30.0)])
@@ -68,34 +68,34 @@ def test_hard_sigmoids_add_as_their_device(scale: float) -> None:
         ActivationGrid(AFFINE, scale=2.0**-8, zero_point=0),
     )
     x = torch.arange(-128.0, 128.0)
-    found = RequantiseHardSigmoid(output, inputs, arithmetic=ARM).eval()(x).detach()
+    gates = RequantiseHardSigmoid(output, inputs, arithmetic=ARM).eval()(x).detach()
     parts = inputs.scale().detach() / 6.0, torch.tensor(0.5)
     ratios = [Fraction(float(part / output.scale().detach())) for part in parts]
     both, shift = multipliers(ratios)
-    for integer, result in zip(x.tolist(), found.tolist(), strict=True):
+    for integer, result in zip(x.tolist(), gates.tolist(), strict=True):
         expected = away_from_zero(Fraction(int(integer) * both[0] + both[1], 2**shift))
         assert result == min(max(expected, 0), 255)
-    assert torch.equal(found, RequantiseHardSigmoid(output, inputs).eval()(x)) == (scale == 0.0371)
+    assert torch.equal(gates, RequantiseHardSigmoid(output, inputs).eval()(x)) == (scale == 0.0371)
 
 
 def test_training_does_not_mind_the_device() -> None:
     grids = [ActivationGrid(AFFINE, scale=value, zero_point=3) for value in (0.061, 0.0371, 0.0192)]
     a, b = (torch.arange(256.0) - 3 for _ in range(2))
     for module in (RequantiseSum, RequantiseHardSigmoid):
-        given = [a, b] if module is RequantiseSum else [a]
-        used = grids[: len(given) + 1]
-        torch.testing.assert_close(module(*used, arithmetic=ARM)(*given), module(*used)(*given))
+        operands = [a, b] if module is RequantiseSum else [a]
+        used = grids[: len(operands) + 1]
+        torch.testing.assert_close(module(*used, arithmetic=ARM)(*operands), module(*used)(*operands))
 
 
 def test_multiplications_of_arm_round_once() -> None:
     a, b = (values.reshape(-1)[::7] for values in torch.meshgrid(*[torch.arange(-255.0, 256.0)] * 2, indexing="ij"))
     # The last pair is one of few that decide: -1962.5001, of which x86 makes a tie when it rounds the product first.
     a, b = torch.cat([a, torch.tensor([-181.0])]), torch.cat([b, torch.tensor([74.0])])
-    given, zero = scales(0.3, 0.0192, 0.0371), 117
-    ratio = Fraction(float(given[0] * given[1] / given[2]))
-    found = ARM.multiply(a, b, given, (0, 0, zero))
-    for x, y, integer in zip(a.tolist(), b.tolist(), found.tolist(), strict=True):
+    three, zero = scales(0.3, 0.0192, 0.0371), 117
+    ratio = Fraction(float(three[0] * three[1] / three[2]))
+    products = ARM.multiply(a, b, three, (0, 0, zero))
+    for x, y, integer in zip(a.tolist(), b.tolist(), products.tolist(), strict=True):
         once = torch.tensor(float(int(x * y) * ratio + zero), dtype=torch.float32)
         assert integer == round(Fraction(float(once))) - zero
-    other = X86.multiply(a, b, given, (0, 0, zero))
-    assert found[-1] != other[-1] and float((found - other).abs().max()) == 1
+    other = X86.multiply(a, b, three, (0, 0, zero))
+    assert products[-1] != other[-1] and float((products - other).abs().max()) == 1

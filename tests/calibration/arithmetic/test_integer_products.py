@@ -46,8 +46,8 @@ def test_wide_sums_are_rounded_once(weights: str, inputs: str, bias: float | Non
     wide = None if offsets is None else offsets.double()
     settings = ([2, 1], [1, 0], [1, 2], 1)
     expected = torch.conv2d(x.double(), weight.double(), wide, *settings)
-    found = integer_conv2d(x, weight.double(), wide, *settings)
-    assert found.dtype == torch.float32 and torch.equal(found, expected.float())
+    sums = integer_conv2d(x, weight.double(), wide, *settings)
+    assert sums.dtype == torch.float32 and torch.equal(sums, expected.float())
     rows = x.permute(0, 2, 3, 1).reshape(-1, 6, 512)
     plane = weight[:, :, 0, 0]
     assert torch.equal(

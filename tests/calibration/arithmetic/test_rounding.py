@@ -29,8 +29,8 @@ def gradients(function: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor,
     leaves = [value.clone().requires_grad_() for value in inputs]
     result = function(*leaves)
     weights = torch.linspace(-1, 2, result.numel(), dtype=result.dtype).reshape(result.shape)
-    found = torch.autograd.grad((result * weights).sum(), leaves)
-    return result.detach(), list(found)
+    gradients = torch.autograd.grad((result * weights).sum(), leaves)
+    return result.detach(), list(gradients)
 
 
 def assert_same(first: tuple[Tensor, list[Tensor]], second: tuple[Tensor, list[Tensor]]) -> None:
@@ -198,9 +198,9 @@ def test_gradients_lie_in_memory_as_the_values_do(form: str, noise: Noise) -> No
     )
     for function in functions:
         leaves = (x.clone().requires_grad_(), y.clone().requires_grad_())
-        found = torch.autograd.grad(function(*leaves), leaves, incoming, allow_unused=True)
-        assert all(g.is_contiguous(memory_format=torch.channels_last) for g in found if g is not None)
-        assert found[0] is not None
+        gradients = torch.autograd.grad(function(*leaves), leaves, incoming, allow_unused=True)
+        assert all(g.is_contiguous(memory_format=torch.channels_last) for g in gradients if g is not None)
+        assert gradients[0] is not None
 
 
 def test_the_sign_has_two_values_and_a_gradient_inside() -> None:

@@ -36,9 +36,9 @@ def assert_equal(graph_module: GraphModule, module: nn.Module, images: Tensor) -
     """The graph's outputs are the tensors among the module's, up to float32 rounding."""
     with torch.no_grad():
         expected = [leaf for leaf in pytree.tree_leaves(module.eval()(images.clone())) if leaf is not None]
-        found = graph_module(images.clone())
-    assert len(found) == len(expected) == len(interface_of(graph_module).outputs)
-    for ours, theirs in zip(found, expected, strict=True):
+        outputs = graph_module(images.clone())
+    assert len(outputs) == len(expected) == len(interface_of(graph_module).outputs)
+    for ours, theirs in zip(outputs, expected, strict=True):
         assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
@@ -418,8 +418,8 @@ class Words(nn.Module):
         self.embed = nn.Embedding(10, 4)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        found: Tensor = self.embed(input_ids)
-        return found
+        rows: Tensor = self.embed(input_ids)
+        return rows
 
 
 class Both(nn.Module):

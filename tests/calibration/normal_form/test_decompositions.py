@@ -122,7 +122,7 @@ def test_it_runs_on_onnx_runtime(name: str, net: MakeNet, noise: Noise) -> None:
     images = noise(3, 3, 8, 8, seed=1)
     expected = module(images).detach()
     with OnnxRuntime().runner(model.SerializeToString(), threads=1) as runner:
-        (found,) = runner.run(images.numpy())
-    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
+        (output,) = runner.run(images.numpy())
+    torch.testing.assert_close(torch.from_numpy(output), expected, rtol=1e-4, atol=1e-4)
     (oracle,), _ = IntegerOracle(model).run(images)
     torch.testing.assert_close(oracle, expected, rtol=1e-4, atol=1e-4)

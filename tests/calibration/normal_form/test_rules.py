@@ -82,15 +82,15 @@ def test_what_changes_nothing_changes_nothing(name: str, net: MakeNet, noise: No
 
 
 def _shape_of(graph_module: torch.fx.GraphModule, name: str, images: Tensor) -> torch.Size:
-    found: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
 
     class Keeping(torch.fx.Interpreter):
         def run_node(self, n: torch.fx.Node) -> Any:
-            found[n.name] = super().run_node(n)
-            return found[n.name]
+            values[n.name] = super().run_node(n)
+            return values[n.name]
 
     Keeping(graph_module, garbage_collect_values=False).run(images)
-    return found[name].shape
+    return values[name].shape
 
 
 @pytest.mark.parametrize("smaller_first", [False, True])

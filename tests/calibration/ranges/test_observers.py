@@ -148,14 +148,14 @@ def test_the_least_squares_range_is_as_good_as_brute_force_over_raw_values(
     grid = Grid(bits=bits, signed=grid.signed, symmetric=grid.symmetric)
     observer = observed(*torch.split(values, 5_000))
     low, high = choose_range(observer, grid, "auto")
-    found = squared_error(values, low, high, grid)
+    error = squared_error(values, low, high, grid)
     shrinks = [step / 50 for step in range(10, 51)]
     ends = [(s, s) for s in shrinks]
     if not grid.symmetric and observer.minimum < 0:
         ends += [(low_end, high_end) for low_end in shrinks[::5] for high_end in shrinks[::5]]
     best = min(squared_error(values, observer.minimum * a, observer.maximum * b, grid) for a, b in ends)
-    assert found <= 1.05 * best
-    assert found <= squared_error(values, observer.minimum, observer.maximum, grid) * (1 + 1e-3)
+    assert error <= 1.05 * best
+    assert error <= squared_error(values, observer.minimum, observer.maximum, grid) * (1 + 1e-3)
 
 
 @pytest.mark.parametrize("method", RANGE_METHODS)
@@ -197,11 +197,11 @@ def test_weight_scales_are_those_of_brute_force(bits: int, axis: int | None, noi
     scale = weight_scale(weight, grid)
     assert scale.dtype == torch.float32 and scale.shape == (() if axis is None else (weight.shape[axis],))
     channels = [weight] if axis is None else weight.unbind(axis)
-    for found, channel in zip(scale.reshape(-1).tolist(), channels, strict=True):
+    for chosen, channel in zip(scale.reshape(-1).tolist(), channels, strict=True):
         expected, error = brute_force_scale(channel, grid)
-        integers = (channel.double() / found).round().clamp(grid.quant_min, grid.quant_max)
-        assert float((integers * found - channel).square().sum()) == pytest.approx(error, rel=1e-3, abs=1e-20)
-        assert found == pytest.approx(max(expected, SMALLEST_SCALE), rel=1e-5)
+        integers = (channel.double() / chosen).round().clamp(grid.quant_min, grid.quant_max)
+        assert float((integers * chosen - channel).square().sum()) == pytest.approx(error, rel=1e-3, abs=1e-20)
+        assert chosen == pytest.approx(max(expected, SMALLEST_SCALE), rel=1e-5)
 
 
 def test_a_channel_of_zeros_has_the_smallest_scale(noise: Noise) -> None:

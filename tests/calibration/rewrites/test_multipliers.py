@@ -37,8 +37,8 @@ def test_a_constant_of_one_value_is_a_number(name: str, net: MakeNet, noise: Noi
     captured = capture(module, noise(2, 3, 8, 8), source="test")
     folded = fold(captured)
     assert largest_difference(captured, folded, noise(3, 3, 8, 8, seed=1)) < 1e-6
-    found = [multiplier(node) for node in folded.graph.nodes if kind(node) in {"mul", "div"}]
-    assert found == [expected if expected is None else pytest.approx(expected)]
+    factors = [multiplier(node) for node in folded.graph.nodes if kind(node) in {"mul", "div"}]
+    assert factors == [expected if expected is None else pytest.approx(expected)]
 
 
 def _tokens(n: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,7 +89,7 @@ def test_a_number_behind_a_product_moves_before_it(name: str, net: MakeNet, nois
     moved = rewritten(folded, (NUMBERS_BEFORE_PRODUCTS,))
     assert largest_difference(folded, moved, noise(3, 3, 6, 6, seed=1)) < 1e-5
     numbers = [node for node in moved.graph.nodes if multiplier(node) is not None]
-    found = [(kind(next(iter(node.users))).replace("output", ""), kind(node.args[0])) for node in numbers]
-    assert found == expected
+    places = [(kind(next(iter(node.users))).replace("output", ""), kind(node.args[0])) for node in numbers]
+    assert places == expected
     assert (moved is folded) == (name in {"read by others", "no layer before"})
     assert interface_of(moved) == interface_of(folded)

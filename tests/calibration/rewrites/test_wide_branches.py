@@ -85,8 +85,8 @@ class Plain(nn.Module):
         self.layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.layers(x)
-        return found
+        result: Tensor = self.layers(x)
+        return result
 
 
 def test_a_network_without_branches_stays_the_same_object() -> None:

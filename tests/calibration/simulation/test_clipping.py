@@ -79,7 +79,7 @@ def test_the_gradient_is_that_of_the_clipped_values_by_hand(network: PreparedNet
         integers = (batch / grid.scale()).round().clamp(grid.lowest, grid.highest)
         at_end = (integers == grid.highest) | (integers == grid.lowest)
     assert 0 < int(at_end.sum()) < at_end.numel()
-    found = scale_gradients(network, batch)[group.removesuffix("_grid")]
+    gradient = scale_gradients(network, batch)[group.removesuffix("_grid")]
 
     # dL/d log s = sum over the clipped of dL/dy * y, y the values that the integers stand for; dL/dy by a probe.
     probe = torch.ones_like(batch, requires_grad=True)
@@ -89,7 +89,7 @@ def test_the_gradient_is_that_of_the_clipped_values_by_hand(network: PreparedNet
     torch.autograd.backward(network(batch)[0].square().sum())
     hook.remove()
     assert probe.grad is not None
-    assert found == pytest.approx(float((probe.grad * at_end).sum()), rel=1e-4)
+    assert gradient == pytest.approx(float((probe.grad * at_end).sum()), rel=1e-4)
     clipped.settle()
 
 

@@ -30,8 +30,8 @@ WEIGHT = [0.1, -0.5, 0.9, -0.2]
     ],
 )
 def test_by_hand(bits: int, integers: list[int], scale: float) -> None:
-    found, step = FORMS[bits](torch.tensor(WEIGHT))
-    assert found.tolist() == integers
+    chosen, step = FORMS[bits](torch.tensor(WEIGHT))
+    assert chosen.tolist() == integers
     assert float(step) == pytest.approx(scale, rel=1e-6)
 
 
@@ -136,10 +136,10 @@ def test_it_settles_on_the_same_function_with_ordinary_grids(made: SimpleNamespa
     assert not torch.equal(before, network.graph.get_parameter("second.weight"))
     network.eval()
     with torch.no_grad():
-        wanted = network(small_images(20))[0]
+        outputs = network(small_images(20))[0]
         integers = network.weight_grid("second.weight")(network.graph.get_parameter("second.weight")).round()
         forms.settle()
-        assert torch.equal(network(small_images(20))[0], wanted)
+        assert torch.equal(network(small_images(20))[0], outputs)
     frozen = freeze(network, made.folded).weights["second"]
     assert torch.equal(torch.from_numpy(frozen.integers).float(), integers)
     assert frozen.bits == made.bits and frozen.scale.shape == (32,)

@@ -22,9 +22,9 @@ from tests.one_line_net import c3, residual, shared_layer, values_of
 
 def correct(made: Chain) -> Corrections:
     """The corrections of a chain from its own images, applied to its network."""
-    found = find_corrections(made.prepared.eval(), made.folded, [made.images])
-    found.apply(made.prepared)
-    return found
+    corrections = find_corrections(made.prepared.eval(), made.folded, [made.images])
+    corrections.apply(made.prepared)
+    return corrections
 
 
 def error(made: Chain) -> float:
@@ -33,17 +33,17 @@ def error(made: Chain) -> float:
 
 def rounded_outputs(made: Chain) -> dict[str, Tensor]:
     """What every 3 x 3 convolution of rounded maps and weights gives, by ordinary arithmetic in float64."""
-    values, network, found = values_of(made.prepared.eval().graph, made.images), made.prepared, {}
+    values, network, sums = values_of(made.prepared.eval().graph, made.images), made.prepared, {}
     for placement in made.plan.weights:
         layer = next(node for node in made.folded.graph.nodes if node.name == placement.layer)
         source, weight, bias = layer.args[0].name, layer.args[1].target, layer.args[2].target
         maps = values[network.integers[source]].double() * network.tensor_grids[source].scale().double()
         grid, stored = network.weight_grid(weight), network.graph.get_parameter(weight)
         weights = grid(stored).double() * grid.scale().double().reshape(-1, 1, 1, 1)
-        found[placement.layer] = functional.conv2d(
+        sums[placement.layer] = functional.conv2d(
             maps, weights, network.graph.get_parameter(bias).double(), padding=1
         ).detach()
-    return found
+    return sums
 
 
 @pytest.mark.parametrize("bits", [4, 2, 1])
@@ -53,18 +53,19 @@ def test_every_layer_has_the_float_layers_mean_and_spread(
     layers = {"a": c3(3, 12), "b": c3(12, 12), "c": c3(12, 12), "d": c3(12, 8)}
     made = chain(net(residual, **layers), noise(16, 3, 8, 8), bits=bits)
     before = error(made)
-    found = correct(made)
+    corrections = correct(made)
 
-    assert found.biases.keys() == {f"{name}.bias" for name in layers}
-    assert found.factors.keys() == {"b.weight", "c.weight"}, "first and last layer have 8 bits, which keep the spread"
+    assert corrections.biases.keys() == {f"{name}.bias" for name in layers}
+    # The first and the last layer have 8 bits, which keep the spread.
+    assert corrections.factors.keys() == {"b.weight", "c.weight"}
     floats = values_of(made.folded, made.images)
     for name, real in rounded_outputs(made).items():
-        wanted = floats[name].double()
+        real_outputs = floats[name].double()
         # Biases are rounded to steps of the sums, in this layer and in those before it.
-        torch.testing.assert_close(real.mean((0, 2, 3)), wanted.mean((0, 2, 3)), rtol=0, atol=1e-3)
-        if f"{name}.weight" in found.factors:
+        torch.testing.assert_close(real.mean((0, 2, 3)), real_outputs.mean((0, 2, 3)), rtol=0, atol=1e-3)
+        if f"{name}.weight" in corrections.factors:
             torch.testing.assert_close(
-                real.std((0, 2, 3), correction=0), wanted.std((0, 2, 3), correction=0), rtol=2e-3, atol=0
+                real.std((0, 2, 3), correction=0), real_outputs.std((0, 2, 3), correction=0), rtol=2e-3, atol=0
             )
     assert error(made) < before
 
@@ -82,10 +83,10 @@ def test_a_number_by_hand(chain: BuildChain, net: MakeNet) -> None:
     made = chain(net(lambda n, x: n.c(n.b(n.a(x))), **layers), images, bits=2, trained=True)
     grid = made.prepared.weight_grid("b.weight")
     grid.log_scale.data.fill_(0.0)  # the weight 3 is clipped to one step of 1
-    found = correct(made)
+    corrections = correct(made)
     # Rounded, the layer gives x + 5: mean 6.5, spread s of x. Wanted are 3 x + 5: mean 9.5, spread 3 s.
-    torch.testing.assert_close(found.factors["b.weight"], torch.tensor([3.0]), rtol=1e-2, atol=0)
-    torch.testing.assert_close(found.biases["b.bias"], torch.tensor([5.0]), rtol=1e-2, atol=0)
+    torch.testing.assert_close(corrections.factors["b.weight"], torch.tensor([3.0]), rtol=1e-2, atol=0)
+    torch.testing.assert_close(corrections.biases["b.bias"], torch.tensor([5.0]), rtol=1e-2, atol=0)
 
 
 def test_no_integer_of_a_weight_moves(chain: BuildChain, net: MakeNet, noise: Noise) -> None:
@@ -105,15 +106,15 @@ def test_the_float_network_shares_nothing_that_is_corrected(chain: BuildChain, n
     ranges = choose_ranges(observe(made.folded, made.plan, [made.images]), made.plan, "auto")
     kept = copy.deepcopy(made.folded.state_dict())
     shared = insert(made.folded, made.plan, ranges, shared=True).eval()
-    found = find_corrections(shared, made.folded, [made.images])
-    found.apply(shared)
+    corrections = find_corrections(shared, made.folded, [made.images])
+    corrections.apply(shared)
 
     assert all(torch.equal(value, kept[name]) for name, value in made.folded.state_dict().items())
     places = {name: value.data_ptr() for name, value in made.folded.state_dict().items()}
     own = {name: value.data_ptr() for name, value in shared.graph.state_dict().items() if name in places}
     assert {name for name in own if own[name] == places[name]} == {"a.weight", "c.weight"}
     again = find_corrections(insert(made.folded, made.plan, ranges).eval(), made.folded, [made.images])
-    assert torch.equal(found.biases["b.bias"], again.biases["b.bias"])
+    assert torch.equal(corrections.biases["b.bias"], again.biases["b.bias"])
 
 
 def test_batches_are_averaged_by_their_images(chain: BuildChain, net: MakeNet, noise: Noise) -> None:
@@ -133,9 +134,9 @@ def test_a_channel_that_is_switched_off_stays_so(chain: BuildChain, net: MakeNet
             layer.weight.copy_(noise(*layer.weight.shape) * 0.2)
         layers["b"].weight[3] = 0.0
     made = chain(net(lambda n, x: n.c(n.b(n.a(x).relu()).relu()), **layers), noise(8, 3, 8, 8), bits=2, trained=True)
-    found = correct(made)
-    assert found.factors["b.weight"][3] == 1
-    assert all(torch.isfinite(values).all() for values in (*found.factors.values(), *found.biases.values()))
+    corrections = correct(made)
+    assert corrections.factors["b.weight"][3] == 1
+    assert all(torch.isfinite(values).all() for values in (*corrections.factors.values(), *corrections.biases.values()))
 
 
 def shared_bias(n: Any, x: Tensor) -> Tensor:
@@ -162,8 +163,8 @@ def test_what_layers_share_and_what_is_not_there_is_left(
     noise: Noise,
 ) -> None:
     layers = {"a": c3(3, 8), "b": second, "c": c3(8, 8), "d": c3(8, 4)}
-    found = correct(chain(net(compute, **layers), noise(8, 3, 8, 8), bits=4))
-    assert found.biases.keys() == biases and found.factors.keys() <= factors
+    corrections = correct(chain(net(compute, **layers), noise(8, 3, 8, 8), bits=4))
+    assert corrections.biases.keys() == biases and corrections.factors.keys() <= factors
 
 
 def test_linear_layers_over_tokens(chain: BuildChain, net: MakeNet, noise: Noise) -> None:
@@ -174,8 +175,9 @@ def test_linear_layers_over_tokens(chain: BuildChain, net: MakeNet, noise: Noise
         bits=2,
     )
     before = error(made)
-    found = correct(made)
-    assert found.factors.keys() == {"b.weight", "c.weight"} and found.biases.keys() == {f"{n}.bias" for n in "abcd"}
+    corrections = correct(made)
+    assert corrections.factors.keys() == {"b.weight", "c.weight"}
+    assert corrections.biases.keys() == {f"{n}.bias" for n in "abcd"}
     assert error(made) < before
     assert torch.equal(made.oracle()[0], made.simulate()[0])
 
@@ -185,12 +187,12 @@ def test_a_trained_network_comes_much_nearer(profile: Profile | str, chain: Buil
     """Integer biases (ONNX Runtime) and float ones (TensorRT); judged on images that corrected nothing."""
     made = chain(resnet20.module, resnet20.images[:128], profile, bits=4, trained=True)
     before, others = error(made), resnet20.images[128:]
-    found = correct(made)
+    corrections = correct(made)
     assert torch.equal(made.oracle()[0], made.simulate()[0])
     with torch.no_grad():
-        wanted, after = made.folded(others)[0], made.prepared(others)[0]
-    assert float((after - wanted).square().mean()) < 0.25 * before
-    assert json.loads(json.dumps(found.to_json())) == found.to_json()
-    again = Corrections.from_json(json.loads(json.dumps(found.to_json())))
-    assert all(torch.equal(again.factors[path], values) for path, values in found.factors.items())
-    assert all(torch.equal(again.biases[path], values) for path, values in found.biases.items())
+        expected, after = made.folded(others)[0], made.prepared(others)[0]
+    assert float((after - expected).square().mean()) < 0.25 * before
+    assert json.loads(json.dumps(corrections.to_json())) == corrections.to_json()
+    again = Corrections.from_json(json.loads(json.dumps(corrections.to_json())))
+    assert all(torch.equal(again.factors[path], values) for path, values in corrections.factors.items())
+    assert all(torch.equal(again.biases[path], values) for path, values in corrections.biases.items())

@@ -70,10 +70,10 @@ def test_biases_are_int32_at_input_scale_times_weight_scale(trained: Chain, froz
 def test_activations_have_the_learned_scales_and_fixed_zero_points(trained: Chain, frozen: FrozenNetwork) -> None:
     assert list(frozen.activations) == [placement.tensor for placement in trained.plan.activations]
     for placement in trained.plan.activations:
-        grid, found = trained.prepared.activation_grid(placement.group), frozen.activations[placement.tensor]
-        assert found.scale.dtype == np.float32 and found.scale.shape == ()
-        assert found.scale == grid.scale().detach().numpy() and found.zero_point == int(grid.zero_point)
-        assert found.signed is placement.grid.signed
+        grid, stored = trained.prepared.activation_grid(placement.group), frozen.activations[placement.tensor]
+        assert stored.scale.dtype == np.float32 and stored.scale.shape == ()
+        assert stored.scale == grid.scale().detach().numpy() and stored.zero_point == int(grid.zero_point)
+        assert stored.signed is placement.grid.signed
 
 
 def test_float_constants_are_the_trained_ones(trained: Chain, frozen: FrozenNetwork) -> None:

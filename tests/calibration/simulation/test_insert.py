@@ -322,10 +322,10 @@ def test_rounded_tensors_are_found_by_their_names(
 ) -> None:
     built = chain(net(_squeeze_excite, **EXACT["squeeze and excite"][1]), noise(8, 3, 9, 9))
     original = values_of(built.folded, built.images)
-    found = values_of(built.prepared.eval().graph, built.images)
+    computed = values_of(built.prepared.eval().graph, built.images)
     assert built.prepared.integers.keys() >= {placement.tensor for placement in built.plan.activations}
     for placement in built.plan.activations:
         grid = built.prepared.activation_grid(placement.group)
-        integers = found[built.prepared.integers[placement.tensor]]
+        integers = computed[built.prepared.integers[placement.tensor]]
         assert torch.equal(integers, integers.round()) and grid.lowest <= int(integers.min()) <= int(integers.max())
         assert signal_to_noise(original[placement.tensor], integers * grid.scale().detach()) > 25

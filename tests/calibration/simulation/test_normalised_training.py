@@ -74,29 +74,29 @@ def test_it_begins_nearer_to_the_float_network_than_rounding_left_it(made: Simpl
     plain, network = made.new(), made.new()
     batch = images(2, 128)
     with torch.no_grad():
-        wanted, before = made.folded(batch)[0], plain(batch)[0]
+        exact, before = made.folded(batch)[0], plain(batch)[0]
         normalisation = Normalisation(network, made.folded)
         normalisation.begin([batch[:64], batch[64:]])
         after = network(batch)[0]
         assert torch.equal(network.eval()(batch)[0], plain.eval()(batch)[0]), "evaluation is untouched"
-    assert (after - wanted).square().mean() < 0.5 * (before - wanted).square().mean()
+    assert (after - exact).square().mean() < 0.5 * (before - exact).square().mean()
     values = values_of(made.folded, batch)
     for layer in normalisation._layers.values():
-        found = values[layer.name]
-        torch.testing.assert_close(layer.offset.detach(), found.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(layer.gain.detach(), found.std((0, 2, 3), correction=0), rtol=1e-4, atol=1e-5)
+        sums = values[layer.name]
+        torch.testing.assert_close(layer.offset.detach(), sums.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(layer.gain.detach(), sums.std((0, 2, 3), correction=0), rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_folded_away_is_what_was_trained(made: SimpleNamespace) -> None:
     network, normalisation = trained(made)
     batch = images(50, 256)
     with torch.no_grad():
-        wanted = network(batch)[0]
+        expected = network(batch)[0]
         plain = normalisation.fold(made.new(), [batch]).eval()
-        found = plain(batch)[0]
+        carried = plain(batch)[0]
         # Trained differently, or the comparison says nothing.
-        assert (made.new().eval()(batch)[0] - wanted).abs().mean() > 0.2 * wanted.abs().mean()
-    assert (found - wanted).abs().mean() < 0.02 * wanted.abs().mean()
+        assert (made.new().eval()(batch)[0] - expected).abs().mean() > 0.2 * expected.abs().mean()
+    assert (carried - expected).abs().mean() < 0.02 * expected.abs().mean()
 
 
 def test_the_integers_of_the_weights_are_those_that_were_trained(made: SimpleNamespace) -> None:

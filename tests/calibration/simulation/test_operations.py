@@ -113,13 +113,13 @@ def test_products_are_rescaled_by_one_float32(mode: str, grid: Grid, zero_point:
     weights = WeightGrid(WEIGHT, noise(5, 12) * torch.tensor([1.0, 0.1, 3.0, 0.5, 2.0])[:, None])
     sums = (noise(3, 5, 4, 2) * 60_000).round()
     module = RequantiseProduct(output, source, weights, channel_dimensions=2).train(mode == "train")
-    found = module(sums)
+    rounded = module(sums)
     scales = weights.scale().detach().numpy()
     for index in itertools.product(*map(range, sums.shape)):
         multiplier = float32(float32(scale_of(source) * scales[index[1]]) / scale_of(output))
         expected = clamped(half_even(float32(sums[index]) * multiplier), output)
-        assert int(found[index]) == expected
-    assert {int(found.min()), int(found.max())} == {output.lowest, output.highest}
+        assert int(rounded[index]) == expected
+    assert {int(rounded.min()), int(rounded.max())} == {output.lowest, output.highest}
 
 
 def test_vectors_and_matrix_products_are_rescaled_along_their_own_axes(noise: Noise) -> None:
@@ -195,18 +195,18 @@ def test_sums_are_two_fused_multiply_adds(zeros: tuple[int, int, int], noise: No
     )
     stored = torch.randint(0, 256, (2, 700), generator=torch.Generator().manual_seed(0))
     a, b = (stored[0] - first.zero).float(), (stored[1] - second.zero).float()
-    found = RequantiseSum(output, first, second).eval()(a, b).detach()
+    sums = RequantiseSum(output, first, second).eval()(a, b).detach()
     ratio_a, ratio_b = scale_of(first) / scale_of(output), scale_of(second) / scale_of(output)
     exact_a, exact_b = Fraction(float(ratio_a)), Fraction(float(ratio_b))
     zeros_of_both = nearest_float32(exact_a * first.zero + Fraction(float(ratio_b * float32(second.zero))))
     fixed = float32(output.zero) - zeros_of_both
-    for x, y, integer in zip(stored[0].tolist(), stored[1].tolist(), found.tolist(), strict=True):
+    for x, y, integer in zip(stored[0].tolist(), stored[1].tolist(), sums.tolist(), strict=True):
         inner = nearest_float32(exact_b * y + Fraction(float(fixed)))
         total = nearest_float32(exact_a * x + Fraction(float(inner)))
         assert integer == min(max(half_even(total), 0), 255) - output.zero
     # In training the same but for ties.
     trained = RequantiseSum(output, first, second)(a, b).detach()
-    assert float((trained - found).abs().max()) <= 1 and float((trained != found).float().mean()) < 0.01
+    assert float((trained - sums).abs().max()) <= 1 and float((trained != sums).float().mean()) < 0.01
 
 
 @pytest.mark.parametrize("zeros", [(0, 0, 0), (93, 17, 128)])
@@ -216,25 +216,25 @@ def test_multiplications_add_the_zero_point_before_rounding(zeros: tuple[int, in
     )
     stored = torch.randint(0, 256, (2, 700), generator=torch.Generator().manual_seed(0))
     a, b = (stored[0] - first.zero).float(), (stored[1] - second.zero).float()
-    found = RequantiseMultiplication(output, first, second).eval()(a, b).detach()
+    products = RequantiseMultiplication(output, first, second).eval()(a, b).detach()
     multiplier = float32(scale_of(first) * scale_of(second)) / scale_of(output)
-    for x, y, integer in zip(a.tolist(), b.tolist(), found.tolist(), strict=True):
+    for x, y, integer in zip(a.tolist(), b.tolist(), products.tolist(), strict=True):
         scaled = float32(float32(int(x) * int(y)) * multiplier) + float32(output.zero)
         assert integer == min(max(half_even(scaled), 0), 255) - output.zero
     trained = RequantiseMultiplication(output, first, second)(a, b).detach()
-    assert float((trained - found).abs().max()) <= 1
+    assert float((trained - products).abs().max()) <= 1
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_means_are_sums_times_one_float32(mode: str) -> None:
     output, source = activation(scale=0.0211, zero_point=40), activation(zero_point=93)
     x = torch.randint(source.lowest, source.highest, (3, 4, 7, 5), generator=torch.Generator().manual_seed(0)).float()
-    found = RequantiseMean(output, source).train(mode == "train")(x)
+    means = RequantiseMean(output, source).train(mode == "train")(x)
     multiplier = scale_of(source) / float32(scale_of(output) * float32(35))
-    assert found.shape == (3, 4, 1, 1)
+    assert means.shape == (3, 4, 1, 1)
     for batch, channel in itertools.product(range(3), range(4)):
         total = sum(int(value) for value in x[batch, channel].flatten())
-        assert int(found[batch, channel]) == clamped(half_even(float32(total) * multiplier), output)
+        assert int(means[batch, channel]) == clamped(half_even(float32(total) * multiplier), output)
 
 
 def test_means_over_large_maps_are_exact() -> None:
@@ -312,11 +312,11 @@ def test_learned_scales_have_lsqs_gradients(
 
     leaves, used = [images, weight, bias], 3 if rounded_output else 2
     logarithms = [grid.log_scale for grid in (inputs, weights, outputs)][:used]
-    found = torch.autograd.grad((ours - target).square().sum(), [*leaves, *logarithms])
+    gradients = torch.autograd.grad((ours - target).square().sum(), [*leaves, *logarithms])
     expected = torch.autograd.grad((theirs - target).square().sum(), [*leaves, *[sx, sw, sy][:used]])
-    for mine, lsq in zip(found[:3], expected[:3], strict=True):
+    for mine, lsq in zip(gradients[:3], expected[:3], strict=True):
         torch.testing.assert_close(mine, lsq, rtol=1e-9, atol=1e-9)
-    for mine, lsq, scale in zip(found[3:], expected[3:], [sx, sw, sy][:used], strict=True):
+    for mine, lsq, scale in zip(gradients[3:], expected[3:], [sx, sw, sy][:used], strict=True):
         # d loss / d log scale = scale * d loss / d scale
         torch.testing.assert_close(mine, lsq * scale, rtol=1e-8, atol=1e-8)
         assert float(lsq.abs().min()) > 1e-6
@@ -332,11 +332,11 @@ def test_residual_sums_have_lsqs_gradients(noise: Noise) -> None:
     parts = [fake_quantised(v, s, g.lowest, g.highest) for v, s, g in zip(values, scales, grids, strict=False)]
     theirs = fake_quantised(parts[0] + parts[1], scales[2], grids[2].lowest, grids[2].highest)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    found = torch.autograd.grad((ours - target).square().sum(), [*values, *(grid.log_scale for grid in grids)])
+    gradients = torch.autograd.grad((ours - target).square().sum(), [*values, *(grid.log_scale for grid in grids)])
     expected = torch.autograd.grad((theirs - target).square().sum(), [*values, *scales])
-    for mine, lsq in zip(found[:2], expected[:2], strict=True):
+    for mine, lsq in zip(gradients[:2], expected[:2], strict=True):
         torch.testing.assert_close(mine, lsq, rtol=1e-8, atol=1e-8)
-    for mine, lsq, scale in zip(found[2:], expected[2:], scales, strict=True):
+    for mine, lsq, scale in zip(gradients[2:], expected[2:], scales, strict=True):
         torch.testing.assert_close(mine, lsq * scale, rtol=1e-8, atol=1e-8)
 
 

@@ -53,9 +53,9 @@ def train(prepared: PreparedNetwork, images: Tensor, steps: int = 3) -> None:
 
 def outputs(prepared: PreparedNetwork, images: Tensor) -> Tensor:
     with torch.no_grad():
-        (found,) = prepared.eval()(images)
-    assert isinstance(found, Tensor)
-    return found
+        (output,) = prepared.eval()(images)
+    assert isinstance(output, Tensor)
+    return output
 
 
 def test_training_a_copy_leaves_everything_else_untouched(residual: Chain) -> None:
