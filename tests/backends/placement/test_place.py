@@ -230,7 +230,7 @@ def test_narrow_activations_are_what_inner_layers_read(build: Build) -> None:
     inner = set(layers[1:-1])
     read = {str(node.args[0]) for node in built.folded.graph.nodes if node.name in inner}
     narrow = {built.plan.passthrough.get(tensor, tensor) for tensor in read}
-    assert {tensor for tensor, width in bits.items() if width == 3} == narrow == {"relu", "relu_1"}
+    assert {tensor for tensor, width in bits.items() if width == 3} == narrow == {"relu", "relu_1", "clone_default"}
     assert bits["x"] == 8 and set(bits.values()) == {3, 8}
     weights = {placement.layer: placement.grid.bits for placement in built.plan.weights}
     assert weights[layers[0]] == weights[layers[-1]] == 8 and {weights[layer] for layer in inner} == {2}
