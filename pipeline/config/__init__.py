@@ -1,6 +1,7 @@
 """One tree of frozen dataclasses that says all of a run: each field's type, default, flag and help, once.
 
-A value that exists is valid. Stages unpack the groups into plain arguments; components never see them.
+A value that exists is valid. A stage takes the groups that are its own, as losses and training do which it is made of;
+other components see none, and nobody but who sets up a run sees the tree.
 Every flag without its dashes is also a key of the file given with `--config`.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ _BACKOFF, _MOST_BACKOFFS = 0.3, 3
 _BRANCH_STEPS = 200
 
 
+@final
 class Trainer:
     """A quantised student, its `learner` in the present attempt, and what is known of the attempts so far.
 
