@@ -53,7 +53,7 @@ def images():
     return Images()
 """
 RUN = ("run", "--teacher", "python:labelled_nets:net", "--data", "python:labelled_nets:images")
-TRAINED = ("--steps", "4", "--batch-size", "8", "--calibration-images", "16", "--max-drop", "100")
+TRAINED = ("--workers", "0", "--steps", "4", "--batch-size", "8", "--calibration-images", "16", "--max-drop", "100")
 
 
 @pytest.fixture(scope="module", autouse=True)
