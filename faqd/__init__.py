@@ -66,9 +66,9 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with own():
-        found = getattr(importlib.import_module(_MODULES.get(name, "pipeline.config")), name)
-    globals()[name] = found
-    return found
+        public = getattr(importlib.import_module(_MODULES.get(name, "pipeline.config")), name)
+    globals()[name] = public
+    return public
 
 
 def __dir__() -> list[str]:

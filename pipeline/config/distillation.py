@@ -214,6 +214,6 @@ class DistillationConfig:
             ("sakd-weight", "leave it out instead"),
             ("speq-weight", "leave it out instead"),
         ):
-            given = getattr(self, flag.replace("-", "_"))
-            if given is not None:
-                read_ramp(flag, given, positive=False, instead=instead)
+            ramp = getattr(self, flag.replace("-", "_"))
+            if ramp is not None:
+                read_ramp(flag, ramp, positive=False, instead=instead)

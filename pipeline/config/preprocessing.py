@@ -138,8 +138,8 @@ class PreprocessingConfig:
 
     def _check_statistics(self) -> None:
         if (self.mean is None) != (self.std is None):
-            given, other = ("mean", "std") if self.std is None else ("std", "mean")
-            raise UserError(f"--{given} {flags.shown(getattr(self, given))} needs --{other} with as many numbers")
+            flag, other = ("mean", "std") if self.std is None else ("std", "mean")
+            raise UserError(f"--{flag} {flags.shown(getattr(self, flag))} needs --{other} with as many numbers")
         for flag, values in (("mean", self.mean), ("std", self.std), ("fill", self.fill)):
             if values is not None and len(values) not in (1, 3):
                 raise UserError(f"--{flag} {flags.shown(values)}: must be 1 or 3 numbers, one per channel")

@@ -153,8 +153,8 @@ def check_engine(engine: EngineConfig, *, backend: str, batch: int) -> None:
         UserError: a flag would have no effect, or --batch lies outside of --batches.
     """
     if backend != "tensorrt":
-        default, given = flags.to_json(EngineConfig()), flags.to_json(engine)
-        if changed := [key for key, value in given.items() if value != default[key]]:
+        default, typed = flags.to_json(EngineConfig()), flags.to_json(engine)
+        if changed := [key for key, value in typed.items() if value != default[key]]:
             raise UserError(f"--{changed[0]} is for --backend tensorrt: {backend} builds no engine")
     if engine.batches is not None and not engine.batches[0] <= batch <= engine.batches[2]:
         raise UserError(f"--batch {batch} lies outside of --batches {flags.shown(engine.batches)}")

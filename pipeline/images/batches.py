@@ -111,10 +111,10 @@ def ordered_batches(
         UserError: no image is readable, or a worker process died.
     """
     loader = OrderedLoader(Reader(source, preprocessing), indices, batch_size)
-    found = False
+    readable = False
     for batch in iterate(loader, source, workers=workers, pin_memory=pin_memory):
         if len(batch.images):
-            found = True
+            readable = True
             yield batch
-    if not found and len(indices):
+    if not readable and len(indices):
         raise UserError(none_readable(source.name, len(indices), source.unreadable.first_reason()))

@@ -67,13 +67,13 @@ def open_labelled(source: str, preprocessing: Preprocessing) -> EvaluationSet:
         UserError: as of `open_images`, or the source holds no labels for them.
     """
     kind, _ = split_kind(with_kind(source, DATA_SOURCES), DATA_SOURCES, "data")
-    found = None if kind == "digits" else open_evaluation(source, preprocessing)  # its labels are for scoring alone
-    if found is None or found.labels is None:
+    scored = None if kind == "digits" else open_evaluation(source, preprocessing)  # its labels are for scoring alone
+    if scored is None or scored.labels is None:
         raise UserError(
             f"--label-weight needs labels, and --data {source} has none for training: name some "
             "(npz:FILE#images,labels, images:FOLDER with class folders), or leave it out (--class-weight needs none)"
         )
-    return found
+    return scored
 
 
 def _open_digits(rest: str, *, labelled: bool) -> EvaluationSet:

@@ -152,7 +152,7 @@ class Preprocessing:
 _LARGEST_SIDE = 2**20
 
 
-def preprocessing_from_fields(given: Mapping[str, Any], *, where: str) -> Preprocessing:
+def preprocessing_from_fields(settings: Mapping[str, Any], *, where: str) -> Preprocessing:
     """Complete some fields of a `Preprocessing`: unset ones are 224 px, RGB, ImageNet's mean and std.
 
     One number for mean, std or fill holds for every channel; `height` alone or `width` alone means a square. Unless
@@ -162,10 +162,10 @@ def preprocessing_from_fields(given: Mapping[str, Any], *, where: str) -> Prepro
         UserError: a field is unknown or wrong.
     """
     names = [*(field.name for field in fields(Preprocessing)), "fit"]
-    unknown = sorted(str(name) for name in set(given) - set(names))
+    unknown = sorted(str(name) for name in set(settings) - set(names))
     if unknown:
         raise UserError(f"{where}: unknown preprocessing fields {', '.join(unknown)}; known: {', '.join(names)}")
-    values = {name: _plain(value) for name, value in given.items()}
+    values = {name: _plain(value) for name, value in settings.items()}
     _check_kinds(values, where)
     values.setdefault("height", values.get("width", 224))
     values.setdefault("width", values["height"])

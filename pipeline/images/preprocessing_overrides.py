@@ -68,12 +68,14 @@ def assumed_preprocessing(channels: int | None, where: str, **overrides: Unpack[
         UserError: parts that cannot be, or not together.
     """
     asked = {name: value for name, value in overrides.items() if value is not None}
-    given: dict[str, Any] = {name: asked[name] for name in ("channel_order", "divisor", "mean", "std") if name in asked}
+    own_fields: dict[str, Any] = {
+        name: asked[name] for name in ("channel_order", "divisor", "mean", "std") if name in asked
+    }
     if "image_size" in asked:
-        given["width"], given["height"] = _width_and_height(asked["image_size"])
-    if channels is not None and "channel_order" not in given:
-        given["channels"] = channels
-    base = preprocessing_from_fields(given, where=where)
+        own_fields["width"], own_fields["height"] = _width_and_height(asked["image_size"])
+    if channels is not None and "channel_order" not in own_fields:
+        own_fields["channels"] = channels
+    base = preprocessing_from_fields(own_fields, where=where)
     try:
         return with_overrides(base, **overrides)
     except UserError as error:

@@ -30,9 +30,9 @@ class Recipe:
     needs: tuple[str, ...]
     settings: Mapping[str, Any]
 
-    def missing(self, given: Mapping[str, Any]) -> str:
+    def missing(self, typed: Mapping[str, Any]) -> str:
         """The flags that must be added to those given, by key and with a list where it may be given several times."""
-        counts = {key: len(value) if isinstance(value, list | tuple) else 1 for key, value in given.items()}
+        counts = {key: len(value) if isinstance(value, list | tuple) else 1 for key, value in typed.items()}
         needed = {flag: self.needs.count(flag) for flag in self.needs}
         lacking = [flag for flag, count in needed.items() if counts.get(flag, 0) < count]
         return " and ".join(f"--{flag}" + (f" {needed[flag]} times" if needed[flag] > 1 else "") for flag in lacking)

@@ -98,16 +98,16 @@ def _construct(kind: Any, options: dict[str, str], where: str, *, labelled: bool
 
 def _parameters(kind: type) -> dict[str, inspect.Parameter]:
     """Named parameters of a class and, where it passes on **kwargs, of its bases."""
-    found: dict[str, inspect.Parameter] = {}
+    by_name: dict[str, inspect.Parameter] = {}
     for base in kind.__mro__:
         if "__init__" not in vars(base):
             continue
         parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
         named = (parameter for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_KEYWORD)
-        found = {parameter.name: parameter for parameter in named if parameter.name != "self"} | found
+        by_name = {parameter.name: parameter for parameter in named if parameter.name != "self"} | by_name
         if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
             break
-    return found
+    return by_name
 
 
 def _splits(
