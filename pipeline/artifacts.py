@@ -26,7 +26,9 @@ from calibration.simulation.prepared import PreparedNetwork
 from pipeline.config.quantisation import QuantisationConfig
 from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.networks.models import preprocessing_words
 from pipeline.networks.outputs.meaning import Output
+from pipeline.report.cards import Card, Shown
 from pipeline.report.schema import Distillation
 from pipeline.tools.atomic import whole_file, write_text
 
@@ -35,7 +37,7 @@ MODEL, FLOAT_MODEL = "model.onnx", "float.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
+class Network(Shown):
     """A float network as a folded graph, with what its images must look like."""
 
     source: str
@@ -51,6 +53,39 @@ class Network:
     notes: tuple[str, ...]
     other: GraphModule | None = None
     """The folded graph for images of another size, where it is free; the interface of `folded` says what follows it."""
+
+    def __str__(self) -> str:
+        return self._card().text()
+
+    def __repr__(self) -> str:
+        return f"<Network {self.source}>"
+
+    def _repr_html_(self) -> str:
+        return self._card().html()
+
+    def _card(self) -> Card:
+        parameters = sum(parameter.numel() for parameter in self.folded.parameters())
+        rows = [
+            (output.name, " x ".join(map(str, ("batch", *output.shape))), _held(output), ", ".join(output.names[:3]))
+            for output in self.outputs
+        ]
+        return Card(
+            title=f"{self.source}, float32",
+            facts=(
+                ("images", preprocessing_words(self.preprocessing)),
+                ("parameters", f"{parameters:,}"),
+                *(("note", note) for note in self.notes),
+            ),
+            heading=("output", "shape", "holds", "first classes"),
+            rows=tuple(rows),
+        )
+
+
+def _held(output: Output) -> str:
+    """What an output holds, in a word or two."""
+    if output.embedding:
+        return "an embedding"
+    return output.holds if output.activation is None else f"{output.holds} ({output.activation})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,21 +173,23 @@ class CompiledModel:
 class QuantisedStudent:
     """What a quantiser makes of float networks and images: the artifact, its plan, and what is known of the way there.
 
-    `backend` has the profile that it was made for. `prepared` and `trained` are the simulations before and after
+    `backend` has the profile that it was made for. `prepared` and `simulated` compute it before and after
     training, None where the quantiser simulates nothing: then the artifact itself is all that can be run.
+    `distillation` is what training did, None where there was none, or another's.
     """
 
     backend: Backend
     compiled: CompiledModel
     plan: Plan
     prepared: PreparedStudent | None = None
-    trained: TrainedStudent | None = None
+    simulated: PreparedNetwork | None = None
+    distillation: Distillation | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What was decided and found on the way, for the report."""
         decided = () if self.prepared is None else self.prepared.notes
-        return decided if self.trained is None else (*decided, *self.trained.distillation.remarks)
+        return decided if self.distillation is None else (*decided, *self.distillation.remarks)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:

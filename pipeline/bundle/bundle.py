@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from backends.onnx_file.serialised import DATA_SUFFIX, Serialised, files_of, read_model
+from backends.onnx_file.serialised import DATA_SUFFIX, Serialised, files_of, read_model, size_of
 from backends.onnxruntime.oldest_version import least_runtime
 from calibration.errors import UserError
 from calibration.plan import Plan
@@ -21,8 +21,10 @@ from pipeline.artifacts import MODEL
 from pipeline.bundle.golden import Golden
 from pipeline.images.preprocessing import Preprocessing, preprocessing_from_fields
 from pipeline.networks.outputs.meaning import Output
+from pipeline.report.cards import Card, Shown
 from pipeline.report.files import write_report
 from pipeline.report.schema import Report, read_report
+from pipeline.report.wording import TONES, VERDICTS, headline
 from pipeline.tools import records
 from pipeline.tools.atomic import directory, remove, write_bytes, write_text
 
@@ -36,13 +38,39 @@ DIGEST = "sha256"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bundle:
+class Bundle(Shown):
     """A bundle that was read and whose files are what the manifest says."""
 
     folder: Path
     model: Serialised
     golden: Golden
     manifest: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return self._card().text()
+
+    def __repr__(self) -> str:
+        return f"<Bundle {self.folder}>"
+
+    def _repr_html_(self) -> str:
+        return self._card().html()
+
+    def _card(self) -> Card:
+        said, bits, report = self.manifest, self.manifest["bits"], self.report
+        shapes = [f"{entry['name']} {entry['shape']} {entry['type']}" for entry in said["inputs"]]
+        return Card(
+            title=f"bundle {self.folder}",
+            verdict=None if report is None else (VERDICTS[report.status], TONES[report.status]),
+            facts=(
+                ("network", f"{said['student']}, taught by {said['teacher']}, seed {said['seed']}"),
+                ("runtime", f"{self.backend}{'' if self.target is None else f', {self.target}'}"),
+                ("bits", f"weights {bits['weights']}, activations {bits['activations']}"),
+                ("input", "; ".join(shapes)),
+                ("outputs", ", ".join(f"{output.name} ({output.holds})" for output in self.outputs)),
+                ("size", f"{size_of(self.model) / 1000:.4g} kB"),
+                *(("in its run", headline(report)) for report in (report,) if report is not None),
+            ),
+        )
 
     @property
     def backend(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from calibration.errors import UserError
 from pipeline.images.batches import Batch, ordered_batches, split_held_out, suggested_workers, training_batches
@@ -11,7 +11,7 @@ from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.sources.arrays import ArraySource, checked_labels, open_npz
 from pipeline.images.sources.folder import open_folder
 from pipeline.images.sources.image_source import EvaluationSet, ImageSource
-from pipeline.images.sources.python_dataset import open_python
+from pipeline.images.sources.python_dataset import open_python, open_value
 from pipeline.images.sources.torchvision_datasets import open_torchvision
 from pipeline.tools.source_text import split_kind
 
@@ -21,6 +21,7 @@ __all__ = [
     "EvaluationSet",
     "ImageSource",
     "open_evaluation",
+    "open_held",
     "open_images",
     "open_labelled",
     "ordered_batches",
@@ -56,6 +57,19 @@ def open_evaluation(source: str, preprocessing: Preprocessing) -> EvaluationSet:
     """
     kind, rest = split_kind(with_kind(source, DATA_SOURCES), DATA_SOURCES, "data")
     evaluation = DATA_SOURCES[kind](rest, labelled=True)
+    _noted(evaluation.images, preprocessing)
+    return evaluation
+
+
+def open_held(value: Any, preprocessing: Preprocessing, *, where: str, labelled: bool = False) -> EvaluationSet:
+    """Open images that somebody has at hand: an array or tensor, (images, labels), a sequence or map-style data set.
+
+    `where` names them in errors. Unless `labelled`, labels are not even read.
+
+    Raises:
+        UserError: they are of another form, or empty, in one line.
+    """
+    evaluation = open_value(value, where, labelled=labelled, verb="is")
     _noted(evaluation.images, preprocessing)
     return evaluation
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
 
@@ -14,6 +14,7 @@ from calibration.errors import UserError
 from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.preprocessing_overrides import FLAGS, Overrides, assumed_preprocessing, with_overrides
 from pipeline.networks.sources.loose_names import full_source
+from pipeline.networks.sources.sourced import SourcedModel
 from pipeline.networks.sources.table import MODEL_SOURCES
 from pipeline.networks.unsuitable_parts import check_numbers, check_parts, without_inference_mode
 from pipeline.tools.source_text import close_matches, split_kind
@@ -54,7 +55,23 @@ def load_model(
     source, taken = full_source(source)
     kind, rest = split_kind(source, MODEL_SOURCES, "network")
     sourced = MODEL_SOURCES[kind](rest, weights)
-    module, notes, output_kinds = sourced.module, taken + sourced.notes, sourced.output_kinds
+    sourced = replace(sourced, notes=taken + sourced.notes)
+    return completed(sourced, source, submodule=submodule, otherwise=otherwise, **overrides)
+
+
+def completed(
+    sourced: SourcedModel,
+    source: str,
+    *,
+    submodule: str | None = None,
+    otherwise: Preprocessing | None = None,
+    **overrides: Unpack[Overrides],
+) -> LoadedModel:
+    """A network as a source hands it over, or as a user has it in hand, ready to be captured; see `load_model`.
+
+    Its module is made float32, in evaluation mode and moved to the CPU, in place. `source` names it in errors.
+    """
+    module, notes, output_kinds = sourced.module, sourced.notes, sourced.output_kinds
     if submodule is not None:
         module, output_kinds = _part(module, submodule, source), {}
         notes += (f"{source}: its sub-module {submodule} alone is quantised; what follows it stays outside",)
@@ -77,15 +94,15 @@ def load_model(
         assumed = [FLAGS[name] for name in ("image_size", "mean", "std") if overrides.get(name) is None]
         if assumed:
             notes += (
-                f"{source} carries no preprocessing: {_described(preprocessing)} assumed; "
+                f"{source} carries no preprocessing: {preprocessing_words(preprocessing)} assumed; "
                 f"where that is wrong, set {', '.join(assumed)}",
             )
     else:
         preprocessing = with_overrides(sourced.preprocessing, **overrides)
         if preprocessing != sourced.preprocessing:
             notes += (
-                f"{_described(preprocessing)}, as asked for, instead of the source's own "
-                f"{_described(sourced.preprocessing)}",
+                f"{preprocessing_words(preprocessing)}, as asked for, instead of the source's own "
+                f"{preprocessing_words(sourced.preprocessing)}",
             )
     return LoadedModel(
         module=module,
@@ -112,7 +129,8 @@ def _part(module: nn.Module, path: str, source: str) -> nn.Module:
     return parts[path]
 
 
-def _described(preprocessing: Preprocessing) -> str:
+def preprocessing_words(preprocessing: Preprocessing) -> str:
+    """From an image to the network's input, in words."""
     p = preprocessing
     size = f"{p.width}x{p.height} px"
     if p.fit == "letterbox":

@@ -41,6 +41,18 @@ class LineChart:
     bottom: int = HEIGHT - BOTTOM
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One bar of a chart."""
+
+    label: str
+    value: str
+    share: float | None
+    """Length as a percentage of the chart's width; None: not run here."""
+    kind: str
+    """Style of the bar: float or quantised."""
+
+
 def line_chart(curve: Sequence[tuple[int, float]]) -> LineChart | None:
     """Return the chart of (step, loss) pairs, or None when there are fewer than two."""
     if len(curve) < 2:

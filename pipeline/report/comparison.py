@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -10,10 +11,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.report.table import LABEL_COLUMNS
+from pipeline.report.cards import Card, Shown
+from pipeline.report.table import LABEL_COLUMNS, fact_table
 from pipeline.report.wording import percentage
 from pipeline.tools import records
-from pipeline.tools.printing import plain
+from pipeline.tools.printing import plain, text_of
 
 MOST_TENSORS = 12
 """Differing tensors listed in the table at most; the report file has all."""
@@ -70,7 +72,7 @@ class ComparedOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonReport:
+class ComparisonReport(Shown):
     """All that a comparison found; `first` names the first tensor in file order that differs."""
 
     schema: Literal[1] = 1
@@ -94,6 +96,19 @@ class ComparisonReport:
         outputs = self.tolerance == 0 and any(not output.alike for output in self.outputs)
         return int(beyond or outputs)
 
+    def __str__(self) -> str:
+        return text_of(render(self))
+
+    def _repr_html_(self) -> str:
+        differing = _differing(self)
+        return Card(
+            title=_title(self),
+            verdict=(_verdict(self), "bad" if self.exit_status else "good"),
+            facts=tuple(_rows(self)),
+            heading=_HEADING if len(differing) > 1 else (),
+            rows=tuple(_tensor_rows(differing)) if len(differing) > 1 else (),
+        ).html()
+
     def to_text(self) -> str:
         """Return the text of a report file."""
         tree: dict[str, Any] = records.to_json(self)
@@ -103,13 +118,41 @@ class ComparisonReport:
 EQUAL: Final = "equal"
 
 
+_HEADING: Final = ("differing tensor", "integers", "at most", "arise here", "why")
+
+
 def render(report: ComparisonReport) -> RenderableType:
     """Return what rich prints for a comparison."""
-    title = Text(plain(f"{report.here} against {report.there}, {report.images} images"), style="bold")
-    facts = Table(box=None, pad_edge=False, show_header=False)
-    facts.add_column(style="dim", min_width=LABEL_COLUMNS, no_wrap=True)
-    facts.add_column(overflow="fold")
-    differing = [tensor for tensor in report.tensors if tensor.differing]
+    title, differing = Text(plain(_title(report)), style="bold"), _differing(report)
+    facts = fact_table()
+    for name, value in _rows(report):
+        facts.add_row(name, Text(plain(value)))
+    status = Text(f"{'status':<{LABEL_COLUMNS}}  ", style="dim")
+    style = "bold red" if report.exit_status else "bold green"
+    status += Text(f"{_verdict(report)} (exit status {report.exit_status})", style=style)
+    parts: list[RenderableType] = [Text(), title, facts]
+    if len(differing) > 1:
+        parts += [Text(), _tensors(differing)]
+    return Group(*parts, status)
+
+
+def _title(report: ComparisonReport) -> str:
+    return f"{report.here} against {report.there}, {report.images} images"
+
+
+def _differing(report: ComparisonReport) -> list[ComparedTensor]:
+    return [tensor for tensor in report.tensors if tensor.differing]
+
+
+def _verdict(report: ComparisonReport) -> str:
+    if report.exit_status:
+        return "differs"
+    return f"equal within {_steps(report.tolerance)}" if _differing(report) else EQUAL
+
+
+def _rows(report: ComparisonReport) -> list[tuple[str, str]]:
+    """What there is to say of a comparison, as (name, value)."""
+    differing = _differing(report)
     total = sum(tensor.elements for tensor in report.tensors)
     equal = len(report.tensors) - len(differing)
     rows = [("rounded tensors", f"{equal} of {len(report.tensors)} equal ({total} integers compared)")]
@@ -129,35 +172,29 @@ def render(report: ComparisonReport) -> RenderableType:
             ("", f"{how}; {first.example}"),
             ("why", first.why),
         ]
-    rows += [("note", note) for note in report.notes]
-    for name, value in rows:
-        facts.add_row(name, Text(plain(value)))
-    words, style = ("differs", "bold red") if report.exit_status else (EQUAL, "bold green")
-    if not report.exit_status and differing:
-        words = f"equal within {_steps(report.tolerance)}"
-    status = Text(f"{'status':<{LABEL_COLUMNS}}  ", style="dim")
-    status += Text(f"{words} (exit status {report.exit_status})", style=style)
-    parts: list[RenderableType] = [Text(), title, facts]
-    if len(differing) > 1:
-        parts += [Text(), _tensors(differing)]
-    return Group(*parts, status)
+    return rows + [("note", note) for note in report.notes]
 
 
 def _tensors(differing: list[ComparedTensor]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("differing tensor", overflow="fold")
-    for heading in ("integers", "at most", "arise here"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold")
+    for heading in _HEADING:
+        wide = heading in (_HEADING[0], _HEADING[-1])
+        table.add_column(
+            heading, overflow="fold" if wide else "ellipsis", justify="left" if wide else "right", no_wrap=not wide
+        )
+    for row in _tensor_rows(differing):
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    return table
+
+
+def _tensor_rows(differing: list[ComparedTensor]) -> Iterator[tuple[str, ...]]:
     # Where differences arise says more than where they are handed on to.
     shown = sorted(differing, key=lambda tensor: not tensor.own)[:MOST_TENSORS]
     for tensor in (tensor for tensor in differing if tensor in shown):
         share = f"{100 * tensor.differing / tensor.elements:.2g} %"
-        name, why = Text(plain(tensor.name)), Text(plain(tensor.why))
-        table.add_row(name, share, _steps(tensor.largest), str(tensor.own), why)
+        yield tensor.name, share, _steps(tensor.largest), str(tensor.own), tensor.why
     if len(differing) > len(shown):
-        table.add_row(f"and {len(differing) - len(shown)} more", "", "", "", "")
-    return table
+        yield f"and {len(differing) - len(shown)} more", "", "", "", ""
 
 
 def _steps(count: int) -> str:

@@ -3,41 +3,22 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from pipeline.report import wording
-from pipeline.report.charts import line_chart
-from pipeline.report.schema import Report
+from pipeline.report.cards import Card
+from pipeline.report.charts import Bar, line_chart
+from pipeline.report.fields import ReportFields
+from pipeline.report.table import fact_rows
+from pipeline.report.templates import rendered
 from pipeline.tools.printing import plain
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """One bar of a chart."""
-
-    label: str
-    value: str
-    share: float | None
-    """Length as a percentage of the chart's width; None: not run here."""
-    kind: str
-    """Style of the bar: float or quantised."""
-
-
-def page(report: Report) -> str:
+def page(report: ReportFields) -> str:
     """Return the report as the text of an HTML page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2").render(
+    return rendered(
+        "page.html.j2",
         report=report,
         wording=wording,
         accuracy_bars=_accuracy_bars(report),
@@ -49,9 +30,22 @@ def page(report: Report) -> str:
     )
 
 
-def _shown(value: object) -> object:
-    """A value of the page; names of files and layers may hold what turns the direction of text around."""
-    return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+def report_card(report: ReportFields) -> str:
+    """Return the report as a piece of HTML for a notebook: what decides, as bars and gates, and the page to unfold."""
+    card = Card(
+        title=f"{report.student} on {wording.runtime_name(report)}, {wording.grid(report)}",
+        verdict=(wording.VERDICTS[report.status], wording.TONES[report.status]),
+        facts=(("", wording.headline(report)), *fact_rows(report)),
+        bars=(
+            (wording.metric_sentence(report), tuple(_accuracy_bars(report))),
+            ("Median latency", tuple(_latency_bars(report))),
+            ("Model file", tuple(_size_bars(report))),
+        ),
+        heading=("Condition", "Found", "Outcome"),
+        rows=tuple(wording.gate_words(gate) for gate in report.gates),
+        chart=line_chart(report.distillation.curve if report.distillation is not None else ()),
+    )
+    return card.html(page=page(report))
 
 
 def _breakable(name: str) -> Markup:
@@ -59,7 +53,7 @@ def _breakable(name: str) -> Markup:
     return Markup(re.sub(r"(?<=[._/])(?=[^._/])", "<wbr>", str(escape(plain(name)))))
 
 
-def _accuracy_bars(report: Report) -> list[Bar]:
+def _accuracy_bars(report: ReportFields) -> list[Bar]:
     return [
         Bar(
             label=label,
@@ -71,7 +65,7 @@ def _accuracy_bars(report: Report) -> list[Bar]:
     ]
 
 
-def _latency_bars(report: Report) -> list[Bar]:
+def _latency_bars(report: ReportFields) -> list[Bar]:
     times = {"float": report.latency.float_ms, "quantised": report.latency.quantised_ms}
     longest = max((time.median for time in times.values() if time is not None), default=0.0)
     return [
@@ -85,7 +79,7 @@ def _latency_bars(report: Report) -> list[Bar]:
     ]
 
 
-def _size_bars(report: Report) -> list[Bar]:
+def _size_bars(report: ReportFields) -> list[Bar]:
     sizes = {"float": report.size.float_bytes, "quantised": report.size.quantised_bytes}
     largest = max((size for size in sizes.values() if size is not None), default=0)
     return [
@@ -99,7 +93,7 @@ def _size_bars(report: Report) -> list[Bar]:
     ]
 
 
-def _device_steps(report: Report) -> list[str]:
+def _device_steps(report: ReportFields) -> list[str]:
     """Return in words what the device must do to an image, in order; empty when the report does not say."""
     rule = report.preprocessing
     if rule is None:

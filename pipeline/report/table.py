@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.report import wording
-from pipeline.report.schema import Report
+from pipeline.report.fields import ReportFields
 from pipeline.tools.printing import plain
 
 LONGEST_LIST = 5
@@ -26,7 +26,7 @@ STYLES = {
 }
 
 
-def render(report: Report) -> RenderableType:
+def render(report: ReportFields) -> RenderableType:
     """Return what rich prints for a report: title, accuracies, facts, gates, status."""
     title = Text(
         plain(
@@ -38,7 +38,7 @@ def render(report: Report) -> RenderableType:
     return Group(Text(), title, _accuracies(report), Text(), _facts(report), _gates(report), _status(report))
 
 
-def _accuracies(report: Report) -> Table:
+def _accuracies(report: ReportFields) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     accuracy = report.accuracy
     table.add_column(f"{accuracy.images} images", min_width=LABEL_COLUMNS, no_wrap=True)
@@ -49,10 +49,24 @@ def _accuracies(report: Report) -> Table:
     return table
 
 
-def _facts(report: Report) -> Table:
+def _facts(report: ReportFields) -> Table:
+    table = fact_table()
+    for name, value in fact_rows(report):
+        # As Text: names of files and layers may hold what rich takes for markup.
+        table.add_row(name, Text(plain(value), style=STYLES["undecided"] if name == _NO_GAIN else ""))
+    return table
+
+
+def fact_table() -> Table:
+    """Return the table of two columns that facts stand in, a name and a value each."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", min_width=LABEL_COLUMNS, no_wrap=True)
     table.add_column(overflow="fold")
+    return table
+
+
+def fact_rows(report: ReportFields) -> list[tuple[str, str]]:
+    """Return what there is to say of a report beside scores and gates, as (name, value)."""
     latency, size = report.latency, report.size
     times = wording.NOT_HERE
     if latency.quantised_ms is not None:
@@ -90,13 +104,10 @@ def _facts(report: Report) -> Table:
     if spent:
         rows.append(("seconds", f"{sum(report.seconds.values()):.1f}: {spent}"))
     rows += [("note", note) for note in report.notes]
-    for name, value in rows:
-        # As Text: names of files and layers may hold what rich takes for markup.
-        table.add_row(name, Text(plain(value), style=STYLES["undecided"] if name == _NO_GAIN else ""))
-    return table
+    return rows
 
 
-def _gates(report: Report) -> Table:
+def _gates(report: ReportFields) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", min_width=LABEL_COLUMNS, no_wrap=True)
     table.add_column(overflow="fold")
@@ -111,6 +122,6 @@ def _gates(report: Report) -> Table:
     return table
 
 
-def _status(report: Report) -> Text:
+def _status(report: ReportFields) -> Text:
     words = f"{wording.VERDICTS[report.status]} (exit status {report.exit_status})"
     return Text(f"{'status':<{LABEL_COLUMNS}}  ", style="dim") + Text(words, style=STYLES[report.status])

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 
 from backends import title_of
+from pipeline.report.fields import Data, Entries, OutputScore, Percentiles, ReportFields
 from pipeline.report.gate import Gate, Status
-from pipeline.report.schema import Data, Entries, OutputScore, Percentiles, Report
 from pipeline.tools.confidence import RULED_OUT, decidable_limit
 
 NOT_HERE = "not run here"
@@ -22,6 +22,14 @@ VERDICTS: Mapping[Status, str] = {
     "not-validated-on-target": "not validated on target",
     "undecided": "undecided: the images cannot tell",
 }
+
+TONES: Mapping[Status, str] = {
+    "validated": "good",
+    "gate-failed": "bad",
+    "not-validated-on-target": "open",
+    "undecided": "open",
+}
+"""Status -> the style of its words on a page."""
 
 GATES = {
     "max-drop": ("accuracy lost", "at most", "points"),
@@ -80,7 +88,7 @@ def kilobytes(count: int | None) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
-def size_ratio(report: Report) -> float | None:
+def size_ratio(report: ReportFields) -> float | None:
     """Return quantised over float file size, a ratio below 1 when the file shrank."""
     if not report.size.float_bytes or report.size.quantised_bytes is None:
         return None
@@ -104,7 +112,7 @@ def gate_words(gate: Gate) -> tuple[str, str, str]:
     )
 
 
-def confidence_words(report: Report) -> str | None:
+def confidence_words(report: ReportFields) -> str | None:
     """Return in one line how sure the measured loss is, or None where nothing says it."""
     gate = next((gate for gate in report.gates if gate.name == "max-drop"), None)
     if gate is None or gate.value is None or gate.at_most is None:
@@ -112,7 +120,7 @@ def confidence_words(report: Report) -> str | None:
     return f"{gate.value:.2f} points on {gate.images} images; with 95 % confidence {gate.at_most:.2f} at most"
 
 
-def undecided_words(report: Report) -> str | None:
+def undecided_words(report: ReportFields) -> str | None:
     """Return in one line why gates are undecided and the way out, or None where none is."""
     gates = [gate for gate in report.gates if gate.undecided]
     if not gates:
@@ -136,7 +144,7 @@ def undecided_words(report: Report) -> str | None:
     )
 
 
-def _idle_words(report: Report, gates: list[Gate]) -> str:
+def _idle_words(report: ReportFields, gates: list[Gate]) -> str:
     """Return in one line which outputs are the same on all images, and the ways out."""
     main = scored_output(report)
     of_gates = [gate.name.partition(":")[2] or (main.name if main is not None else "the output") for gate in gates]
@@ -148,7 +156,7 @@ def _idle_words(report: Report, gates: list[Gate]) -> str:
     )
 
 
-def _can_hold_out(report: Report, gate: Gate) -> bool:
+def _can_hold_out(report: ReportFields, gate: Gate) -> bool:
     """Say whether a run on the same unlabelled images could hold out as many as a gate needs, and score them."""
     data = report.data
     if data is None or data.generated is not None or report.accuracy.metric == "top1":
@@ -162,7 +170,7 @@ def _least_limit(gate: Gate) -> str:
     return f"{math.ceil(10 * shown) / 10:g}" if shown < 1 else f"{math.ceil(shown):g}"
 
 
-def speed_words(report: Report) -> str | None:
+def speed_words(report: ReportFields) -> str | None:
     """Return in one line that the quantised network is no faster than the float one, or None where it is faster."""
     speedup = report.latency.speedup
     if speedup is None or speedup >= LEAST_GAIN or report.backend == "reference":
@@ -192,17 +200,17 @@ def fact(value: str | int | float | bool | None) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
-def grid(report: Report) -> str:
+def grid(report: ReportFields) -> str:
     """Return the widths of weights and activations as in "W4A8"."""
     return f"W{report.bits.weights}A{report.bits.activations}"
 
 
-def runtime_name(report: Report) -> str:
+def runtime_name(report: ReportFields) -> str:
     """Return the runtime's own name."""
     return title_of(report.backend)
 
 
-def target_words(report: Report) -> str | None:
+def target_words(report: ReportFields) -> str | None:
     """Return the processor that the artifact is for and whether it is this machine's, or None where it has none."""
     if report.target is None:
         return None
@@ -212,7 +220,7 @@ def target_words(report: Report) -> str | None:
     return f"{report.target}; the processor here is {fact(here)}"
 
 
-def parity_words(report: Report) -> str:
+def parity_words(report: ReportFields) -> str:
     """Return in one line how far the runtime's outputs are those of the integer oracle."""
     parity = report.parity
     words = []
@@ -231,7 +239,7 @@ def images_words(data: Data) -> str:
     return f"{data.images - data.unreadable}{of_all} unlabelled images"
 
 
-def metric_words(report: Report) -> str:
+def metric_words(report: ReportFields) -> str:
     """Return what the accuracy columns hold, as a row's heading."""
     main = scored_output(report)
     if report.accuracy.metric == "agreement" and main is not None and main.decisions != 1:
@@ -239,7 +247,7 @@ def metric_words(report: Report) -> str:
     return METRICS[report.accuracy.metric]
 
 
-def metric_sentence(report: Report) -> str:
+def metric_sentence(report: ReportFields) -> str:
     """Return what the accuracy columns hold, as the beginning of a sentence."""
     main, metric = scored_output(report), report.accuracy.metric
     if metric == "top1":
@@ -261,7 +269,7 @@ def metric_sentence(report: Report) -> str:
     )
 
 
-def scored_output(report: Report) -> OutputScore | None:
+def scored_output(report: ReportFields) -> OutputScore | None:
     """Return the output that the accuracy is about: the first that holds classes, else labels, else the first."""
     order = {"classes": 0, "labels": 1, "values": 2}
     return min(report.outputs, key=lambda output: order[output.holds], default=None)
@@ -301,12 +309,12 @@ def entry_words(kind: Entries) -> str:
     return f"{'entries' if several else 'entry'} {', '.join(shown)}{more} (spread {kind.spread:.2g})"
 
 
-def is_plain_classifier(report: Report) -> bool:
+def is_plain_classifier(report: ReportFields) -> bool:
     """Return whether one class per image is all that the network says, so that the accuracies tell everything."""
     return all(output.decisions == 1 for output in report.outputs) and len(report.outputs) < 2
 
 
-def kernel_words(report: Report) -> str:
+def kernel_words(report: ReportFields) -> str:
     """Return in one line how many weighted layers run on integer and on float kernels."""
     kernels = report.kernels
     if kernels.integer is None or kernels.float is None:
@@ -315,7 +323,7 @@ def kernel_words(report: Report) -> str:
     return f"{kernels.integer} of {layers} weighted layers integer, {kernels.float} float"
 
 
-def training_words(report: Report) -> str | None:
+def training_words(report: ReportFields) -> str | None:
     """Return in one line what distillation did, or None when it did not run."""
     distillation = report.distillation
     if distillation is None:
@@ -332,12 +340,12 @@ def training_words(report: Report) -> str | None:
     return f"{words}; {distillation.chosen} weights kept"
 
 
-def simulates(report: Report) -> bool:
+def simulates(report: ReportFields) -> bool:
     """Return whether the quantiser has a simulation that could be scored: other tools' files have the oracle only."""
     return report.quantiser in (None, "faqd")
 
 
-def way(report: Report) -> str:
+def way(report: ReportFields) -> str:
     """Return who quantised and who taught, as ", ..." after the runtime's name; empty where both go without saying."""
     words = [QUANTISERS[report.quantiser]] if report.quantiser in QUANTISERS else []
     if report.teacher != report.student:
@@ -345,7 +353,7 @@ def way(report: Report) -> str:
     return "".join(f", {word}" for word in words)
 
 
-def scores(report: Report) -> list[tuple[str, float | None]]:
+def scores(report: ReportFields) -> list[tuple[str, float | None]]:
     """Return the accuracy columns in order: (heading, fraction)."""
     accuracy, distillation = report.accuracy, report.distillation
     columns = [("float teacher", accuracy.teacher)]
@@ -360,7 +368,7 @@ def scores(report: Report) -> list[tuple[str, float | None]]:
     ]
 
 
-def headline(report: Report) -> str:
+def headline(report: ReportFields) -> str:
     """Return the result in one sentence."""
     accuracy = report.accuracy
     teacher = percentage(accuracy.teacher)

@@ -8,6 +8,7 @@ from typing import cast
 
 from pipeline.artifacts import Network
 from pipeline.config import RunConfig
+from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.preprocessing_overrides import Overrides
 from pipeline.stages.teacher import check_same_outputs, load_network
 
@@ -59,12 +60,10 @@ def networks_of(config: RunConfig) -> Networks:
         **said,
     )
     p = teacher.preprocessing
-    said |= {"image_size": (p.width, p.height), "mean": p.mean, "std": p.std}
-    said |= {"channel_order": p.channel_order, "divisor": p.divisor, "stored_bits": p.stored_bits}
-    beside = partial(load, otherwise=p, like=teacher.outputs, **said)
+    beside = partial(load, otherwise=p, like=teacher.outputs, **{**said, **like_teacher(p)})
     student = teacher
     if config.student.source is not None:
-        source = _untrained(config.student.source) if config.student.weights is None else config.student.source
+        source = untrained(config.student.source) if config.student.weights is None else config.student.source
         student = beside(source, weights=config.student.weights, classes=classes)
         check_same_outputs(student, teacher)
     others = list[Network]()
@@ -74,7 +73,19 @@ def networks_of(config: RunConfig) -> Networks:
     return Networks(teachers=(teacher, *others), student=student)
 
 
-def _untrained(source: str) -> str:
+def like_teacher(p: Preprocessing) -> Overrides:
+    """What a network beside a teacher is told of images, which are the teacher's."""
+    return {
+        "image_size": (p.width, p.height),
+        "mean": p.mean,
+        "std": p.std,
+        "channel_order": p.channel_order,
+        "divisor": p.divisor,
+        "stored_bits": p.stored_bits,
+    }
+
+
+def untrained(source: str) -> str:
     """The source of a student without weights: it learns from random numbers on."""
     if not source.startswith("cifar:") or "weights=" in source:
         return source

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.artifacts import Network, load_tensors, save_tensors
 from pipeline.config import NO_DATA, DataConfig, RunConfig
@@ -10,7 +12,9 @@ from pipeline.images.batches import suggested_workers
 from pipeline.images.calibration_images import drawn_to_calibrate
 from pipeline.images.data import open_images, open_labelled, split_held_out
 from pipeline.images.image_facts import check_single, look, readable_split
+from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.sources.arrays import ArraySource
+from pipeline.images.sources.image_source import EvaluationSet, ImageSource
 from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.networks.outputs.class_order import in_network_order
 from pipeline.networks.outputs.meaning import primary
@@ -40,25 +44,49 @@ def images_of(data: DataConfig, teacher: Network, *, labelled: bool = False, see
     labels, label_order = None, ""
     if labelled:
         opened = open_labelled(data.source, teacher.preprocessing)
-        source, main = opened.images, teacher.outputs[primary(teacher.outputs)]
-        if main.is_classifier:  # no other has a loss that looks at labels
-            opened, order = in_network_order(opened, main, source=data.source, flag="data")
-            if opened.folders is not None:
-                source.notes += (f"--data {data.source}: {order.known_by}",)
-            label_order = order.known_by
-        labels = opened.labels
+        source, labels, label_order = in_order(opened, teacher, data.source)
     else:
         source = open_images(data.source, teacher.preprocessing)
+    return apart(source, data, teacher.preprocessing, seed=seed, labels=labels, label_order=label_order)
+
+
+def in_order(opened: EvaluationSet, teacher: Network, name: str) -> tuple[ImageSource, NDArray[np.int64] | None, str]:
+    """Images to train on with labels in the order of the network's classes, and how these were matched.
+
+    Raises UserError where they are other classes.
+    """
+    source, main, known_by = opened.images, teacher.outputs[primary(teacher.outputs)], ""
+    if main.is_classifier:  # no other has a loss that looks at labels
+        opened, order = in_network_order(opened, main, source=name, flag="data")
+        if opened.folders is not None:
+            source.notes += (f"--data {name}: {order.known_by}",)
+        known_by = order.known_by
+    return source, opened.labels, known_by
+
+
+def apart(
+    source: ImageSource,
+    data: DataConfig,
+    preprocessing: Preprocessing,
+    *,
+    seed: int,
+    labels: NDArray[np.int64] | None = None,
+    label_order: str = "",
+) -> UnlabelledImages:
+    """The images of an open source, apart in those that train, of which some calibrate, and those that are held out.
+
+    Raises UserError where fewer than two of them can be read, or none shows anything.
+    """
     check_single(source)
     training, held_out = split_held_out(len(source), seed, count_held_out=data.held_out_images)
     training, held_out = readable_split(source, training, held_out)
-    source.notes += look(source, teacher.preprocessing)
+    source.notes += look(source, preprocessing)
     return UnlabelledImages(
         source=source,
         training=training,
         held_out=held_out,
         calibration=drawn_to_calibrate(training, count=data.calibration_images, seed=seed),
-        workers=suggested_workers(source, teacher.preprocessing) if data.workers is None else data.workers,
+        workers=suggested_workers(source, preprocessing) if data.workers is None else data.workers,
         augmentation=data.augmentation,
         labels=labels,
         label_order=label_order,
@@ -75,6 +103,19 @@ def imagined(config: RunConfig, folder: RunFolder, teacher: Network, progress: P
         with freed_memory_kept():
             pixels, remarks = imagine(teacher, data, seed=seed, progress=progress)
         save_tensors(folder.generated, {"images": torch.from_numpy(pixels)}, {"remarks": remarks})
+    return _of_pixels(pixels, remarks, data, seed=seed)
+
+
+def imagined_images(teacher: Network, data: DataConfig, *, seed: int, progress: Progress) -> UnlabelledImages:
+    """Images generated from a network.
+
+    Raises UserError for one that nothing can be generated from.
+    """
+    check_imaginable(teacher)
+    return _of_pixels(*imagine(teacher, data, seed=seed, progress=progress), data, seed=seed)
+
+
+def _of_pixels(pixels: NDArray[np.uint8], remarks: tuple[str, ...], data: DataConfig, *, seed: int) -> UnlabelledImages:
     source = ArraySource(NO_DATA, pixels)
     source.notes = remarks
     training, held_out = split_held_out(len(source), seed, count_held_out=data.held_out_images)

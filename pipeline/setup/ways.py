@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from backends.base import Backend
 from calibration.errors import require_package
-from pipeline.artifacts import PreparedStudent, QuantisedStudent
+from pipeline.artifacts import Network, PreparedStudent, QuantisedStudent
+from pipeline.config import QuantisationConfig
+from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.setup.chosen_backend import prepared_for
 from pipeline.setup.job import Job
 from pipeline.setup.learning import distilled
@@ -15,6 +17,7 @@ from pipeline.stages.choose import choose_profile
 from pipeline.stages.convert import check_loads, check_opset, compile_model
 from pipeline.stages.observe import corrected, prepare
 from pipeline.stages.post_training import quantise_after_training
+from pipeline.tools.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,14 @@ def _by_distillation(job: Job) -> QuantisedStudent:
         trained = distilled(job, prepared)
     with job.progress.stage("convert"):
         compiled = compile_model(prepared, trained.network, job.lesson.teacher, backend)
-    return QuantisedStudent(backend=backend, compiled=compiled, plan=prepared.plan, prepared=prepared, trained=trained)
+    return QuantisedStudent(
+        backend=backend,
+        compiled=compiled,
+        plan=prepared.plan,
+        prepared=prepared,
+        simulated=trained.network,
+        distillation=trained.distillation,
+    )
 
 
 def _calibrated(job: Job) -> tuple[PreparedStudent, Backend]:
@@ -49,18 +59,33 @@ def _calibrated(job: Job) -> tuple[PreparedStudent, Backend]:
         prepared = PreparedStudent.load(kept, job.student, asked)
         check_opset(prepared.plan, asked.opset)
         return prepared, prepared_for(job.candidates, prepared.plan)
-    prepared = prepare(job.student, job.candidates[0], lesson.images, asked, progress=job.progress)
+    prepared, backend = calibrated(
+        job.student, lesson.teacher, lesson.images, job.candidates, asked, progress=job.progress
+    )
+    prepared.save(kept)
+    return prepared, backend
+
+
+def calibrated(
+    student: Network,
+    teacher: Network,
+    images: UnlabelledImages,
+    candidates: Sequence[Backend],
+    asked: QuantisationConfig,
+    *,
+    progress: Progress,
+) -> tuple[PreparedStudent, Backend]:
+    """The student calibrated and corrected for that of the candidates which suits it, and which that is.
+
+    Raises UserError where nothing can be quantised, or the runtime that is here refuses the file.
+    """
+    prepared = prepare(student, candidates[0], images, asked, progress=progress)
     prepared = choose_profile(
-        prepared,
-        job.candidates,
-        lesson.teacher,
-        lesson.images,
-        corrected=lambda calibrated: corrected(calibrated, lesson.images),
+        prepared, candidates, teacher, images, corrected=lambda student: corrected(student, images)
     )
     check_opset(prepared.plan, asked.opset)
-    backend = prepared_for(job.candidates, prepared.plan)
-    check_loads(prepared, lesson.teacher, backend)
-    prepared.save(kept)
+    backend = prepared_for(candidates, prepared.plan)
+    check_loads(prepared, teacher, backend)
     return prepared, backend
 
 

@@ -23,7 +23,7 @@ from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.preprocessing_overrides import Overrides
 from pipeline.images.probe_images import noise
 from pipeline.networks.checked_capture import checked_capture, of_one_image
-from pipeline.networks.models import load_model
+from pipeline.networks.models import LoadedModel, load_model
 from pipeline.networks.outputs.class_order import named_outputs, read_class_names
 from pipeline.networks.outputs.described import describe_outputs
 from pipeline.networks.outputs.meaning import Output, parse_kinds, said_aloud
@@ -56,6 +56,34 @@ def load_network(
     `FOLDING` changed the network.
     """
     loaded = load_model(source, weights=weights, submodule=submodule, otherwise=otherwise, **overrides)
+    return network_of(
+        loaded,
+        output_kinds=output_kinds,
+        submodule=submodule,
+        dynamic_size=dynamic_size,
+        static_batch=static_batch,
+        like=like,
+        classes=() if classes is None else read_class_names(classes),
+        classes_said_by="" if classes is None else f"--classes {classes}",
+    )
+
+
+def network_of(
+    loaded: LoadedModel,
+    *,
+    output_kinds: Sequence[str] = (),
+    submodule: str | None = None,
+    dynamic_size: bool = False,
+    static_batch: int | None = None,
+    like: Sequence[Output] = (),
+    classes: Sequence[str] = (),
+    classes_said_by: str = "",
+) -> Network:
+    """Capture what was loaded and fold it; arguments as of `load_network`.
+
+    `submodule` names the part that `loaded` is. `classes`: names in the order of the outputs, instead of the source's
+    own, and `classes_said_by` who says so.
+    """
     p, source = loaded.preprocessing, loaded.source
     named = source if submodule is None else f"{source} (sub-module {submodule})"
     captured, example = checked_capture(loaded.module, p, source=named, static_batch=static_batch)
@@ -68,8 +96,7 @@ def load_network(
     of_source = {name: kind for name, kind in loaded.output_kinds.items() if name in interface_of(folded).outputs}
     kinds = {**of_source, **parse_kinds(output_kinds)}
     outputs = describe_outputs(folded, kinds, source=source, features=loaded.features, like=like, example=example)
-    names = loaded.class_names if classes is None else read_class_names(classes)
-    outputs = named_outputs(outputs, names, said_by="" if classes is None else f"--classes {classes}")
+    outputs = named_outputs(outputs, tuple(classes) or loaded.class_names, said_by=classes_said_by)
     known = {output.name for output in outputs} if loaded.features or like else kinds
     remarks = [*said_aloud(outputs, known), _of_fixed_layers(folded, source)]
     remarks += [of_one_image(source)] if one_image else []

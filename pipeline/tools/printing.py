@@ -51,6 +51,14 @@ def console(*, stderr: bool = False, width: int | None = None, wrapped: bool = T
     return PlainConsole(stderr=stderr, width=width, soft_wrap=not wrapped, markup=False, emoji=False, highlight=False)
 
 
+def text_of(renderable: RenderableType, *, width: int = 100) -> str:
+    """Return what a console of so many columns would show, as plain text without an empty first line."""
+    file = io.StringIO()
+    console = PlainConsole(file=file, width=width, no_color=True, markup=False, emoji=False, highlight=False)
+    console.print(renderable)
+    return "\n".join(line.rstrip() for line in file.getvalue().strip("\n").splitlines())
+
+
 def take_any_text() -> None:
     """Let standard output and error escape what their encoding lacks, instead of failing in the middle of a line."""
     for stream in (sys.stdout, sys.stderr):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import math
 import types
 from collections.abc import Iterable, Mapping
@@ -19,9 +20,13 @@ _HINTS: dict[type, Mapping[str, Any]] = {}
 def hints(record_type: type) -> Mapping[str, Any]:
     """Return the resolved type hints of a dataclass, `Annotated` extras included."""
     if record_type not in _HINTS:
-        # By the module that the class was made in, whichever module of that name `sys.modules` holds now.
-        made_in = record_type.__init__.__globals__  # type: ignore[misc]  # a dataclass by contract
-        _HINTS[record_type] = types.MappingProxyType(get_type_hints(record_type, globalns=made_in, include_extras=True))
+        found: dict[str, Any] = {}
+        for base in filter(dataclasses.is_dataclass, reversed(record_type.__mro__)):
+            # By the module that the class was made in, whichever module of that name `sys.modules` holds now.
+            made_in = base.__init__.__globals__
+            own = types.SimpleNamespace(__annotations__=inspect.get_annotations(base))
+            found |= get_type_hints(own, globalns=made_in, include_extras=True)
+        _HINTS[record_type] = types.MappingProxyType(found)
     return _HINTS[record_type]
 
 

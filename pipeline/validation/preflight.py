@@ -6,6 +6,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from backends.onnx_file.scratch import scratch_folder
 from calibration.errors import UserError
 from pipeline.artifacts import Network
@@ -46,11 +49,9 @@ def check_inputs(
         UserError: a source cannot be opened, no image of it can be read, labels are no classes of the network, or the
             disk has no room for what a run is sure to write.
     """
-    classes = _classes(teacher.outputs)
     if images is not None:
         check_readable(images.source, teacher.preprocessing)
-        if images.labels is not None and classes is not None:
-            check_labels(images.labels, classes, flag="--data")
+        check_taught_labels(images.labels, teacher)
     scored = None
     if images is not None or config.evaluation_source is not None:
         scored = evaluation_of(config, images, teacher)
@@ -96,6 +97,17 @@ def check_scored(evaluation: EvaluationSet, outputs: Sequence[Output], preproces
     classes = _classes(outputs)
     if evaluation.labels is not None and classes is not None:
         check_labels(evaluation.labels, classes)
+
+
+def check_taught_labels(labels: NDArray[np.int64] | None, teacher: Network) -> None:
+    """Check that labels that a loss is to read, if any, are classes of the network.
+
+    Raises:
+        UserError: one is none.
+    """
+    classes = _classes(teacher.outputs)
+    if labels is not None and classes is not None:
+        check_labels(labels, classes, flag="--data")
 
 
 def _classes(outputs: Sequence[Output]) -> int | None:

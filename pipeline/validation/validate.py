@@ -95,10 +95,10 @@ def validate_student(
     plain = answers_in_form(judged, teacher.outputs, float_outputs)
     asked = plain if target is None else answers_in_form(judged, teacher.outputs, target)
     columns: dict[str, Outputs] = {"target": asked, "teacher": plain, "oracle": oracle}
-    calibrated, trained = quantised.prepared, quantised.trained
+    calibrated, simulated = quantised.prepared, quantised.simulated
     if calibrated is not None:
-        columns["simulated"] = _module_outputs(calibrated.network().eval() if trained is None else trained.network)
-    if calibrated is not None and trained is not None:
+        columns["simulated"] = _module_outputs(calibrated.network().eval() if simulated is None else simulated)
+    if calibrated is not None and simulated is not None:
         columns["calibrated"] = _module_outputs(calibrated.network().eval())
     sample = next(ordered_batches(evaluation.images, indices[:_SQNR_IMAGES], preprocessing, batch_size=_SQNR_IMAGES))
     inputs = normalise(sample.images, preprocessing)
@@ -132,7 +132,7 @@ def validate_student(
         subject,
         measured(subject, limits, progress),
         limits,
-        distillation=None if trained is None else trained.distillation,
+        distillation=quantised.distillation,
     )
     golden = golden_of(inputs, judged, oracle, plain)
     files = device_files(backend, compiled.model, quantised.plan, torch.from_numpy(golden.inputs))
@@ -263,10 +263,10 @@ def _at_other_size(evaluation: EvaluationSet, indices: NDArray[np.int64], prepro
 
 def _noise(quantised: QuantisedStudent, batches: Sequence[Tensor]) -> dict[str, float]:
     """Noise of each layer in the simulation; nothing where nothing is simulated."""
-    prepared, trained = quantised.prepared, quantised.trained
+    prepared, simulated = quantised.prepared, quantised.simulated
     if prepared is None:
         return {}
-    network = prepared.network().eval() if trained is None else trained.network
+    network = prepared.network().eval() if simulated is None else simulated
     return layer_sqnr(prepared.folded, network, batches)
 
 

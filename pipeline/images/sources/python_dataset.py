@@ -25,33 +25,42 @@ def open_python(rest: str, *, labelled: bool) -> EvaluationSet:
         UserError: the function cannot be called, fails, or returns something else.
     """
     where = f"python:{rest}"
-    returned = call_user_function(rest, where)
+    return open_value(call_user_function(rest, where), where, labelled=labelled)
+
+
+def open_value(returned: Any, where: str, *, labelled: bool, verb: str = "returned") -> EvaluationSet:
+    """Images, or images with labels, that a user has at hand; `where` names them, `verb` says how they came.
+
+    Raises:
+        UserError: they are of another form than `open_python` takes.
+    """
     pixels, labels = _arrays(returned)
     if pixels is not None:
         source = ArraySource(where, channels_first(pixels, where))
         if labels is None or not labelled:
             return EvaluationSet(images=source, labels=None)
         return EvaluationSet(images=source, labels=checked_labels(labels, len(source), f"{where}: labels"))
-    count = item_count(returned, where)
+    count = item_count(returned, where, verb)
     items = ItemSource(where, returned)
     return EvaluationSet(images=items, labels=labels_of_items(returned, count, where) if labelled else None)
 
 
-def item_count(items: Any, where: str) -> int:
+def item_count(items: Any, where: str, verb: str = "returned") -> int:
     """Return the number of items of a sequence or map-style data set.
 
     Raises:
         UserError: it is neither, or empty.
     """
     if not hasattr(items, "__len__") or not hasattr(items, "__getitem__") or isinstance(items, str | bytes | dict):
+        must = "must return" if verb == "returned" else "must be"
         raise UserError(
-            f"{where} returned a {type(items).__name__}; it must return a sequence or Dataset (with len() "
-            "and [index]) of images or of (image, label)"
+            f"{where} {verb} a {type(items).__name__}; it {must} a sequence or Dataset (with len() and [index]) of"
+            " images or of (image, label)"
         )
     with UserCode(f"len({where})"):
         count = len(items)
     if count < 1:
-        raise UserError(f"{where} returned no images")
+        raise UserError(f"{where} {verb} no images")
     return count
 
 
