@@ -9,11 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from faqd.api import compare, run, validate
+from faqd.chain import capture, convert, distil, load_network, open_images, prepare, read_bundle
 from faqd.own_packages import own
 
 if TYPE_CHECKING:
     from calibration.errors import UserError
+    from faqd.results import Artifact, Images, Student
     from pipeline import __version__
+    from pipeline.artifacts import Network
+    from pipeline.bundle.bundle import Bundle
     from pipeline.config import (
         DataConfig,
         DistillationConfig,
@@ -28,35 +32,58 @@ if TYPE_CHECKING:
         ValidationConfig,
     )
     from pipeline.config.compare import CompareConfig
+    from pipeline.images.preprocessing import Preprocessing
     from pipeline.report.comparison import ComparisonReport
     from pipeline.report.schema import Report
+    from pipeline.tools.progress import Progress
 
 __all__ = [
+    "Artifact",
+    "Bundle",
     "CompareConfig",
     "ComparisonReport",
     "DataConfig",
     "DistillationConfig",
     "EngineConfig",
     "ExecutionConfig",
+    "Images",
+    "Network",
     "OutputConfig",
+    "Preprocessing",
     "PreprocessingConfig",
+    "Progress",
     "QuantisationConfig",
     "Report",
     "RunConfig",
+    "Student",
     "StudentConfig",
     "TeacherConfig",
     "UserError",
     "ValidationConfig",
     "__version__",
+    "capture",
     "compare",
+    "convert",
+    "distil",
+    "load_network",
+    "open_images",
+    "prepare",
+    "read_bundle",
     "run",
     "validate",
 ]
 
 _MODULES = {
+    "Artifact": "faqd.results",
+    "Bundle": "pipeline.bundle.bundle",
     "CompareConfig": "pipeline.config.compare",
     "ComparisonReport": "pipeline.report.comparison",
+    "Images": "faqd.results",
+    "Network": "pipeline.artifacts",
+    "Preprocessing": "pipeline.images.preprocessing",
+    "Progress": "pipeline.tools.progress",
     "Report": "pipeline.report.schema",
+    "Student": "faqd.results",
     "UserError": "calibration.errors",
     "__version__": "pipeline",
 }

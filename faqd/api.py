@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from faqd.own_packages import own
 
 Configuration = TypeVar("Configuration")
 
 if TYPE_CHECKING:
+    from faqd.results import Artifact
+    from pipeline.bundle.bundle import Bundle
     from pipeline.config import EngineConfig, RunConfig, ValidationConfig
     from pipeline.config.compare import CompareConfig
     from pipeline.report.comparison import ComparisonReport
@@ -18,51 +20,72 @@ if TYPE_CHECKING:
     from pipeline.tools.progress import Progress
 
 
-def run(config: RunConfig | None = None, *, progress: Progress | None = None) -> Report:
+def run(config: RunConfig | None = None, *, progress: Progress | bool | None = None) -> Report:
     """Quantise, distil, convert and validate a network; the report, whose files and bundle are in `config.folder` then.
 
-    `config` None: the embedded digits. `progress` None: nothing is said on the way.
+    `config` None: the embedded digits. `progress` True for a bar, or who else is to hear; None: nothing is said.
 
     Raises:
         UserError: a mistake in the input, as one line.
     """
     with own():
+        from faqd.checks import progress_of
         from pipeline.config import RunConfig
         from pipeline.run import run as run_pipeline
-        from pipeline.tools.progress import SilentProgress
 
-        return run_pipeline(_configured(config, RunConfig), progress or SilentProgress())
+        return run_pipeline(_configured(config, RunConfig), progress_of(progress))
 
 
 def validate(
-    bundle: str | PathLike[str],
+    artifact: Artifact | Bundle | str | PathLike[str],
+    images: Any = None,
     config: ValidationConfig | None = None,
     *,
     engine: EngineConfig | None = None,
     emulate: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Report:
-    """Validate the bundle of a run on this machine's runtime, or on an emulated processor (x86-avx2 or arm64).
+    """Judge an artifact, or the bundle of a run, on this machine's runtime.
+
+    Args:
+        artifact: of `convert`; or a bundle or its folder.
+        images: to score on, with labels if there are any: all that `open_images` takes, and pairs of images and labels;
+            for a bundle, named as of --eval-data. None: of an artifact the images held out of its own, of a bundle its
+            golden images.
+        config: limits, threads and batch.
+        engine: how TensorRT's engines are built.
+        emulate: a processor to run a bundle on instead, x86-avx2 or arm64.
+        progress: True for a bar, or who else is to hear.
 
     Raises:
         UserError: a mistake in the input, as one line.
     """
     with own():
+        from calibration.errors import UserError
+        from faqd.checks import progress_of
+        from faqd.results import Artifact
+        from faqd.stages import validated
+        from pipeline.bundle.bundle import Bundle
         from pipeline.config import EngineConfig, ValidationConfig
         from pipeline.run import validate_bundle
-        from pipeline.tools.progress import SilentProgress
 
-        return validate_bundle(
-            Path(bundle),
-            _configured(config, ValidationConfig),
-            _configured(engine, EngineConfig),
-            progress or SilentProgress(),
-            emulate=emulate,
-        )
+        if isinstance(images, ValidationConfig):
+            raise UserError("validate takes images second: give the ValidationConfig as config=...")
+        limits, engines = _configured(config, ValidationConfig), _configured(engine, EngineConfig)
+        if isinstance(artifact, Artifact):
+            if emulate is not None:
+                raise UserError(f"validate(emulate={emulate!r}) is for the bundle of a run, not for an artifact")
+            return validated(artifact, images, limits, engines, progress_of(progress))
+        folder = artifact.folder if isinstance(artifact, Bundle) else Path(artifact)
+        limits = _with_images(limits, images)
+        return validate_bundle(folder, limits, engines, progress_of(progress), emulate=emulate)
 
 
 def compare(
-    bundle: str | PathLike[str], config: CompareConfig | None = None, *, progress: Progress | None = None
+    bundle: Bundle | str | PathLike[str],
+    config: CompareConfig | None = None,
+    *,
+    progress: Progress | bool | None = None,
 ) -> ComparisonReport:
     """Compare a bundle's integers with its runtime's, or with another model's, tensor by tensor.
 
@@ -70,11 +93,31 @@ def compare(
         UserError: a mistake in the input, as one line.
     """
     with own():
+        from faqd.checks import progress_of
+        from pipeline.bundle.bundle import Bundle
         from pipeline.config.compare import CompareConfig
         from pipeline.run import compare as compare_models
-        from pipeline.tools.progress import SilentProgress
 
-        return compare_models(Path(bundle), _configured(config, CompareConfig), progress or SilentProgress())
+        folder = bundle.folder if isinstance(bundle, Bundle) else Path(bundle)
+        return compare_models(folder, _configured(config, CompareConfig), progress_of(progress))
+
+
+def _with_images(limits: ValidationConfig, images: Any) -> ValidationConfig:
+    """The limits with the images of a bundle's validation, which are named."""
+    from dataclasses import replace
+
+    from calibration.errors import UserError
+
+    if images is None:
+        return limits
+    if limits.eval_data is not None:
+        raise UserError(f"validate(images=...) and eval_data={limits.eval_data!r} say the same: give one of them")
+    if not isinstance(images, str) and not hasattr(images, "__fspath__"):
+        raise UserError(
+            f"images for a bundle are named (images:FOLDER, npz:FILE#images,labels, python:...), not a"
+            f" {type(images).__name__}; those at hand are for the artifact of faqd.convert"
+        )
+    return replace(limits, eval_data=str(images))
 
 
 def _configured(config: Configuration | None, kind: type[Configuration]) -> Configuration:

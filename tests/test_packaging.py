@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
+import os
 import re
 import shlex
 import shutil
@@ -108,6 +110,54 @@ def test_the_wheel_names_its_command_licence_and_version(wheel: Path) -> None:
     assert "License-Expression: Apache-2.0" in metadata
     assert "Apache License" in archive.read(f"{information}/licenses/LICENSE").decode()
     assert set(archive.read(f"{information}/top_level.txt").decode().split()) == set(PACKAGES)
+
+
+MISTAKES = """
+import faqd
+
+network = faqd.load_network("digits")
+images = faqd.open_images("digits", network)
+student = faqd.prepare(network, images, bits=5)
+reveal_type(student)
+reveal_type(faqd.distil(network, network, images, float_steps=3))
+faqd.validate(faqd.convert(network))
+"""
+
+
+def test_examples_are_typed_against_the_installed_wheel(wheel: Path, repository: Path, tmp_path: Path) -> None:
+    """By mypy in a folder that holds nothing else; what torch is, it knows from its last look at the packages."""
+    site, desk, cache = tmp_path / "site", tmp_path / "desk", tmp_path / "cache"
+    zipfile.ZipFile(wheel).extractall(site)
+    if (repository / ".mypy_cache").is_dir():
+        shutil.copytree(repository / ".mypy_cache", cache)
+    desk.mkdir()
+    for example in (repository / "examples").glob("*.py"):
+        if "lightning" not in example.name or importlib.util.find_spec("pytorch_lightning") is not None:
+            shutil.copy(example, desk)
+    (desk / "mistakes.py").write_text(MISTAKES)
+    settings = ("--config-file", str(repository / "pyproject.toml"), "--cache-dir", str(cache), "--no-error-summary")
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", *settings, "."],
+        cwd=desk,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4, done.stdout + done.stderr
+    first, second, third, fourth = lines
+    assert first.startswith('mistakes.py:6: error: Argument "bits" to "prepare" has incompatible type "Literal[5]"')
+    assert second == 'mistakes.py:7: note: Revealed type is "faqd.results.Student"'
+    assert third == 'mistakes.py:8: note: Revealed type is "pipeline.artifacts.Network"'
+    assert fourth.startswith('mistakes.py:9: error: Argument 1 to "convert" has incompatible type "Network"')
+
+
+def test_examples_know_the_face_alone(repository: Path) -> None:
+    for example in (repository / "examples").glob("*.py"):
+        named = set(re.findall(r"^\s*(?:from|import) (\w+)", example.read_text(encoding="utf-8"), flags=re.MULTILINE))
+        assert named & set(PACKAGES) == {"faqd"}
+        assert not re.search(r"faqd\.[a-z_]+\.|from faqd|import faqd\.", example.read_text(encoding="utf-8"))
 
 
 def test_no_package_hides_another_from_below_tests_or_docker(repository: Path) -> None:

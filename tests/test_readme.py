@@ -84,6 +84,21 @@ def test_every_command_runs(repository: Path, desk: Path) -> None:
         assert done.returncode == expected, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
+def test_the_python_way_runs(repository: Path, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block but that of a whole run, which is executed with the rest of the face (tests/faqd/test_api.py)."""
+    readme = (repository / "README.md").read_text(encoding="utf-8")
+    blocks = [block for block in re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)]
+    monkeypatch.chdir(desk)
+    monkeypatch.syspath_prepend(str(desk))
+    ran = 0
+    for block in blocks:
+        if "RunConfig" not in block:
+            space: dict[str, object] = {}
+            exec(block.replace("steps=300", "steps=2"), space)
+            ran += 1
+    assert ran >= 1 and (desk / "model.onnx").is_file()
+
+
 def test_the_first_screen_shows_commands_and_table(repository: Path) -> None:
     screen = "\n".join((repository / "README.md").read_text(encoding="utf-8").splitlines()[:45])
 

@@ -19,7 +19,8 @@ from tests.test_readme import BUILDER
 def test_the_readmes_run_from_python(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (block,) = re.findall(r"^```python\n(.*?)^```$", (repository / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```python\n(.*?)^```$", (repository / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (block,) = (block for block in blocks if "RunConfig" in block)
     generator = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
     for index in range(12):
@@ -49,7 +50,7 @@ def test_a_wrong_type_is_one_line_with_the_section_to_use() -> None:
         with pytest.raises(faqd.UserError, match=rf"RunConfig\({section}=None\): must be a {section.title()}Config"):
             faqd.RunConfig(**wrong)
     settings: Any = {"bits": 4}
-    for command in (faqd.run, lambda given: faqd.validate("b", given), lambda given: faqd.compare("b", given)):
+    for command in (faqd.run, lambda given: faqd.validate("b", config=given), lambda given: faqd.compare("b", given)):
         with pytest.raises(faqd.UserError, match=r"\{'bits': 4\} is no configuration of this command: give a .*Config"):
             command(settings)
 

@@ -64,6 +64,14 @@ for wrong in (lambda: faqd.run(config), lambda: faqd.validate("nowhere"), lambda
         print(error)
 import pipeline.data
 assert pipeline.config.WIDTH == 8 and pipeline.data.images() and "nowhere" not in pipeline.__path__
+from torch import nn
+import torch
+model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+network = faqd.capture(model, torch.rand(2, 1, 8, 8))
+images = faqd.open_images(torch.randint(256, (9, 1, 8, 8), dtype=torch.uint8), network)
+artifact = faqd.convert(faqd.prepare(network, images))
+assert artifact.run(images.held_out[0][None])["output"].shape == (1, 2) and "faqd-card" in artifact._repr_html_()
+assert pipeline.data.images()
 print(faqd.__version__, faqd.RunConfig.__module__, pipeline.__file__)
 """
 

@@ -1,0 +1,297 @@
+"""The functions of the chain on top of the stages of a run: every call into the rooms of `pipeline` stands here.
+
+Each does what `pipeline.run` does at that point, with the same checks: a chain of calls ends in the bytes of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from calibration.errors import UserError
+from calibration.graph.interface import interface_of
+from faqd.checks import OPEN, check_images, check_kind, section
+from faqd.results import Artifact, Images, Simulation, Student, snapshot
+from faqd.running import AT_HAND
+from pipeline.artifacts import Lesson, Network, QuantisedStudent, TrainedStudent
+from pipeline.config import (
+    DistillationConfig,
+    EngineConfig,
+    ExecutionConfig,
+    QuantisationConfig,
+    RunConfig,
+    StudentConfig,
+    ValidationConfig,
+)
+from pipeline.distillation.training.schedule import resolve_float_steps
+from pipeline.images.data import EvaluationSet, open_evaluation, open_held
+from pipeline.report.schema import Report
+from pipeline.setup.chosen_backend import chosen_backends, prepared_for
+from pipeline.setup.machine.memory import freed_memory_kept
+from pipeline.setup.networks import Networks
+from pipeline.setup.ways import calibrated
+from pipeline.stages.convert import compile_model
+from pipeline.stages.distill import distil
+from pipeline.stages.first_link import check_float_file
+from pipeline.stages.float_student import teach_float, with_weights
+from pipeline.stages.observe import suited
+from pipeline.stages.targets import lesson_for
+from pipeline.stages.teacher import check_same_outputs
+from pipeline.tools.atomic import remove
+from pipeline.tools.progress import Progress
+from pipeline.validation.advice import advice
+from pipeline.validation.evaluation import Scored, usable_labels
+from pipeline.validation.network_check import check_networks, check_taught, checked_on_images
+from pipeline.validation.preflight import check_machine, check_scored
+from pipeline.validation.teacher_check import check_teacher
+from pipeline.validation.validate import validate_network
+
+
+def prepared_student(
+    network: Network,
+    images: Images,
+    *,
+    teacher: Network | None,
+    progress: Progress,
+    settings: Mapping[str, Any],
+) -> Student:
+    """See `faqd.prepare`."""
+    check_kind(network, Network, "prepare", "a network, as faqd.capture or faqd.load_network makes one")
+    check_images(images, network, "prepare")
+    asked = section(QuantisationConfig, settings, "prepare", dynamic_size=network.other is not None)
+    if interface_of(network.captured).one_image:
+        if asked.static_batch not in (None, 1):
+            raise UserError(f"prepare(static_batch={asked.static_batch}): {network.source} takes one image at a time")
+        asked = replace(asked, static_batch=1)
+    config = RunConfig(quantisation=asked, data=OPEN, execution=ExecutionConfig(seed=images.seed))
+    networks = Networks(teachers=(teacher or network,), student=network)
+    candidates = chosen_backends(config, progress)
+    with progress.stage("observe"):
+        if teacher is not None:
+            check_kind(teacher, Network, "prepare(teacher=...)", "a network")
+            check_same_outputs(network, teacher)
+        check_networks(config, networks, candidates[0], trains=False)
+        shown = checked_on_images(config, networks, images.unlabelled)
+        name = images.unlabelled.source.name
+        warnings = check_teacher(networks.teacher, images.unlabelled, None, data=name, eval_data=None)
+        notes = (*warnings, *networks.notes, *images.unlabelled.source.notes)
+        for note in notes:
+            progress.say(note)
+        student = suited(network, candidates[0].profile, asked.widths, check=shown)
+        prepared, backend = calibrated(
+            student, networks.teacher, images.unlabelled, candidates, asked, progress=progress
+        )
+    names = tuple(output.name for output in network.outputs)
+    return Student(
+        module=Simulation(prepared.network(trainable=True).eval(), names),
+        prepared=prepared,
+        network=network,
+        lesson=Lesson(teachers=networks.teachers, images=images.unlabelled),
+        backend=backend,
+        seed=images.seed,
+        shown=shown,
+        notes=notes,
+    )
+
+
+def distilled_student(
+    student: Student,
+    teachers: Sequence[Network],
+    images: Images,
+    execution: ExecutionConfig,
+    *,
+    checkpoint: Path | None,
+    progress: Progress,
+    settings: Mapping[str, Any],
+) -> Student:
+    """See `faqd.distil`."""
+    asked = section(DistillationConfig, settings, "distil")
+    _check_lesson(teachers, images, "distil")
+    config = RunConfig(quantisation=student.prepared.quantisation, distillation=asked, data=OPEN, execution=execution)
+    check_machine(config)
+    if student.network is not teachers[0]:
+        check_same_outputs(student.network, teachers[0])
+    if asked.label_weight is not None and images.unlabelled.labels is None:
+        raise UserError(
+            f"--label-weight needs labels, and {images.unlabelled.source.name} was opened without: open the images with"
+            " faqd.open_images(..., labels=True), or leave it out (--class-weight needs none)"
+        )
+    if _has_learned(student):
+        raise UserError(
+            "distil begins with what was calibrated, and this student has been trained already, by distil or by a loop"
+            " of your own: convert it, or make another with faqd.prepare"
+        )
+    if checkpoint is not None and asked.generations > 1:
+        raise UserError(
+            f"distil(checkpoint={str(checkpoint)!r}) keeps one student, not {asked.generations} generations"
+        )
+    trained: TrainedStudent | None = None
+    with progress.stage("distil"):
+        lesson, said = lesson_for(tuple(teachers), images.unlabelled, asked)
+        for line in said:
+            progress.say(line)
+        for generation in range(asked.generations):
+            if asked.generations > 1:
+                progress.say(f"student {generation + 1} of {asked.generations}")
+            with freed_memory_kept():
+                trained = distil(
+                    student.prepared,
+                    lesson,
+                    asked,
+                    execution,
+                    predecessor=None if trained is None else trained.network,
+                    checkpoint=checkpoint,
+                    progress=progress,
+                )
+    assert trained is not None
+    if checkpoint is not None:
+        remove(checkpoint)
+    return replace(
+        student,
+        module=Simulation(trained.network, student.module.names),
+        lesson=lesson,
+        seed=execution.seed,
+        notes=(*student.notes, *said),
+        settings=asked,
+        distillation=trained.distillation,
+    )
+
+
+def taught_network(
+    student: Network,
+    teachers: Sequence[Network],
+    images: Images,
+    execution: ExecutionConfig,
+    *,
+    checkpoint: Path | None,
+    progress: Progress,
+    settings: Mapping[str, Any],
+) -> Network:
+    """See `faqd.distil`, of a float network."""
+    asked = section(DistillationConfig, settings, "distil")
+    check_kind(student, Network, "distil", "a student that faqd.prepare makes, or a float network")
+    _check_lesson(teachers, images, "distil")
+    config = RunConfig(student=StudentConfig(source=student.source), distillation=asked, data=OPEN, execution=execution)
+    check_machine(config)
+    check_same_outputs(student, teachers[0])
+    steps = resolve_float_steps(asked.float_steps, named=True, has_weights=False)
+    if not steps:
+        raise UserError("distil(float_steps=0) of a float network would do nothing")
+    with progress.stage("float"):
+        lesson, said = lesson_for(tuple(teachers), images.unlabelled, asked)
+        for line in said:
+            progress.say(line)
+        shown = checked_on_images(config, Networks(teachers=tuple(teachers), student=student), images.unlabelled)
+        with freed_memory_kept():
+            weights, agreement = teach_float(
+                student, lesson, asked, execution, steps=steps, checkpoint=checkpoint, progress=progress
+            )
+        taught = with_weights(student, weights)
+        check_taught(config, taught, shown)
+    if checkpoint is not None:
+        remove(checkpoint)
+    remark = f"{student.source} learned in float for {steps} steps: held-out agreement {100 * agreement:.1f} %"
+    return replace(taught, notes=(*taught.notes, remark))
+
+
+def converted(student: Student, progress: Progress) -> Artifact:
+    """See `faqd.convert`."""
+    check_kind(student, Student, "convert", "a student, as faqd.prepare and faqd.distil make one")
+    teacher = student.lesson.teacher
+    with progress.stage("convert"):
+        network = snapshot(student.module)
+        compiled = compile_model(student.prepared, network, teacher, student.backend)
+        batch = student.prepared.quantisation.static_batch
+        check_float_file(compiled.float_model, teacher, student.shown, batch=batch)
+    return Artifact(
+        student=student,
+        quantised=QuantisedStudent(
+            backend=student.backend,
+            compiled=compiled,
+            plan=student.prepared.plan,
+            prepared=student.prepared,
+            simulated=network,
+            distillation=student.distillation,
+        ),
+    )
+
+
+def validated(
+    artifact: Artifact, images: Any, limits: ValidationConfig, engine: EngineConfig, progress: Progress
+) -> Report:
+    """See `faqd.validate`, of an artifact."""
+    student, quantised = artifact.student, artifact.quantised
+    lesson, asked = student.lesson, student.prepared.quantisation
+    config = RunConfig(
+        quantisation=asked,
+        distillation=student.settings or DistillationConfig(),
+        data=OPEN,
+        validation=limits,
+        engine=engine,
+        execution=ExecutionConfig(seed=student.seed),
+    )
+    backend = prepared_for(chosen_backends(config, progress), quantised.plan)
+    with progress.stage("validate"):
+        report = validate_network(
+            config,
+            lesson.teacher,
+            replace(quantised, backend=backend),
+            lesson.images,
+            progress,
+            mirror=lesson.mirror,
+            notes=artifact.notes,
+            student_outputs=student.prepared.student.outputs,
+            co_teachers=lesson.teachers[1:],
+            scored=_scored(images, lesson, limits),
+        ).report
+    notes = (*report.notes, *advice(config, report))
+    return replace(report, student=student.network.source, notes=notes)
+
+
+def _scored(images: Any, lesson: Lesson, limits: ValidationConfig) -> Scored:
+    """The images to judge by, the indices of which of them, and what to say about that."""
+    teacher, source = lesson.teacher, lesson.images.source
+    if limits.eval_data is not None:
+        if images is not None:
+            raise UserError(f"validate(images=...) and eval_data={limits.eval_data!r} say the same: give one of them")
+        images = limits.eval_data
+    if isinstance(images, Images) and images.unlabelled.source is not source:
+        check_images(images, teacher, "validate")
+        evaluation = EvaluationSet(images=images.unlabelled.source, labels=None)
+        return evaluation, np.arange(len(images), dtype=np.int64), ()
+    if images is None or isinstance(images, Images):
+        return EvaluationSet(images=source, labels=None), lesson.images.held_out, ()
+    named = str(images) if isinstance(images, str) or hasattr(images, "__fspath__") else None
+    if named is None:
+        opened = open_held(images, teacher.preprocessing, where=AT_HAND, labelled=True)
+    else:
+        opened = open_evaluation(named, teacher.preprocessing)
+    evaluation, remarks = usable_labels(opened, teacher.outputs, named or AT_HAND)
+    check_scored(evaluation, teacher.outputs, teacher.preprocessing)
+    # Also for its errors: labels of another network would give a score that says nothing.
+    warnings = check_teacher(teacher, None, evaluation, data="", eval_data=named or AT_HAND)
+    return evaluation, np.arange(len(evaluation.images), dtype=np.int64), (*warnings, *remarks)
+
+
+def _check_lesson(teachers: Sequence[Network], images: Images, function: str) -> None:
+    if not teachers:
+        raise UserError(f"{function} needs at least one network to learn from")
+    for teacher in teachers:
+        check_kind(teacher, Network, function, "the float network to learn from, or several of them")
+        check_images(images, teacher, function)
+    for teacher in teachers[1:]:
+        check_same_outputs(teacher, teachers[0], flag="teacher")
+
+
+def _has_learned(student: Student) -> bool:
+    """Whether a student's weights or scales are others than those that it was calibrated with."""
+    if student.distillation is not None:
+        return True
+    begun = student.prepared.network(trainable=True).state_dict()
+    now = student.module.network.state_dict()
+    return any(not torch.equal(value.cpu(), begun[name]) for name, value in now.items())

@@ -1,0 +1,413 @@
+"""The chain of calls: byte for byte what a run makes, from networks and images at hand, nothing ignored in silence."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import faqd
+from faqd import settings
+from pipeline.cli import main
+from pipeline.config.flags import flags
+
+LEARNING: dict[str, Any] = {"steps": 3, "batch_size": 16, "learning_rate": 1e-4}
+
+
+def pixels(count: int = 24, size: int = 16, channels: int = 3) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (count, channels, size, size), np.uint8)
+
+
+def small(classes: int = 4) -> nn.Module:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return body.append(nn.Linear(8, classes)).eval()
+
+
+@pytest.fixture(scope="module")
+def network() -> faqd.Network:
+    return faqd.capture(small(), torch.zeros(2, 3, 16, 16), mean=(0.5,), std=(0.25,), name="small")
+
+
+@pytest.fixture(scope="module")
+def images(network: faqd.Network) -> faqd.Images:
+    return faqd.open_images(pixels(), network)
+
+
+@pytest.fixture(scope="module")
+def student(network: faqd.Network, images: faqd.Images) -> faqd.Student:
+    return faqd.prepare(network, images)
+
+
+def test_the_chain_makes_the_bytes_and_the_report_of_a_run(tmp_path: Path) -> None:
+    bits: Literal[4] = 4
+    data: dict[str, Any] = {"calibration_images": 64, "held_out_images": 40}
+    config = faqd.RunConfig(
+        data=faqd.DataConfig(**data),
+        quantisation=faqd.QuantisationConfig(bits=bits),
+        distillation=faqd.DistillationConfig(**LEARNING),
+        execution=faqd.ExecutionConfig(seed=3),
+        output=faqd.OutputConfig(folder=tmp_path / "run"),
+    )
+    report = faqd.run(config)
+
+    teacher = faqd.load_network("digits")
+    opened = faqd.open_images("digits", teacher, seed=3, **data)
+    student = faqd.distil(faqd.prepare(teacher, opened, bits=bits), teacher, opened, **LEARNING)
+    artifact = faqd.convert(student)
+
+    assert artifact.model == (tmp_path / "run" / "bundle" / "model.onnx").read_bytes()
+    assert artifact.float_model == (tmp_path / "run" / "float.onnx").read_bytes()
+    assert artifact.save(tmp_path / "saved.onnx").read_bytes() == artifact.model
+    judged = faqd.validate(artifact, "digits")
+    unlike = {"seconds", "latency", "gates"}  # times are new each time
+    here, there = ({k: v for k, v in r.to_json().items() if k not in unlike} for r in (judged, report))
+    assert here == there
+    assert [(gate.name, gate.passed) for gate in judged.gates] == [(gate.name, gate.passed) for gate in report.gates]
+
+
+def test_the_module_is_what_runs_to_the_bit_before_and_after_a_loop_of_ones_own(
+    student: faqd.Student, images: faqd.Images, network: faqd.Network
+) -> None:
+    mine = faqd.prepare(network, images)
+    before = faqd.convert(mine)
+    batch = torch.stack([images.training[index] for index in range(8)])
+    target = network.folded(batch)[0].detach()
+    optimiser = torch.optim.Adam(mine.module.parameters(), lr=1e-2)
+    mine.module.train()
+    for _ in range(3):
+        loss = (mine.module(batch) - target).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    after = faqd.convert(mine)
+    assert mine.module.training  # it goes on as it was
+    mine.module.eval()
+    for artifact, module in ((before, student.module), (after, mine.module)):
+        with torch.no_grad():
+            simulated = module(batch).numpy()
+        assert np.array_equal(artifact.run(batch)["output"], simulated)
+    assert before.model != after.model
+    report = faqd.validate(after)  # on what was held out, by agreement with the float network
+    assert report.accuracy.images == len(images.held_out) and report.distillation is None
+    assert report.parity.exact_fraction == 1.0
+
+    with pytest.raises(faqd.UserError, match="this student has been trained already"):
+        faqd.distil(mine, network, images, **LEARNING)
+
+
+def test_distil_leaves_the_student_that_it_is_given(
+    student: faqd.Student, network: faqd.Network, images: faqd.Images
+) -> None:
+    first, second = (faqd.distil(student, network, images, **LEARNING) for _ in range(2))
+    assert faqd.convert(first).model == faqd.convert(second).model
+    assert first.distillation is not None and first.distillation.steps == 3
+    with pytest.raises(faqd.UserError, match="trained already"):
+        faqd.distil(first, network, images, **LEARNING)
+
+
+def test_what_was_distilled_goes_on_from_a_checkpoint(
+    student: faqd.Student, network: faqd.Network, images: faqd.Images, tmp_path: Path
+) -> None:
+    class Interrupted:
+        """A user at the keyboard: Ctrl-C at the third step."""
+
+        def stage(self, name: str) -> Any:
+            import contextlib
+
+            return contextlib.nullcontext()
+
+        def step(self, done: int, total: int, **figures: float) -> None:
+            if figures and done == 3:
+                raise KeyboardInterrupt
+
+        def say(self, line: str) -> None: ...
+
+    kept, learning = tmp_path / "kept.safetensors", {**LEARNING, "steps": 6}
+    with pytest.raises(KeyboardInterrupt):
+        faqd.distil(student, network, images, checkpoint=kept, progress=Interrupted(), **learning)
+    assert kept.is_file()
+    resumed = faqd.distil(student, network, images, checkpoint=kept, **learning)
+    whole = faqd.distil(student, network, images, **learning)
+    assert faqd.convert(resumed).model == faqd.convert(whole).model and not kept.exists()
+
+
+def test_a_captured_network_is_a_copy(images: faqd.Images) -> None:
+    model = small().train()
+    weight = model[0].weight  # type: ignore[index]  # a Sequential
+    captured = faqd.capture(model, torch.zeros(2, 3, 16, 16), mean=(0.5,), std=(0.25,))
+    assert model.training and captured.source == "Sequential"
+    before = captured.folded(torch.ones(1, 3, 16, 16))[0]
+    with torch.no_grad():
+        weight.mul_(3)
+    assert torch.equal(captured.folded(torch.ones(1, 3, 16, 16))[0], before)
+    assert captured.preprocessing.height == 16 and captured.preprocessing.mean == (0.5, 0.5, 0.5)
+
+
+def test_a_network_without_preprocessing_says_what_is_assumed() -> None:
+    captured = faqd.capture(small(), image_size=16)
+    assert any("carries no preprocessing" in note and "0.485" in note for note in captured.notes)
+    whole = faqd.capture(small(), preprocessing={"height": 16, "width": 16, "mean": 0.5, "std": 0.25})
+    assert not any("carries no preprocessing" in note for note in whole.notes)
+    assert faqd.capture(small(), preprocessing=whole.preprocessing).preprocessing == whole.preprocessing
+
+
+def labelled_items() -> list[tuple[Any, int]]:
+    return [(Image.fromarray(image.transpose(1, 2, 0)), index % 4) for index, image in enumerate(pixels())]
+
+
+FORMS: dict[str, Callable[[Path], Any]] = {
+    "array": lambda _: pixels(),
+    "channels last": lambda _: pixels().transpose(0, 2, 3, 1),
+    "tensor": lambda _: torch.from_numpy(pixels()),
+    "sequence": lambda _: [image for image, _ in labelled_items()],
+    "items with labels": lambda _: labelled_items(),
+    "data set": lambda _: TensorDataset(torch.from_numpy(pixels()), torch.arange(24)),
+    "npz": lambda folder: folder / "images.npz",
+    "name": lambda folder: f"npz:{folder / 'images.npz'}#images",
+    "folder": lambda folder: folder / "photos",
+    "folder's name": lambda folder: str(folder / "photos"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_images_come_in_every_form(form: str, network: faqd.Network, tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", images=pixels())
+    (tmp_path / "photos").mkdir()
+    for index, (image, _) in enumerate(labelled_items()):
+        image.save(tmp_path / "photos" / f"{index:02}.png")
+    opened = faqd.open_images(FORMS[form](tmp_path), network, held_out_images=4, calibration_images=7)
+    assert (len(opened), len(opened.training), len(opened.held_out)) == (24, 20, 4)
+    assert opened.unlabelled.calibration is not None and len(opened.unlabelled.calibration) == 7
+    expected = (torch.from_numpy(pixels()[opened.held_out.indices]) / 255 - 0.5) / 0.25
+    (batch,) = DataLoader(opened.held_out, batch_size=4)
+    assert torch.allclose(batch, expected, atol=1e-6)
+
+
+def test_labels_are_read_where_a_loss_asks_for_them(network: faqd.Network, student: faqd.Student) -> None:
+    labels = np.arange(24) % 4
+    opened = faqd.open_images((pixels(), labels), network, labels=True, held_out_images=4)
+    assert opened.unlabelled.labels is not None and list(opened.unlabelled.labels) == list(labels)
+    with pytest.raises(faqd.UserError, match="no labels; give"):
+        faqd.open_images(pixels(), network, labels=True)
+    plain = faqd.open_images(pixels(), network)
+    with pytest.raises(faqd.UserError, match="--label-weight needs labels, and images at hand was opened without"):
+        faqd.distil(student, network, plain, label_weight=1.0, steps=1)
+    with pytest.raises(faqd.UserError, match="label"):
+        faqd.open_images((pixels(), labels + 2), network, labels=True)  # of six classes, and the network has four
+
+
+def test_images_to_judge_by_come_in_every_form_too(student: faqd.Student, images: faqd.Images, tmp_path: Path) -> None:
+    artifact = faqd.convert(student)
+    others = faqd.open_images(pixels(10), images.preprocessing)
+    judged = {
+        "held out": (faqd.validate(artifact), "agreement", len(images.held_out)),
+        "its own": (faqd.validate(artifact, images), "agreement", len(images.held_out)),
+        "others": (faqd.validate(artifact, others), "agreement", 10),
+        "array": (faqd.validate(artifact, pixels(12)), "agreement", 12),
+    }
+    for form, (report, metric, count) in judged.items():
+        assert (report.accuracy.metric, report.accuracy.images) == (metric, count), form
+    with torch.no_grad():
+        answers = student.lesson.teacher.folded(torch.stack([others.training[i] for i in range(9)]))[0].argmax(1)
+    stored = np.stack([others.training.pixels(i).numpy() for i in range(9)])
+    labelled = faqd.validate(artifact, (stored, answers.numpy()))
+    assert (labelled.accuracy.metric, labelled.accuracy.teacher) == ("top1", 1.0)
+    with pytest.raises(faqd.UserError, match="say the same"):
+        faqd.validate(artifact, stored, faqd.ValidationConfig(eval_data="digits"))
+    assert faqd.validate(artifact, stored, faqd.ValidationConfig(max_drop=7.0)).gates[0].limit == 7.0
+
+
+KINDS = ("classes=classes", "map=values")
+
+
+class Several(nn.Module):
+    """A classifier and a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.a(x).relu()
+        return {"classes": y.mean((2, 3)), "map": self.b(y)}
+
+
+def test_several_outputs_are_known_by_name() -> None:
+    torch.manual_seed(0)
+    network = faqd.capture(Several(), torch.zeros(2, 3, 16, 16), output_kinds=KINDS, mean=(0.5,), std=(0.5,))
+    images = faqd.open_images(pixels(), network)
+    student = faqd.prepare(network, images)
+    batch = torch.stack([images.training[index] for index in range(3)])
+    with torch.no_grad():
+        simulated = student.module(batch)
+    found = faqd.convert(student).run(batch)
+    assert list(simulated) == list(found) == ["classes", "map"]
+    assert all(np.array_equal(found[name], simulated[name].numpy()) for name in found)
+
+
+def test_an_artifact_runs_images_as_they_are_stored(student: faqd.Student, images: faqd.Images) -> None:
+    artifact = faqd.convert(student)
+    normalised = (torch.from_numpy(pixels(5)) / 255 - 0.5) / 0.25
+    for given in (pixels(5), torch.from_numpy(pixels(5)), normalised.numpy(), normalised.double()):
+        assert artifact.run(given)["output"].shape == (5, 4)
+    assert np.array_equal(artifact.run(pixels(5))["output"], artifact.run(normalised)["output"])
+    with pytest.raises(faqd.UserError, match=r"normalised images must be float32 \[batch, 3, 16, 16\]"):
+        artifact.run(torch.rand(2, 1, 16, 16))
+
+
+def test_a_network_for_one_image_makes_a_model_for_one_image(images: faqd.Images) -> None:
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            answer: Tensor = self.b(self.a(x).relu().mean((2, 3)).view(1, -1))
+            return answer
+
+    torch.manual_seed(0)
+    with pytest.raises(faqd.UserError, match="--static-batch 1"):
+        faqd.capture(One(), torch.zeros(2, 3, 16, 16))
+    network = faqd.capture(One(), torch.zeros(1, 3, 16, 16), static_batch=1, mean=(0.5,), std=(0.25,))
+    with pytest.raises(faqd.UserError, match=r"prepare\(static_batch=2\): One takes one image at a time"):
+        faqd.prepare(network, images, static_batch=2)
+    artifact = faqd.convert(faqd.prepare(network, images))
+    assert artifact.run(pixels(3))["output"].shape == (3, 4)
+
+
+def test_another_architecture_learns_in_float_and_is_prepared(network: faqd.Network, images: faqd.Images) -> None:
+    torch.manual_seed(5)
+    other = nn.Sequential(nn.Conv2d(3, 8, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    smaller = faqd.capture(other, preprocessing=network.preprocessing, name="other")
+    taught = faqd.distil(smaller, network, images, float_steps=2, batch_size=8)
+    assert any("other learned in float for 2 steps" in note for note in taught.notes)
+    student = faqd.prepare(taught, images, teacher=network)
+    artifact = faqd.convert(faqd.distil(student, network, images, **LEARNING))
+    report = faqd.validate(artifact)
+    assert (report.teacher, report.student) == ("small", "other")
+
+
+LINES: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
+    "opset": (lambda: faqd.prepare(*_both(), opset=3), ("--opset", "3")),
+    "runtime": (lambda: faqd.prepare(*_both(), rest="fp16"), ("--rest", "fp16")),
+    "source": (lambda: faqd.load_network("timm:resnet19"), ("--teacher", "timm:resnet19", "--data", "x")),
+    "steps": (lambda: faqd.distil(*_three(), steps=-1), ("--steps", "-1")),
+    "unused": (
+        lambda: faqd.distil(*_three(), logit_loss="mse", temperature=2.0),
+        ("--logit-loss", "mse", "--temperature", "2"),
+    ),
+    "nothing learns": (lambda: faqd.distil(*_three(), steps=0, batch_size=9), ("--steps", "0", "--batch-size", "9")),
+    "device": (lambda: faqd.distil(*_three(), device="gpu"), ("--device", "gpu")),
+}
+
+
+def _both() -> tuple[faqd.Network, faqd.Images]:
+    network = faqd.load_network("digits")
+    return network, faqd.open_images("digits", network)
+
+
+def _three() -> tuple[faqd.Student, faqd.Network, faqd.Images]:
+    network, images = _both()
+    return faqd.prepare(network, images), network, images
+
+
+@pytest.mark.parametrize("what", LINES)
+def test_a_mistake_is_the_line_of_the_command(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call, typed = LINES[what]
+    with pytest.raises(faqd.UserError) as refused:
+        call()
+    assert main(["run", *typed, "--output", str(tmp_path / "none"), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert " ".join(f"error: {refused.value}".split()) == " ".join(error.split())
+
+
+Wrong = Callable[[Any, faqd.Network, faqd.Images, faqd.Student], object]
+ZEROS = torch.zeros(2, 3, 16, 16)
+
+#: Calls of the face, taken for untyped: what a type checker would say is said at run time as well.
+WRONG: dict[str, tuple[Wrong, str]] = {
+    "bits": (lambda f, n, i, s: f.prepare(n, i, bits=5), "--bits 5: must be 8, 4, 3, 2 or 1"),
+    "a module": (lambda f, n, i, s: f.prepare(small(), i), "prepare takes a network, as faqd.capture or"),
+    "no module": (lambda f, n, i, s: f.capture("resnet18"), "the network itself, an nn.Module, not a str"),
+    "no name": (lambda f, n, i, s: f.load_network(small()), "a network at hand is for faqd.capture"),
+    "no setting": (lambda f, n, i, s: f.prepare(n, i, bit=4), r"prepare\(bit=4\): .*did you mean bits\?"),
+    "another tool": (lambda f, n, i, s: f.prepare(n, i, quantiser="nncf"), r"prepare\(quantiser='nncf'\)"),
+    "no images": (lambda f, n, i, s: f.prepare(n, pixels()), "images as faqd.open_images"),
+    "floats": (lambda f, n, i, s: f.open_images(ZEROS, n), r"images at hand is float32 .*\(array \* 255\)"),
+    "a dict": (lambda f, n, i, s: f.open_images({"a": 1}, n), "images at hand is a dict; it must be a sequence"),
+    "nowhere": (lambda f, n, i, s: f.open_images("nowhere", n), "unknown data 'nowhere'"),
+    "no network": (lambda f, n, i, s: f.open_images(pixels(), small()), "takes the network that they are for"),
+    "one image": (lambda f, n, i, s: f.open_images(pixels(1), n), "1 image is too few"),
+    "generated": (lambda f, n, i, s: f.open_images("none", n.preprocessing), "from the network itself"),
+    "unused": (lambda f, n, i, s: f.open_images(pixels(), n, generator_steps=3), "--generator-steps .*--data none"),
+    "others": (lambda f, n, i, s: f.prepare(f.capture(small(), image_size=8), i), "for another preprocessing"),
+    "no teacher": (lambda f, n, i, s: f.distil(s, [], i), "distil needs at least one network"),
+    "no student": (lambda f, n, i, s: f.distil(small(), n, i), "distil takes a student that faqd.prepare makes"),
+    "a network": (lambda f, n, i, s: f.convert(n), "convert takes a student"),
+    "two sizes": (lambda f, n, i, s: f.capture(small(), ZEROS, image_size=8), "is 16x16 px, and image_size=8"),
+    "another size": (
+        lambda f, n, i, s: f.capture(small(), ZEROS[:, :, :8, :8], preprocessing=n.preprocessing),
+        r"the example has images \[3, 8, 8\]",
+    ),
+    "bytes": (lambda f, n, i, s: f.capture(small(), ZEROS.byte()), "the example is torch.uint8"),
+    "a field": (lambda f, n, i, s: f.capture(small(), preprocessing={"heigth": 3}), "unknown .* fields heigth"),
+    "a bundle": (lambda f, n, i, s: f.validate("nowhere", pixels()), "images for a bundle are named"),
+    "limits": (lambda f, n, i, s: f.validate(f.convert(s), f.ValidationConfig()), "ValidationConfig as config="),
+    "emulated": (lambda f, n, i, s: f.validate(f.convert(s), emulate="arm64"), "is for the bundle of a run"),
+    "engine": (
+        lambda f, n, i, s: f.validate(f.convert(s), engine=f.EngineConfig(workspace=8)),
+        "--workspace-mib is for --backend tensorrt",
+    ),
+    "a chain": (lambda f, n, i, s: f.distil(s, n, i, checkpoint="a", generations=2), "keeps one student, not 2"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_cannot_be_honoured_is_said_in_one_line(
+    what: str, network: faqd.Network, images: faqd.Images, student: faqd.Student
+) -> None:
+    call, line = WRONG[what]
+    with pytest.raises(faqd.UserError, match=line) as refused:
+        call(faqd, network, images, student)
+    assert "\n" not in str(refused.value)
+
+
+def test_settings_are_the_fields_of_the_sections() -> None:
+    left_out = {
+        "DataSettings": {"source"},
+        "QuantisationSettings": {"quantiser", "dynamic_size"},
+        "DistillationSettings": set[str](),
+    }
+    for name, section in (
+        ("DataSettings", faqd.DataConfig),
+        ("QuantisationSettings", faqd.QuantisationConfig),
+        ("DistillationSettings", faqd.DistillationConfig),
+    ):
+        fields = {field.name for field in dataclasses.fields(section)}
+        listed = get_type_hints(getattr(settings, name))
+        assert set(listed) == fields - left_out[name]
+        assert {key: get_type_hints(section)[key] for key in listed} == listed
+    assert flags(faqd.RunConfig)  # what is left out is a flag of a run, or an argument of another function
+
+
+def test_progress_hears_of_every_stage(network: faqd.Network, images: faqd.Images) -> None:
+    from pipeline.tools.progress import LineProgress
+
+    lines = list[str]()
+    progress = LineProgress(lines.append)
+    student = faqd.distil(
+        faqd.prepare(network, images, progress=progress), network, images, progress=progress, **LEARNING
+    )
+    faqd.validate(faqd.convert(student, progress=progress), progress=progress)
+    stages = [line.split()[0] for line in lines if line.split()[1:3][-1:] == ["s"]]
+    assert stages == ["observe", "distil", "convert", "validate"]
