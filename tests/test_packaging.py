@@ -220,6 +220,17 @@ def test_links_resolve(repository: Path) -> None:
     assert broken == []
 
 
+def test_paths_that_documents_name_are_there(repository: Path) -> None:
+    rooms = "|".join([*PACKAGES, "tests", "scripts", "docs", "docker"])
+    missing = []
+    for text in (*repository.glob("*.md"), *(repository / "docs").glob("*.md")):
+        for path in re.findall(rf"`((?:{rooms})/[^`\s:]+)`", text.read_text(encoding="utf-8")):
+            # A recipe's name for what is new, and patterns.
+            if "NAME" not in path and "*" not in path and not (repository / path).exists():
+                missing.append(f"{text.name}: {path}")
+    assert missing == []
+
+
 def test_hooks_and_ci_run_the_same_checks(repository: Path) -> None:
     hooks = (repository / ".pre-commit-config.yaml").read_text(encoding="utf-8")
     script = (repository / ".ci" / "run").read_text(encoding="utf-8")
