@@ -95,26 +95,26 @@ def _settings_from_file(app: App, commands: tuple[str, ...], arguments: Argument
     What of a recipe no longer means anything beside the typed flags is left out; what was typed so is refused.
     """
     typed = {argument.name.removeprefix("--"): argument for argument in arguments if argument.tokens}
-    found: list[tuple[dict[str, Any], str]] = []
+    layers: list[tuple[dict[str, Any], str]] = []
     own: dict[str, Any] = {}
     if "config" in typed:
         source = typed["config"].tokens[0].value
         own |= read_settings(Path(source))
-        found.append((dict(own), source))
+        layers.append((dict(own), source))
     asked = _converted({key: argument for key, argument in typed.items() if key in NEEDS})
     own |= asked
     together = default_settings()
     if "recipe" in typed:
         recipe = recipe_named(typed["recipe"].tokens[0].value)
-        given = own | {key: argument.tokens for key, argument in typed.items()}
-        if missing := recipe.missing(given):
+        settled = own | {key: argument.tokens for key, argument in typed.items()}
+        if missing := recipe.missing(settled):
             raise UserError(f"--recipe {recipe.name} ({recipe.title}) needs {missing}: see faqd run --help")
         settings = meaningful(recipe.settings, own, together)
-        found.append((settings, f"recipe {recipe.name}"))
+        layers.append((settings, f"recipe {recipe.name}"))
         together |= settings
     if commands == ("run",):
         check_meanings(together | own, asked)
-    for settings, source in found:
+    for settings, source in layers:
         cyclopts.config.Dict(settings, source=source, use_commands_as_keys=False)(app, commands, arguments)
     check_whole_numbers(arguments)
 
@@ -258,11 +258,11 @@ def compare(
     interruption.work_begins()
     if report_file is not None:
         check_place(report_file, flag="--report")
-    found = compare_models(bundle, config, progress)
-    console(width=TABLE_COLUMNS).print(render(found))
+    comparison = compare_models(bundle, config, progress)
+    console(width=TABLE_COLUMNS).print(render(comparison))
     if report_file is not None:
-        write_text(report_file, found.to_text(), flag="--report")
-    return found.exit_status
+        write_text(report_file, comparison.to_text(), flag="--report")
+    return comparison.exit_status
 
 
 @app.command(sort_key=4)

@@ -118,9 +118,9 @@ def grid_point(choice: str, normalise: str | None, distance: str | None, over: s
     Raises:
         UserError: an axis given to a name that fixes it, or a combination that makes no sense.
     """
-    given = {"normalise": normalise, "distance": distance, "over": over}
+    axes = {"normalise": normalise, "distance": distance, "over": over}
     if choice in FA_CHOICES or choice in POINTS or choice == "none":
-        for axis, value in given.items():
+        for axis, value in axes.items():
             if value is not None:
                 free = ", ".join(get_args(Affinity))
                 raise UserError(f"--{axis} {value}: --affinity {choice} leaves no choice of it; free are {free}")

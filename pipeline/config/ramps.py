@@ -54,32 +54,32 @@ class Ramp:
         return self.values[0]
 
 
-def read_ramp(flag: str, given: float | str, *, positive: bool, instead: str = "") -> Ramp:
+def read_ramp(flag: str, typed: float | str, *, positive: bool, instead: str = "") -> Ramp:
     """The ramp that a flag's value means: 0.1, linear:1:0, cosine:4:1, step:1:0.5:0.1.
 
     Args:
         flag: its name without dashes, for the error.
-        given: what the user wrote.
+        typed: what the user wrote.
         positive: whether every value must be above 0 (a temperature) or only one of them (a weight).
         instead: what to do where a weight of nothing but zeros was meant.
 
     Raises:
         UserError: no such form, a number that is negative or not finite, or zero where that is not allowed.
     """
-    words = str(given).split(":")
+    words = str(typed).split(":")
     kind, numbers = (words[0], words[1:]) if len(words) > 1 else ("constant", words)
     try:
         values = tuple(float(number) for number in numbers)
     except ValueError:
-        raise UserError(f"--{flag} {given}: must be {RAMP_FORMS}") from None
+        raise UserError(f"--{flag} {typed}: must be {RAMP_FORMS}") from None
     if kind != "constant" and kind != "step" and kind not in RAMPS:
-        raise UserError(f"--{flag} {given}: unknown schedule {kind!r}; must be {RAMP_FORMS}")
+        raise UserError(f"--{flag} {typed}: unknown schedule {kind!r}; must be {RAMP_FORMS}")
     if len(values) < 2 if kind == "step" else len(values) != (1 if kind == "constant" else 2):
-        raise UserError(f"--{flag} {given}: must be {RAMP_FORMS}")
+        raise UserError(f"--{flag} {typed}: must be {RAMP_FORMS}")
     least = min(values) if positive else max(values)
     if not all(math.isfinite(value) and value >= 0 for value in values) or least <= 0:
         what = "must be a finite number above 0"
         if kind != "constant":
             what = f"every value {what}" if positive else "its values must be finite, not negative, and one above 0"
-        raise UserError(f"--{flag} {given}: {what}" + (f"; {instead}" if instead else ""))
+        raise UserError(f"--{flag} {typed}: {what}" + (f"; {instead}" if instead else ""))
     return Ramp(kind=kind, values=values)

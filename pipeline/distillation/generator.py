@@ -56,11 +56,11 @@ class Impressed(Interpreter):
     def run_node(self, n: Node) -> object:
         """Run one node as usual."""
         if n.name in self.norms:
-            found = _statistics(self.module, n)
-            assert found is not None
+            statistics = _statistics(self.module, n)
+            assert statistics is not None
             assert isinstance(n.args[0], Node)
             values = self.env[n.args[0]]
-            self._distances.append(statistics_distance(values, *found))
+            self._distances.append(statistics_distance(values, *statistics))
         value = super().run_node(n)
         if n.name == self.pooled:
             assert isinstance(value, Tensor)

@@ -61,10 +61,10 @@ class Objective(nn.Module):
             weight = term.weight.at(signals.step, steps=signals.steps)
             if weight == 0:
                 continue
-            found = term(signals)
-            part = torch.stack(list(found.values())).sum()
+            losses = term(signals)
+            part = torch.stack(list(losses.values())).sum()
             parts[name] = part.detach()
-            parts |= {f"{name}/{tap}": loss.detach() for tap, loss in found.items() if tap}
+            parts |= {f"{name}/{tap}": loss.detach() for tap, loss in losses.items() if tap}
             summands.append(weight * part)
         return torch.stack(summands).sum(), parts
 

@@ -42,8 +42,8 @@ def stage_ends(graph_module: GraphModule) -> tuple[str, ...]:
             weighted.add(size)
         if kind(node) not in MOVEMENT and not _is_subpixel(node):
             last[size] = node.name
-    found = [last[size] for size in sorted(last, key=lambda size: -size[0] * size[1]) if size in weighted]
-    return tuple(found[-MOST_STAGES:])
+    stages = [last[size] for size in sorted(last, key=lambda size: -size[0] * size[1]) if size in weighted]
+    return tuple(stages[-MOST_STAGES:])
 
 
 def _is_subpixel(node: Node) -> bool:
@@ -72,14 +72,14 @@ def named_taps(graph_module: GraphModule, names: Sequence[str], *, source: str) 
     maps = [node.name for node in graph_module.graph.nodes if _map_size(node) is not None]
     taps = []
     for name in names:
-        wanted = name.replace(".", "_")
-        if wanted == POOLED and wanted not in maps:
+        node = name.replace(".", "_")
+        if node == POOLED and node not in maps:
             taps.append(_required_pooled(graph_module, f"--taps {POOLED}", source))
             continue
-        if wanted not in maps:
+        if node not in maps:
             known = ", ".join(maps[:40]) + (", ..." if len(maps) > 40 else "")
             raise UserError(f"--taps {name}: {source} has no feature map of that name; it has {known}")
-        taps.append(wanted)
+        taps.append(node)
     return tuple(taps)
 
 

@@ -149,8 +149,8 @@ class BranchTerm(Term):
         parts = {}
         for tap, branch in self.student.items():
             with torch.no_grad():
-                wanted = self.teacher[tap](signals.teachers[0].features[tap])
-            parts[tap] = kl_loss(branch(signals.student.features[tap]), wanted, temperature=temperature)
+                target = self.teacher[tap](signals.teachers[0].features[tap])
+            parts[tap] = kl_loss(branch(signals.student.features[tap]), target, temperature=temperature)
         return parts
 
     def teach(self, seen: Seen) -> Tensor:

@@ -71,10 +71,10 @@ class StageSeconds:
 
     def seconds(self) -> dict[str, float]:
         """Seconds by stage, in the order in which stages were first begun; the present one's so far."""
-        found = dict(self._ended)
+        seconds = dict(self._ended)
         if self._stage:
-            found[self._stage] = found.get(self._stage, 0.0) + self._clock() - self._begun
-        return found
+            seconds[self._stage] = seconds.get(self._stage, 0.0) + self._clock() - self._begun
+        return seconds
 
     def _end(self) -> None:
         self._ended, self._stage = self.seconds(), ""

@@ -266,8 +266,8 @@ def _manifest_hash(folder: RunFolder) -> str | None:
 
 def _versions() -> dict[str, str]:
     """What a resumed run must share with its beginning, to end with the bytes of one that was not interrupted."""
-    found = versions()
-    return {name: found[name] for name in ("faqd", "torch")}
+    installed = versions()
+    return {name: installed[name] for name in ("faqd", "torch")}
 
 
 def _steps_in(checkpoint: Path) -> str:
@@ -310,7 +310,7 @@ def _check_resumable(folder: RunFolder, config: RunConfig) -> None:
         return
     check_changes(before, now, folder.finished(restart_training=restart), later=BY_INPUTS)
     if begun != (running := _versions()):
-        first, second = (" and ".join(f"{name} {found}" for name, found in used.items()) for used in (begun, running))
+        first, second = (" and ".join(f"{name} {its}" for name, its in used.items()) for used in (begun, running))
         raise UserError(
             f"--resume: the run in {folder.root} was begun with {first or 'an older faqd'}, this is {second}, which may"
             " end it with other weights: go on with those versions, or start anew with --overwrite"

@@ -54,13 +54,13 @@ def choose_profile(
     means = [float(score.mean()) for score in scores]
     shown = [f"{-mean:.3g}" if output.holds == "values" else f"{100 * mean:.2f} %" for mean in means]
     names = [candidate.profile.variant for candidate in candidates]
-    found = ", ".join(f"{name} {value}" for name, value in zip(names, shown, strict=True))
+    measured = ", ".join(f"{name} {value}" for name, value in zip(names, shown, strict=True))
     what = "mean squared difference" if output.holds == "values" else "decisions like the teacher's"
     # The oracle runs every profile alike: what differs in speed is a runtime.
     runs = candidates[0].name != "reference"
     first, later = ("the fastest, and", ", though slower") if runs else ("the first, as", "")
     why = f"{first} none is better beyond chance" if best == 0 else f"better beyond chance{later}"
-    note = f"calibrated on {scores.shape[1]} held-out images, {what}: {found}; {names[best]} is taken: {why}"
+    note = f"calibrated on {scores.shape[1]} held-out images, {what}: {measured}; {names[best]} is taken: {why}"
     return replace(students[best], notes=(*prepared.notes, note))
 
 

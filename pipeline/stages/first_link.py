@@ -79,17 +79,17 @@ def _run(model: Serialised, images: Tensor, batch: int | None) -> list[Tensor]:
     """A file's outputs for images, which are repeated where the file fixes a batch size that they do not fill."""
     size = batch or len(images)
     places = np.arange(-(-len(images) // size) * size) % len(images)
-    found = list[list[NDArray[Any]]]()
+    batches = list[list[NDArray[Any]]]()
     with OnnxRuntime().runner(model, threads=1) as runner:
         for start in range(0, len(places), size):
             try:
-                found.append(runner.run(images[places[start : start + size]].numpy()))
+                batches.append(runner.run(images[places[start : start + size]].numpy()))
             except session_failures() as error:
                 raise UserError(
                     f"ONNX Runtime cannot run {FLOAT_MODEL}, the network's float file: {str(error)[:300]}; write that"
                     " part otherwise in a builder given as --teacher python:package.module:function"
                 ) from error
-    return [torch.from_numpy(np.concatenate(parts)[: len(images)]) for parts in zip(*found, strict=True)]
+    return [torch.from_numpy(np.concatenate(parts)[: len(images)]) for parts in zip(*batches, strict=True)]
 
 
 def _first_node(model: Serialised, network: Network, images: Tensor, batch: int | None) -> str:

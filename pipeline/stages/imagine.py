@@ -102,12 +102,12 @@ def _judged(probabilities: Tensor) -> tuple[str, ...]:
     known = probabilities.clamp_min(1e-12)
     share = float(-(known * known.log()).sum()) / math.log(len(known))
     likeliest = int(known.argmax())
-    found = f"class {likeliest} has {100 * float(known[likeliest]):.0f} % of them"
+    most = f"class {likeliest} has {100 * float(known[likeliest]):.0f} % of them"
     if share < _COLLAPSED:
         raise UserError(
-            f"--data none: the generated images collapsed, {found}: try more --generator-steps or another --seed"
+            f"--data none: the generated images collapsed, {most}: try more --generator-steps or another --seed"
         )
-    return (f"the generated images are of few classes: {found}",) if share < _POOR else ()
+    return (f"the generated images are of few classes: {most}",) if share < _POOR else ()
 
 
 def preview(pixels: NDArray[np.uint8]) -> str:

@@ -20,13 +20,13 @@ _HINTS: dict[type, Mapping[str, Any]] = {}
 def hints(record_type: type) -> Mapping[str, Any]:
     """Return the resolved type hints of a dataclass, `Annotated` extras included."""
     if record_type not in _HINTS:
-        found: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
         for base in filter(dataclasses.is_dataclass, reversed(record_type.__mro__)):
             # By the module that the class was made in, whichever module of that name `sys.modules` holds now.
             made_in = base.__init__.__globals__
             own = types.SimpleNamespace(__annotations__=inspect.get_annotations(base))
-            found |= get_type_hints(own, globalns=made_in, include_extras=True)
-        _HINTS[record_type] = types.MappingProxyType(found)
+            merged |= get_type_hints(own, globalns=made_in, include_extras=True)
+        _HINTS[record_type] = types.MappingProxyType(merged)
     return _HINTS[record_type]
 
 

@@ -59,11 +59,11 @@ def mean_outputs(
 
     Of classes the softened probabilities are averaged at `temperature` (None: the logits), of all else the values.
     """
-    found = []
-    for output, *given in zip(outputs, *teachers, strict=True):
+    means = []
+    for output, *of_teachers in zip(outputs, *teachers, strict=True):
         softening = temperature if output.holds == "classes" else None
-        found.append(mean_logits(given, temperature=softening, axis=output.axis))
-    return found
+        means.append(mean_logits(of_teachers, temperature=softening, axis=output.axis))
+    return means
 
 
 def value_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -72,8 +72,8 @@ def value_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Both [B, ...] of any floating type. Whatever the unit of the values, the loss has none [ours].
     """
     with torch.autocast(student.device.type, enabled=False):
-        wanted = teacher.detach().float()
-        return (student.float() - wanted).square().mean() / wanted.square().mean().clamp_min(_LEAST_SQUARE)
+        target = teacher.detach().float()
+        return (student.float() - target).square().mean() / target.square().mean().clamp_min(_LEAST_SQUARE)
 
 
 def uninformed(teacher: Sequence[Tensor], outputs: Sequence[Output]) -> list[Tensor]:
@@ -81,9 +81,9 @@ def uninformed(teacher: Sequence[Tensor], outputs: Sequence[Output]) -> list[Ten
 
     Classes have a mean each, labels and values one in all.
     """
-    found = []
+    means = []
     for values, output in zip(teacher, outputs, strict=True):
         kept = output.axis % values.ndim if output.holds == "classes" else None
         others = [dimension for dimension in range(values.ndim) if dimension != kept]
-        found.append(values.float().mean(others, keepdim=True).expand(values.shape))
-    return found
+        means.append(values.float().mean(others, keepdim=True).expand(values.shape))
+    return means

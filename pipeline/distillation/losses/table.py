@@ -85,14 +85,14 @@ def _affinities() -> Iterator[tuple[str, Loss]]:
 
 def valid_points() -> list[Point]:
     """Every point of the affinity grid that is not refused."""
-    found = []
+    points = []
     axes = (get_args(kind) for kind in (Affinity, Normalisation, Distance, Over))
     for affinity, normalise, distance, over in itertools.product(*axes):
         try:
-            found.append(Point(affinity=affinity, normalise=normalise, distance=distance, over=over))
+            points.append(Point(affinity=affinity, normalise=normalise, distance=distance, over=over))
         except UserError:
             continue
-    return found
+    return points
 
 
 def point_loss(point: Point) -> Loss:

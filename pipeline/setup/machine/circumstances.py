@@ -16,13 +16,13 @@ from pipeline.setup.machine.doctor import EXTRAS, REQUIRED
 
 def versions() -> dict[str, str]:
     """Versions of faqd, Python and every library that the result may depend on."""
-    found = {"faqd": __version__, "python": platform.python_version()}
+    known = {"faqd": __version__, "python": platform.python_version()}
     for name in (*REQUIRED, *(package for package, _ in EXTRAS.values())):
         try:
-            found[name] = importlib.metadata.version(name)
+            known[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return known
 
 
 def host() -> dict[str, str | int | float | bool | None]:

@@ -101,11 +101,11 @@ def _accelerators() -> list[Finding]:
     engines = Finding(topic="gpu", name="tensorrt", value=f"none: {missing}" if missing else "engines run here")
     if not torch.cuda.is_available():
         return [Finding(topic="gpu", name="cuda", value="none: training runs on the CPU"), engines]
-    found = [
+    devices = [
         Finding(topic="gpu", name=f"cuda:{index}", value=torch.cuda.get_device_name(index))
         for index in range(torch.cuda.device_count())
     ]
-    return [*found, engines]
+    return [*devices, engines]
 
 
 def _extras() -> list[Finding]:

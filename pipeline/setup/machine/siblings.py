@@ -20,9 +20,9 @@ def shadowed_sibling() -> str | None:
         if spec is None:
             return f"the package {name} is missing beside {home / 'pipeline'}: install faqd again"
         places = list(spec.submodule_search_locations or ([spec.origin] if spec.origin else []))
-        found = [Path(place).resolve() for place in places]
-        if expected.resolve() not in found:
-            stranger = spec.origin or ", ".join(map(str, found)) or "a built-in module"
+        loaded = [Path(place).resolve() for place in places]
+        if expected.resolve() not in loaded:
+            stranger = spec.origin or ", ".join(map(str, loaded)) or "a built-in module"
             return (
                 f"{stranger} hides faqd's own package {name} ({expected}): rename that file or folder, "
                 "run from another folder, or use the command faqd, which finds its own"
