@@ -10,6 +10,7 @@ import pytest
 
 # Before torch or numpy are imported: one thread makes sums repeatable and shares a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, for tests that ask for more threads
 
 ROOT = Path(__file__).resolve().parent.parent
 

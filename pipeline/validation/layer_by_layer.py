@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -158,7 +157,7 @@ def _run(runner: Runner, images: Tensor, against: Path | None) -> list[NDArray[A
 
 
 def _runner(backend: Backend, model: onnx.ModelProto, threads: int | None) -> AbstractContextManager[Runner]:
-    return backend.runner(serialise(model, name=MODEL), threads=threads or os.cpu_count() or 1)
+    return backend.runner(serialise(model, name=MODEL), threads=threads or torch.get_num_threads())
 
 
 def _batches(bundle: Bundle, source: ImageSource | None, count: int) -> Iterator[Tensor]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+
+import torch
 
 from backends.base import Backend, Census, Runner
 from backends.onnx_file.serialised import Serialised, size_of
@@ -129,8 +130,10 @@ def _runner(backend: Backend, model: Serialised, absent: str | None) -> Iterator
     if absent is not None:
         yield None
         return
-    # As many threads as the machine has: scoring is no timing.
-    with backend.runner(model, threads=os.cpu_count() or 1) as runner:
+    # Scoring is no timing: as many threads as torch takes, which heeds OMP_NUM_THREADS and the processors that this
+    # process may use: more make the oracle's small operators wait for each other, thirty times as long where both of
+    # two processors were busy.
+    with backend.runner(model, threads=torch.get_num_threads()) as runner:
         yield runner
 
 

@@ -1,13 +1,15 @@
-"""A whole report to change at will."""
+"""A whole report to change at will, and latency measured in little time."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
+from backends.timing import interleaved_latency
 from pipeline.report.gate import Gate
 from pipeline.report.schema import (
     Accuracy,
@@ -113,3 +115,11 @@ def make_report() -> Callable[..., Report]:
 def elsewhere() -> Report:
     """Report of a run whose target runtime was not on its machine."""
     return report_elsewhere()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def little_time_for_latency() -> Iterator[None]:
+    """Latency takes half a second of every run instead of up to five: as many figures, of fewer rounds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.validation.score.interleaved_latency", partial(interleaved_latency, seconds=0.5))
+        yield

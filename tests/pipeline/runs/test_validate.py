@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from backends.base import Runner
+from backends.onnx_file.serialised import Serialised
+from backends.onnxruntime.backend import OnnxRuntime
 from pipeline.cli import main
 from pipeline.images import embedded
 from pipeline.report.schema import read_report
@@ -143,3 +147,18 @@ def test_validate_repeats_the_verdict(finished: Path, tmp_path: Path) -> None:
     assert done.status == 0, done.err
     assert read_report(out).accuracy.runtime == read_report(finished / "report.json").accuracy.runtime
     assert command("validate", str(finished / "bundle")).status == 0
+
+
+@pytest.mark.parametrize("verb", ["validate", "compare"])
+def test_scoring_takes_the_threads_that_torch_has(finished: Path, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that OMP_NUM_THREADS and the processors of a container hold; latency alone is measured on one."""
+    asked, runner = set[int](), OnnxRuntime.runner
+
+    def counted(self: OnnxRuntime, model: Serialised, *, threads: int) -> AbstractContextManager[Runner]:
+        asked.add(threads)
+        return runner(self, model, threads=threads)
+
+    monkeypatch.setattr(OnnxRuntime, "runner", counted)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    assert main([verb, str(finished / "bundle"), "--quiet"]) == 0
+    assert asked == ({1, 3} if verb == "validate" else {3})
