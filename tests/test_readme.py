@@ -80,8 +80,9 @@ def test_every_command_runs(repository: Path, desk: Path) -> None:
             timeout=240,
             check=False,
         )
-        expected = 3 if "tensorrt" in words else 0
-        assert done.returncode == expected, f"{command}\n{done.stdout}\n{done.stderr}"
+        # A random network may say one and the same of all images, by which nothing is decided: status 4.
+        expected = (3,) if "tensorrt" in words else (0, 4)
+        assert done.returncode in expected, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
 def test_the_python_way_runs(repository: Path, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

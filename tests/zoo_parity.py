@@ -14,18 +14,11 @@ import numpy as np
 import torch
 
 from backends.facts.onnxruntime_rules import host_profile
-from backends.facts.widths import Widths
 from backends.onnx_file.exposed import exposed
 from backends.onnxruntime.backend import OnnxRuntime
 from backends.oracle.differences import Comparison, TensorDifference, kernel_of
-from backends.placement.place import place
-from calibration.capture.graph_from_module import capture
 from calibration.plan import Plan
-from calibration.ranges.observation import choose_ranges, observe
-from calibration.rewrites.fold import fold
-from calibration.rewrites.rewrite import rewritten
-from calibration.simulation.freeze import freeze
-from calibration.simulation.insert import insert
+from tests.chain import folded_graph, steps_of
 from tests.zoo import ZooNetwork
 
 FILE = Path(__file__).resolve().parent / "backends" / "zoo" / "zoo_parity.json"
@@ -44,13 +37,11 @@ def counts(network: ZooNetwork, *, pixels: int, shallow: bool = False) -> dict[s
     """
     images = network.images(IMAGES, pixels=pixels, seed=8)
     calibration = network.images(CALIBRATION_IMAGES, pixels=pixels)
-    folded = fold(capture(network.build(pixels=pixels, shallow=shallow), images, source=network.source))
+    folded = folded_graph(network.build(pixels=pixels, shallow=shallow), images, source=network.source)
     profile = host_profile()
-    student = rewritten(folded, profile.rewrites_for(Widths()), check=images)
-    plan = place(student, profile, Widths())
-    prepared = insert(student, plan, choose_ranges(observe(student, plan, [calibration]), plan, "mse")).eval()
-    backend = OnnxRuntime(profile)
-    model = backend.emit(freeze(prepared, student))
+    steps = steps_of(folded, calibration, profile, method="mse", check=images)
+    plan, prepared, backend = steps.plan, steps.prepared.eval(), OnnxRuntime(profile)
+    model = backend.emit(steps.frozen())
     comparison = Comparison(model)
     with backend.runner(exposed(model, comparison.names).SerializeToString(), threads=1) as runner:
         found = [torch.from_numpy(np.asarray(values)) for values in runner.run(images.numpy())]

@@ -20,15 +20,10 @@ from backends.facts.profile import Profile
 from backends.facts.tensorrt_rules import PROFILE
 from backends.facts.widths import Widths
 from backends.onnx_file.emit import emit
-from backends.placement.place import place
-from calibration.capture.graph_from_module import capture
 from calibration.plan import Plan
-from calibration.ranges.observation import choose_ranges, observe
-from calibration.rewrites.fold import fold
-from calibration.rewrites.rewrite import rewritten
 from calibration.simulation.freeze import FrozenNetwork, freeze
-from calibration.simulation.insert import insert
 from calibration.simulation.prepared import PreparedNetwork
+from tests.chain import folded_graph, steps_of
 from tests.one_line_net import Net
 
 PROFILES: dict[str, Profile] = {
@@ -429,27 +424,21 @@ def build() -> Build:
     ) -> Built:
         shown = images() if inputs is None else inputs
         if isinstance(network, nn.Module):
-            folded = fold(capture(network.eval(), shown[:2], source="test"))
+            folded = folded_graph(network, shown[:2])
         else:
             if network not in _folded:
-                module = (EXACT | CLOSE)[network]().eval()
-                _folded[network] = fold(capture(module, shown[:2], source=network))
+                _folded[network] = folded_graph((EXACT | CLOSE)[network](), shown[:2], source=network)
             folded = copy.deepcopy(_folded[network])
             resemble_trained(folded, seed, sparse=sparse)
         profile = target if isinstance(target, Profile) else PROFILES[target]
         chosen = widths or Widths(weights=bits)
-        folded = rewritten(folded, profile.rewrites_for(chosen), check=shown)
-        plan = place(folded, profile, chosen)
-        ranges = choose_ranges(observe(folded, plan, [shown]), plan, "minmax")
-        if saturating:
-            ranges = {group: replace(observed, scale=observed.scale / 3) for group, observed in ranges.items()}
-        prepared = insert(folded, plan, ranges).eval()
+        steps = steps_of(folded, shown, profile, widths=chosen, check=shown, shrunk=3.0 if saturating else 1.0)
         return Built(
             images=shown,
-            folded=folded,
-            plan=plan,
-            prepared=prepared,
-            frozen=freeze(prepared, folded),
+            folded=steps.folded,
+            plan=steps.plan,
+            prepared=steps.prepared.eval(),
+            frozen=steps.frozen(),
             profile=profile,
         )
 

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 import torch
 
-from backends import backend_named
+import faqd
 from backends.base import Backend
+from faqd.settings import QuantisationSettings
 from pipeline.artifacts import Lesson, Network, PreparedStudent
 from pipeline.config import (
     DataConfig,
@@ -33,9 +34,6 @@ from pipeline.config import (
 from pipeline.distillation.training.schedule import Schedule, schedule_of
 from pipeline.images.unlabelled import UnlabelledImages
 from pipeline.setup.machine.circumstances import host, versions
-from pipeline.setup.networks import networks_of
-from pipeline.setup.run_images import images_of
-from pipeline.stages.observe import corrected, prepare
 from pipeline.stages.targets import lesson_for
 
 DEFAULT_THREADS = 2  # the machine that the figures are promised for has two cores
@@ -134,13 +132,18 @@ class Ready:
 
 
 def make_ready(config: RunConfig) -> Ready:
-    """Teacher, images and calibrated student of a configuration, in process."""
-    backend = backend_named(config.quantisation.backend)
-    teacher = networks_of(config).teacher
-    images = images_of(config.data, teacher, seed=config.execution.seed)
-    prepared = corrected(prepare(teacher, backend, images, config.quantisation), images)
-    lesson, _ = lesson_for((teacher,), images, config.distillation)
-    return Ready(config=config, backend=backend, lesson=lesson, prepared=prepared)
+    """Teacher, images and calibrated student of a configuration, in process, by the face."""
+    asked, data = config.teacher, vars(config.data)
+    quantisation = {
+        key: value for key, value in vars(config.quantisation).items() if key in QuantisationSettings.__annotations__
+    }
+    teacher = faqd.load_network(asked.source, weights=asked.weights[0], **config.preprocessing.overrides())
+    settings = {key: data[key] for key in ("workers", "augmentation", "calibration_images", "held_out_images")}
+    images = faqd.open_images(config.data.source, teacher, seed=config.execution.seed, **settings)
+    student = faqd.prepare(teacher, images, **quantisation)
+    # What the face decides inside of `faqd.distil`: benchmarks time single steps of it.
+    lesson, _ = lesson_for((teacher,), images.unlabelled, config.distillation)
+    return Ready(config=config, backend=student.backend, lesson=lesson, prepared=student.prepared)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,14 +27,9 @@ from backends.facts.widths import Widths
 from backends.onnx_file.emit import emit
 from backends.onnxruntime.backend import OnnxRuntime
 from backends.openvino.backend import OpenVINO
-from backends.placement.place import place
 from backends.timing import interleaved_latency
-from calibration.capture.graph_from_module import capture
-from calibration.ranges.observation import choose_ranges, observe
-from calibration.rewrites.fold import fold
-from calibration.simulation.freeze import freeze
-from calibration.simulation.insert import insert
 from pipeline.networks.architectures.cifar_resnet import CifarResNet
+from tests.chain import folded_graph, steps_of
 from tests.zoo import ZOO
 
 if TYPE_CHECKING:
@@ -76,7 +71,7 @@ def _ratio(row: Row, slower: str) -> str:
 @pytest.mark.parametrize(("name", "pixels"), [("resnet20", 32), ("mobilenet_v2", 128)])
 def test_profiles(name: str, pixels: int, bits: int, results: Results) -> None:
     images = torch.randn(16, 3, pixels, pixels, generator=torch.Generator().manual_seed(0))
-    folded = fold(capture(_network(name, pixels).eval(), images[:2], source=name))
+    folded = folded_graph(_network(name, pixels), images[:2], source=name)
     backends = {
         FLOAT: OpenVINO(),
         OWN: OpenVINO(),
@@ -87,10 +82,9 @@ def test_profiles(name: str, pixels: int, bits: int, results: Results) -> None:
     plain = emit(folded, opset=21).SerializeToString()
     files = dict.fromkeys(backends, plain)
     for place_of, profile in ((OWN, PROFILE), (BORROWED, X64), (OTHER, X64)):
-        plan = place(folded, profile, Widths(weights=bits))
-        prepared = insert(folded, plan, choose_ranges(observe(folded, plan, [images]), plan, "minmax")).eval()
+        steps = steps_of(folded, images, profile, widths=Widths(weights=bits), rewrites=False)
         form = replace(profile.form, packs_int4=bits <= 4)
-        files[place_of] = emit(freeze(prepared, folded), opset=21, form=form).SerializeToString()
+        files[place_of] = emit(steps.frozen(), opset=21, form=form).SerializeToString()
     one, seconds = images[:1].numpy(), float(os.environ.get("FAQD_BENCHMARK_SECONDS") or SECONDS)
     with ExitStack() as stack:
         runners = {

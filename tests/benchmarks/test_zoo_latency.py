@@ -23,21 +23,14 @@ import pytest
 import torch
 
 from backends.facts.onnxruntime_rules import host_profile
-from backends.facts.widths import Widths
 from backends.onnx_file.emit import emit
 from backends.onnxruntime.backend import OnnxRuntime
-from backends.placement.place import place
 from backends.timing import interleaved_latency
-from calibration.capture.graph_from_module import capture
 from calibration.graph.operators import WEIGHTED, kind
-from calibration.ranges.observation import choose_ranges, observe
-from calibration.rewrites.fold import fold
-from calibration.rewrites.rewrite import rewritten
-from calibration.simulation.freeze import freeze
-from calibration.simulation.insert import insert
 from pipeline.setup.machine.circumstances import host
 from tests import zoo_table
 from tests.benchmarks.test_latency_against_peers import quantised_by_peer
+from tests.chain import folded_graph, steps_of
 from tests.zoo import ZOO
 
 if TYPE_CHECKING:
@@ -85,15 +78,13 @@ def test_network(name: str, results: Results, tmp_path: Path) -> None:
     network, backend = ZOO[name], OnnxRuntime()
     pixels = int(os.environ.get("FAQD_BENCHMARK_PIXELS") or PIXELS)
     images = network.images(16, pixels=pixels)
-    folded = fold(capture(network.build(pixels=pixels), images[:2], source=name))
-    profile = host_profile()
-    student = rewritten(folded, profile.rewrites_for(Widths()))
-    plan = place(student, profile, Widths())
-    prepared = insert(student, plan, choose_ranges(observe(student, plan, [images]), plan, "mse")).eval()
+    folded = folded_graph(network.build(pixels=pixels), images[:2], source=name)
+    steps = steps_of(folded, images, host_profile(), method="mse")
+    student, plan, prepared = steps.folded, steps.plan, steps.prepared.eval()
     float_model = emit(folded, opset=20).SerializeToString()
     files = {
         FLOAT: float_model,
-        OURS: backend.emit(freeze(prepared, student)).SerializeToString(),
+        OURS: backend.emit(steps.frozen()).SerializeToString(),
         PEER: quantised_by_peer(float_model, images.numpy(), tmp_path, symbolic=name not in UNKNOWN_SHAPES),
     }
     layers = [node.name for node in student.graph.nodes if kind(node) in WEIGHTED]

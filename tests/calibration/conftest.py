@@ -20,15 +20,11 @@ from backends.facts.tensorrt_rules import PROFILE
 from backends.facts.widths import Widths
 from backends.onnx_file.emit import emit
 from backends.oracle.backend import IntegerOracle
-from backends.placement.place import place
-from calibration.capture.graph_from_module import capture
 from calibration.plan import Plan
-from calibration.ranges.observation import choose_ranges, observe
-from calibration.rewrites.fold import fold
 from calibration.simulation.freeze import freeze
-from calibration.simulation.insert import insert
 from calibration.simulation.prepared import PreparedNetwork
 from pipeline.networks.models import load_model
+from tests.chain import folded_graph, steps_of
 from tests.one_line_net import Net
 
 PROFILES: dict[str, Profile] = {"onnxruntime": host_profile(), "tensorrt": PROFILE}
@@ -123,11 +119,10 @@ def chain() -> BuildChain:
         trained: bool = False,
     ) -> Chain:
         network = module.eval() if trained else resemble_trained(copy.deepcopy(module))
-        folded = fold(capture(network, images[:2], source="test"))
+        folded = folded_graph(network, images[:2])
         chosen = profile if isinstance(profile, Profile) else PROFILES[profile]
-        placed = plan or place(folded, chosen, Widths(weights=bits))
-        ranges = choose_ranges(observe(folded, placed, torch.split(images, 64)), placed, "auto")
-        return Chain(images=images, folded=folded, plan=placed, prepared=insert(folded, placed, ranges), bits=bits)
+        steps = steps_of(folded, images, chosen, widths=Widths(weights=bits), plan=plan, method="auto", rewrites=False)
+        return Chain(images=images, folded=folded, plan=steps.plan, prepared=steps.prepared, bits=bits)
 
     return build
 

@@ -10,16 +10,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from backends.facts.widths import Widths
 from backends.openvino.backend import OpenVINO
 from backends.oracle.backend import IntegerOracle
-from backends.placement.place import place
-from calibration.capture.graph_from_module import capture
-from calibration.ranges.observation import choose_ranges, observe
-from calibration.rewrites.fold import fold
-from calibration.rewrites.rewrite import rewritten
-from calibration.simulation.freeze import freeze
-from calibration.simulation.insert import insert
+from tests.chain import folded_graph, steps_of
 from tests.zoo import ZOO
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'faqd[openvino]'")
@@ -41,10 +34,8 @@ def hold(name: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         built = network.build(shallow=True)
-    folded = rewritten(fold(capture(built, images[:2], source=network.source)), profile.rewrites_for(Widths()))
-    plan = place(folded, profile, Widths())
-    ranges = choose_ranges(observe(folded, plan, [images]), plan, "minmax")
-    model = backend.emit(freeze(insert(folded, plan, ranges).eval(), folded))
+    steps = steps_of(folded_graph(built, images[:2], source=network.source), images, profile)
+    folded, plan, model = steps.folded, steps.plan, backend.emit(steps.frozen())
     assert backend.census(model.SerializeToString(), plan.integer_layers()).floating == ()
     oracle, _ = IntegerOracle(model).run(images)
     with backend.runner(model.SerializeToString(), threads=1) as runner:

@@ -15,16 +15,10 @@ from backends.device.tensorrt_device.check import planned_products
 from backends.device.tensorrt_device.kernels import census
 from backends.facts.tensorrt_rules import PROFILE
 from backends.facts.widths import Widths
-from backends.placement.place import place
 from backends.tensorrt.ahead_of_time import build_ahead_of_time
 from backends.tensorrt.backend import TensorRT
-from calibration.capture.graph_from_module import capture
 from calibration.plan import Plan
-from calibration.ranges.observation import choose_ranges, observe
-from calibration.rewrites.fold import fold
-from calibration.rewrites.rewrite import rewritten
-from calibration.simulation.freeze import freeze
-from calibration.simulation.insert import insert
+from tests.chain import folded_graph, steps_of
 from tests.zoo import ZOO
 
 
@@ -98,11 +92,9 @@ def counts(name: str, backend: TensorRT, widths: Widths = Widths()) -> Counts:  
     """What becomes of a network's layers; every planned layer and product is accounted for."""
     network = ZOO[name]
     images = network.images(2)
-    captured = capture(network.build(shallow=True), images, source=network.source)
-    folded = rewritten(fold(captured), PROFILE.rewrites_for(widths))
-    plan = place(folded, PROFILE, widths)
-    ranges = choose_ranges(observe(folded, plan, [images]), plan, "minmax")
-    model = backend.emit(freeze(insert(folded, plan, ranges).eval(), folded))
+    folded = folded_graph(network.build(shallow=True), images, source=network.source)
+    steps = steps_of(folded, images, PROFILE, widths=widths)
+    plan, model = steps.plan, backend.emit(steps.frozen())
     engine = build_ahead_of_time(model.SerializeToString())
     planned = set(plan.integer_layers())
     # TensorRT-RTX has no int8 transposed convolution (measured), so none may be planned here unseen.

@@ -11,18 +11,11 @@ import numpy as np
 import pytest
 
 from backends.facts.onnxruntime_rules import host_profile
-from backends.facts.widths import Widths
 from backends.onnxruntime.backend import OnnxRuntime
 from backends.oracle.backend import IntegerOracle
-from backends.placement.place import place
-from calibration.capture.graph_from_module import capture
 from calibration.graph.interface import interface_of
 from calibration.graph.operators import WEIGHTED, kind
-from calibration.ranges.observation import choose_ranges, observe
-from calibration.rewrites.fold import fold
-from calibration.rewrites.rewrite import rewritten
-from calibration.simulation.freeze import freeze
-from calibration.simulation.insert import insert
+from tests.chain import folded_graph, steps_of
 from tests.zoo_teachers import DENSE
 
 #: What of these networks may be computed in float, for its reason is in the backend's table.
@@ -36,12 +29,11 @@ def check(name: str) -> None:
     if network.part is not None:
         module = module.get_submodule(network.part)
     profile = host_profile()
-    folded = rewritten(fold(capture(module, images, source=name)), profile.rewrites_for(Widths()))
-    plan = place(folded, profile, Widths())
+    steps = steps_of(folded_graph(module, images, source=name), images, profile)
+    folded, plan = steps.folded, steps.plan
     assert {plan.kinds[node] for node in plan.float_nodes} <= FLOAT
-    prepared = insert(folded, plan, choose_ranges(observe(folded, plan, [images]), plan, "minmax")).eval()
     backend = OnnxRuntime(profile)
-    model = backend.emit(freeze(prepared, folded))
+    model = backend.emit(steps.frozen())
     layers = [node.name for node in folded.graph.nodes if kind(node) in WEIGHTED]
     assert backend.census(model.SerializeToString(), layers).floating == ()
     with backend.runner(model.SerializeToString(), threads=1) as runner:
