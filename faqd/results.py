@@ -27,7 +27,7 @@ from pipeline.config import DistillationConfig
 from pipeline.images.loading import Reader
 from pipeline.images.preprocessing import Preprocessing, normalise
 from pipeline.images.sources.image_source import ImageSource
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.report.cards import Card, Shown
 from pipeline.report.charts import Bar, line_chart
 from pipeline.report.schema import Distillation
@@ -67,9 +67,9 @@ class ImageSet(Dataset[Tensor]):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Images(Shown):
-    """Unlabelled images for one network: most calibrate and train, the rest is held out to judge the result."""
+    """Images for one network: most calibrate and train, the rest is held out to judge the result."""
 
-    unlabelled: UnlabelledImages
+    split: SplitImages
     preprocessing: Preprocessing
     seed: int
     """By which they were divided, and by which `faqd.distil` draws unless another is given."""
@@ -77,21 +77,21 @@ class Images(Shown):
     @property
     def training(self) -> ImageSet:
         """Those that train, for a loop of your own: `DataLoader(images.training, 64, shuffle=True)`."""
-        return ImageSet(self.unlabelled.source, self.unlabelled.training, self.preprocessing)
+        return ImageSet(self.split.source, self.split.training, self.preprocessing)
 
     @property
     def held_out(self) -> ImageSet:
         """Those that no training sees, by which `faqd.validate` judges unless other images are given."""
-        return ImageSet(self.unlabelled.source, self.unlabelled.held_out, self.preprocessing)
+        return ImageSet(self.split.source, self.split.held_out, self.preprocessing)
 
     def __len__(self) -> int:
-        return len(self.unlabelled.source)
+        return len(self.split.source)
 
     def __str__(self) -> str:
         return self._card(picture=None).text()
 
     def __repr__(self) -> str:
-        return f"<Images {self.unlabelled.source.name}, {len(self)}>"
+        return f"<Images {self.split.source.name}, {len(self)}>"
 
     def _repr_html_(self) -> str:
         held_out = self.held_out
@@ -99,7 +99,7 @@ class Images(Shown):
         return self._card(picture=preview(sheet)).html()
 
     def _card(self, *, picture: str | None) -> Card:
-        images, p = self.unlabelled, self.preprocessing
+        images, p = self.split, self.preprocessing
         calibrate = len(images.training if images.calibration is None else images.calibration)
         return Card(
             title=f"{images.source.name}: {len(self)} images",

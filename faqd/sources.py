@@ -201,7 +201,7 @@ def opened_images(
             raise UserError("open_images('none') generates images from the network itself, without labels: give it")
         with progress.stage("imagine"), freed_memory_kept():
             generated = imagined_images(network, data, seed=seed, progress=progress)
-        return Images(unlabelled=generated, preprocessing=preprocessing, seed=seed)
+        return Images(split=generated, preprocessing=preprocessing, seed=seed)
     known, order = None, ""
     if labels:
         assert isinstance(network, Network)
@@ -213,8 +213,8 @@ def opened_images(
     if named is None and data.workers is None:
         data = replace(data, workers=0)  # they are in this process already
     check_readable(source, preprocessing)
-    unlabelled = apart(source, data, preprocessing, seed=seed, labels=known, label_order=order)
-    return Images(unlabelled=unlabelled, preprocessing=preprocessing, seed=seed)
+    split = apart(source, data, preprocessing, seed=seed, labels=known, label_order=order)
+    return Images(split=split, preprocessing=preprocessing, seed=seed)
 
 
 def _labelled(images: Any, preprocessing: Preprocessing) -> EvaluationSet:

@@ -76,22 +76,20 @@ def prepared_student(
             check_kind(teacher, Network, "prepare(teacher=...)", "a network")
             check_same_outputs(network, teacher)
         check_networks(config, networks, candidates[0], trains=False)
-        shown = checked_on_images(config, networks, images.unlabelled)
-        name = images.unlabelled.source.name
-        warnings = check_teacher(networks.teacher, images.unlabelled, None, data=name, eval_data=None)
-        notes = (*warnings, *networks.notes, *images.unlabelled.source.notes)
+        shown = checked_on_images(config, networks, images.split)
+        name = images.split.source.name
+        warnings = check_teacher(networks.teacher, images.split, None, data=name, eval_data=None)
+        notes = (*warnings, *networks.notes, *images.split.source.notes)
         for note in notes:
             progress.say(note)
         student = suited(network, candidates[0].profile, asked.widths, check=shown)
-        prepared, backend = calibrated(
-            student, networks.teacher, images.unlabelled, candidates, asked, progress=progress
-        )
+        prepared, backend = calibrated(student, networks.teacher, images.split, candidates, asked, progress=progress)
     names = tuple(output.name for output in network.outputs)
     return Student(
         module=Simulation(prepared.network(trainable=True).eval(), names),
         prepared=prepared,
         network=network,
-        lesson=Lesson(teachers=networks.teachers, images=images.unlabelled),
+        lesson=Lesson(teachers=networks.teachers, images=images.split),
         backend=backend,
         seed=images.seed,
         shown=shown,
@@ -116,9 +114,9 @@ def distilled_student(
     check_machine(config)
     if student.network is not teachers[0]:
         check_same_outputs(student.network, teachers[0])
-    if asked.label_weight is not None and images.unlabelled.labels is None:
+    if asked.label_weight is not None and images.split.labels is None:
         raise UserError(
-            f"--label-weight needs labels, and {images.unlabelled.source.name} was opened without: open the images with"
+            f"--label-weight needs labels, and {images.split.source.name} was opened without: open the images with"
             " faqd.open_images(..., labels=True), or leave it out (--class-weight needs none)"
         )
     if _has_learned(student):
@@ -132,7 +130,7 @@ def distilled_student(
         )
     trained: TrainedStudent | None = None
     with progress.stage("distil"):
-        lesson, said = lesson_for(tuple(teachers), images.unlabelled, asked)
+        lesson, said = lesson_for(tuple(teachers), images.split, asked)
         for line in said:
             progress.say(line)
         for generation in range(asked.generations):
@@ -183,10 +181,10 @@ def taught_network(
     if not steps:
         raise UserError("distil(float_steps=0) of a float network would do nothing")
     with progress.stage("float"):
-        lesson, said = lesson_for(tuple(teachers), images.unlabelled, asked)
+        lesson, said = lesson_for(tuple(teachers), images.split, asked)
         for line in said:
             progress.say(line)
-        shown = checked_on_images(config, Networks(teachers=tuple(teachers), student=student), images.unlabelled)
+        shown = checked_on_images(config, Networks(teachers=tuple(teachers), student=student), images.split)
         with freed_memory_kept():
             weights, agreement = teach_float(
                 student, lesson, asked, execution, steps=steps, checkpoint=checkpoint, progress=progress
@@ -260,9 +258,9 @@ def _scored(images: Any, lesson: Lesson, limits: ValidationConfig) -> Scored:
         if images is not None:
             raise UserError(f"validate(images=...) and eval_data={limits.eval_data!r} say the same: give one of them")
         images = limits.eval_data
-    if isinstance(images, Images) and images.unlabelled.source is not source:
+    if isinstance(images, Images) and images.split.source is not source:
         check_images(images, teacher, "validate")
-        evaluation = EvaluationSet(images=images.unlabelled.source, labels=None)
+        evaluation = EvaluationSet(images=images.split.source, labels=None)
         return evaluation, np.arange(len(images), dtype=np.int64), ()
     if images is None or isinstance(images, Images):
         return EvaluationSet(images=source, labels=None), lesson.images.held_out, ()

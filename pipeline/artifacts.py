@@ -25,7 +25,7 @@ from calibration.simulation.insert import insert
 from calibration.simulation.prepared import PreparedNetwork
 from pipeline.config.quantisation import QuantisationConfig
 from pipeline.images.preprocessing import Preprocessing
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.networks.models import preprocessing_words
 from pipeline.networks.outputs.meaning import Output
 from pipeline.report.cards import Card, Shown
@@ -94,7 +94,7 @@ class Lesson:
 
     teachers: tuple[Network, ...]
     """The first says what images look like and what outputs hold; students learn the mean of all."""
-    images: UnlabelledImages
+    images: SplitImages
     mirror: bool = False
     """Whether targets are averaged over each image and its mirror image, which is in the same batch (see
     `pipeline.distillation.training.mirror`)."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.images.data import ordered_batches
 from pipeline.images.preprocessing import Preprocessing, normalise
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.tools.progress import SILENT, Progress
 from pipeline.tools.randomness import generator_for
 
@@ -22,13 +22,13 @@ def drawn_to_calibrate(training: NDArray[np.int64], *, count: int, seed: int) ->
     return np.sort(training[order[:count]])
 
 
-def calibration_indices(images: UnlabelledImages) -> NDArray[np.int64]:
+def calibration_indices(images: SplitImages) -> NDArray[np.int64]:
     """The images that calibrate: those that were drawn for it, else all that train."""
     return np.sort(images.training) if images.calibration is None else images.calibration
 
 
 def calibration_batches(
-    images: UnlabelledImages,
+    images: SplitImages,
     indices: NDArray[np.int64],
     preprocessing: Preprocessing,
     *,

@@ -22,7 +22,7 @@ from pipeline.artifacts import Network
 from pipeline.images.sources.arrays import ArraySource
 from pipeline.images.sources.folder import FolderSource
 from pipeline.images.sources.image_source import ImageSource, UnreadableImage
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Digest
@@ -67,7 +67,7 @@ def _tensors(graph_module: GraphModule) -> dict[str, Tensor]:
     return tensors
 
 
-def images_identity(images: UnlabelledImages) -> str:
+def images_identity(images: SplitImages) -> str:
     """The hash of the images in their order, and of the labels where these are read.
 
     Of arrays every number counts; of files the size and, up to 2 GiB of them, every byte, beyond that the beginning,

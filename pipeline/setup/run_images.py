@@ -15,7 +15,7 @@ from pipeline.images.image_facts import check_single, look, readable_split
 from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.sources.arrays import ArraySource
 from pipeline.images.sources.image_source import EvaluationSet, ImageSource
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.class_order import in_network_order
 from pipeline.networks.outputs.meaning import primary
 from pipeline.setup.machine.memory import freed_memory_kept
@@ -24,7 +24,7 @@ from pipeline.stages.imagine import check_imaginable, imagine, preview
 from pipeline.tools.progress import Progress
 
 
-def images_named(config: RunConfig, teacher: Network) -> UnlabelledImages | None:
+def images_named(config: RunConfig, teacher: Network) -> SplitImages | None:
     """The images of `--data`; None where they are to be generated.
 
     Raises UserError for whatever is wrong with the source, or with the teacher that is to generate them.
@@ -36,7 +36,7 @@ def images_named(config: RunConfig, teacher: Network) -> UnlabelledImages | None
     return images_of(config.data, teacher, labelled=labelled, seed=config.execution.seed)
 
 
-def images_of(data: DataConfig, teacher: Network, *, labelled: bool = False, seed: int = 0) -> UnlabelledImages:
+def images_of(data: DataConfig, teacher: Network, *, labelled: bool = False, seed: int = 0) -> SplitImages:
     """The images of a source, apart in those that train, of which some calibrate, and those that are held out.
 
     `labelled`: with labels, for a loss that reads them. Raises UserError for whatever is wrong with the source.
@@ -72,7 +72,7 @@ def apart(
     seed: int,
     labels: NDArray[np.int64] | None = None,
     label_order: str = "",
-) -> UnlabelledImages:
+) -> SplitImages:
     """The images of an open source, apart in those that train, of which some calibrate, and those that are held out.
 
     Raises UserError where fewer than two of them can be read, or none shows anything.
@@ -81,7 +81,7 @@ def apart(
     training, held_out = split_held_out(len(source), seed, count_held_out=data.held_out_images)
     training, held_out = readable_split(source, training, held_out)
     source.notes += look(source, preprocessing)
-    return UnlabelledImages(
+    return SplitImages(
         source=source,
         training=training,
         held_out=held_out,
@@ -93,7 +93,7 @@ def apart(
     )
 
 
-def imagined(config: RunConfig, folder: RunFolder, teacher: Network, progress: Progress) -> UnlabelledImages:
+def imagined(config: RunConfig, folder: RunFolder, teacher: Network, progress: Progress) -> SplitImages:
     """Images generated from the teacher, or those that an interrupted run had generated."""
     data, seed = config.data, config.execution.seed
     if config.output.resume and folder.generated.exists():
@@ -106,7 +106,7 @@ def imagined(config: RunConfig, folder: RunFolder, teacher: Network, progress: P
     return _of_pixels(pixels, remarks, data, seed=seed)
 
 
-def imagined_images(teacher: Network, data: DataConfig, *, seed: int, progress: Progress) -> UnlabelledImages:
+def imagined_images(teacher: Network, data: DataConfig, *, seed: int, progress: Progress) -> SplitImages:
     """Images generated from a network.
 
     Raises UserError for one that nothing can be generated from.
@@ -115,11 +115,11 @@ def imagined_images(teacher: Network, data: DataConfig, *, seed: int, progress: 
     return _of_pixels(*imagine(teacher, data, seed=seed, progress=progress), data, seed=seed)
 
 
-def _of_pixels(pixels: NDArray[np.uint8], remarks: tuple[str, ...], data: DataConfig, *, seed: int) -> UnlabelledImages:
+def _of_pixels(pixels: NDArray[np.uint8], remarks: tuple[str, ...], data: DataConfig, *, seed: int) -> SplitImages:
     source = ArraySource(NO_DATA, pixels)
     source.notes = remarks
     training, held_out = split_held_out(len(source), seed, count_held_out=data.held_out_images)
-    return UnlabelledImages(
+    return SplitImages(
         source=source,
         training=training,
         held_out=held_out,

@@ -9,7 +9,7 @@ from backends.base import Backend
 from calibration.errors import require_package
 from pipeline.artifacts import Network, PreparedStudent, QuantisedStudent
 from pipeline.config import QuantisationConfig
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.setup.chosen_backend import prepared_for
 from pipeline.setup.job import Job
 from pipeline.setup.learning import distilled
@@ -69,7 +69,7 @@ def _calibrated(job: Job) -> tuple[PreparedStudent, Backend]:
 def calibrated(
     student: Network,
     teacher: Network,
-    images: UnlabelledImages,
+    images: SplitImages,
     candidates: Sequence[Backend],
     asked: QuantisationConfig,
     *,

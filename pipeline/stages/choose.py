@@ -15,7 +15,7 @@ from pipeline.artifacts import Network, PreparedStudent
 from pipeline.images.batches import images_at_once
 from pipeline.images.data import ordered_batches
 from pipeline.images.preprocessing import normalise
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.meaning import primary
 
 _BATCH = 64
@@ -27,7 +27,7 @@ def choose_profile(
     prepared: PreparedStudent,
     candidates: Sequence[Backend],
     teacher: Network,
-    images: UnlabelledImages,
+    images: SplitImages,
     corrected: Callable[[PreparedStudent], PreparedStudent],
 ) -> PreparedStudent:
     """The student prepared for one of the candidates, which differ in their weights alone and are the fastest first.
@@ -64,7 +64,7 @@ def choose_profile(
     return replace(students[best], notes=(*prepared.notes, note))
 
 
-def _scores(students: Sequence[PreparedStudent], teacher: Network, images: UnlabelledImages) -> Tensor:
+def _scores(students: Sequence[PreparedStudent], teacher: Network, images: SplitImages) -> Tensor:
     """Per student and held-out image how near it is to the teacher, more is better, float64 [S, images]."""
     index = primary(teacher.outputs)
     # The student may end in another activation than its teacher: a yes is above 0 in logits, above 0.5 after a sigmoid.

@@ -25,14 +25,14 @@ from pipeline.artifacts import FLOAT_MODEL, Network
 from pipeline.images.batches import ordered_batches
 from pipeline.images.preprocessing import Preprocessing, normalise
 from pipeline.images.probe_images import check_finite
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.tools.randomness import generator_for
 
 #: How many images are enough for a fault of capture to show: it shows in every one of them.
 _COUNT = 4
 
 
-def some_images(images: UnlabelledImages, preprocessing: Preprocessing, *, seed: int) -> Tensor:
+def some_images(images: SplitImages, preprocessing: Preprocessing, *, seed: int) -> Tensor:
     """Up to four readable images of those that train, drawn by the seed, normalised, float32 [B, C, H, W]."""
     order = images.training[torch.randperm(len(images.training), generator=generator_for(seed, "first link")).numpy()]
     chosen = list[Tensor]()

@@ -21,7 +21,7 @@ from pipeline.artifacts import Network, PreparedStudent
 from pipeline.config.quantisation import QuantisationConfig
 from pipeline.images.batches import images_at_once
 from pipeline.images.calibration_images import calibration_batches, calibration_indices
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.tools.progress import SILENT, Progress
 
 _BATCH = 64
@@ -48,7 +48,7 @@ def suited(student: Network, profile: Profile, widths: Widths, *, check: Tensor 
 def prepare(
     student: Network,
     backend: Backend,
-    images: UnlabelledImages,
+    images: SplitImages,
     quantisation: QuantisationConfig,
     *,
     progress: Progress = SILENT,
@@ -63,7 +63,7 @@ def prepare(
     return PreparedStudent(student=student, plan=plan, ranges=ranges, quantisation=quantisation)
 
 
-def corrected(prepared: PreparedStudent, images: UnlabelledImages) -> PreparedStudent:
+def corrected(prepared: PreparedStudent, images: SplitImages) -> PreparedStudent:
     """A calibrated student with its layers' means and spreads put right, on up to 64 of its calibration images."""
     chosen = calibration_indices(images)
     chosen = chosen[:: -(-len(chosen) // _CORRECTION_IMAGES)]  # from all over the source, whatever its order
@@ -72,7 +72,7 @@ def corrected(prepared: PreparedStudent, images: UnlabelledImages) -> PreparedSt
 
 
 def _calibration(
-    student: Network, images: UnlabelledImages, indices: NDArray[np.int64], progress: Progress
+    student: Network, images: SplitImages, indices: NDArray[np.int64], progress: Progress
 ) -> Iterator[Tensor]:
     size = images_at_once(student.preprocessing, _BATCH)
     return calibration_batches(images, indices, student.preprocessing, batch_size=size, progress=progress)

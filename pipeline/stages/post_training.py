@@ -14,7 +14,7 @@ from pipeline.artifacts import FLOAT_MODEL, MODEL, CompiledModel, Network, Quant
 from pipeline.config.quantisation import QuantisationConfig
 from pipeline.images.batches import images_at_once
 from pipeline.images.calibration_images import calibration_batches, calibration_indices
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.tools.progress import SILENT, Progress
 
 # The oldest opset of the targets' manuals is enough for 8 bits; the float counterpart is written alike.
@@ -27,7 +27,7 @@ def quantise_after_training(
     student: Network,
     teacher: Network,
     backend: Backend,
-    images: UnlabelledImages,
+    images: SplitImages,
     quantisation: QuantisationConfig,
     *,
     progress: Progress = SILENT,

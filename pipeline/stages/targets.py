@@ -22,7 +22,7 @@ from pipeline.distillation.training.mirror import mean_of_mirrored, with_mirror_
 from pipeline.images.augmentation import choose_augmentation
 from pipeline.images.data import ordered_batches
 from pipeline.images.preprocessing import Preprocessing, normalise
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.meaning import Output, primary
 
 # Ours: networks for natural images keep 93 to 97 % of their classes under mirroring on CIFAR-10; a set whose classes
@@ -31,7 +31,7 @@ LEAST_AGREEMENT = 0.9
 _BATCH = 64
 
 
-def flips_in_training(images: UnlabelledImages, preprocessing: Preprocessing) -> bool:
+def flips_in_training(images: SplitImages, preprocessing: Preprocessing) -> bool:
     """Whether the training augmentation mirrors images at random."""
     return choose_augmentation(images.augmentation, images.source, preprocessing).flip
 
@@ -42,7 +42,7 @@ def can_mirror(outputs: Sequence[Output]) -> bool:
 
 
 def mirror_agreement(
-    teacher: GraphModule, outputs: Sequence[Output], images: UnlabelledImages, preprocessing: Preprocessing
+    teacher: GraphModule, outputs: Sequence[Output], images: SplitImages, preprocessing: Preprocessing
 ) -> float:
     """Fraction of the held-out images (of labels: answers) that the teacher decides as it does their mirror images."""
     index, same, total = primary(outputs), 0, 0
@@ -58,7 +58,7 @@ def mirror_agreement(
 
 
 def lesson_for(
-    teachers: tuple[Network, ...], images: UnlabelledImages, settings: DistillationConfig
+    teachers: tuple[Network, ...], images: SplitImages, settings: DistillationConfig
 ) -> tuple[Lesson, tuple[str, ...]]:
     """What a student learns from these teachers, their targets mirrored as asked for; and what to say about that.
 
@@ -68,7 +68,7 @@ def lesson_for(
     return Lesson(teachers=teachers, images=images, mirror=mirror), said
 
 
-def _mirrors(teacher: Network, images: UnlabelledImages, asked: str) -> tuple[bool, tuple[str, ...]]:
+def _mirrors(teacher: Network, images: SplitImages, asked: str) -> tuple[bool, tuple[str, ...]]:
     possible = can_mirror(teacher.outputs)
     if asked == "mirror" and not possible:
         other = next(output for output in teacher.outputs if output.holds == "values" or len(output.shape) != 1)

@@ -13,7 +13,7 @@ from pipeline.artifacts import Network
 from pipeline.config import RunConfig
 from pipeline.images.data import EvaluationSet, open_evaluation, ordered_batches
 from pipeline.images.preprocessing import Preprocessing, normalise
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.class_order import in_network_order
 from pipeline.networks.outputs.meaning import Output, primary
 from pipeline.validation.score import ScoredImages
@@ -24,7 +24,7 @@ _OTHERWISE = "; --classes FILE says another order"
 Scored = tuple[EvaluationSet, NDArray[np.int64], tuple[str, ...]]
 
 
-def evaluation_of(config: RunConfig, images: UnlabelledImages | None, teacher: Network) -> Scored:
+def evaluation_of(config: RunConfig, images: SplitImages | None, teacher: Network) -> Scored:
     """The images that a run is scored on; `images` are needed where it is scored on those held out of them."""
     source = config.evaluation_source
     if source is None:

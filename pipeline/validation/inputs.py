@@ -11,7 +11,7 @@ from torch import Tensor
 from backends.base import Backend
 from pipeline.artifacts import Lesson
 from pipeline.config import RunConfig
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.setup.networks import Networks, networks_of
 from pipeline.setup.run_images import images_named
 from pipeline.setup.settled import float_steps, settled_by_inputs
@@ -84,7 +84,7 @@ def read_inputs(config: RunConfig, root: Path, backend: Backend, *, trains: bool
     )
 
 
-def generated_material(config: RunConfig, networks: Networks, images: UnlabelledImages, *, trains: bool) -> Material:
+def generated_material(config: RunConfig, networks: Networks, images: SplitImages, *, trains: bool) -> Material:
     """What images come to that were generated from the teacher; all graphs are checked on them.
 
     Raises:
@@ -93,9 +93,7 @@ def generated_material(config: RunConfig, networks: Networks, images: Unlabelled
     return _material(config, networks, images, checked_on_images(config, networks, images), trains=trains)
 
 
-def _material(
-    config: RunConfig, networks: Networks, images: UnlabelledImages, shown: Tensor, *, trains: bool
-) -> Material:
+def _material(config: RunConfig, networks: Networks, images: SplitImages, shown: Tensor, *, trains: bool) -> Material:
     lesson, said = Lesson(teachers=networks.teachers, images=images), tuple[str, ...]()
     if trains or float_steps(config) > 0:
         lesson, said = lesson_for(networks.teachers, images, config.distillation)

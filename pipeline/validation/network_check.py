@@ -11,7 +11,7 @@ from pipeline.config import RunConfig
 from pipeline.distillation.build import build_objective
 from pipeline.distillation.objective import Objective
 from pipeline.images.probe_images import probe_images
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.setup.networks import Networks
 from pipeline.stages.convert import check_convertible, float_counterpart
 from pipeline.stages.first_link import check_float_file, check_on_images, some_images
@@ -46,7 +46,7 @@ def check_networks(config: RunConfig, networks: Networks, backend: Backend, *, t
     )
 
 
-def checked_on_images(config: RunConfig, networks: Networks, images: UnlabelledImages) -> Tensor:
+def checked_on_images(config: RunConfig, networks: Networks, images: SplitImages) -> Tensor:
     """Some of the images, on which all graphs, and the teacher's float file, compute what their modules do.
 
     Raises:

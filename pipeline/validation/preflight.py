@@ -17,7 +17,7 @@ from pipeline.distillation.training.schedule import resolve_device
 from pipeline.images.data import EvaluationSet, ImageSource
 from pipeline.images.loading import Reader, none_readable
 from pipeline.images.preprocessing import Preprocessing
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.meaning import Output, primary
 from pipeline.setup.identity import images_identity, network_identity, sample
 from pipeline.setup.settled import float_steps, settled_by_configuration
@@ -39,7 +39,7 @@ def check_machine(config: RunConfig) -> None:
 
 
 def check_inputs(
-    config: RunConfig, root: Path, teacher: Network, student: Network, images: UnlabelledImages | None
+    config: RunConfig, root: Path, teacher: Network, student: Network, images: SplitImages | None
 ) -> Scored | None:
     """Check images, labels and disk before the first stage; the images to score on, where they are known already.
 
@@ -63,7 +63,7 @@ def check_inputs(
 
 
 def identities(
-    config: RunConfig, teachers: Sequence[Network], student: Network, images: UnlabelledImages | None
+    config: RunConfig, teachers: Sequence[Network], student: Network, images: SplitImages | None
 ) -> dict[str, str]:
     """What each flag of an input names: networks and images by what is in them."""
     named = {"teacher": network_identity(teachers)}

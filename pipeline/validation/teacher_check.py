@@ -14,7 +14,7 @@ from pipeline.artifacts import Network
 from pipeline.images.batches import images_at_once
 from pipeline.images.data import EvaluationSet, ImageSource, ordered_batches
 from pipeline.images.preprocessing import normalise
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.meaning import Output, primary
 from pipeline.validation.teacher_judgement import Judgement, judge
 
@@ -73,7 +73,7 @@ def _why(judgement: Judgement) -> str:
     return f"; with the same classes in another order it would be on {better}, so the order is wrong"
 
 
-def check_answers(teacher: Network, images: UnlabelledImages) -> tuple[str, ...]:
+def check_answers(teacher: Network, images: SplitImages) -> tuple[str, ...]:
     """Look at a few answers for what they were said to hold; what to warn of.
 
     Raises:
@@ -135,7 +135,7 @@ def _answers(
 
 def check_teacher(
     teacher: Network,
-    images: UnlabelledImages | None,
+    images: SplitImages | None,
     evaluation: EvaluationSet | None,
     *,
     data: str,

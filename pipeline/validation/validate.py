@@ -27,7 +27,7 @@ from pipeline.config import RunConfig, ValidationConfig
 from pipeline.images.batches import images_at_once
 from pipeline.images.data import EvaluationSet, open_evaluation, ordered_batches
 from pipeline.images.preprocessing import Preprocessing, normalise
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.class_order import named_outputs, read_class_names
 from pipeline.networks.outputs.forms import answers_in_form, in_student_form
 from pipeline.networks.outputs.meaning import Output
@@ -143,7 +143,7 @@ def validate_network(
     config: RunConfig,
     teacher: Network,
     quantised: QuantisedStudent,
-    images: UnlabelledImages,
+    images: SplitImages,
     progress: Progress,
     *,
     mirror: bool,

@@ -32,7 +32,7 @@ from pipeline.config import (
     TeacherConfig,
 )
 from pipeline.distillation.training.schedule import Schedule, schedule_of
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.setup.machine.circumstances import host, versions
 from pipeline.stages.targets import lesson_for
 
@@ -115,7 +115,7 @@ class Ready:
         return self.lesson.teacher
 
     @property
-    def images(self) -> UnlabelledImages:
+    def images(self) -> SplitImages:
         """The images that calibrate, train and judge."""
         return self.lesson.images
 

@@ -187,7 +187,7 @@ def test_images_come_in_every_form(form: str, network: faqd.Network, tmp_path: P
         image.save(tmp_path / "photos" / f"{index:02}.png")
     opened = faqd.open_images(FORMS[form](tmp_path), network, held_out_images=4, calibration_images=7)
     assert (len(opened), len(opened.training), len(opened.held_out)) == (24, 20, 4)
-    assert opened.unlabelled.calibration is not None and len(opened.unlabelled.calibration) == 7
+    assert opened.split.calibration is not None and len(opened.split.calibration) == 7
     expected = (torch.from_numpy(pixels()[opened.held_out.indices]) / 255 - 0.5) / 0.25
     (batch,) = DataLoader(opened.held_out, batch_size=4)
     assert torch.allclose(batch, expected, atol=1e-6)
@@ -196,7 +196,7 @@ def test_images_come_in_every_form(form: str, network: faqd.Network, tmp_path: P
 def test_labels_are_read_where_a_loss_asks_for_them(network: faqd.Network, student: faqd.Student) -> None:
     labels = np.arange(24) % 4
     opened = faqd.open_images((pixels(), labels), network, labels=True, held_out_images=4)
-    assert opened.unlabelled.labels is not None and list(opened.unlabelled.labels) == list(labels)
+    assert opened.split.labels is not None and list(opened.split.labels) == list(labels)
     with pytest.raises(faqd.UserError, match="no labels; give"):
         faqd.open_images(pixels(), network, labels=True)
     plain = faqd.open_images(pixels(), network)

@@ -10,7 +10,7 @@ from backends.onnxruntime.backend import OnnxRuntime
 from pipeline.config import QuantisationConfig
 from pipeline.images.calibration_images import drawn_to_calibrate
 from pipeline.images.data import open_images, split_held_out
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.stages.observe import prepare
 from pipeline.stages.teacher import load_network
 
@@ -21,7 +21,7 @@ def example() -> SimpleNamespace:
     teacher, backend = load_network("digits"), OnnxRuntime()
     source = open_images("digits", teacher.preprocessing)
     training, held_out = split_held_out(len(source), 0)
-    images = UnlabelledImages(
+    images = SplitImages(
         source=source,
         training=training,
         held_out=held_out,

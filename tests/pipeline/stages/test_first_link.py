@@ -21,7 +21,7 @@ from pipeline.artifacts import FLOAT_MODEL, Network
 from pipeline.cli import main
 from pipeline.config import QuantisationConfig
 from pipeline.images.data import open_images, split_held_out
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.stages.convert import float_counterpart
 from pipeline.stages.first_link import check_float_file, check_on_images, some_images
 from pipeline.stages.teacher import load_network
@@ -36,7 +36,7 @@ def teacher() -> Network:
 def images(teacher: Network) -> Tensor:
     source = open_images("digits", teacher.preprocessing)
     training, held_out = split_held_out(len(source), 0)
-    unlabelled = UnlabelledImages(source=source, training=training, held_out=held_out, workers=0, augmentation="none")
+    unlabelled = SplitImages(source=source, training=training, held_out=held_out, workers=0, augmentation="none")
     return some_images(unlabelled, teacher.preprocessing, seed=0)
 
 

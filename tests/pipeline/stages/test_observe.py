@@ -24,7 +24,7 @@ from pipeline.images.calibration_images import calibration_indices, drawn_to_cal
 from pipeline.images.data import ordered_batches
 from pipeline.images.preprocessing import normalise
 from pipeline.images.sources.image_source import ImageSource
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.stages.observe import corrected, suited
 from tests.recorded_rows import recording
 
@@ -33,8 +33,8 @@ def correct(example: SimpleNamespace, student: PreparedStudent, *, count: int = 
     return corrected(student, calibrated_on(example, count))
 
 
-def calibrated_on(example: SimpleNamespace, count: int) -> UnlabelledImages:
-    images: UnlabelledImages = example.images
+def calibrated_on(example: SimpleNamespace, count: int) -> SplitImages:
+    images: SplitImages = example.images
     return replace(images, calibration=drawn_to_calibrate(images.training, count=count, seed=0))
 
 

@@ -21,7 +21,7 @@ from pipeline.images.sources.arrays import ArraySource
 from pipeline.images.sources.folder import open_folder
 from pipeline.images.sources.image_source import ImageSource
 from pipeline.images.sources.items import ItemSource
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.setup.identity import images_identity
 from pipeline.stages.teacher import load_network
 from pipeline.validation.preflight import check_inputs
@@ -64,7 +64,7 @@ def checked(
     opened = (open_labelled if labelled else open_evaluation)(data, teacher.preprocessing)
     labels = opened.labels if labelled else None
     training, held_out = split_held_out(len(opened.images), 0)
-    images = UnlabelledImages(
+    images = SplitImages(
         source=opened.images, training=training, held_out=held_out, workers=0, augmentation="none", labels=labels
     )
     check_inputs(config, root, teacher, teacher, images)
@@ -191,7 +191,7 @@ def test_what_a_run_settles_may_be_typed_when_it_goes_on(
 
 def identity(source: ImageSource) -> str:
     training, held_out = split_held_out(len(source), 0)
-    images = UnlabelledImages(source=source, training=training, held_out=held_out, workers=0, augmentation="none")
+    images = SplitImages(source=source, training=training, held_out=held_out, workers=0, augmentation="none")
     return images_identity(images)
 
 

@@ -16,7 +16,7 @@ from pipeline.cli import main
 from pipeline.images.data import open_evaluation
 from pipeline.images.embedded import digits_images
 from pipeline.images.sources.arrays import ArraySource
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.meaning import Output
 from pipeline.stages.teacher import load_network
 from pipeline.validation.evaluation import usable_labels
@@ -86,11 +86,11 @@ def test_a_teacher_that_guesses_is_refused_and_a_poor_one_is_warned_of(teacher: 
     assert told(0.6) == told(1.0) == ()
 
 
-def images() -> UnlabelledImages:
+def images() -> SplitImages:
     unlabelled, _, _ = digits_images()
     source = ArraySource("digits", unlabelled)
     places = np.arange(len(unlabelled))
-    return UnlabelledImages(source=source, training=places[100:], held_out=places[:100], workers=0, augmentation="none")
+    return SplitImages(source=source, training=places[100:], held_out=places[:100], workers=0, augmentation="none")
 
 
 def with_end(teacher: Network, function: object, **said: object) -> Network:

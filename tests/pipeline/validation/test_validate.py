@@ -10,7 +10,7 @@ from pipeline.artifacts import Network, QuantisedStudent
 from pipeline.bundle.golden import MOST_IMAGES
 from pipeline.config import QuantisationConfig, ValidationConfig
 from pipeline.images.data import open_evaluation, open_images
-from pipeline.images.unlabelled import UnlabelledImages
+from pipeline.images.split_images import SplitImages
 from pipeline.stages.convert import compile_model
 from pipeline.stages.observe import prepare, suited
 from pipeline.stages.teacher import load_network
@@ -23,7 +23,7 @@ def made() -> tuple[QuantisedStudent, Network]:
     teacher, backend = load_network("digits"), backends_for("onnxruntime", None)[0]
     asked = QuantisationConfig(range_method="mse")
     source = open_images("digits", teacher.preprocessing)
-    images = UnlabelledImages(source=source, training=np.arange(64), held_out=np.arange(64, 96))
+    images = SplitImages(source=source, training=np.arange(64), held_out=np.arange(64, 96))
     prepared = prepare(suited(teacher, backend.profile, asked.widths), backend, images, asked)
     compiled = compile_model(prepared, prepared.network(), teacher, backend)
     return QuantisedStudent(backend=backend, compiled=compiled, plan=prepared.plan, prepared=prepared), teacher

@@ -11,7 +11,7 @@ from pipeline.images.sources.image_source import ImageSource
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnlabelledImages:
+class SplitImages:
     """The images of a run: most calibrate and train, some are kept out to judge the result by its distillation loss."""
 
     source: ImageSource
