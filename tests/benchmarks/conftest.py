@@ -142,7 +142,7 @@ def make_ready(config: RunConfig) -> Ready:
     images = faqd.open_images(config.data.source, teacher, seed=config.execution.seed, **settings)
     student = faqd.prepare(teacher, images, **quantisation)
     # What the face decides inside of `faqd.distil`: benchmarks time single steps of it.
-    lesson, _ = lesson_for((teacher,), images.unlabelled, config.distillation)
+    lesson, _ = lesson_for((teacher,), images.split, config.distillation)
     return Ready(config=config, backend=student.backend, lesson=lesson, prepared=student.prepared)
 
 
