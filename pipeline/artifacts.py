@@ -117,6 +117,8 @@ class PreparedStudent:
     corrections: Corrections = field(default_factory=Corrections)
     notes: tuple[str, ...] = ()
     """What was decided on the way, for the report."""
+    _first_scales: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What weights' grids begin with, searched for when the network is first built."""
 
     @property
     def folded(self) -> GraphModule:
@@ -128,7 +130,7 @@ class PreparedStudent:
 
         What is not corrected shares the float network's memory unless it is `trainable`.
         """
-        network = insert(self.folded, self.plan, self.ranges, shared=not trainable)
+        network = insert(self.folded, self.plan, self.ranges, shared=not trainable, first_scales=self._first_scales)
         return self.corrections.apply(network) if corrected else network
 
     def save(self, path: Path) -> None:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from calibration.arithmetic.elementwise import ARM
@@ -33,6 +33,7 @@ from calibration.graph.sharing import sharing_copy
 from calibration.graph.windows import equal_windows
 from calibration.plan import ActivationPlacement, Plan, WeightPlacement
 from calibration.ranges.observation import Range
+from calibration.ranges.observers import weight_scale
 from calibration.simulation.learned_grids import ActivationGrid, MultipliedGrid, TensorGrid, WeightGrid
 from calibration.simulation.operations import (
     BiasIntegers,
@@ -74,23 +75,34 @@ _LARGEST_FIRST_BIAS = 2.0**28
 
 
 def insert(
-    graph_module: GraphModule, plan: Plan, ranges: Mapping[str, Range], *, shared: bool = False
+    graph_module: GraphModule,
+    plan: Plan,
+    ranges: Mapping[str, Range],
+    *,
+    shared: bool = False,
+    first_scales: dict[str, Tensor] | None = None,
 ) -> PreparedNetwork:
     """A trainable copy of a folded graph in which everything that the plan rounds is integers.
 
     `ranges` by group, as `choose_ranges` gives them. The copy owns its parameters, or with `shared`, for one
-    that is not to be trained, has them in the same memory. Raises ValueError for a plan
-    that names nodes which the graph does not have, or groups that have no range.
+    that is not to be trained, has them in the same memory. `first_scales`: of each stored weight, by dotted path, the
+    scale that its grid begins with; what it lacks is searched for and added, so that a second copy of the same graph
+    and plan takes no second search. Raises ValueError for a plan that names nodes which the graph does not have, or
+    groups that have no range.
     """
     copied = sharing_copy(graph_module) if shared else copy.deepcopy(graph_module)
-    return _Insertion(copied, plan, ranges).run(interface_of(graph_module))
+    return _Insertion(copied, plan, ranges, {} if first_scales is None else first_scales).run(
+        interface_of(graph_module)
+    )
 
 
 class _Insertion:
     """One pass over a graph: every node is given real inputs or centred integers, whichever it computes on."""
 
-    def __init__(self, module: GraphModule, plan: Plan, ranges: Mapping[str, Range]) -> None:
-        self.module, self.plan, self.graph = module, plan, module.graph
+    def __init__(
+        self, module: GraphModule, plan: Plan, ranges: Mapping[str, Range], first_scales: dict[str, Tensor]
+    ) -> None:
+        self.module, self.plan, self.graph, self.first_scales = module, plan, module.graph, first_scales
         self.nodes = {node.name: node for node in module.graph.nodes}
         self.placements = {placement.tensor: placement for placement in plan.activations}
         self.groups = {placement.group: placement for placement in plan.activations}
@@ -288,11 +300,20 @@ class _Insertion:
         """Let a layer that multiplies reals read those that its weight's integers stand for."""
         weight, values = layer.args[1], constant(self.module, layer.args[1])
         assert isinstance(weight, Node) and values is not None
-        grid = self.weight_grids[str(weight.target)] = WeightGrid(placement.grid, values)
+        path = str(weight.target)
+        grid = self.weight_grids[path] = WeightGrid(
+            placement.grid, values, first_scale=self._first_scale(path, values, placement)
+        )
         with self.graph.inserting_before(layer):
             integers = self._call(f"{weight.name}_integers", grid, (weight,), weight)
             reals = self._call(f"{weight.name}_reals", DequantiseWeight(grid), (integers,), weight)
         layer.replace_input_with(weight, reals)
+
+    def _first_scale(self, path: str, weight: Tensor, placement: WeightPlacement) -> Tensor:
+        """The scale that a stored weight's grid begins with: 80 of each channel are tried below 8 bits, once."""
+        if path not in self.first_scales:
+            self.first_scales[path] = weight_scale(weight, placement.grid)
+        return self.first_scales[path]
 
     def _weight_grid(self, layer: Node, placement: WeightPlacement) -> WeightGrid:
         """The grid of a layer's weight; layers that share a weight share it."""
@@ -305,7 +326,8 @@ class _Insertion:
                 step = self.grid_of[layer.args[0]].scale().detach()
                 floor = (bias.detach().abs() / (step * _LARGEST_FIRST_BIAS)).reshape(output_groups(layer), -1).amax(0)
                 floor = floor if placement.grid.channel_axis is not None else floor.max()
-            self.weight_grids[path] = WeightGrid(placement.grid, weight, floor=floor)
+            first = self._first_scale(path, weight, placement)
+            self.weight_grids[path] = WeightGrid(placement.grid, weight, floor=floor, first_scale=first)
         if self.weight_grids[path].grid != placement.grid:
             raise ValueError(f"{layer.name} shares its weight with a layer that the plan gives another grid")
         return self.weight_grids[path]

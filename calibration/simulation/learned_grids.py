@@ -168,14 +168,17 @@ class WeightForm(Protocol):
 class WeightGrid(_LearnedScale):
     """Symmetric grid of one weight with a learned scale per channel, or per channel and block of inputs.
 
-    `weight` float, of any shape; `floor` float, broadcast to the scale, is the smallest scale to begin with. `form`:
-    where integers and scale follow from the weight for a while, instead of being learned.
+    `weight` float, of any shape; `floor` float, broadcast to the scale, is the smallest scale to begin with;
+    `first_scale`, where it is known already, what `weight_scale` says of weight and grid. `form`: where integers and
+    scale follow from the weight for a while, instead of being learned.
     """
 
     form: WeightForm | None = None
 
-    def __init__(self, grid: Grid, weight: Tensor, *, floor: Tensor | None = None) -> None:
-        scale = weight_scale(weight, grid)
+    def __init__(
+        self, grid: Grid, weight: Tensor, *, floor: Tensor | None = None, first_scale: Tensor | None = None
+    ) -> None:
+        scale = weight_scale(weight, grid) if first_scale is None else first_scale
         super().__init__((scale if floor is None else torch.maximum(scale, floor)).log())
         self.grid = grid
 

@@ -100,6 +100,22 @@ def test_parameters_divide_into_weights_and_scales(residual: Chain) -> None:
     assert len(prepared.scale_parameters(activations=True, weights=False)) == len(groups)
 
 
+def test_a_second_copy_begins_with_the_scales_that_the_first_searched(
+    chain: BuildChain, residual: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = chain(residual.folded, residual.images, bits=4, trained=True)
+    first_scales, ranges = dict[str, Tensor](), ranges_of(built)
+    alone, first, second = (
+        insert(built.folded, built.plan, ranges, first_scales=scales) for scales in (None, first_scales, first_scales)
+    )
+    assert len(first_scales) == 4
+    train(first, built.images)  # what learns from them leaves them as they were
+    monkeypatch.setattr("calibration.simulation.insert.weight_scale", lambda *arguments: pytest.fail("searched again"))
+    third = insert(built.folded, built.plan, ranges, first_scales=first_scales)
+    for other in (second, third):
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in alone.state_dict().items())
+
+
 def test_a_saved_state_loads_into_a_network_with_other_ranges(residual: Chain, tmp_path: Path) -> None:
     trained = copy.deepcopy(residual.prepared)
     train(trained, residual.images)
