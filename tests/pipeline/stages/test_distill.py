@@ -94,10 +94,10 @@ def test_training_lowers_the_held_out_loss(example: SimpleNamespace, tmp_path: P
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(example: SimpleNamespace, tmp_path: Path) -> None:
-    first, again = (train(example, tmp_path).network.state_dict() for _ in range(2))
+    first, again = (train(example, tmp_path, steps=8).network.state_dict() for _ in range(2))
 
     assert same(first, again)
-    assert not same(first, train(example, tmp_path, seed=1).network.state_dict())
+    assert not same(first, train(example, tmp_path, steps=8, seed=1).network.state_dict())
 
 
 def test_a_student_and_a_lesson_are_enough(example: SimpleNamespace) -> None:
@@ -109,14 +109,14 @@ def test_a_student_and_a_lesson_are_enough(example: SimpleNamespace) -> None:
 
 def test_an_interrupted_run_resumes_to_the_same_bits(example: SimpleNamespace, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()  # a slow machine keeps checkpoints on the way
-    whole = train(example, tmp_path / "whole")
+    whole = train(example, tmp_path / "whole", steps=12)
 
     with pytest.raises(KeyboardInterrupt):
-        train(example, tmp_path, progress=Watched(interrupt_at=17))
+        train(example, tmp_path, steps=12, progress=Watched(interrupt_at=7))
     watched = Watched()
-    resumed = train(example, tmp_path, progress=watched)
+    resumed = train(example, tmp_path, steps=12, progress=watched)
 
-    assert watched.steps[0] == 18
+    assert watched.steps[0] == 8
     assert same(whole.network.state_dict(), resumed.network.state_dict())
     assert whole.distillation == resumed.distillation
 
