@@ -21,6 +21,7 @@ from backends.oracle.backend import IntegerOracle
 from backends.tensorrt.backend import TensorRT
 from calibration.errors import UserError
 from tests.backends.device import tensorrt_stand_in as stand_in
+from tests.backends.device.cuda_stand_in import FakeCuda
 
 Build = Callable[..., Any]
 HERE = Path(__file__).parent
@@ -28,7 +29,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture
 def cuda() -> Any:
-    return stand_in.FakeCuda()
+    return FakeCuda()
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from backends.lint.table import RULES
 from backends.oracle.backend import IntegerOracle
 from backends.tensorrt.backend import TensorRT
 from tests.backends.device import tensorrt_stand_in as stand_in
+from tests.backends.device.cuda_stand_in import FakeCuda
 
 Build = Callable[..., Any]
 HERE = Path(__file__).parent
@@ -38,7 +39,7 @@ def rtx() -> Any:
 
 @pytest.fixture
 def cuda() -> Any:
-    return stand_in.FakeCuda()
+    return FakeCuda()
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from pipeline.setup.chosen_backend import chosen_backends
 from pipeline.stages.convert import check_opset
 from pipeline.tools.progress import LineProgress
 from tests.backends.device import tensorrt_stand_in as stand_in
+from tests.backends.device.cuda_stand_in import FakeCuda
 
 BUILDER = '''
 import torch
@@ -147,7 +148,7 @@ def test_a_bundle_is_compared_with_its_engine(
 ) -> None:
     import backends.tensorrt.backend as backend
 
-    cuda = stand_in.FakeCuda()
+    cuda = FakeCuda()
     monkeypatch.setitem(sys.modules, "tensorrt", stand_in.stand_in(cuda))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: object())
     monkeypatch.setattr(backend, "Cuda", lambda: cuda)
