@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
+from calibration.errors import UserError
 from calibration.graph.operators import argument, constant, kind, output_groups
 from calibration.graph.watching import Watching
 from calibration.grid import broadcast_scale
@@ -65,7 +66,8 @@ def find_corrections(network: PreparedNetwork, folded: GraphModule, batches: Ite
     """The corrections of a calibrated network, in evaluation mode, towards the folded graph that it was made from.
 
     `batches` of normalised images, float32 [B, C, H, W]. Layers without a bias stay as they are, and so do those that
-    share one; weights of 8 bits, of one scale for all channels or shared by several layers get no factor.
+    share one; weights of 8 bits, of one scale for all channels or shared by several layers get no factor. Raises
+    UserError where rounding makes something that is no number, naming the layer that reads it.
     """
     layers = _correctable(network, folded)
     float_statistics = dict[str, tuple[Tensor, Tensor]]()
@@ -84,6 +86,12 @@ def find_corrections(network: PreparedNetwork, folded: GraphModule, batches: Ite
             count += len(images)
             for name in layers:
                 factor, shift = rounded.corrections[name]
+                if not bool(shift.isfinite().all()):
+                    raise UserError(
+                        f"{name}: what this layer reads is NaN or infinite once the network is quantised, where its"
+                        " float version has numbers: a division, root or logarithm of what is rounded to 0, also where"
+                        " torch.where or a mask leaves it out; keep it from arising, as in 1 / x.clamp(min=1e-3)"
+                    )
                 factors[name] = factors[name] + factor.cpu() * len(images)
                 shifts[name] = shifts[name] + shift.cpu() * len(images)
     biases, multiplied = {}, {}

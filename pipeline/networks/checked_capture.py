@@ -54,7 +54,7 @@ def _checked(
 ) -> tuple[GraphModule, Tensor]:
     p = preprocessing
     captured = capture(module, noise(p, "fold check"), source=source, one_image=one_image)
-    example = probe_images(captured, p, "fold check", source=source)
+    example = probe_images(module, captured, p, "fold check", source=source)
     wide = wide_images((p.channels, p.height, p.width), generator_for(0, "first link"))
     check_first_link(module, captured, torch.cat([example[:1], wide]), source=source, shown="random images")
     return captured, example

@@ -49,7 +49,7 @@ def check_on_images(network: Network, images: Tensor) -> None:
     And unless that are numbers: what is NaN there can be held against nothing. Folding is held against the captured
     graph row by row: RewriteChangedOutputs names the one that changed something.
     """
-    check_finite(network.captured, images, source=network.source, shown="images of --data")
+    check_finite(network.module, network.captured, images, source=network.source, shown="images of --data")
     check_first_link(network.module, network.captured, images, source=network.source, shown="images of --data")
     fold(network.captured, check=images)
 

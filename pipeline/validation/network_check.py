@@ -32,7 +32,7 @@ def check_networks(config: RunConfig, networks: Networks, backend: Backend, *, t
         check_convertible(network.folded, backend, config.quantisation)
         if network.other is not None:
             size = other_size(network.preprocessing)
-            example = probe_images(network.other, size, "free size", source=network.source)
+            example = probe_images(network.module, network.other, size, "free size", source=network.source)
             check_other_size(network.folded, network.other, example)
     if not trains:
         return None

@@ -32,6 +32,7 @@ _CAST = (
 )
 _THREE = f"volumes and video have three axes, and faqd quantises images: a kernel of depth 1 is a Conv2d {_BUILDER}"
 _RECURRENT = f"a recurrent layer runs step by step, with no integer kernel in any runtime here: {_PART}"
+_RUNNING = f"sums and products that run along an axis have no integer kernel in any runtime here: {_PART}"
 _SAMPLED = f"sampling at computed positions has no integer kernel and no exact counterpart here: {_PART}"
 _SPECTRAL = f"Fourier transforms and complex numbers have no integer form: {_PART}"
 _RANDOM = f"it draws random numbers, and an artifact must give the same every time: leave it out {_BUILDER}"
@@ -47,7 +48,14 @@ _AREAS = (
     f" {_BUILDER}"
 )
 _WHOLE = f"whole numbers and truths are no values that a network computes with: {_PART}"
-_PLACES = f"places that are computed at run time have no translation: {_PART}; constant indices along one axis may stay"
+_QUOTIENT = (
+    "whole quotients and remainders: write them as torch.floor(x / n) and x - torch.floor(x / n) * n (of fmod with"
+    f" torch.trunc), {_BUILDER}"
+)
+_PLACES = (
+    f"places that are computed at run time, and such as are added to twice, have no translation: {_PART}; constant"
+    " indices along one axis may stay, each once where something is added"
+)
 
 #: Why and what to do -> the names, without overloads, of ATen operators.
 _ROWS: Mapping[str, str] = {
@@ -58,7 +66,8 @@ _ROWS: Mapping[str, str] = {
     " searchsorted bucketize",
     _THREE: "conv3d conv_transpose3d max_pool3d avg_pool3d adaptive_avg_pool3d adaptive_max_pool3d"
     " max_pool3d_with_indices upsample_nearest3d upsample_trilinear3d",
-    _RECURRENT: "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell cumsum cumprod logcumsumexp",
+    _RECURRENT: "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell",
+    _RUNNING: "cumsum cumprod logcumsumexp",
     _SAMPLED: "grid_sampler grid_sampler_2d affine_grid_generator",
     _SPECTRAL: "fft_fft fft_ifft fft_fft2 fft_ifft2 fft_fftn fft_ifftn fft_rfft fft_irfft fft_rfft2 fft_irfft2 "
     "fft_rfftn fft_irfftn fft_fftshift view_as_complex view_as_real real imag polar complex conj angle",
@@ -66,8 +75,9 @@ _ROWS: Mapping[str, str] = {
     " fractional_max_pool2d",
     _BATCH: "zeros ones full empty arange eye linspace scalar_tensor zeros_like ones_like full_like empty_like "
     "new_zeros new_ones new_full new_empty tril triu meshgrid",
-    _WHOLE: "div __and__ __or__ to _to_copy remainder floor_divide fmod any all _is_all_true item"
+    _WHOLE: "div __and__ __or__ to _to_copy any all _is_all_true item"
     " _local_scalar_dense numel",
+    _QUOTIENT: "remainder floor_divide fmod",
     f"a power whose exponent is a tensor, or of a number: write it as exp of a product {_BUILDER}": "pow",
     _PLACES: "index gather scatter scatter_add index_put index_add index_copy index_fill masked_scatter take put"
     " take_along_dim embedding",

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from backends.facts.onnxruntime_rules import X64
 from backends.facts.profile import Profile
+from calibration.errors import UserError
 from calibration.ranges.observation import choose_ranges, observe
 from calibration.simulation.correction import Corrections, find_corrections
 from calibration.simulation.insert import insert
@@ -196,3 +197,16 @@ def test_a_trained_network_comes_much_nearer(profile: Profile | str, chain: Buil
     again = Corrections.from_json(json.loads(json.dumps(corrections.to_json())))
     assert all(torch.equal(again.factors[path], values) for path, values in corrections.factors.items())
     assert all(torch.equal(again.biases[path], values) for path, values in corrections.biases.items())
+
+
+def test_a_division_by_what_is_rounded_to_nothing_is_named(chain: BuildChain, net: MakeNet, noise: Noise) -> None:
+    def divides(n: Any, x: Tensor) -> Tensor:
+        maps = n.a(x)
+        shares: Tensor = n.b(torch.where(maps.abs() > 0.5, 1 / maps, maps))
+        return shares
+
+    made = chain(net(divides, a=c3(3, 8), b=c3(8, 8)), noise(4, 3, 8, 8))
+    with pytest.raises(
+        UserError, match=r"^b: what this layer reads is NaN or infinite once the network is quan.*e-3\)$"
+    ):
+        correct(made)

@@ -50,6 +50,7 @@ def at_the_desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
         ("imitating_integers", "its part 0 is quantised already, or prepared for it (torch.ao.nn.qat."),
         ("of_integers", "its part 5 is quantised already, or prepared for it (torch.ao.nn.quantized.dynamic."),
         ("broken_statistics", "has NaN or infinity in 1 buffers (1.running_mean)"),
+        ("left_out", "gives numbers for random pixels from 1 to 254, and its graph NaN or infinity (NaN first"),
         ("without_numbers", "gives NaN or infinity for random pixels from 1 to 254 (NaN first behind log (aten.log"),
         ("complex_parameter", "its tensor extra is complex"),
         ("sparse_parameter", "its tensor extra is sparse (sparse_coo)"),
