@@ -14,7 +14,7 @@ from typing import Any
 from calibration.errors import UserError
 from pipeline.artifacts import FLOAT_MODEL, load_record
 from pipeline.bundle.bundle import MANIFEST, sha256
-from pipeline.config import RunConfig
+from pipeline.config import EngineConfig, RunConfig, ValidationConfig, flags
 from pipeline.setup.machine.circumstances import versions
 from pipeline.setup.resumption import (
     FREE,
@@ -300,8 +300,10 @@ def _check_resumable(folder: RunFolder, config: RunConfig) -> None:
         ]
         if changed:
             key = changed[0]
-            other = f"score it otherwise with faqd validate {folder.bundle}"
-            if not any(decides(key, name) for name in ("float student", "calibration")) and decides(key, "training"):
+            other = "make another beside it with --output"
+            if key in flags.flags(ValidationConfig) or key in flags.flags(EngineConfig):
+                other = f"score it otherwise with faqd validate {folder.bundle}"
+            elif not any(decides(key, name) for name in ("float student", "calibration")) and decides(key, "training"):
                 other = "train it otherwise with --restart-training, which keeps the calibration"
             raise UserError(
                 f"--resume: --{key} was {shown(before.typed.get(key))} and is {shown(now.typed.get(key))} now, and the"

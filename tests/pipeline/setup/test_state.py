@@ -17,6 +17,7 @@ from pipeline.config import (
     DataConfig,
     ExecutionConfig,
     OutputConfig,
+    QuantisationConfig,
     RunConfig,
     StudentConfig,
     TeacherConfig,
@@ -293,6 +294,8 @@ def test_a_finished_run_takes_no_other_setting(tmp_path: Path) -> None:
     open_folder(config(tmp_path, resume=True, data=DataConfig(workers=3)))
     with pytest.raises(UserError, match=r"--eval-data was not given .* is finished: score it otherwise with faqd"):
         open_folder(config(tmp_path, resume=True, validation=ValidationConfig(eval_data="images:b")))
+    with pytest.raises(UserError, match=r"--bits was 8 and is 4 now, .* is finished: make another beside it with --ou"):
+        open_folder(config(tmp_path, resume=True, quantisation=QuantisationConfig(bits=4)))
 
 
 def test_a_finished_run_knows_its_files_at_other_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
