@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,16 @@ def untouched_logging() -> None:
 def repository() -> Path:
     """Root of the repository."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def little_time_for_latency() -> Iterator[None]:
+    """Latency takes half a second of every run instead of up to five: as many figures, of fewer rounds."""
+    from backends.timing import interleaved_latency  # here: some tests are about interpreters without torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.validation.score.interleaved_latency", partial(interleaved_latency, seconds=0.5))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,13 @@
-"""A whole report to change at will, and latency measured in little time."""
+"""A whole report to change at will."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from backends.timing import interleaved_latency
 from pipeline.report.gate import Gate
 from pipeline.report.schema import (
     Accuracy,
@@ -118,8 +116,5 @@ def elsewhere() -> Report:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def little_time_for_latency() -> Iterator[None]:
-    """Latency takes half a second of every run instead of up to five: as many figures, of fewer rounds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.validation.score.interleaved_latency", partial(interleaved_latency, seconds=0.5))
-        yield
+def quick_latency(little_time_for_latency: None) -> None:
+    """No test here is about times."""
