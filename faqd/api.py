@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from faqd.own_packages import own
@@ -62,7 +61,7 @@ def validate(
     """
     with own():
         from calibration.errors import UserError
-        from faqd.checks import progress_of
+        from faqd.checks import path_of, progress_of
         from faqd.results import Artifact
         from faqd.stages import validated
         from pipeline.bundle.bundle import Bundle
@@ -76,7 +75,8 @@ def validate(
             if emulate is not None:
                 raise UserError(f"validate(emulate={emulate!r}) is for the bundle of a run, not for an artifact")
             return validated(artifact, images, limits, engines, progress_of(progress))
-        folder = artifact.folder if isinstance(artifact, Bundle) else Path(artifact)
+        taken = "an artifact of faqd.convert, a bundle or its folder, first"
+        folder = artifact.folder if isinstance(artifact, Bundle) else path_of(artifact, "validate", taken)
         limits = _with_images(limits, images)
         return validate_bundle(folder, limits, engines, progress_of(progress), emulate=emulate)
 
@@ -93,12 +93,12 @@ def compare(
         UserError: a mistake in the input, as one line.
     """
     with own():
-        from faqd.checks import progress_of
+        from faqd.checks import path_of, progress_of
         from pipeline.bundle.bundle import Bundle
         from pipeline.config.compare import CompareConfig
         from pipeline.run import compare as compare_models
 
-        folder = bundle.folder if isinstance(bundle, Bundle) else Path(bundle)
+        folder = bundle.folder if isinstance(bundle, Bundle) else path_of(bundle, "compare", "a bundle or its folder")
         return compare_models(folder, _configured(config, CompareConfig), progress_of(progress))
 
 

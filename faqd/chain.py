@@ -244,13 +244,17 @@ def distil(
     Raises:
         UserError: a setting is wrong, or the student has been trained already.
     """
-    from faqd.checks import execution_of, progress_of
+    from faqd.checks import execution_of, path_of, progress_of
     from faqd.results import Student
     from faqd.stages import distilled_student, taught_network
+    from pipeline.tools.atomic import check_place
 
     execution = execution_of(images, seed=seed, device=device, precision=precision)
     teachers = tuple(network) if isinstance(network, (list, tuple)) else (network,)
-    file = None if checkpoint is None else Path(checkpoint)
+    file = None
+    if checkpoint is not None:
+        file = path_of(checkpoint, "distil(checkpoint=...)", "the path of a file")
+        check_place(file, flag="distil(checkpoint=...)")
     if isinstance(student, Student):
         return distilled_student(
             student,
@@ -292,6 +296,7 @@ def read_bundle(folder: str | PathLike[str]) -> Bundle:
     Raises:
         UserError: it is no bundle, or a file is missing or changed.
     """
+    from faqd.checks import path_of
     from pipeline.bundle.bundle import read_bundle
 
-    return read_bundle(Path(folder))
+    return read_bundle(path_of(folder, "read_bundle", "the folder of a bundle"))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from torch import Tensor
 
 from calibration.errors import UserError
 from faqd.results import Images
@@ -14,6 +19,7 @@ from pipeline.config import (
     ExecutionConfig,
     QuantisationConfig,
 )
+from pipeline.images.preprocessing_overrides import FLAGS, Overrides
 from pipeline.tools import records
 from pipeline.tools.printing import console
 from pipeline.tools.progress import SILENT, Progress, progress_on
@@ -32,6 +38,71 @@ def section(kind: type[Section], settings: Mapping[str, Any], function: str, **o
             close = records.nearest(name, known) or f"; known: {', '.join(known)}"
             raise UserError(f"{function}({name}={value!r}): there is no such setting{close}")
     return kind(**settings, **own)
+
+
+def overrides_of(overrides: Mapping[str, Any], function: str) -> Overrides:
+    """Parts of a preprocessing out of keywords: lists, arrays and single numbers become tuples.
+
+    Raises UserError for a name that no part has, and for a value of another kind than its part.
+    """
+    parts = dict[str, Any]()
+    for name, value in overrides.items():
+        if name not in FLAGS:
+            close = records.nearest(name, FLAGS) or f"; known: {', '.join(FLAGS)}"
+            raise UserError(f"{function}({name}={value!r}): there is no such setting{close}")
+        parts[name] = _part(name, value, function)
+    return cast(Overrides, parts)
+
+
+def _part(name: str, value: Any, function: str) -> Any:
+    if value is None:
+        return None
+    value = value.tolist() if isinstance(value, Tensor | np.ndarray | np.generic) else value
+    one, wrong = not isinstance(value, list | tuple), f"{function}({name}={value!r}): must be "
+    numbers = (value,) if one else tuple(value)
+    if name in ("image_size", "resize"):
+        if len(numbers) != (1 if one else 2) or not all(_is_number(number, whole=True) for number in numbers):
+            raise UserError(f"{wrong}a side in pixels, or (width, height)")
+        return value if one else numbers
+    if name in ("mean", "std", "fill"):
+        if not numbers or not all(_is_number(number, whole=name == "fill") for number in numbers):
+            raise UserError(f"{wrong}one number, or one for each channel")
+        return numbers
+    if name in ("crop_ratio", "divisor", "stored_bits"):
+        if not _is_number(value, whole=name == "stored_bits"):
+            raise UserError(f"{wrong}a number")
+    elif not isinstance(value, str):
+        raise UserError(f"{wrong}a word, as of {FLAGS[name]}")
+    return value
+
+
+def _is_number(value: object, *, whole: bool) -> bool:
+    return isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+
+
+def check_captured(
+    function: str, *, output_kinds: object, submodule: object, dynamic_size: object, static_batch: object
+) -> None:
+    """Raise UserError unless these keywords of `faqd.capture` and `faqd.load_network` are of their kinds."""
+    words = isinstance(output_kinds, Sequence) and all(isinstance(pair, str) for pair in output_kinds)
+    if not words or isinstance(output_kinds, str):
+        raise UserError(f'{function}(output_kinds={output_kinds!r}): must be a list, such as ["boxes=values"]')
+    if submodule is not None and not isinstance(submodule, str):
+        raise UserError(f"{function}(submodule={submodule!r}): must be the dotted path of a part, such as 'backbone'")
+    if not isinstance(dynamic_size, bool):
+        raise UserError(f"{function}(dynamic_size={dynamic_size!r}): must be True or False")
+    if static_batch is not None and (isinstance(static_batch, bool) or static_batch != 1):
+        raise UserError(
+            f"{function}(static_batch={static_batch!r}): 1, for a network whose code is for one image at a time, or"
+            " nothing; the batch size that a file fixes is said to faqd.prepare"
+        )
+
+
+def path_of(value: object, function: str, expected: str) -> Path:
+    """A path at hand. Raises UserError for what is none; `expected` says in words what the function takes."""
+    if not isinstance(value, str | PathLike):
+        raise UserError(f"{function} takes {expected}, not a {type(value).__name__}")
+    return Path(value)
 
 
 def check_kind(value: object, kind: type, function: str, expected: str) -> None:

@@ -33,6 +33,7 @@ from pipeline.report.charts import Bar, line_chart
 from pipeline.report.schema import Distillation
 from pipeline.report.wording import kilobytes
 from pipeline.stages.imagine import preview
+from pipeline.tools.atomic import check_place
 from pipeline.validation.layer_report import layers_of
 
 _SHOWN_IMAGES = 8
@@ -227,7 +228,7 @@ class Artifact(Shown):
 
         Raises UserError when the place cannot be written.
         """
-        written = Path(path).expanduser()
+        check_place(written := Path(path).expanduser(), flag="Artifact.save:")
         write_model(written, self.model)
         return written
 
@@ -246,6 +247,7 @@ class Artifact(Shown):
             network.preprocessing,
             [output.name for output in network.outputs],
             threads=threads,
+            any_size=network.other is not None,
         )
 
     def __str__(self) -> str:

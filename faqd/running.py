@@ -34,8 +34,9 @@ def run_model(
     names: Sequence[str],
     *,
     threads: int,
+    any_size: bool = False,
 ) -> Mapping[str, NDArray[np.float32]]:
-    """The outputs of these names for images of any form; see `faqd.results.Artifact.run`."""
+    """The outputs of these names for images of any form; see `faqd.results.Artifact.run`. `any_size`: it is free."""
     if (absent := backend.unavailable()) is not None:
         raise UserError(absent)
     if threads < 1:
@@ -43,13 +44,13 @@ def run_model(
     parts = list[list[Tensor]]()
     with backend.runner(model, threads=threads) as runner:
         outputs = runner_outputs(runner, fixed_batch_of(model))
-        for batch in normalised_batches(images, preprocessing):
+        for batch in normalised_batches(images, preprocessing, any_size=any_size):
             parts.append(outputs(batch))
     columns = [torch.cat(part).numpy() for part in zip(*parts, strict=True)]
     return dict(zip(names, columns, strict=True))
 
 
-def normalised_batches(images: Any, preprocessing: Preprocessing) -> list[Tensor]:
+def normalised_batches(images: Any, preprocessing: Preprocessing, *, any_size: bool = False) -> list[Tensor]:
     """Images of any form as batches float32 [B, C, H, W], in their order.
 
     Raises UserError for images of another form, and where one cannot be read.
@@ -57,7 +58,7 @@ def normalised_batches(images: Any, preprocessing: Preprocessing) -> list[Tensor
     size = images_at_once(preprocessing, _BATCH)
     array = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
     if isinstance(array, Tensor) and array.is_floating_point():
-        return list(torch.split(_normalised(array, preprocessing), size))
+        return list(torch.split(_normalised(array, preprocessing, any_size=any_size), size))
     source = source_of(images, preprocessing)
     indices = np.arange(len(source), dtype=np.int64)
     batches = [
@@ -78,9 +79,10 @@ def source_of(images: Any, preprocessing: Preprocessing) -> ImageSource:
     return open_held(images, preprocessing, where=AT_HAND).images
 
 
-def _normalised(images: Tensor, p: Preprocessing) -> Tensor:
+def _normalised(images: Tensor, p: Preprocessing, *, any_size: bool) -> Tensor:
     """Float images as they are, if they are what the network takes."""
-    if images.ndim != 4 or images.shape[1] != p.channels or 0 in images.shape:
+    other_size = not any_size and tuple(images.shape[2:]) != (p.height, p.width)
+    if images.ndim != 4 or images.shape[1] != p.channels or 0 in images.shape or other_size:
         raise UserError(
             f"images are {str(images.dtype).removeprefix('torch.')} {list(images.shape)}: normalised images must be"
             f" float32 [batch, {p.channels}, {p.height}, {p.width}]; unnormalised ones uint8, which are prepared here"

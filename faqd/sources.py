@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from calibration.errors import UserError
 from calibration.graph.sharing import derived
 from calibration.proof.module_and_graph import check_first_link
-from faqd.checks import OPEN, check_kind, section
+from faqd.checks import OPEN, check_captured, check_kind, overrides_of, path_of, section
 from faqd.results import Images
 from faqd.running import AT_HAND, source_of
 from pipeline.artifacts import Network
@@ -58,7 +58,15 @@ def captured_network(
     """See `faqd.capture`."""
     if not isinstance(model, nn.Module):
         raise UserError(f"capture takes the network itself, an nn.Module, not a {type(model).__name__}")
-    source = name or type(model).__name__
+    overrides = overrides_of(overrides, "capture")
+    check_captured(
+        "capture",
+        output_kinds=output_kinds,
+        submodule=submodule,
+        dynamic_size=dynamic_size,
+        static_batch=static_batch,
+    )
+    source = str(name or type(model).__name__)
     images = None if example is None else _example(example, source)
     if images is not None:
         height, width = images.shape[2:]
@@ -99,6 +107,8 @@ def captured_network(
 def _example(example: Any, source: str) -> Tensor:
     images = torch.from_numpy(example) if isinstance(example, np.ndarray) else example
     if isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4 and len(images):
+        if not bool(images.isfinite().all()):
+            raise UserError(f"{source}: the example holds NaN or infinity: give images as the network takes them")
         return images.detach().to(device="cpu", dtype=torch.float32)
     shown = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
     raise UserError(
@@ -122,6 +132,8 @@ def _class_names(classes: Sequence[str] | str | Path | None) -> tuple[tuple[str,
         return (), ""
     if isinstance(classes, str | Path):
         return read_class_names(Path(classes)), f"--classes {classes}"
+    if not isinstance(classes, Sequence) or not all(isinstance(each, str) for each in classes):
+        raise UserError(f"classes={classes!r:.60}: must be names in the order of the outputs, or a file of them")
     return tuple(classes), f"classes={shortened(tuple(classes))}"
 
 
@@ -143,8 +155,16 @@ def named_network(
             f"load_network takes a name, KIND:REST, not a {type(source).__name__}; a network at hand is for"
             " faqd.capture(model)"
         )
-    file = None if weights is None else Path(weights)
-    kept = None if classes is None else Path(classes)
+    overrides = overrides_of(overrides, "load_network")
+    check_captured(
+        "load_network",
+        output_kinds=output_kinds,
+        submodule=submodule,
+        dynamic_size=dynamic_size,
+        static_batch=static_batch,
+    )
+    file = None if weights is None else path_of(weights, "load_network(weights=...)", "the path of a checkpoint")
+    kept = None if classes is None else path_of(classes, "load_network(classes=...)", "the path of a file")
     if like is None:
         return load_network(
             source,

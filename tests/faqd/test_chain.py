@@ -361,6 +361,22 @@ WRONG: dict[str, tuple[Wrong, str]] = {
     ),
     "bytes": (lambda f, n, i, s: f.capture(small(), ZEROS.byte()), "the example is torch.uint8"),
     "a field": (lambda f, n, i, s: f.capture(small(), preprocessing={"heigth": 3}), "unknown .* fields heigth"),
+    "a typo": (lambda f, n, i, s: f.capture(small(), imagesize=16), r"\(imagesize=16\): there is no such .*image_size"),
+    "a text": (lambda f, n, i, s: f.capture(small(), image_size="16"), "must be a side in pixels, or .width, height"),
+    "three sizes": (lambda f, n, i, s: f.capture(small(), image_size=(3, 16, 16)), "must be a side in pixels, or"),
+    "a nameless mean": (lambda f, n, i, s: f.capture(small(), mean="grey"), "one number, or one for each channel"),
+    "a pair": (lambda f, n, i, s: f.capture(small(), output_kinds="output=classes"), "must be a list, such as"),
+    "an index": (lambda f, n, i, s: f.capture(small(), submodule=0), "must be the dotted path of a part"),
+    "whole classes": (lambda f, n, i, s: f.capture(small(), classes=[1, 2]), "must be names in the order"),
+    "a batch": (lambda f, n, i, s: f.capture(small(), static_batch=4), "is said to faqd.prepare"),
+    "no numbers": (lambda f, n, i, s: f.capture(small(), ZEROS / 0), "the example holds NaN or infinity"),
+    "weights": (lambda f, n, i, s: f.load_network("cifar:resnet20", weights=3), "takes the path of a checkpoint"),
+    "a loaded typo": (lambda f, n, i, s: f.load_network("digits", sdt=1), r"load_network\(sdt=1\).*did you mean std"),
+    "a student": (lambda f, n, i, s: f.validate(s), "validate takes an artifact of faqd.convert, a bundle or its fol"),
+    "no bundle": (lambda f, n, i, s: f.compare(None), "compare takes a bundle or its folder, not a NoneType"),
+    "a folder": (lambda f, n, i, s: f.convert(s).save("."), "Artifact.save: . is a folder: name a file"),
+    "larger images": (lambda f, n, i, s: f.convert(s).run(torch.zeros(1, 3, 24, 24)), "images are float32 .1, 3, 24"),
+    "a checkpoint": (lambda f, n, i, s: f.distil(s, n, i, checkpoint="."), r"distil\(checkpoint=...\) . is a folder"),
     "a bundle": (lambda f, n, i, s: f.validate("nowhere", pixels()), "images for a bundle are named"),
     "limits": (lambda f, n, i, s: f.validate(f.convert(s), f.ValidationConfig()), "ValidationConfig as config="),
     "emulated": (lambda f, n, i, s: f.validate(f.convert(s), emulate="arm64"), "is for the bundle of a run"),
@@ -380,6 +396,12 @@ def test_what_cannot_be_honoured_is_said_in_one_line(
     with pytest.raises(faqd.UserError, match=line) as refused:
         call(faqd, network, images, student)
     assert "\n" not in str(refused.value)
+
+
+def test_one_number_a_list_and_an_array_say_a_preprocessing_alike() -> None:
+    expected = faqd.capture(small(), image_size=16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)).preprocessing
+    said: Any = {"image_size": [16, 16], "mean": 0.5, "std": np.full(3, 0.25)}
+    assert faqd.capture(small(), **said).preprocessing == expected
 
 
 def test_settings_are_the_fields_of_the_sections() -> None:
