@@ -156,8 +156,8 @@ def run(
 ) -> int:
     """Quantise, distil, convert and validate a network; without flags, the embedded digits.
 
-    Exit status: 0 all gates passed on the runtime, 1 a gate failed, 2 a mistake in the input, 3 not
-    validated here.
+    Exit status: 0 all gates passed on the runtime, 1 a gate failed, 2 a mistake in the input, 3 not validated here,
+    4 undecided (too few images), 130 interrupted.
     """
     progress = progress_on(_configure_talk(talk), quiet=talk.quiet)
     from pipeline.run import run as run_pipeline

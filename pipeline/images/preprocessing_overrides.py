@@ -9,6 +9,7 @@ from typing import Any, TypedDict, Unpack
 from calibration.errors import UserError
 from pipeline.images.preprocessing import (
     CHANNEL_ORDERS,
+    FITS,
     LETTERBOX_FILL,
     Preprocessing,
     default_resize,
@@ -118,6 +119,8 @@ def _set_size(values: dict[str, Any], asked: dict[str, Any]) -> None:
 
 def _set_fit(values: dict[str, Any], asked: dict[str, Any], own: str) -> None:
     fit = asked.get("fit")
+    if fit not in (None, *FITS):
+        raise UserError(f"--fit {fit}: must be one of {', '.join(FITS)}")
     before = [FLAGS[name] for name in ("resize", "crop_ratio") if name in asked]
     if len(before) > 1:
         raise UserError("--resize and --crop-ratio say the same thing: give one of them")

@@ -363,6 +363,10 @@ WRONG: dict[str, tuple[Wrong, str]] = {
     "a field": (lambda f, n, i, s: f.capture(small(), preprocessing={"heigth": 3}), "unknown .* fields heigth"),
     "a typo": (lambda f, n, i, s: f.capture(small(), imagesize=16), r"\(imagesize=16\): there is no such .*image_size"),
     "a text": (lambda f, n, i, s: f.capture(small(), image_size="16"), "must be a side in pixels, or .width, height"),
+    "a misspelt fit": (
+        lambda f, n, i, s: f.capture(small(), image_size=16, fit="croop"),
+        "--fit croop: must be one of",
+    ),
     "three sizes": (lambda f, n, i, s: f.capture(small(), image_size=(3, 16, 16)), "must be a side in pixels, or"),
     "a nameless mean": (lambda f, n, i, s: f.capture(small(), mean="grey"), "one number, or one for each channel"),
     "a pair": (lambda f, n, i, s: f.capture(small(), output_kinds="output=classes"), "must be a list, such as"),
