@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import hashlib
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ IDENTIFIED: Final = frozenset(key for keys in INPUTS.values() for key in keys)
 #: Settings that decide nothing that is made, only where and how fast, or what of it is to be made again.
 FREE: Final = frozenset({"output", "overwrite", "resume", "restart-training", "workers", "device"})
 
-# Of a file that is hashed at the start of a run: two seconds.
+# Of a file or folder that is hashed at the start of a run: two seconds.
 _MOST_BYTES = 2 << 30
 
 _TEACHER = frozenset({*INPUTS["teacher"], "seed"})
@@ -172,23 +173,39 @@ def same_files(before: Any, now: Any, contents: Mapping[str, str]) -> bool:
     (kind, old, part), (other_kind, new, other_part) = map(_place, (before, now))
     if (kind, part) != (other_kind, other_part) or not os.path.exists(new):
         return False
-    if not os.path.exists(old):
-        return os.path.isfile(new) and contents.get(old) == sha256(Path(new))
-    return os.path.samefile(old, new) or (
-        os.path.isfile(old) and os.path.isfile(new) and filecmp.cmp(old, new, shallow=False)
-    )
+    if os.path.exists(old) and os.path.samefile(old, new):
+        return True
+    if os.path.isfile(old):
+        return os.path.isfile(new) and filecmp.cmp(old, new, shallow=False)
+    held = _content(old) if os.path.exists(old) else contents.get(old)
+    return held is not None and held == _content(new)
 
 
 def contents_of(typed: Mapping[str, Any]) -> dict[str, str]:
-    """Path -> hash of every file of up to 2 GiB that a flag of `INPUTS` names as a source, or as weights."""
+    """Path -> hash of every file or folder of up to 2 GiB that a flag of `INPUTS` names as a source, or as weights."""
     values = (typed.get(key) for key in ("teacher", "weights", "student", "student-weights", DATA))
     named = [one for value in values for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
     paths = {_place(one)[1] for one in named}
-    return {path: sha256(Path(path)) for path in sorted(paths) if os.path.isfile(path) and _is_hashed(path)}
+    return {path: content for path in sorted(paths) if (content := _content(path)) is not None}
 
 
-def _is_hashed(path: str) -> bool:
-    return os.path.getsize(path) <= _MOST_BYTES
+def _content(path: str) -> str | None:
+    """The hash of a file, or of a folder's files with their names in it; None beyond 2 GiB, and where there is neither.
+
+    A file that cannot be read counts by its name alone: a run passes it over as well.
+    """
+    place = Path(path)
+    files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
+    if not os.path.exists(path) or sum(file.stat().st_size for file in files) > _MOST_BYTES:
+        return None
+    if not place.is_dir():
+        return sha256(place) if place.is_file() else None
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(place)}\0".encode(errors="surrogateescape"))
+        if os.access(file, os.R_OK):
+            digest.update(bytes.fromhex(sha256(file)))
+    return digest.hexdigest()
 
 
 def _place(value: str) -> tuple[str, str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -302,8 +303,9 @@ def test_a_finished_run_knows_its_files_at_other_paths(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     for name, content in (("cls.pth", b"weights"), ("copy.pth", b"weights"), ("other.pth", b"others!")):
         (tmp_path / name).write_bytes(content)
-    for name in ("photos", "others"):
-        (tmp_path / name).mkdir()
+    for name, content in (("photos", b"1"), ("mirror", b"1"), ("others", b"2")):
+        (tmp_path / name / "cats").mkdir(parents=True)
+        (tmp_path / name / "cats" / "1.png").write_bytes(content)
 
     def named(weights: str, data: str, *, resume: bool = True) -> RunConfig:
         teacher = TeacherConfig(sources=("python:a:b",), files=(weights,))
@@ -314,6 +316,7 @@ def test_a_finished_run_knows_its_files_at_other_paths(tmp_path: Path, monkeypat
     (folder.bundle / "manifest.json").touch()
     for weights in ("./cls.pth", str(tmp_path / "cls.pth"), "copy.pth", "cls.pth"):
         open_folder(named(weights, f"images:{tmp_path}/photos"))
+    open_folder(named("cls.pth", "images:mirror"))
     for weights, data, flag in (
         ("other.pth", "images:photos", "weights"),
         ("cls.pth#ema", "images:photos", "weights"),
@@ -326,6 +329,13 @@ def test_a_finished_run_knows_its_files_at_other_paths(tmp_path: Path, monkeypat
     open_folder(named("copy.pth", "images:photos"))  # known by what the other one held
     with pytest.raises(UserError, match=r"--weights was cls\.pth and is other\.pth now.*is finished"):
         open_folder(named("other.pth", "images:photos"))
+    (tmp_path / "photos" / "cats" / "1.png").rename(tmp_path / "photos" / "1.png")
+    with pytest.raises(UserError, match=r"--data was .* is finished"):  # a copy no longer
+        open_folder(named("copy.pth", "images:mirror"))
+    shutil.rmtree(tmp_path / "photos")
+    open_folder(named("copy.pth", "images:mirror"))
+    with pytest.raises(UserError, match=r"--data was .* is finished"):
+        open_folder(named("copy.pth", "images:others"))
 
 
 def test_the_same_inputs_may_come_from_elsewhere_and_others_may_not(tmp_path: Path) -> None:
