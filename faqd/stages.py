@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from calibration.errors import UserError
@@ -237,22 +236,19 @@ def validated(
     with progress.stage("validate"):
         report = validate_network(
             config,
-            lesson.teacher,
+            student.prepared.student,
+            lesson,
             replace(quantised, backend=backend),
-            lesson.images,
+            _scored(images, lesson, limits),
             progress,
-            mirror=lesson.mirror,
             notes=artifact.notes,
-            student_outputs=student.prepared.student.outputs,
-            co_teachers=lesson.teachers[1:],
-            scored=_scored(images, lesson, limits),
         ).report
     notes = (*report.notes, *advice(config, report))
     return replace(report, student=student.network.source, notes=notes)
 
 
 def _scored(images: Any, lesson: Lesson, limits: ValidationConfig) -> Scored:
-    """The images to judge by, the indices of which of them, and what to say about that."""
+    """The images to judge by, and what to say about that."""
     teacher, source = lesson.teacher, lesson.images.source
     if limits.eval_data is not None:
         if images is not None:
@@ -260,10 +256,9 @@ def _scored(images: Any, lesson: Lesson, limits: ValidationConfig) -> Scored:
         images = limits.eval_data
     if isinstance(images, Images) and images.split.source is not source:
         check_images(images, teacher, "validate")
-        evaluation = EvaluationSet(images=images.split.source, labels=None)
-        return evaluation, np.arange(len(images), dtype=np.int64), ()
+        return Scored.whole(EvaluationSet(images=images.split.source, labels=None))
     if images is None or isinstance(images, Images):
-        return EvaluationSet(images=source, labels=None), lesson.images.held_out, ()
+        return Scored.held_out(lesson.images)
     named = str(images) if isinstance(images, str) or hasattr(images, "__fspath__") else None
     if named is None:
         opened = open_held(images, teacher.preprocessing, where=AT_HAND, labelled=True)
@@ -273,7 +268,7 @@ def _scored(images: Any, lesson: Lesson, limits: ValidationConfig) -> Scored:
     check_scored(evaluation, teacher.outputs, teacher.preprocessing)
     # Also for its errors: labels of another network would give a score that says nothing.
     warnings = check_teacher(teacher, None, evaluation, data="", eval_data=named or AT_HAND)
-    return evaluation, np.arange(len(evaluation.images), dtype=np.int64), (*warnings, *remarks)
+    return Scored.whole(evaluation, (*warnings, *remarks))
 
 
 def _check_lesson(teachers: Sequence[Network], images: Images, function: str) -> None:

@@ -30,7 +30,7 @@ from pipeline.stages.first_link import check_float_file
 from pipeline.stages.observe import suited
 from pipeline.tools.progress import Progress
 from pipeline.validation.advice import advice, advice_on_bundle
-from pipeline.validation.evaluation import Scored
+from pipeline.validation.evaluation import Scored, evaluation_of
 from pipeline.validation.gates import least_parity
 from pipeline.validation.inputs import generated_material, read_inputs
 from pipeline.validation.layer_by_layer import compare_bundle
@@ -97,23 +97,14 @@ def _run(
     check_float_file(float_model, networks.teacher, shown, batch=config.quantisation.static_batch)
     write_model(folder.float_model, float_model)
     with progress.stage("validate"):
-        validated = validate_network(
-            config,
-            networks.teacher,
-            quantised,
-            lesson.images,
-            progress,
-            mirror=lesson.mirror,
-            notes=(*notes, *quantised.notes),
-            student_outputs=student.outputs,
-            co_teachers=lesson.teachers[1:],
-            scored=inputs.scored,
-        )
-    return _write_results(job, quantised, validated, inputs.scored, times.seconds())
+        scored = inputs.scored or evaluation_of(config, lesson.images, networks.teacher)
+        notes = (*notes, *quantised.notes)
+        validated = validate_network(config, student, lesson, quantised, scored, progress, notes=notes)
+    return _write_results(job, quantised, validated, scored, times.seconds())
 
 
 def _write_results(
-    job: Job, quantised: QuantisedStudent, validated: Validated, scored: Scored | None, seconds: Mapping[str, float]
+    job: Job, quantised: QuantisedStudent, validated: Validated, scored: Scored, seconds: Mapping[str, float]
 ) -> Report:
     """Write bundle and report, which has the stages' times and advice now."""
     config, folder = job.config, job.folder
@@ -171,7 +162,7 @@ def compare(path: Path, config: CompareConfig, progress: Progress) -> Comparison
         return compare_bundle(read_bundle(path), config, progress)
 
 
-def _with_folders_names(outputs: tuple[Output, ...], scored: Scored | None) -> tuple[Output, ...]:
+def _with_folders_names(outputs: tuple[Output, ...], scored: Scored) -> tuple[Output, ...]:
     """The outputs, with the class folders' names where nobody else has named the classes."""
-    folders = None if scored is None or scored[0].labels is None else scored[0].folders
+    folders = None if scored.evaluation.labels is None else scored.evaluation.folders
     return outputs if folders is None or any(output.names for output in outputs) else named_outputs(outputs, folders)

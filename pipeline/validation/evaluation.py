@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,35 @@ from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.class_order import in_network_order
 from pipeline.networks.outputs.meaning import Output, primary
 from pipeline.validation.score import ScoredImages
+from pipeline.validation.subject import ImagesToScore
 
 _OTHERWISE = "; --classes FILE says another order"
 
-#: What is scored on, the indices of which of it, and what to say about that.
-Scored = tuple[EvaluationSet, NDArray[np.int64], tuple[str, ...]]
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """The images that a result is scored on, and what to say about that."""
+
+    evaluation: EvaluationSet
+    """Labels, if any, are indices of the network's classes (`usable_labels`)."""
+    indices: NDArray[np.int64]
+    """Which of them are scored."""
+    remarks: tuple[str, ...] = ()
+    workers: int = 0
+    """Processes that read them."""
+    trained_on: bool = False
+    """Whether they were held out of those that trained, of which it is told elsewhere what was unreadable."""
+
+    @classmethod
+    def whole(cls, evaluation: EvaluationSet, remarks: tuple[str, ...] = ()) -> Scored:
+        """All images of a set."""
+        return cls(evaluation=evaluation, indices=np.arange(len(evaluation.images), dtype=np.int64), remarks=remarks)
+
+    @classmethod
+    def held_out(cls, images: SplitImages) -> Scored:
+        """The images that were held out of those that a student learns on."""
+        evaluation = EvaluationSet(images=images.source, labels=None)
+        return cls(evaluation=evaluation, indices=images.held_out, trained_on=True)
 
 
 def evaluation_of(config: RunConfig, images: SplitImages | None, teacher: Network) -> Scored:
@@ -29,11 +53,11 @@ def evaluation_of(config: RunConfig, images: SplitImages | None, teacher: Networ
     source = config.evaluation_source
     if source is None:
         assert images is not None
-        return EvaluationSet(images=images.source, labels=None), images.held_out, ()
+        return Scored.held_out(images)
     evaluation, remarks = usable_labels(open_evaluation(source, teacher.preprocessing), teacher.outputs, source)
     if not len(evaluation.images):
         raise UserError(f"--eval-data {source} has no images")
-    return evaluation, np.arange(len(evaluation.images), dtype=np.int64), remarks
+    return Scored.whole(evaluation, remarks)
 
 
 def usable_labels(
@@ -56,10 +80,17 @@ def usable_labels(
     return replace(evaluation, labels=None), (f"{said}: agreement with the teacher is scored",)
 
 
-def scored_images(
-    evaluation: EvaluationSet, indices: NDArray[np.int64], preprocessing: Preprocessing, most: int, workers: int
-) -> Iterator[ScoredImages]:
-    """The images at these indices, normalised, `most` at a time, with their labels."""
-    for batch in ordered_batches(evaluation.images, indices, preprocessing, batch_size=most, workers=workers):
-        labels = None if evaluation.labels is None else evaluation.labels[batch.indices.numpy()]
-        yield ScoredImages(images=normalise(batch.images, preprocessing), labels=labels)
+def scored_images(scored: Scored, preprocessing: Preprocessing, most: int) -> ImagesToScore:
+    """These images, normalised, `most` at a time, with their labels."""
+    return ImagesToScore(
+        batches=_batches(scored, preprocessing, most),
+        count=len(scored.indices),
+        source=None if scored.trained_on else scored.evaluation.images,
+    )
+
+
+def _batches(scored: Scored, preprocessing: Preprocessing, most: int) -> Iterator[ScoredImages]:
+    images, labels = scored.evaluation.images, scored.evaluation.labels
+    for batch in ordered_batches(images, scored.indices, preprocessing, batch_size=most, workers=scored.workers):
+        of_batch = None if labels is None else labels[batch.indices.numpy()]
+        yield ScoredImages(images=normalise(batch.images, preprocessing), labels=of_batch)

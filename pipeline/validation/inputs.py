@@ -67,7 +67,7 @@ def read_inputs(config: RunConfig, root: Path, backend: Backend, *, trains: bool
     images = images_named(config, networks.teacher)
     scored = check_inputs(config, root, networks.teacher, networks.student, images)
     shown = None if images is None else checked_on_images(config, networks, images)
-    evaluation = None if scored is None else scored[0]
+    evaluation = None if scored is None else scored.evaluation
     data, eval_data = config.data.source, config.evaluation_source
     warnings = check_teacher(networks.teacher, images, evaluation, data=data, eval_data=eval_data)
     material, settled = None, dict[str, Any]()

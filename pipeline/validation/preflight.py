@@ -55,9 +55,8 @@ def check_inputs(
     scored = None
     if images is not None or config.evaluation_source is not None:
         scored = evaluation_of(config, images, teacher)
-        evaluation, _, _ = scored
-        if images is None or evaluation.images is not images.source:
-            check_scored(evaluation, teacher.outputs, teacher.preprocessing)
+        if not scored.trained_on:
+            check_scored(scored.evaluation, teacher.outputs, teacher.preprocessing)
     _check_room(config, root, teacher, student)
     return scored
 

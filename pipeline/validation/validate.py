@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,15 +17,14 @@ from backends.base import Backend
 from backends.facts.cpu import elsewhere, host_cpu
 from backends.onnx_file.serialised import Serialised, read_model
 from calibration.errors import UserError
-from pipeline.artifacts import FLOAT_MODEL, Network, QuantisedStudent
+from pipeline.artifacts import FLOAT_MODEL, Lesson, Network, QuantisedStudent
 from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.device_files import device_files
 from pipeline.bundle.golden import Golden, golden_of
 from pipeline.config import RunConfig, ValidationConfig
 from pipeline.images.batches import images_at_once
-from pipeline.images.data import EvaluationSet, open_evaluation, ordered_batches
+from pipeline.images.data import open_evaluation, ordered_batches
 from pipeline.images.preprocessing import Preprocessing, normalise
-from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.class_order import named_outputs, read_class_names
 from pipeline.networks.outputs.forms import answers_in_form, in_student_form
 from pipeline.networks.outputs.meaning import Output
@@ -35,7 +32,7 @@ from pipeline.report.schema import Bits, Data, Report
 from pipeline.stages.targets import joint_targets
 from pipeline.stages.teacher import other_size
 from pipeline.tools.progress import Progress, SilentProgress
-from pipeline.validation.evaluation import Scored, evaluation_of, scored_images, usable_labels
+from pipeline.validation.evaluation import Scored, scored_images, usable_labels
 from pipeline.validation.gates import check_output_names, least_parity, least_parity_of, with_limits_of
 from pipeline.validation.measurement import measured, report_of
 from pipeline.validation.preflight import check_scored
@@ -61,33 +58,26 @@ class Validated:
 def validate_student(
     quantised: QuantisedStudent,
     teacher: Network,
-    evaluation: EvaluationSet,
+    scored: Scored,
     limits: ValidationConfig | None = None,
     progress: Progress | None = None,
     *,
     outputs: Sequence[Output] | None = None,
-    indices: NDArray[np.int64] | None = None,
     target: Outputs | None = None,
     origin: Origin | None = None,
     notes: Sequence[str] = (),
-    remarks: Sequence[str] = (),
-    workers: int = 0,
-    own_images: bool = False,
 ) -> Validated:
     """Score teacher, simulation, oracle and runtime on the same images and measure the artifact on its runtime.
 
     The first three arguments suffice. `outputs`: the student's, where nothing prepared says them; they may end in other
-    activations than the teacher's, whose answers are then compared in the student's form. `indices`: which of the
-    images, all where left out; their labels, if any, are indices of the network's classes (`usable_labels`). `target`:
-    what the student was asked for, the teacher's own outputs where left out. `origin`: what the report says of networks
-    and widths. `notes` and `remarks`, on the images, go into the report; `workers` read images; `own_images`: those
-    that trained, of which is told what was unreadable.
+    activations than the teacher's, whose answers are then compared in the student's form. `target`: what the student
+    was asked for, the teacher's own outputs where left out. `origin`: what the report says of networks and widths.
+    `notes` go into the report.
 
     Raises UserError where no image can be read, a label is no class, or the artifact does not take `limits.batch`.
     """
     limits, progress = limits or ValidationConfig(), progress or SilentProgress()
     backend, compiled, preprocessing = quantised.backend, quantised.compiled, teacher.preprocessing
-    indices = np.arange(len(evaluation.images), dtype=np.int64) if indices is None else indices
     if outputs is None and quantised.prepared is not None:
         outputs = quantised.prepared.student.outputs
     judged = in_student_form(teacher.outputs, outputs)
@@ -100,8 +90,7 @@ def validate_student(
         columns["simulated"] = _module_outputs(calibrated.network().eval() if simulated is None else simulated)
     if calibrated is not None and simulated is not None:
         columns["calibrated"] = _module_outputs(calibrated.network().eval())
-    sample = next(ordered_batches(evaluation.images, indices[:_SQNR_IMAGES], preprocessing, batch_size=_SQNR_IMAGES))
-    inputs = normalise(sample.images, preprocessing)
+    inputs = _first_images(scored, preprocessing, _SQNR_IMAGES)
     most = images_at_once(preprocessing, _BATCH)
     subject = Subject(
         origin=origin or Origin(teacher=teacher.source, student=teacher.source, bits=bits_of(quantised.plan)),
@@ -115,18 +104,14 @@ def validate_student(
         fixed_batch=fixed_batch_of(compiled.model),
         least_parity=least_parity(quantised.plan, backend),
         columns=columns,
-        images=ImagesToScore(
-            batches=scored_images(evaluation, indices, preprocessing, most, workers),
-            count=len(indices),
-            source=None if own_images else evaluation.images,
-        ),
+        images=scored_images(scored, preprocessing, most),
         example=inputs,
-        other_size=None if teacher.other is None else _at_other_size(evaluation, indices, preprocessing),
+        other_size=None if teacher.other is None else _at_other_size(scored, preprocessing),
         noise=_noise(quantised, torch.split(inputs, images_at_once(preprocessing, _SQNR_IMAGES))),
         target=backend.profile.cpu,
         graph=teacher.folded,
         notes=tuple(notes),
-        remarks=(*evaluation.images.notes, *remarks),
+        remarks=(*scored.evaluation.images.notes, *scored.remarks),
     )
     report = report_of(
         subject,
@@ -141,35 +126,27 @@ def validate_student(
 
 def validate_network(
     config: RunConfig,
-    teacher: Network,
+    student: Network,
+    lesson: Lesson,
     quantised: QuantisedStudent,
-    images: SplitImages,
+    scored: Scored,
     progress: Progress,
     *,
-    mirror: bool,
     notes: Sequence[str],
-    student_outputs: Sequence[Output] | None = None,
-    co_teachers: Sequence[Network] = (),
-    scored: Scored | None = None,
 ) -> Validated:
-    """Validate what a run has made, on the images that its configuration names, against what its student was asked for.
-
-    `student_outputs`: as `outputs` of `validate_student`. `scored`: these images where they are open already.
-    """
-    evaluation, indices, remarks = scored or evaluation_of(config, images, teacher)
-    bits, teachers = config.quantisation, (teacher, *co_teachers)
+    """Validate what a run has made of a float student against what its lesson asked it for."""
+    bits, teacher, images = config.quantisation, lesson.teacher, lesson.images
     validated = validate_student(
         quantised,
         teacher,
-        evaluation,
+        replace(scored, workers=images.workers),
         config.validation,
         progress,
-        outputs=student_outputs,
-        indices=indices,
+        outputs=student.outputs,
         target=joint_targets(
-            [network.folded for network in teachers],
-            [network.outputs for network in teachers],
-            mirror=mirror,
+            [network.folded for network in lesson.teachers],
+            [network.outputs for network in lesson.teachers],
+            mirror=lesson.mirror,
             temperature=config.distillation.softening,
         ),
         origin=Origin(
@@ -180,9 +157,6 @@ def validate_network(
             quantiser=bits.quantiser,
         ),
         notes=(*notes, *((_HALF,) if bits.rest == "fp16" else ())),
-        remarks=remarks,
-        workers=images.workers,
-        own_images=evaluation.images is images.source,
     )
     unreadable = images.source.unreadable
     data = Data(
@@ -253,12 +227,16 @@ def _module_outputs(module: torch.nn.Module) -> Outputs:
     return run
 
 
-def _at_other_size(evaluation: EvaluationSet, indices: NDArray[np.int64], preprocessing: Preprocessing) -> Tensor:
+def _first_images(scored: Scored, preprocessing: Preprocessing, count: int) -> Tensor:
+    """The first images that are scored, `count` at the most, normalised."""
+    batch = next(ordered_batches(scored.evaluation.images, scored.indices[:count], preprocessing, batch_size=count))
+    return normalise(batch.images, preprocessing)
+
+
+def _at_other_size(scored: Scored, preprocessing: Preprocessing) -> Tensor:
     """A few of the images at another size; two at the least, so that there is a mean to tell them apart by."""
     size = other_size(preprocessing)
-    few = max(2, images_at_once(size, _OTHER_SIZE_IMAGES))
-    batch = next(ordered_batches(evaluation.images, indices[:few], size, batch_size=few))
-    return normalise(batch.images, size)
+    return _first_images(scored, size, max(2, images_at_once(size, _OTHER_SIZE_IMAGES)))
 
 
 def _noise(quantised: QuantisedStudent, batches: Sequence[Tensor]) -> dict[str, float]:
@@ -304,10 +282,8 @@ def _named_images(bundle: Bundle, limits: ValidationConfig, backend: Backend, fl
         remarks += (f"no accuracy is judged: {float_file}, the float network that a run leaves, is absent",)
     else:
         columns["target"] = columns["teacher"] = answers_in_form(bundle.outputs, bundle.float_outputs, teacher)
-    count = len(evaluation.images)
     most = images_at_once(bundle.preprocessing, _BATCH)
-    batches = scored_images(evaluation, np.arange(count), bundle.preprocessing, most, 0)
-    images = ImagesToScore(batches=batches, count=count, source=evaluation.images)
+    images = scored_images(Scored.whole(evaluation), bundle.preprocessing, most)
     return columns, images, (*evaluation.images.notes, *remarks)
 
 

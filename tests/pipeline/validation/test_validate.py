@@ -14,6 +14,7 @@ from pipeline.images.split_images import SplitImages
 from pipeline.stages.convert import compile_model
 from pipeline.stages.observe import prepare, suited
 from pipeline.stages.teacher import load_network
+from pipeline.validation.evaluation import Scored
 from pipeline.validation.validate import validate_student
 
 
@@ -31,7 +32,7 @@ def made() -> tuple[QuantisedStudent, Network]:
 
 def test_student_teacher_and_images_suffice(made: tuple[QuantisedStudent, Network]) -> None:
     quantised, teacher = made
-    validated = validate_student(quantised, teacher, open_evaluation("digits", teacher.preprocessing))
+    validated = validate_student(quantised, teacher, Scored.whole(open_evaluation("digits", teacher.preprocessing)))
     report = validated.report
     assert report.accuracy.metric == "top1" and report.accuracy.runtime is not None and report.accuracy.runtime > 0.9
     assert report.accuracy.simulated is not None, "what was never trained is simulated all the same"
@@ -44,8 +45,7 @@ def test_student_teacher_and_images_suffice(made: tuple[QuantisedStudent, Networ
 
 def test_limits_and_a_part_of_the_images(made: tuple[QuantisedStudent, Network]) -> None:
     quantised, teacher = made
-    evaluation = open_evaluation("digits", teacher.preprocessing)
-    limits = ValidationConfig(min_speedup=1000.0)
-    report = validate_student(quantised, teacher, evaluation, limits, indices=np.arange(20)).report
+    scored = Scored(evaluation=open_evaluation("digits", teacher.preprocessing), indices=np.arange(20))
+    report = validate_student(quantised, teacher, scored, ValidationConfig(min_speedup=1000.0)).report
     assert report.accuracy.images == 20 and report.exit_status == 1
     assert [gate.name for gate in report.gates if gate.passed is False] == ["min-speedup"]
