@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from faqd.api import compare, run, validate
+from faqd.api import compare, run, validate, write_bundle
 from faqd.chain import capture, convert, distil, load_network, open_images, prepare, read_bundle
 from faqd.own_packages import own
 
@@ -71,6 +71,7 @@ __all__ = [
     "read_bundle",
     "run",
     "validate",
+    "write_bundle",
 ]
 
 _MODULES = {

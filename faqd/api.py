@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from faqd.own_packages import own
-
-Configuration = TypeVar("Configuration")
 
 if TYPE_CHECKING:
     from faqd.results import Artifact
@@ -28,11 +26,11 @@ def run(config: RunConfig | None = None, *, progress: Progress | bool | None = N
         UserError: a mistake in the input, as one line.
     """
     with own():
-        from faqd.checks import progress_of
+        from faqd.checks import configured, progress_of
         from pipeline.config import RunConfig
         from pipeline.run import run as run_pipeline
 
-        return run_pipeline(_configured(config, RunConfig), progress_of(progress))
+        return run_pipeline(configured(config, RunConfig), progress_of(progress))
 
 
 def validate(
@@ -61,7 +59,7 @@ def validate(
     """
     with own():
         from calibration.errors import UserError
-        from faqd.checks import path_of, progress_of
+        from faqd.checks import configured, path_of, progress_of
         from faqd.results import Artifact
         from faqd.stages import validated
         from pipeline.bundle.bundle import Bundle
@@ -70,7 +68,7 @@ def validate(
 
         if isinstance(images, ValidationConfig):
             raise UserError("validate takes images second: give the ValidationConfig as config=...")
-        limits, engines = _configured(config, ValidationConfig), _configured(engine, EngineConfig)
+        limits, engines = configured(config, ValidationConfig), configured(engine, EngineConfig)
         if isinstance(artifact, Artifact):
             if emulate is not None:
                 raise UserError(f"validate(emulate={emulate!r}) is for the bundle of a run, not for an artifact")
@@ -79,6 +77,49 @@ def validate(
         folder = artifact.folder if isinstance(artifact, Bundle) else path_of(artifact, "validate", taken)
         limits = _with_images(limits, images)
         return validate_bundle(folder, limits, engines, progress_of(progress), emulate=emulate)
+
+
+def write_bundle(
+    artifact: Artifact,
+    folder: str | PathLike[str],
+    images: Any = None,
+    config: ValidationConfig | None = None,
+    *,
+    engine: EngineConfig | None = None,
+    overwrite: bool = False,
+    progress: Progress | bool | None = None,
+) -> Bundle:
+    """Judge an artifact and write the bundle that goes to its device, as a run does; it is complete or absent.
+
+    It holds model.onnx, manifest.json, golden images, check.py, preprocess.py and the report, which is `.report` of
+    what is returned. The float network, for comparisons, is written beside the folder, as float.onnx.
+
+    Args:
+        artifact: of `convert`.
+        folder: becomes the bundle.
+        images: to score on, as of `validate` of an artifact; golden images are the first of them.
+        config: limits, threads and batch.
+        engine: how TensorRT's engines are built.
+        overwrite: whether an earlier bundle in the folder, and another float.onnx beside it, are replaced.
+        progress: True for a bar, or who else is to hear.
+
+    Raises:
+        UserError: a mistake in the input, or the place is taken or cannot be written.
+    """
+    with own():
+        from faqd.checks import configured, path_of, progress_of
+        from faqd.stages import bundled
+        from pipeline.config import EngineConfig, ValidationConfig
+
+        return bundled(
+            artifact,
+            path_of(folder, "write_bundle", "the folder that becomes the bundle, second").expanduser(),
+            images,
+            configured(config, ValidationConfig),
+            configured(engine, EngineConfig),
+            progress_of(progress),
+            overwrite=overwrite,
+        )
 
 
 def compare(
@@ -93,13 +134,13 @@ def compare(
         UserError: a mistake in the input, as one line.
     """
     with own():
-        from faqd.checks import path_of, progress_of
+        from faqd.checks import configured, path_of, progress_of
         from pipeline.bundle.bundle import Bundle
         from pipeline.config.compare import CompareConfig
         from pipeline.run import compare as compare_models
 
         folder = bundle.folder if isinstance(bundle, Bundle) else path_of(bundle, "compare", "a bundle or its folder")
-        return compare_models(folder, _configured(config, CompareConfig), progress_of(progress))
+        return compare_models(folder, configured(config, CompareConfig), progress_of(progress))
 
 
 def _with_images(limits: ValidationConfig, images: Any) -> ValidationConfig:
@@ -118,12 +159,3 @@ def _with_images(limits: ValidationConfig, images: Any) -> ValidationConfig:
             f" {type(images).__name__}; those at hand are for the artifact of faqd.convert"
         )
     return replace(limits, eval_data=str(images))
-
-
-def _configured(config: Configuration | None, kind: type[Configuration]) -> Configuration:
-    """The configuration of a command, its defaults where none is given; UserError where it is something else."""
-    from calibration.errors import UserError
-
-    if config is not None and not isinstance(config, kind):
-        raise UserError(f"{config!r} is no configuration of this command: give a {kind.__name__}, faqd.{kind.__name__}")
-    return kind() if config is None else config

@@ -10,9 +10,11 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from torch import Tensor
 
+from backends.onnx_file.serialised import Serialised, files_of
 from calibration.errors import UserError
 from faqd.results import Images
 from pipeline.artifacts import Network
+from pipeline.bundle.bundle import MANIFEST
 from pipeline.config import (
     DataConfig,
     DistillationConfig,
@@ -21,9 +23,11 @@ from pipeline.config import (
 )
 from pipeline.images.preprocessing_overrides import FLAGS, Overrides
 from pipeline.tools import records
+from pipeline.tools.atomic import check_place
 from pipeline.tools.printing import console
 from pipeline.tools.progress import SILENT, Progress, progress_on
 
+Configuration = TypeVar("Configuration")
 Section = TypeVar("Section", DataConfig, QuantisationConfig, DistillationConfig)
 
 #: A section of images whose source is of no matter: they are open already.
@@ -103,6 +107,32 @@ def path_of(value: object, function: str, expected: str) -> Path:
     if not isinstance(value, str | PathLike):
         raise UserError(f"{function} takes {expected}, not a {type(value).__name__}")
     return Path(value)
+
+
+def check_bundle_place(folder: Path, float_file: Path, float_model: Serialised, *, overwrite: bool) -> None:
+    """Raise UserError, before anything is measured, where no bundle may be written, or other files would be lost."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"write_bundle: {folder} is no folder: name another place")
+    taken = folder.is_dir() and any(folder.iterdir())
+    if taken and not overwrite:
+        raise UserError(f"write_bundle: {folder} exists already: overwrite=True replaces it, or name another folder")
+    if taken and not (folder / MANIFEST).is_file():
+        raise UserError(f"write_bundle: {folder} is no bundle (it has no {MANIFEST}) and is not replaced: name another")
+    for name, content in files_of(float_model, float_file.name).items():
+        file = float_file.with_name(name)
+        if file.exists() and not overwrite and (not file.is_file() or file.read_bytes() != content):
+            raise UserError(
+                f"write_bundle: {file} is another file than the float network that lies beside the bundle:"
+                " overwrite=True replaces it, or write the bundle in a folder of its own"
+            )
+    check_place(float_file, flag="write_bundle:")
+
+
+def configured(config: Configuration | None, kind: type[Configuration]) -> Configuration:
+    """The configuration of a command, its defaults where none is given; UserError where it is something else."""
+    if config is not None and not isinstance(config, kind):
+        raise UserError(f"{config!r} is no configuration of this command: give a {kind.__name__}, faqd.{kind.__name__}")
+    return kind() if config is None else config
 
 
 def check_kind(value: object, kind: type, function: str, expected: str) -> None:

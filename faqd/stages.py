@@ -6,7 +6,7 @@ Each does what `pipeline.run` does at that point, with the same checks: a chain 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch
 
 from calibration.errors import UserError
 from calibration.graph.interface import interface_of
-from faqd.checks import OPEN, check_images, check_kind, section
+from faqd.checks import OPEN, check_bundle_place, check_images, check_kind, section
 from faqd.results import Artifact, Images, Simulation, Student, snapshot
 from faqd.running import AT_HAND
-from pipeline.artifacts import Lesson, Network, QuantisedStudent, TrainedStudent
+from pipeline.artifacts import FLOAT_MODEL, Lesson, Network, QuantisedStudent, TrainedStudent
+from pipeline.bundle.bundle import Bundle, read_bundle, write_model
 from pipeline.config import (
     DistillationConfig,
     EngineConfig,
@@ -44,11 +45,12 @@ from pipeline.stages.teacher import check_same_outputs
 from pipeline.tools.atomic import remove
 from pipeline.tools.progress import Progress
 from pipeline.validation.advice import advice
+from pipeline.validation.bundle_of_result import write_result
 from pipeline.validation.evaluation import Scored, usable_labels
 from pipeline.validation.network_check import check_networks, check_taught, checked_on_images
 from pipeline.validation.preflight import check_machine, check_scored
 from pipeline.validation.teacher_check import check_teacher
-from pipeline.validation.validate import validate_network
+from pipeline.validation.validate import Validated, validate_network
 
 
 def prepared_student(
@@ -222,7 +224,58 @@ def validated(
     artifact: Artifact, images: Any, limits: ValidationConfig, engine: EngineConfig, progress: Progress
 ) -> Report:
     """See `faqd.validate`, of an artifact."""
-    student, quantised = artifact.student, artifact.quantised
+    return _judged(artifact, images, limits, engine, progress, bundle=None).validated.report
+
+
+def bundled(
+    artifact: Artifact,
+    folder: Path,
+    images: Any,
+    limits: ValidationConfig,
+    engine: EngineConfig,
+    progress: Progress,
+    *,
+    overwrite: bool,
+) -> Bundle:
+    """See `faqd.write_bundle`."""
+    check_kind(artifact, Artifact, "write_bundle", "an artifact of faqd.convert, first")
+    float_file = folder.with_name(FLOAT_MODEL)
+    check_bundle_place(folder, float_file, artifact.float_model, overwrite=overwrite)
+    judged = _judged(artifact, images, limits, engine, progress, bundle=folder)
+    write_model(float_file, artifact.float_model)
+    write_result(
+        folder,
+        quantised=judged.quantised,
+        validated=judged.validated,
+        report=judged.validated.report,
+        teacher=artifact.student.lesson.teacher,
+        student=artifact.student.prepared.student,
+        scored=judged.scored,
+        overwrite=overwrite or (folder.is_dir() and not any(folder.iterdir())),
+    )
+    return read_bundle(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """An artifact with the backend that ran it, what was measured, and on which images."""
+
+    quantised: QuantisedStudent
+    validated: Validated
+    scored: Scored
+
+
+def _judged(
+    artifact: Artifact,
+    images: Any,
+    limits: ValidationConfig,
+    engine: EngineConfig,
+    progress: Progress,
+    *,
+    bundle: Path | None,
+) -> _Judged:
+    """An artifact judged by images; `bundle`: where it will lie, for advice."""
+    student = artifact.student
     lesson, asked = student.lesson, student.prepared.quantisation
     config = RunConfig(
         quantisation=asked,
@@ -232,19 +285,22 @@ def validated(
         engine=engine,
         execution=ExecutionConfig(seed=student.seed),
     )
-    backend = prepared_for(chosen_backends(config, progress), quantised.plan)
+    backend = prepared_for(chosen_backends(config, progress), artifact.quantised.plan)
+    quantised, scored = replace(artifact.quantised, backend=backend), _scored(images, lesson, limits)
     with progress.stage("validate"):
-        report = validate_network(
+        validated = validate_network(
             config,
             student.prepared.student,
             lesson,
-            replace(quantised, backend=backend),
-            _scored(images, lesson, limits),
+            quantised,
+            scored,
             progress,
             notes=artifact.notes,
-        ).report
-    notes = (*report.notes, *advice(config, report))
-    return replace(report, student=student.network.source, notes=notes)
+        )
+    report = validated.report
+    notes = (*report.notes, *advice(config, report, bundle=bundle))
+    report = replace(report, student=student.network.source, notes=notes)
+    return _Judged(quantised=quantised, validated=replace(validated, report=report), scored=scored)
 
 
 def _scored(images: Any, lesson: Lesson, limits: ValidationConfig) -> Scored:

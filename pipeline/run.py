@@ -8,12 +8,10 @@ from pathlib import Path
 
 from backends.base import Backend
 from calibration.errors import UserError
-from pipeline.artifacts import FLOAT_MODEL, QuantisedStudent
-from pipeline.bundle.bundle import digest_of, read_bundle, write_bundle, write_model
+from pipeline.artifacts import QuantisedStudent
+from pipeline.bundle.bundle import read_bundle, write_model
 from pipeline.config import EngineConfig, RunConfig, ValidationConfig, check_engine
 from pipeline.config.compare import CompareConfig
-from pipeline.networks.outputs.class_order import named_outputs
-from pipeline.networks.outputs.meaning import Output
 from pipeline.report.comparison import ComparisonReport
 from pipeline.report.files import write_report
 from pipeline.report.schema import Report, read_report
@@ -30,8 +28,8 @@ from pipeline.stages.first_link import check_float_file
 from pipeline.stages.observe import suited
 from pipeline.tools.progress import Progress
 from pipeline.validation.advice import advice, advice_on_bundle
+from pipeline.validation.bundle_of_result import write_result
 from pipeline.validation.evaluation import Scored, evaluation_of
-from pipeline.validation.gates import least_parity
 from pipeline.validation.inputs import generated_material, read_inputs
 from pipeline.validation.layer_by_layer import compare_bundle
 from pipeline.validation.network_check import check_taught
@@ -111,23 +109,18 @@ def _write_results(
     report = replace(
         validated.report,
         seconds={name: round(value, 3) for name, value in seconds.items()},
-        notes=(*validated.report.notes, *advice(config, validated.report)),
+        notes=(*validated.report.notes, *advice(config, validated.report, bundle=folder.bundle)),
     )
     # Where the bundle is, the run is finished; its report stands beside none that is absent or another.
-    write_bundle(
+    write_result(
         folder.bundle,
-        model=quantised.compiled.model,
-        golden=validated.golden,
-        plan=quantised.plan,
-        preprocessing=job.lesson.teacher.preprocessing,
-        outputs=_with_folders_names(job.student.outputs, scored),
+        quantised=quantised,
+        validated=validated,
         report=report,
-        device_files=validated.device_files,
-        session_options=quantised.backend.profile.session_options,
-        least_parity=least_parity(quantised.plan, quantised.backend),
-        float_digest=digest_of(quantised.compiled.float_model, FLOAT_MODEL),
+        teacher=job.lesson.teacher,
+        student=job.student,
+        scored=scored,
         overwrite=config.output.overwrite or config.output.resume,
-        float_outputs=job.lesson.teacher.outputs,
     )
     write_report(report, folder.root)
     return report
@@ -160,9 +153,3 @@ def compare(path: Path, config: CompareConfig, progress: Progress) -> Comparison
     """Compare a finished bundle's oracle with its runtime, or with another model, tensor by tensor."""
     with progress.stage("compare"):
         return compare_bundle(read_bundle(path), config, progress)
-
-
-def _with_folders_names(outputs: tuple[Output, ...], scored: Scored) -> tuple[Output, ...]:
-    """The outputs, with the class folders' names where nobody else has named the classes."""
-    folders = None if scored.evaluation.labels is None else scored.evaluation.folders
-    return outputs if folders is None or any(output.names for output in outputs) else named_outputs(outputs, folders)

@@ -139,7 +139,8 @@ def undecided_words(report: ReportFields) -> str | None:
     measured = "" if gate.value is None or not gate.value else f" where {gate.value:.2f} are lost"
     return (
         f"{few} cannot decide a limit of {limit}{measured}, {gate.images_needed} can:"
-        f" give them to faqd validate BUNDLE --eval-data KIND:REST (labels are not needed),{more} or allow --max-drop"
+        f" give them to faqd validate (--eval-data KIND:REST, in Python images; labels are not needed),{more} or"
+        f" allow --max-drop"
         f" {_least_limit(gate)}"
     )
 
@@ -151,7 +152,7 @@ def _idle_words(report: ReportFields, gates: list[Gate]) -> str:
     names = list(dict.fromkeys(of_gates))
     return (
         f"the float network gives one and the same {', '.join(names)} for all of these images, so that agreement with"
-        " it says nothing: give images that it tells apart (faqd validate BUNDLE --eval-data KIND:REST), check"
+        " it says nothing: give images that it tells apart (faqd validate, --eval-data KIND:REST), check"
         f" --weights, --mean and --std, or leave the output without a gate (--output-max-drop {names[0]}=none)"
     )
 

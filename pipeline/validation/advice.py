@@ -20,9 +20,12 @@ _NAMED_LAYERS = 3
 _FEW_IMAGES = 512
 
 
-def advice(config: RunConfig, report: Report) -> tuple[str, ...]:
-    """One line for each failed gate that something can be done about; nothing where none failed."""
-    lines = (_line(config, report, gate) for gate in report.gates if gate.passed is False)
+def advice(config: RunConfig, report: Report, *, bundle: Path | None) -> tuple[str, ...]:
+    """One line for each failed gate that something can be done about; nothing where none failed.
+
+    `bundle`: its folder; None where the artifact is in memory alone.
+    """
+    lines = (_line(config, report, gate, bundle) for gate in report.gates if gate.passed is False)
     return tuple(line for line in lines if line is not None)
 
 
@@ -62,7 +65,7 @@ def _ways_of_another_run(report: Report, run: Report | None) -> Iterator[str]:
     yield "images for --data that are like those to be judged"
 
 
-def _line(config: RunConfig, report: Report, gate: Gate) -> str | None:
+def _line(config: RunConfig, report: Report, gate: Gate, bundle: Path | None) -> str | None:
     name, _, which = gate.name.partition(":")
     if name == "max-drop" and (measured := None if which else _measured(report, gate)) is not None:
         return measured
@@ -71,12 +74,14 @@ def _line(config: RunConfig, report: Report, gate: Gate) -> str | None:
         if output is not None and gate.limit is not None and lost_entries(output, gate.limit):
             return None  # no setting helps where one scale serves two kinds of numbers, and that is said already
         return _untried(config, report, f"the gate of output {which}" if which else "the accuracy gate")
-    return _of_runtime(gate, report, config.folder / "bundle")
+    return _of_runtime(gate, report, bundle)
 
 
-def _of_runtime(gate: Gate, report: Report, bundle: Path) -> str | None:
+def _of_runtime(gate: Gate, report: Report, bundle: Path | None) -> str | None:
     """What to do where the runtime does not do what it should: the same for a run and for its bundle."""
     if gate.name.startswith("parity"):
+        if bundle is None:
+            return "for the parity gate: faqd.compare, of what faqd.write_bundle writes, names what differs first"
         return f"for the parity gate: faqd compare {shlex.quote(str(bundle))} names what differs first"
     if gate.name == "kernels":
         names = [layer.name for layer in report.layers if layer.weight_bits is not None and layer.integer is False]

@@ -120,8 +120,8 @@ def test_an_undecided_report_says_how_many_images_decide(make_report: Callable[.
     assert Report.from_json(json.loads(report.to_text())) == report
     said = " ".join(printed(report).split())
     assert "accuracy lost, at most 1.00 points 0.00 points undecided" in said
-    assert "9 images cannot decide a limit of 1 point, 299 can: give them to faqd validate BUNDLE --eval-data" in said
-    assert "(labels are not needed), or allow --max-drop 29" in said
+    assert "9 images cannot decide a limit of 1 point, 299 can: give them to faqd validate (--eval-data" in said
+    assert "labels are not needed), or allow --max-drop 29" in said
     assert "undecided: the images cannot tell (exit status 4)" in said
     assert "299 can" in page(report) and "with 95 % confidence 28.30 at most" in page(report)
     with pytest.raises(ValueError, match="its gates and accuracy say 'undecided'"):

@@ -12,7 +12,8 @@ import pytest
 from pipeline.config import RunConfig
 from pipeline.report.gate import Gate
 from pipeline.report.schema import Accuracy, Bits, Report
-from pipeline.validation.advice import advice, advice_on_bundle
+from pipeline.validation.advice import advice as advice_on_run
+from pipeline.validation.advice import advice_on_bundle
 
 FAILED = Gate(name="max-drop", limit=1.0, value=1.4, passed=False)
 
@@ -23,6 +24,10 @@ def report_of(make_report: Callable[..., Report], *, calibrated: float, **more: 
     assert report.distillation is not None
     training = replace(report.distillation, accuracy_calibrated=calibrated, **more)
     return replace(report, distillation=training)
+
+
+def advice(config: RunConfig, report: Report, *, bundle: Path | None = Path("out/bundle")) -> tuple[str, ...]:
+    return advice_on_run(config, report, bundle=bundle)
 
 
 def config(**settings: Any) -> RunConfig:
@@ -58,7 +63,8 @@ def test_each_setting_has_its_own_ways(make_report: Callable[..., Report]) -> No
     few = replace(untrained, data=replace(untrained.data, images=96, unreadable=3))
     assert "more images than the 93 of --data" in advice(config(), few)[0]
     parity = replace(untrained, gates=(Gate(name="parity", limit=1.0, value=0.9, passed=False),))
-    assert "faqd compare artifacts/digits-onnxruntime-w8a8/bundle" in advice(config(), parity)[0]
+    assert "faqd compare out/bundle names" in advice(config(), parity)[0]
+    assert "faqd.compare, of what faqd.write_bundle writes" in advice(config(), parity, bundle=None)[0]
 
 
 def test_gates_that_pass_need_none(make_report: Callable[..., Report]) -> None:
