@@ -40,7 +40,7 @@ def _reference(profile: Profile | None) -> Backend:
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """One row of the table of runtimes: what the command line, reports and error messages say of it."""
+    """One row of the table of runtimes: what command line, reports and bundles need to know without importing it."""
 
     #: As reports write it.
     title: str
@@ -49,12 +49,22 @@ class Runtime:
     #: Package that pip installs on any machine, without which a run could only end unvalidated, so does not start; the
     #: extra that brings it has its name. None: the artifact is worth having without its runtime, or that is required.
     package: str | None = None
+    #: Package of `backends.device` whose main is the check that its bundles bring along.
+    device_check: str = "bundle_check"
+    #: Whether that check compares layers too, for which bundles bring the oracle's values of a few images.
+    compares_layers: bool = False
+    #: Whether it writes its own form of a model into a temporary folder, of about the model's size.
+    writes_scratch: bool = False
+    #: Processors that `faqd validate --emulate` runs it on.
+    emulated: tuple[str, ...] = ()
 
 
 #: Name on the command line -> its row. Importing this table imports no backend.
 BACKENDS: dict[str, Runtime] = {
-    "onnxruntime": Runtime(title="ONNX Runtime", make=_onnxruntime),
-    "tensorrt": Runtime(title="TensorRT", make=_tensorrt),
+    "onnxruntime": Runtime(
+        title="ONNX Runtime", make=_onnxruntime, writes_scratch=True, emulated=("x86-avx2", "arm64")
+    ),
+    "tensorrt": Runtime(title="TensorRT", make=_tensorrt, device_check="tensorrt_device", compares_layers=True),
     "openvino": Runtime(title="OpenVINO", make=_openvino, package="openvino"),
     "reference": Runtime(title="the integer oracle", make=_reference),
 }

@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from backends import BACKENDS
 from calibration.errors import UserError
 from pipeline import __version__
 from pipeline.config import ENGINE_GROUP, EngineConfig, RunConfig, ValidationConfig
@@ -182,7 +183,7 @@ def run(
     out.print(f"report: {config.folder / 'report.html'}")
     if report.status == "not-validated-on-target":
         out.print(f"on the target, run: {_command_on_target(bundle)}")
-        if report.backend == "onnxruntime" and report.target in ("x86-avx2", "arm64"):
+        if report.target in BACKENDS[report.backend].emulated:
             out.print(f"or here, emulated: faqd validate {shlex.quote(str(bundle))} --emulate {report.target}")
     if report.status == "undecided":
         out.print(f"to decide, run: faqd validate {shlex.quote(str(bundle))} --eval-data KIND:REST")

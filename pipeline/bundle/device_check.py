@@ -1,9 +1,10 @@
 """Check a bundle on the machine where it will run; needs Python 3.10, numpy and the bundle's runtime only.
 
-Every bundle for ONNX Runtime or OpenVINO holds a copy of this file. Usage: python3 check.py [--help]. Exit status: 0
-every output is as it should be, 1 one is not, 2 a mistake in the input or on this device, which one line names.
+Every bundle holds a copy of this file. Usage: python3 check.py [--help]. Exit status: 0 every output is as it should
+be, 1 one is not, 2 a mistake in the input or on this device, which one line names.
 """
 
+import importlib
 import os
 import runpy
 import sys
@@ -19,4 +20,5 @@ except ImportError as error:
 # The package lies beside this file.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 sys.dont_write_bytecode = True
-runpy.run_module("faqd_device.bundle_check", run_name="__main__", alter_sys=True)
+check = importlib.import_module("faqd_device").CHECK  # which of the packages there it is
+runpy.run_module(f"faqd_device.{check}", run_name="__main__", alter_sys=True)

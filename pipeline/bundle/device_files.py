@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from backends import BACKENDS
 from backends.base import Backend
 from backends.device import bundle_check
 from backends.onnx_file.serialised import Serialised, parsed
@@ -28,7 +29,7 @@ _HERE = Path(__file__).parent
 def device_files(backend: Backend, model: Serialised, plan: Plan, images: Tensor) -> dict[str, bytes]:
     """The device's files by path below the bundle; `images` are the golden inputs float32 [B, C, H, W]."""
     files = {PREPROCESS: Path(str(device_preprocess.__file__)).read_bytes(), **check_files(backend.name)}
-    if backend.name == "tensorrt":
+    if BACKENDS[backend.name].compares_layers:
         from backends.oracle.layer_samples import oracle_layers
 
         files[LAYERS] = oracle_layers(parsed(model), plan, images[:_LAYER_IMAGES])
@@ -37,12 +38,9 @@ def device_files(backend: Backend, model: Serialised, plan: Plan, images: Tensor
 
 def check_files(backend: str) -> dict[str, bytes]:
     """The check that a bundle of a backend brings along, by path: one program, and the packages that it runs."""
-    packages = [Path(str(bundle_check.__file__)).parent]
-    program = "device_check.py"
-    if backend == "tensorrt":
-        packages.append(packages[0].with_name("tensorrt_device"))
-        program = "device_check_tensorrt.py"
-    files = {f"{PACKAGE}/__init__.py": b'"""What check.py runs."""\n', CHECK: (_HERE / program).read_bytes()}
-    for package in packages:
+    own, shared = BACKENDS[backend].device_check, Path(str(bundle_check.__file__)).parent
+    named = f'"""What check.py runs."""\n\nCHECK = "{own}"\n'
+    files = {f"{PACKAGE}/__init__.py": named.encode(), CHECK: (_HERE / "device_check.py").read_bytes()}
+    for package in dict.fromkeys((shared, shared.with_name(own))):
         files |= {f"{PACKAGE}/{package.name}/{path.name}": path.read_bytes() for path in sorted(package.glob("*.py"))}
     return files

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from backends import BACKENDS
 from backends.onnx_file.scratch import scratch_folder
 from calibration.errors import UserError
 from pipeline.artifacts import Network
@@ -135,8 +136,7 @@ def _check_room(config: RunConfig, root: Path, teacher: Network, student: Networ
             f"{root} has {free / 1e6:.4g} MB free and a run of this network {what}: make room there, or choose another"
             " place with --output"
         )
-    # Its own optimised form of the model is what ONNX Runtime is asked about each layer by.
-    if config.quantisation.backend == "onnxruntime":
+    if BACKENDS[config.quantisation.backend].writes_scratch:
         with scratch_folder("room", needed=integers):
             pass
 

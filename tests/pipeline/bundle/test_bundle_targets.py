@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backends import BACKENDS
 from backends.facts.cpu import CPUS
 from backends.onnxruntime.emulation import EMULATED
 from calibration.errors import UserError
@@ -20,6 +21,11 @@ def bundle_for(cpu: str | None, *, backend: str = "onnxruntime") -> Bundle:
     nothing = Golden(inputs=np.zeros((1, 1, 1, 1), np.float32), outputs={}, teacher={})
     manifest = {"backend": backend, "target": cpu, "teacher": "cifar:resnet20", "bits": {"weights": 4}}
     return Bundle(folder=Path("out/bundle"), model=b"", golden=nothing, manifest=manifest)
+
+
+def test_the_table_of_runtimes_names_the_processors_that_are_emulated() -> None:
+    assert set(BACKENDS["onnxruntime"].emulated) == set(EMULATED)
+    assert not any(runtime.emulated for name, runtime in BACKENDS.items() if name != "onnxruntime")
 
 
 @pytest.mark.parametrize("asked", list(EMULATED))
