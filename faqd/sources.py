@@ -100,7 +100,7 @@ def captured_network(
         classes_said_by=said_by,
     )
     if images is not None:
-        check_first_link(network.module, network.captured, images, source=source, shown="the example")
+        check_first_link(network.module, network.captured, images, source=source, shown="the example", numbers=True)
     return network
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ LARGEST_OF_THE_SAME = 1e-9
 _SMALLEST_SHARE = 1e-3
 # Outputs that small are zero for every purpose; the number only keeps 0 / 0 apart.
 _NOTHING = 1e-12
+# Beyond all that networks compute: lowest numbers, instead of minus infinity.
+_HIDES = 1e30
 # Where algebra is the same, float64 agrees to many more digits than float32; nothing that is wrong comes as near.
 _LARGEST_IN_DOUBLE = 1e-6
 
@@ -37,8 +40,10 @@ _LARGEST_IN_DOUBLE = 1e-6
 def apart(ours: Tensor, theirs: Tensor, *, like: Tensor | None = None, least: float = 0.0) -> float:
     """Largest difference of an image's values, relative to the largest of that image in `theirs`, over all images.
 
-    Both [B, ...]; infinite where the shapes differ, or where ours are no finite numbers and theirs are. What is not
-    finite in `theirs` says nothing. `like`, of the same shape: what it is relative to instead; to `least` at the least.
+    Both [B, ...]; infinite where the shapes differ, or where one is no finite number and the other not the same: an
+    infinity that was left out would be any number. Numbers that hide others, as masks have them, are relative to
+    themselves: beside 3e38 every other would be nothing. `like`, of the same shape: what it is relative to instead; to
+    `least` at the least.
     """
     if ours.shape != theirs.shape:
         return float("inf")
@@ -48,11 +53,12 @@ def apart(ours: Tensor, theirs: Tensor, *, like: Tensor | None = None, least: fl
         values.detach().double().reshape(len(values) if values.dim() else 1, -1)
         for values in (ours, theirs, theirs if like is None else like)
     )
-    finite = second.isfinite()
-    known = torch.where(relative.isfinite(), relative, 0.0).abs().amax(1)
+    known = torch.where(relative.abs() < _HIDES, relative, 0.0).abs().amax(1)
     size = torch.maximum(known, known.max() * _SMALLEST_SHARE).clamp_min(max(least, _NOTHING))
-    differences = torch.where(finite, (first - second).abs(), 0.0).nan_to_num(nan=float("inf"), posinf=float("inf"))
-    return float((differences.amax(1) / size).max())
+    same = (first == second) | (first.isnan() & second.isnan())
+    hides = second.isfinite() & (second.abs() >= _HIDES)
+    differences = (first - second).abs() / torch.where(hides, second.abs(), size[:, None])
+    return float(differences.nan_to_num(nan=float("inf"), posinf=float("inf")).masked_fill(same, 0.0).max())
 
 
 class _LastBits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
@@ -92,7 +98,8 @@ def sensitivity(network: Computation, images: Tensor, like: Sequence[Tensor]) ->
 
     Relative to the largest values of each image in `like`, of the outputs' shapes. Terms that cancel leave their
     rounding, as large as they are: of an output that is 0 but for that, images alone show nothing. 0 for an output that
-    changes from call to call by itself: chance explains nothing. Images of float64 are for a network in float64.
+    changes from call to call by itself, or from a number to none: neither chance nor infinity explains anything. Images
+    of float64 are for a network in float64.
     """
     plain, again, epsilon = network(images), network(images), torch.finfo(images.dtype).eps
     near = [network(images * factor) for factor in (1 + epsilon, 1 - epsilon)]
@@ -100,8 +107,9 @@ def sensitivity(network: Computation, images: Tensor, like: Sequence[Tensor]) ->
         near += [network(images) for _ in range(2)]
     moved = []
     for index, (value, repeated, size) in enumerate(zip(plain, again, like, strict=True)):
-        steady = apart(repeated, value) <= LARGEST_DIFFERENCE
-        moved.append(max(apart(other[index], value, like=size) for other in near) if steady else 0.0)
+        far = max(apart(other[index], value, like=size) for other in near)
+        steady = apart(repeated, value) <= LARGEST_DIFFERENCE and math.isfinite(far)
+        moved.append(far if steady else 0.0)
     return moved
 
 

@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from calibration.capture.eager import Eager
 from calibration.capture.graph_from_module import exported_graph
+from calibration.graph.constants import LOWEST
 from calibration.graph.interface import Interface, make_graph_module
 from calibration.graph.nearness import LARGEST_DIFFERENCE, LARGEST_OF_THE_SAME, apart
 from calibration.graph.origin import module_path
@@ -35,16 +36,27 @@ def first_difference(eager: Eager, images: Tensor, source: str) -> str:
     for path, result in parts.items():
         inside = [before[name] for name in origins.get(path, ()) if name in before]
         alike = [value for value in inside if value.shape == result.shape]
-        if alike and not any(apart(value, result) <= LARGEST_DIFFERENCE for value in alike):
+        if alike and not any(_are_same(value, result) for value in alike):
             return f"the first part that differs is module {path}, in the graph as torch.export gives it"
     for name, target, path in nodes:
         ours = after.get(names[name].name) if name in names else None
         theirs = before.get(name)
         if ours is None or theirs is None or ours.shape != theirs.shape:
             continue
-        if not apart(ours, theirs) <= LARGEST_DIFFERENCE:
+        if not _are_same(ours, theirs):
             return f"the first node that differs is {names[name].name} ({target}, in {path})"
     return "no single node differs by itself: the code behaves otherwise while it is exported"
+
+
+def _are_same(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two values inside the network are the same.
+
+    Where a mask puts infinity, the normal form has the largest number; what is read of either alone tells them apart.
+    """
+    if ours.shape == theirs.shape and theirs.is_floating_point():
+        masks = theirs.isinf() & (ours.sign() == theirs.sign()) & (ours.abs() >= -LOWEST)
+        ours, theirs = ours.masked_fill(masks, 0), theirs.masked_fill(masks, 0)
+    return apart(ours, theirs) <= LARGEST_DIFFERENCE
 
 
 def first_mixing(eager: Eager, images: Tensor, place: int) -> str:

@@ -40,13 +40,16 @@ def wide_images(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return images
 
 
-def check_first_link(module: nn.Module, captured: GraphModule, images: Tensor, *, source: str, shown: str) -> None:
+def check_first_link(
+    module: nn.Module, captured: GraphModule, images: Tensor, *, source: str, shown: str, numbers: bool = False
+) -> None:
     """Raise UserError unless `captured` computes what `module` does with these images [B, C, H, W].
 
     A module that was captured at one image is asked image by image. Before that it is held that the module itself gives
     every image the same answer alone, among others and in a later call. `source` names the network in errors, `shown`
     the images. Outputs are compared one by one, relative to each image's largest value; by how much rounding moves them
-    is measured where they differ.
+    is measured where they differ. `numbers`: for these images the network must have such; where random ones are NaN to
+    it, a graph may have anything.
     """
     interface = interface_of(captured)
     eager = Eager(module, one_image=interface.one_image)
@@ -55,8 +58,20 @@ def check_first_link(module: nn.Module, captured: GraphModule, images: Tensor, *
         answers = eager(images)
         alone = _check_calls(untouched, answers, images, interface.outputs, source)
         _check_axes(answers, alone[0], interface.outputs, len(images), source)
+    if numbers:
+        _check_numbers(answers, interface.outputs, source, shown)
     _check_mixing(eager, answers, alone, images, captured, source, shown)
     _check_captured(eager, answers, captured, images, source, shown)
+
+
+def _check_numbers(answers: Sequence[Tensor], names: Sequence[str], source: str, shown: str) -> None:
+    for name, answer in zip(names, answers, strict=True):
+        if not bool(answer.isfinite().all()):
+            raise UserError(
+                f"{source}: the network's output {name} is NaN or infinite for {shown}, which no integer is: let it be"
+                " a number there, such as y.masked_fill(mask, -1e4) or y.clamp(-1e4, 1e4), in a builder given as"
+                " --teacher python:package.module:function"
+            )
 
 
 def _check_axes(
@@ -88,10 +103,10 @@ def _check_calls(
         drawn = differing(untouched.again(seed=1)(images), answers, untouched.again(), images)
         kept = changed(untouched.state(), later.state())
         raise UserError(
-            f"{source}: the network gives the same image another answer in a later call: output {names[index]} differs"
-            f" by {difference:.2g} of its largest value, as it {_why(bool(drawn), kept)}; a captured graph keeps and"
-            " draws nothing: let the network do so in evaluation mode, or change that part in a builder given as"
-            " --teacher python:package.module:function"
+            f"{source}: the network gives the same image another answer in a later call: output {names[index]}"
+            f" {how_far(difference)}, as it {_why(bool(drawn), kept)}; a captured graph keeps and draws nothing: let"
+            " the network do so in evaluation mode, or change that part in a builder given as --teacher"
+            " python:package.module:function"
         )
     if kept and (read := _read(later, kept, images)):
         raise UserError(
@@ -100,6 +115,13 @@ def _check_calls(
             " --teacher python:package.module:function"
         )
     return alone
+
+
+def how_far(difference: float) -> str:
+    """Words for a difference of `apart` between outputs of one shape."""
+    if difference == float("inf"):
+        return "is infinite or NaN in one of the two alone"
+    return f"differs by {difference:.2g} of its largest value"
 
 
 def _why(draws: bool, kept: Sequence[str]) -> str:
@@ -148,8 +170,8 @@ def _check_mixing(
     for place, single in alone.items():
         among = [answer[place][None] for answer in answers]
         moved[place] = differing(_with_axis(single, among), among, eager, images[place:][:1])
-    shapes = [place for place, outputs in moved.items() if any(far == float("inf") for _, far in outputs)]
-    exactly = None if shapes else _mixing_in_double(eager, captured, images, list(alone))
+    told = any(far == float("inf") for outputs in moved.values() for _, far in outputs)
+    exactly = None if told else _mixing_in_double(eager, captured, images, list(alone))
     for place, (outputs, agrees) in (exactly or {}).items():
         if outputs or agrees:  # else chance blurs what float64 says, and float32's word stands
             moved[place] = outputs
@@ -165,11 +187,9 @@ def _check_mixing(
             )
         index, difference = outputs[0]
         name = interface_of(captured).outputs[index]
-        how = (
-            f"output {name} differs by {difference:.2g} of its largest value"
-            if difference != float("inf")
-            else f"output {name} has the shape {list(alone[place][index].shape)} for it alone"
-        )
+        own = alone[place][index]
+        alike = own.numel() == answers[index][place].numel()
+        how = f"output {name} {how_far(difference) if alike else f'has the shape {list(own.shape)} for it alone'}"
         raise UserError(
             f"{source}: the network mixes the images of a batch: with {shown}, {how} where an image is shown alone or"
             f" among others{first_mixing(eager, images, place)}, as by statistics of the batch, operators along axis 0"
@@ -231,16 +251,23 @@ def _check_captured(
 ) -> None:
     with torch.no_grad():
         graphs = list(captured(images.clone()))
-    moved = differing(graphs, answers, eager, images)
+    moved = differing([_but_nan(*pair) for pair in zip(graphs, answers, strict=True)], answers, eager, images)
     if not moved or _same_algebra(eager, captured, images):
         return
     index, difference = moved[0]
+    name = interface_of(captured).outputs[index]
+    if difference == float("inf") and bool(graphs[index].isfinite().all()):
+        _check_numbers(answers, interface_of(captured).outputs, source, shown)
     raise UserError(
         f"{source}: the graph captured of the network does not compute what the network does: with {shown}, output"
-        f" {interface_of(captured).outputs[index]} differs by {difference:.2g} of its largest value;"
-        f" {first_difference(eager, images, source)}. Nothing was quantised; write that part otherwise in a builder"
-        " given as --teacher python:package.module:function, and please report it"
+        f" {name} {how_far(difference)}; {first_difference(eager, images, source)}. Nothing was quantised; write that"
+        " part otherwise in a builder given as --teacher python:package.module:function, and please report it"
     )
+
+
+def _but_nan(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Ours, and NaN where theirs are."""
+    return torch.where(theirs.isnan(), theirs, ours) if ours.shape == theirs.shape else ours
 
 
 def _same_algebra(eager: Eager, captured: GraphModule, images: Tensor) -> bool:

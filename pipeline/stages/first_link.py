@@ -19,7 +19,7 @@ from calibration.graph.interface import interface_of
 from calibration.graph.nearness import LARGEST_DIFFERENCE, LEAST_PROBABILITY, apart, differing
 from calibration.graph.probabilities import is_probability
 from calibration.proof.first_difference import values_of
-from calibration.proof.module_and_graph import check_first_link
+from calibration.proof.module_and_graph import check_first_link, how_far
 from calibration.rewrites.fold import fold
 from pipeline.artifacts import FLOAT_MODEL, Network
 from pipeline.images.batches import ordered_batches
@@ -50,7 +50,9 @@ def check_on_images(network: Network, images: Tensor) -> None:
     graph row by row: RewriteChangedOutputs names the one that changed something.
     """
     check_finite(network.module, network.captured, images, source=network.source, shown="images of --data")
-    check_first_link(network.module, network.captured, images, source=network.source, shown="images of --data")
+    check_first_link(
+        network.module, network.captured, images, source=network.source, shown="images of --data", numbers=True
+    )
     fold(network.captured, check=images)
 
 
@@ -69,7 +71,7 @@ def check_float_file(model: Serialised, network: Network, images: Tensor, *, bat
     index, difference = moved[0]
     raise UserError(
         f"{network.source}: the float file {FLOAT_MODEL} does not compute what the network does: with images of --data,"
-        f" output {network.outputs[index].name} differs by {difference:.2g} of its largest value on ONNX Runtime;"
+        f" output {network.outputs[index].name} {how_far(difference)} on ONNX Runtime;"
         f" {_first_node(model, network, images, batch)}. Write that part otherwise in a builder given as --teacher"
         " python:package.module:function, and please report it"
     )

@@ -12,6 +12,7 @@ from backends.onnx_file.emit import emit
 from backends.oracle.backend import IntegerOracle
 from calibration.errors import UserError
 from calibration.graph.interface import interface_of
+from calibration.graph.nearness import apart
 from pipeline.networks.outputs.agreement import OutputTally
 from pipeline.networks.outputs.meaning import Output
 from pipeline.report.gate import Gate
@@ -27,7 +28,7 @@ def check_other_size(folded: GraphModule, other: GraphModule, images: Tensor) ->
     with torch.no_grad():
         expected = list(other(images))
     for name, mine, theirs in zip(interface_of(folded).outputs, written, expected, strict=True):
-        difference = float((mine - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12))
+        difference = apart(mine, theirs)
         if not difference <= _LARGEST_DIFFERENCE:
             raise UserError(
                 f"--dynamic-size: at {images.shape[3]}x{images.shape[2]} px the file's output {name} is not what the"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -67,6 +68,31 @@ def test_chance_explains_nothing(noise: Noise) -> None:
     assert sensitivity(lambda shown: [shown + torch.rand(shown.shape)], images, [images]) == [0.0]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_no_number_is_apart_from_one(value: float) -> None:
-    assert apart(torch.full((2, 3), value), torch.ones(2, 3)) == float("inf")
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_apart_from_all_but_itself(value: float) -> None:
+    other, numbers = torch.tensor([[1.0, value, 2.0]]), torch.tensor([[1.0, 3.4e38, 2.0]])
+    assert apart(other, numbers) == apart(numbers, other) == math.inf
+    assert apart(other, other.clone()) == 0
+    assert apart(other * torch.tensor([1.0, 1.0, 1.5]), other) == 0.5
+
+
+def test_numbers_that_masks_have_hide_no_others() -> None:
+    lowest = torch.finfo(torch.float32).min
+    masked = torch.tensor([[1.0, lowest, 2.0]])
+    assert apart(torch.tensor([[1.5, lowest, 2.0]]), masked) == 0.25
+    assert apart(torch.tensor([[1.0, lowest / 2, 2.0]]), masked) == pytest.approx(0.5)
+    assert apart(torch.tensor([[1.0, -2.0, 2.0]]), masked) == pytest.approx(1.0)
+    assert apart(masked, torch.tensor([[1.0, -2.0, 2.0]])) > 1e30
+
+
+def test_an_infinity_that_rounding_moves_explains_no_difference(noise: Noise) -> None:
+    """Of numbers around 0 rounding decides the sign: infinities come and go, and what is wrong beside them stays."""
+
+    def network(images: Tensor) -> list[Tensor]:
+        rounding = images.softmax(1).sum(1, keepdim=True) - 1
+        return [torch.cat([torch.where(rounding > 0, math.inf, 1.0), images], 1)]
+
+    images = noise(2, 64, 8, 8)
+    plain = network(images)
+    assert sensitivity(network, images, plain) == [0.0]
+    assert [index for index, _ in differing([plain[0] * 1.01], plain, network, images)] == [0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -230,7 +231,7 @@ def test_a_part_that_export_sees_otherwise_is_named(net: MakeNet, noise: Noise) 
     assert "the first part that differs is module 1" in refusal(nn.Sequential(conv(), inner, nn.ReLU()), noise)
 
 
-def test_what_is_not_finite_says_nothing(net: MakeNet, noise: Noise) -> None:
+def test_what_is_not_finite_in_both_is_the_same(net: MakeNet, noise: Noise) -> None:
     check(net(lambda n, x: (n.a(x) * 30).exp(), a=conv()), noise)
     check(net(lambda n, x: n.a(x.sqrt()), a=conv()), noise)
 
@@ -298,3 +299,36 @@ def test_what_is_written_into_an_argument_is_written_there(
     graph = capture(module, noise(2, 3, 8, 8), source="test")
     assert not [node for node in graph.graph.nodes if str(node.target).endswith(".out") or "empty" in str(node.target)]
     check_first_link(module, graph, wide(), source="test", shown="random images")
+
+
+INFINITE: dict[str, Callable[[Any, Tensor], Any]] = {
+    "one of infinity and a number": lambda n, x: torch.where(n.a(x) > 0, math.inf, 1.0),
+    "infinity, or what was computed": lambda n, x: torch.where((y := n.a(x)) > 0, y, -math.inf),
+    "a mask of scores": lambda n, x: (y := n.a(x)).masked_fill(y < 0, -math.inf),
+    "beside an output of numbers": lambda n, x: ((y := n.a(x)), torch.where(y > 0, math.inf, y)),
+}
+
+
+@pytest.mark.parametrize("name", INFINITE)
+def test_an_infinity_that_the_graph_does_not_have_is_refused(name: str, net: MakeNet, noise: Noise) -> None:
+    message = refusal(net(INFINITE[name], a=conv()), noise)
+    assert "is NaN or infinite for random images" in message and "masked_fill" in message
+
+
+def test_an_infinity_within_the_network_that_the_output_does_not_show_is_none(net: MakeNet, noise: Noise) -> None:
+    check(net(lambda n, x: (y := n.a(x)).masked_fill(y < 0, -math.inf).amax((2, 3)).exp(), a=conv()), noise)
+    check(net(lambda n, x: (1 / torch.where(n.a(x) > 0, math.inf, 1.0)).mean((2, 3)), a=conv()), noise)
+
+
+def test_images_of_the_run_must_have_numbers(net: MakeNet, noise: Noise) -> None:
+    """Random images beyond photographs may be NaN to module and graph alike; those that are learned from not."""
+    module = net(lambda n, x: torch.log(n.a(x)), a=conv())
+    graph = capture(module, noise(2, 3, 8, 8), source="my network")
+    check_first_link(module, graph, wide(), source="my network", shown="random images")
+    with pytest.raises(UserError, match="output output is NaN or infinite for the images"):
+        check_first_link(module, graph, wide(), source="my network", shown="the images", numbers=True)
+
+
+def test_an_image_that_is_nan_alone_is_not_said_to_have_another_shape(net: MakeNet, noise: Noise) -> None:
+    message = refusal(net(lambda n, x: n.a(x) / n.a(x).std(0), a=conv()), noise)
+    assert "is infinite or NaN in one of the two alone" in message and "has the shape" not in message
