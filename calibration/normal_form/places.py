@@ -105,13 +105,12 @@ def _on_one_axis(places: Sequence[Tensor], sizes: Sequence[int]) -> list[int]:
 
 
 def _index(w: Write, node: Node) -> Node | None:
-    indexed = _indexed(node)
-    if indexed is None:
+    listed = _indexed(node)
+    indexed = listed or _where_true(node)
+    if indexed is None or (listed is not None and len(listed[1]) == 1 and listed[1][0].dim() == 1):
         return _index_of_one_axis(w, node)
     axis, tensors = indexed
     sizes = list(static_shape(source_of(node)))
-    if len(tensors) == 1 and tensors[0].dim() == 1:
-        return _index_of_one_axis(w, node)
     joined = _as_one_axis(w, source_of(node), axis, len(tensors))
     if joined is None:
         return None

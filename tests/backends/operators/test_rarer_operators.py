@@ -149,6 +149,10 @@ INTEGER: dict[str, tuple[Line, dict[str, Make]]] = {
     "sums of windows": (lambda n, x: F.fold(F.unfold(x, 3, padding=1), (8, 8), 3, padding=1), {}),
     "written parts": (_written, {}),
     "places written": (_placed, {}),
+    "channels by a mask of weights": (
+        lambda n, x: torch.cat([x[:, n.l.weight[0] > 0], x[:, n.l.weight[0] <= 0]], 1),
+        {"l": lambda: nn.Linear(16, 16)},
+    ),
     "a matrix": (
         lambda n, x: (x.mean((2, 3)) @ n.l.weight)[:, :, None, None] * x,
         {"l": lambda: nn.Linear(16, 16)},
@@ -168,6 +172,10 @@ INTEGER: dict[str, tuple[Line, dict[str, Make]]] = {
 #: The same with an operator in float.
 FLOAT: dict[str, tuple[Line, dict[str, Make]]] = {
     "root mean square": (lambda n, x: n.r(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), {"r": lambda: nn.RMSNorm(16)}),
+    "positions by a mask of weights": (
+        lambda n, x: x * x[:, :, n.l.weight > 0].amax(2)[:, :, None, None],
+        {"l": lambda: nn.Linear(8, 8)},
+    ),
     "threshold": (lambda n, x: F.threshold(x, 0.1, 0.0), {}),
     "threshold, another value": (lambda n, x: F.threshold(x, 0.1, 20.0), {}),
     "hard shrink": (lambda n, x: F.hardshrink(x, 0.2), {}),
