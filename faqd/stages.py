@@ -30,6 +30,7 @@ from pipeline.config import (
 )
 from pipeline.distillation.training.schedule import resolve_float_steps
 from pipeline.images.data import EvaluationSet, open_evaluation, open_held
+from pipeline.networks.outputs.class_order import named_outputs, read_class_names
 from pipeline.report.schema import Report
 from pipeline.setup.chosen_backend import chosen_backends, prepared_for
 from pipeline.setup.machine.memory import freed_memory_kept
@@ -306,6 +307,9 @@ def _judged(
 def _scored(images: Any, lesson: Lesson, limits: ValidationConfig) -> Scored:
     """The images to judge by, and what to say about that."""
     teacher, source = lesson.teacher, lesson.images.source
+    outputs = teacher.outputs
+    if (classes := limits.classes) is not None:
+        outputs = named_outputs(outputs, read_class_names(classes), said_by=f"--classes {classes}")
     if limits.eval_data is not None:
         if images is not None:
             raise UserError(f"validate(images=...) and eval_data={limits.eval_data!r} say the same: give one of them")
@@ -320,7 +324,7 @@ def _scored(images: Any, lesson: Lesson, limits: ValidationConfig) -> Scored:
         opened = open_held(images, teacher.preprocessing, where=AT_HAND, labelled=True)
     else:
         opened = open_evaluation(named, teacher.preprocessing)
-    evaluation, remarks = usable_labels(opened, teacher.outputs, named or AT_HAND)
+    evaluation, remarks = usable_labels(opened, outputs, named or AT_HAND)
     check_scored(evaluation, teacher.outputs, teacher.preprocessing)
     # Also for its errors: labels of another network would give a score that says nothing.
     warnings = check_teacher(teacher, None, evaluation, data="", eval_data=named or AT_HAND)

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from backends.base import Backend
-from calibration.errors import UserError
 from pipeline.artifacts import QuantisedStudent
 from pipeline.bundle.bundle import read_bundle, write_model
 from pipeline.config import EngineConfig, RunConfig, ValidationConfig, check_engine
 from pipeline.config.compare import CompareConfig
+from pipeline.config.meaning import check_bundle_meanings
 from pipeline.report.comparison import ComparisonReport
 from pipeline.report.files import write_report
 from pipeline.report.schema import Report, read_report
@@ -33,6 +33,7 @@ from pipeline.validation.evaluation import Scored, evaluation_of
 from pipeline.validation.inputs import generated_material, read_inputs
 from pipeline.validation.layer_by_layer import compare_bundle
 from pipeline.validation.network_check import check_taught
+from pipeline.validation.opening import opening
 from pipeline.validation.preflight import check_machine
 from pipeline.validation.validate import Validated, validate_network, validate_stored
 
@@ -79,9 +80,10 @@ def _run(
             images = imagined(config, folder, networks.teacher, progress)
             material = generated_material(config, networks, images, trains=quantiser.trains)
     notes = (*inputs.notes, *material.notes)
-    for note in notes:
-        progress.say(note)
     lesson, shown, student = material.lesson, material.shown, networks.student
+    scored = inputs.scored or evaluation_of(config, lesson.images, networks.teacher)
+    for line in (*opening(config, networks.teacher, scored), *notes):
+        progress.say(line)
     job = Job(config=config, folder=folder, candidates=candidates, student=student, lesson=lesson, progress=progress)
     if steps := float_steps(config):
         with progress.stage("float"):
@@ -95,7 +97,6 @@ def _run(
     check_float_file(float_model, networks.teacher, shown, batch=config.quantisation.static_batch)
     write_model(folder.float_model, float_model)
     with progress.stage("validate"):
-        scored = inputs.scored or evaluation_of(config, lesson.images, networks.teacher)
         notes = (*notes, *quantised.notes)
         validated = validate_network(config, student, lesson, quantised, scored, progress, notes=notes)
     return _write_results(job, quantised, validated, scored, times.seconds())
@@ -136,11 +137,8 @@ def validate_bundle(
     with progress.stage("validate"):
         bundle = read_bundle(path)
         check_engine(engine, backend=bundle.backend, batch=config.batch)
+        check_bundle_meanings(config, engine, backend=bundle.backend, emulated=emulate)
         if emulate is not None:
-            if config.min_speedup is not None:
-                raise UserError(
-                    f"--min-speedup {config.min_speedup:g}: times mean nothing under --emulate; leave it out"
-                )
             report = validate_stored(bundle, config, emulated_backend(bundle, emulate), progress)
             how = f"the runtime ran on an emulated {emulate}: its integers are the device's, its times are not"
             return replace(report, notes=(*report.notes, how, *advice_on_bundle(path, report, bundle.report)))

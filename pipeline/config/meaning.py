@@ -14,6 +14,7 @@ from calibration.errors import UserError
 from pipeline.config import flags
 from pipeline.config.affinity_points import FA_CHOICES, Affinity
 from pipeline.config.sources import NO_DATA
+from pipeline.config.validation import EngineConfig, ValidationConfig
 
 Settings = Mapping[str, Any]
 """Flag without dashes -> value as JSON has it, None where unset; every flag of the run is there."""
@@ -274,6 +275,31 @@ def check_meanings(settings: Settings, asked: Collection[str]) -> None:
         if why is not None and not any(settings[key] is neutral or settings[key] == neutral for neutral in _NEUTRAL):
             value = "" if settings[key] is True else f" {flags.shown(settings[key])}"
             raise UserError(f"--{key}{value} has no meaning {why}")
+
+
+def check_bundle_meanings(
+    limits: ValidationConfig, engine: EngineConfig, *, backend: str, emulated: str | None = None
+) -> None:
+    """Check the same of what a finished bundle of a backend is validated with, here or on an `emulated` processor.
+
+    Raises:
+        UserError: a flag would be ignored; the line names it and what it lacks.
+    """
+    settings, defaults = (
+        {**flags.to_json(one), **flags.to_json(other)}
+        for one, other in ((limits, engine), (type(limits)(), type(engine)()))
+    )
+    asked = [key for key, value in settings.items() if value != defaults[key]]
+    if "classes" in asked and limits.eval_data is None:
+        raise UserError(
+            f"--classes {limits.classes} has no meaning without --eval-data, whose class folders it matches with the"
+            " outputs"
+        )
+    timed = [key for key in ("threads", "batch", "min-speedup") if key in asked]
+    if emulated is not None and timed:
+        value = flags.shown(settings[timed[0]])
+        raise UserError(f"--{timed[0]} {value} has no meaning with --emulate {emulated}, whose times are not measured")
+    check_meanings({**settings, "backend": backend}, [key for key in asked if NEEDS[key] != ALWAYS])
 
 
 def meaningful(chosen: Settings, settings: Settings, defaults: Settings) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from pipeline.distillation.taps import TapKind, match_taps
 from pipeline.distillation.terms import BranchTerm, ClassTerm, EnsembleTerm, FeatureTerm, LogitTerm, Term
 from pipeline.networks.outputs.meaning import Output
 from pipeline.tools.randomness import generator_for
+from pipeline.tools.source_text import batch_shape
 
 
 def build_objective(
@@ -94,7 +95,7 @@ class _Builder:
         if first.holds != "classes" or len(first.shape) != 1:
             raise UserError(
                 f"--{flag} needs a classifier: the first output of this network, {first.name}, holds {first.holds} "
-                f"of shape {['batch', *first.shape]}"
+                f"of shape {batch_shape(first.shape)}"
             )
 
     def _match(self, teacher: int, kind: TapKind, names: Sequence[str] | None) -> dict[str, str]:

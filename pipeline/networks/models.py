@@ -129,20 +129,25 @@ def _part(module: nn.Module, path: str, source: str) -> nn.Module:
     return parts[path]
 
 
-def preprocessing_words(preprocessing: Preprocessing) -> str:
-    """From an image to the network's input, in words."""
+def fit_words(preprocessing: Preprocessing) -> str:
+    """How an image of any shape becomes one of the network's size, in words."""
     p = preprocessing
     size = f"{p.width}x{p.height} px"
     if p.fit == "letterbox":
-        size = f"letterboxed to {size} ({p.placement}, {_numbers(p.fill or ())} around)"
-    elif isinstance(p.resize, tuple):
-        size = f"stretched to {p.resize[0]}x{p.resize[1]} px and a crop of {size}"
-    elif p.resize:
-        size = f"shorter side to {p.resize} px and a crop of {size}"
+        return f"letterboxed to {size} ({p.placement}, {_numbers(p.fill or ())} around)"
+    if isinstance(p.resize, tuple):
+        return f"stretched to {p.resize[0]}x{p.resize[1]} px and a crop of {size}"
+    return f"shorter side to {p.resize} px and a crop of {size}" if p.resize else f"stretched to {size}"
+
+
+def preprocessing_words(preprocessing: Preprocessing) -> str:
+    """From an image to the network's input, in words."""
+    p = preprocessing
     division = "" if p.divisor == 255 else f"divided by {p.divisor:.4g}, "
     deep = "" if p.stored_bits == 16 else f", {p.stored_bits} bits of deep grey"
     return (
-        f"{size}, {p.interpolation}, {p.channel_order}, {division}mean {_numbers(p.mean)}, std {_numbers(p.std)}{deep}"
+        f"{fit_words(p)}, {p.interpolation}, {p.channel_order}, {division}mean {_numbers(p.mean)}, std"
+        f" {_numbers(p.std)}{deep}"
     )
 
 

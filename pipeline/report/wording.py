@@ -9,6 +9,7 @@ from backends import title_of
 from pipeline.report.fields import Data, Entries, OutputScore, Percentiles, ReportFields
 from pipeline.report.gate import Gate, Status
 from pipeline.tools.confidence import RULED_OUT, decidable_limit
+from pipeline.tools.source_text import batch_shape
 
 NOT_HERE = "not run here"
 """Shown for a value that could not be measured on this machine."""
@@ -299,7 +300,7 @@ def output_words(output: OutputScore) -> str:
 
 def shape_words(output: OutputScore) -> str:
     """Return an output's shape as in "[batch, 84, 8400]"."""
-    return f"[{', '.join(map(str, ('batch', *output.shape)))}]"
+    return batch_shape(output.shape)
 
 
 def entry_words(kind: Entries) -> str:
@@ -341,11 +342,6 @@ def training_words(report: ReportFields) -> str | None:
     return f"{words}; {distillation.chosen} weights kept"
 
 
-def simulates(report: ReportFields) -> bool:
-    """Return whether the quantiser has a simulation that could be scored: other tools' files have the oracle only."""
-    return report.quantiser in (None, "faqd")
-
-
 def way(report: ReportFields) -> str:
     """Return who quantised and who taught, as ", ..." after the runtime's name; empty where both go without saying."""
     words = [QUANTISERS[report.quantiser]] if report.quantiser in QUANTISERS else []
@@ -360,7 +356,7 @@ def scores(report: ReportFields) -> list[tuple[str, float | None]]:
     columns = [("float teacher", accuracy.teacher)]
     if distillation is not None:
         columns.append(("calibrated only", distillation.accuracy_calibrated))
-    if simulates(report):
+    if accuracy.simulated is not None:  # a bundle holds no simulation, and other tools' files have none
         columns.append(("simulated", accuracy.simulated))
     return [
         *columns,
@@ -377,7 +373,7 @@ def headline(report: ReportFields) -> str:
         built = f"Built for {runtime_name(report)}, {grid(report)}, but not validated on it"
         best = (
             f"Simulated {percentage(accuracy.simulated)}"
-            if simulates(report)
+            if accuracy.simulated is not None
             else f"Oracle {percentage(accuracy.oracle)}"
         )
         return f"{built}. {best}, float teacher {teacher}."

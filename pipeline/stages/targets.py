@@ -24,6 +24,7 @@ from pipeline.images.data import ordered_batches
 from pipeline.images.preprocessing import Preprocessing, normalise
 from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.meaning import Output, primary
+from pipeline.tools.source_text import batch_shape
 
 # Ours: networks for natural images keep 93 to 97 % of their classes under mirroring on CIFAR-10; a set whose classes
 # know left from right (mirrored digits, signs with a direction) stays far below.
@@ -73,7 +74,7 @@ def _mirrors(teacher: Network, images: SplitImages, asked: str) -> tuple[bool, t
     if asked == "mirror" and not possible:
         other = next(output for output in teacher.outputs if output.holds == "values" or len(output.shape) != 1)
         raise UserError(
-            f"--targets mirror needs a classifier: {other.name} {['batch', *other.shape]} of {teacher.source} holds"
+            f"--targets mirror needs a classifier: {other.name} {batch_shape(other.shape)} of {teacher.source} holds"
             f" {other.holds}, which mirror images would turn around"
         )
     possible = possible and teacher.preprocessing.mirrors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from urllib.parse import unquote
 
 from calibration.errors import UserError
@@ -86,3 +86,8 @@ def shortened(names: Iterable[str], most: int = 3) -> str:
     listed = list(names)
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
+
+
+def batch_shape(shape: Sequence[int | str]) -> str:
+    """Return the shape of a batch of outputs, each of this shape, as in "[batch, 84, 8400]"."""
+    return f"[{', '.join(map(str, ('batch', *shape)))}]"

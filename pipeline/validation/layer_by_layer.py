@@ -58,6 +58,8 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
         notes.append(f"{absent}: the other model is executed by the oracle")
     if config.against is not None and other is not None:
         _check_fits(config.against, other, bundle)
+    if config.threads is not None and backend.name == "tensorrt":
+        raise UserError(f"--threads {config.threads} has no meaning for a TensorRT bundle, which runs on the GPU")
     profile = backend.profile
     comparison = Comparison(model, other, fused_rounding=profile.fused_rounding, arm_arithmetic=profile.arm_arithmetic)
     if not comparison.names:

@@ -19,6 +19,8 @@ from pipeline.images.data import EvaluationSet, ImageSource
 from pipeline.images.loading import Reader, none_readable
 from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.split_images import SplitImages
+from pipeline.networks.checkpoints.files import split_part
+from pipeline.networks.outputs.class_order import read_class_names
 from pipeline.networks.outputs.meaning import Output, primary
 from pipeline.setup.identity import images_identity, network_identity, sample
 from pipeline.setup.settled import float_steps, settled_by_configuration
@@ -29,11 +31,16 @@ from pipeline.validation.score import check_labels
 
 
 def check_machine(config: RunConfig) -> None:
-    """Check what needs no input: the device that trains, and where the kernel timings of engines go.
+    """Check what is quickly known: the files that flags name, the device that trains, where kernel timings go.
 
     Raises:
-        UserError: there is no such device, or a place that cannot be written.
+        UserError: there is no such file or device, or a place that cannot be written.
     """
+    for file in (*config.teacher.weights, config.student.weights):
+        if file is not None and not (path := split_part(file)[0]).exists():
+            raise UserError(f"weights {path}: there is no such file")
+    if (classes := config.validation.classes) is not None:
+        read_class_names(classes)
     resolve_device(config.execution.device)
     if config.engine.timing_cache is not None:
         check_place(config.engine.timing_cache, flag="--timing-cache")

@@ -12,7 +12,7 @@ from calibration.errors import UserError
 from pipeline.images.sources.folder import class_lines
 from pipeline.images.sources.image_source import EvaluationSet
 from pipeline.networks.outputs.meaning import Output
-from pipeline.tools.source_text import shortened
+from pipeline.tools.source_text import batch_shape, shortened
 
 _SHOWN = 5
 
@@ -40,7 +40,7 @@ def named_outputs(outputs: Sequence[Output], names: Sequence[str], *, said_by: s
     """
     named = tuple(_named(output, tuple(names), final=bool(said_by)) for output in outputs)
     if said_by and names and not any(output.names for output in named):
-        sizes = ", ".join(f"{output.name} {['batch', *output.shape]} {output.holds}" for output in outputs)
+        sizes = ", ".join(f"{output.name} {batch_shape(output.shape)} {output.holds}" for output in outputs)
         raise UserError(f"{said_by} has {len(names)} names, and no output has as many classes: {sizes}")
     return named
 

@@ -15,6 +15,7 @@ from calibration.graph.operators import static_shape
 from calibration.graph.probabilities import is_probability
 from pipeline.networks.outputs.final_activation import FinalActivation, final_activation
 from pipeline.networks.outputs.meaning import OUTPUT_KINDS, Kind, Output
+from pipeline.tools.source_text import batch_shape
 
 # Of float32 sums over as many classes or dimensions as networks have.
 _SUM_ERROR = 1e-3
@@ -61,7 +62,7 @@ def describe_outputs(
         said = said or _like(name, index, shape, like)
         kind = said or _shown_kind(shape, activation, values[index], alone=len(names) == 1)
         if kind is None:
-            open_questions.append(f"{name} {['batch', *shape]}")
+            open_questions.append(f"{name} {batch_shape(shape)}")
             continue
         _check(name, kind, shape, activation, source)
         shown = activation is not None and kind.holds != "values"
@@ -126,7 +127,7 @@ def _check(name: str, kind: Kind, shape: tuple[int, ...], activation: FinalActiv
     place = kind.axis - 1 if kind.axis > 0 else kind.axis
     if kind.holds == "classes" and (not shape or shape[place] == 1):
         raise UserError(
-            f"--output-kinds {name}={word}: {source} gives it the shape {['batch', *shape]}, with no two classes"
+            f"--output-kinds {name}={word}: {source} gives it the shape {batch_shape(shape)}, with no two classes"
             " there to choose from; labels (a yes or no each) and values are possible"
         )
     if activation is None or activation.axis is None or kind.holds == "values":

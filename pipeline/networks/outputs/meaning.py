@@ -15,6 +15,7 @@ from torch.nn import functional
 from backends.device.bundle_check.same_answer import answers
 from calibration.errors import UserError
 from pipeline.networks.outputs.final_activation import Activation
+from pipeline.tools.source_text import batch_shape
 
 Holds = Literal["classes", "labels", "values"]
 
@@ -174,7 +175,7 @@ def said_aloud(outputs: Sequence[Output], known: Collection[str]) -> tuple[str, 
 
 
 def _assumption(output: Output) -> str:
-    shown, flag = f"{output.name} {['batch', *output.shape]}", f"--output-kinds {output.name}="
+    shown, flag = f"{output.name} {batch_shape(output.shape)}", f"--output-kinds {output.name}="
     if output.holds == "classes" and output.activation is None:
         return (
             f"{shown} is taken to hold logits of {output.classes} classes, one of them right; {flag}embedding,"

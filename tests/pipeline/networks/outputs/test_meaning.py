@@ -60,7 +60,7 @@ def test_maps_rows_and_vectors_among_others_are_asked_for(graph: Any) -> None:
         describe_outputs(graph, {"boxes": "values"}, source="net")
     line = str(caught.value)
     assert line.startswith(
-        "net: the shape of map ['batch', 4, 6, 6], depth ['batch', 1, 6, 6], logits ['batch', 4] does not say what it"
+        "net: the shape of map [batch, 4, 6, 6], depth [batch, 1, 6, 6], logits [batch, 4] does not say what it"
         " holds: add --output-kinds map=KIND,depth=KIND,logits=KIND, with KIND classes (logits"
     )
     assert all(word in line for word in OUTPUT_KINDS)
@@ -114,7 +114,7 @@ def test_what_is_assumed_and_what_ends_in_an_activation_is_said() -> None:
     def lines(function: Any, *known: str) -> str:
         return "\n".join(said_aloud(described(function), known))
 
-    assert "output ['batch', 5] is taken to hold logits of 5 classes" in lines(lambda z: z)
+    assert "output [batch, 5] is taken to hold logits of 5 classes" in lines(lambda z: z)
     assert "--output-kinds output=embedding" in lines(lambda z: z)
     assert lines(lambda z: z, "output") == "", "who has said it is not told"
     assert "embeddings, since its vectors have unit length" in lines(nn.functional.normalize)
