@@ -12,7 +12,7 @@ from backends.base import Array, DeviceTimed, Runner
 
 
 @dataclass(frozen=True, kw_only=True)
-class Latency:
+class RunTimes:
     """Median and 90th percentile of single runs, milliseconds, over `samples` runs."""
 
     median_ms: float
@@ -28,7 +28,7 @@ def interleaved_latency(
     repeats: int = 200,
     least: int = 10,
     seconds: float = 4.0,
-) -> dict[str, Latency]:
+) -> dict[str, RunTimes]:
     """Time every runner on the same images, one run each in turn: A B A B.
 
     At most `warm_up` untimed rounds come first, at least one if any, within a quarter of the budget; then at most
@@ -62,8 +62,8 @@ def _seconds(runner: Runner, images: Array) -> float:
     return time.perf_counter() - begin
 
 
-def latency_of(samples: Sequence[float]) -> Latency:
+def latency_of(samples: Sequence[float]) -> RunTimes:
     """Summary of run times in seconds; the 90th percentile is the smallest time that 90 % of the runs stay within."""
     ordered = sorted(samples)
     p90 = ordered[math.ceil(0.9 * len(ordered)) - 1]
-    return Latency(median_ms=statistics.median(ordered) * 1e3, p90_ms=p90 * 1e3, samples=len(ordered))
+    return RunTimes(median_ms=statistics.median(ordered) * 1e3, p90_ms=p90 * 1e3, samples=len(ordered))

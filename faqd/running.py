@@ -59,7 +59,7 @@ def normalised_batches(images: Any, preprocessing: Preprocessing, *, any_size: b
     array = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
     if isinstance(array, Tensor) and array.is_floating_point():
         return list(torch.split(_normalised(array, preprocessing, any_size=any_size), size))
-    source = source_of(images, preprocessing)
+    source = opened_source(images, preprocessing)
     indices = np.arange(len(source), dtype=np.int64)
     batches = [
         normalise(batch.images, preprocessing)
@@ -70,7 +70,7 @@ def normalised_batches(images: Any, preprocessing: Preprocessing, *, any_size: b
     return batches
 
 
-def source_of(images: Any, preprocessing: Preprocessing) -> ImageSource:
+def opened_source(images: Any, preprocessing: Preprocessing) -> ImageSource:
     """The open source of images that are named as on the command line, or at hand."""
     if isinstance(images, str):
         return open_images(images, preprocessing)

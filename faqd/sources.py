@@ -17,7 +17,7 @@ from calibration.graph.sharing import derived
 from calibration.proof.module_and_graph import check_first_link
 from faqd.checks import OPEN, check_captured, check_kind, overrides_of, path_of, section
 from faqd.results import Images
-from faqd.running import AT_HAND, source_of
+from faqd.running import AT_HAND, opened_source
 from pipeline.artifacts import Network
 from pipeline.config import (
     NO_DATA,
@@ -35,7 +35,7 @@ from pipeline.networks.sources.sourced import SourcedModel
 from pipeline.networks.unsuitable_parts import check_parts
 from pipeline.setup.machine.memory import freed_memory_kept
 from pipeline.setup.networks import like_teacher, untrained
-from pipeline.setup.run_images import apart, imagined_images, in_order
+from pipeline.setup.run_images import imagined_images, in_order, set_apart
 from pipeline.stages.teacher import check_same_outputs, load_network, network_of
 from pipeline.tools.progress import Progress
 from pipeline.tools.source_text import shortened
@@ -229,11 +229,11 @@ def opened_images(
         source, known, order = in_order(opened, network, named or AT_HAND)
         check_taught_labels(known, network)
     else:
-        source = source_of(images, preprocessing)
+        source = opened_source(images, preprocessing)
     if named is None and data.workers is None:
         data = replace(data, workers=0)  # they are in this process already
     check_readable(source, preprocessing)
-    split = apart(source, data, preprocessing, seed=seed, labels=known, label_order=order)
+    split = set_apart(source, data, preprocessing, seed=seed, labels=known, label_order=order)
     return Images(split=split, preprocessing=preprocessing, seed=seed)
 
 

@@ -35,11 +35,10 @@ from calibration.errors import UserError
 from pipeline import __version__
 from pipeline.config import ENGINE_GROUP, EngineConfig, RunConfig, ValidationConfig
 from pipeline.config.compare import CompareConfig
-from pipeline.config.file import read_settings
+from pipeline.config.file import read_toml
 from pipeline.config.flags import check_whole_numbers
 from pipeline.config.meaning import NEEDS, check_meanings, meaningful
-from pipeline.config.recipes import recipe_named
-from pipeline.config.recipes import recipes as all_recipes
+from pipeline.config.recipes import all_recipes, recipe_named
 from pipeline.config.run import default_settings
 from pipeline.tools import interruption, records
 from pipeline.tools.atomic import NO_ROOM
@@ -100,7 +99,7 @@ def _settings_from_file(app: App, commands: tuple[str, ...], arguments: Argument
     own: dict[str, Any] = {}
     if "config" in typed:
         source = typed["config"].tokens[0].value
-        own |= read_settings(Path(source))
+        own |= read_toml(Path(source))
         layers.append((dict(own), source))
     asked = _converted({key: argument for key, argument in typed.items() if key in NEEDS})
     own |= asked
@@ -252,7 +251,7 @@ def compare(
     Exit status: 0 every integer is equal (within --tolerance), 1 one differs, 2 a mistake in the input.
     """
     progress = progress_on(_configure_talk(talk), quiet=talk.quiet)
-    from pipeline.report.comparison import render
+    from pipeline.report.comparison import render_comparison
     from pipeline.run import compare as compare_models
     from pipeline.tools.atomic import check_place, write_text
 
@@ -260,7 +259,7 @@ def compare(
     if report_file is not None:
         check_place(report_file, flag="--report")
     comparison = compare_models(bundle, config, progress)
-    console(width=TABLE_COLUMNS).print(render(comparison))
+    console(width=TABLE_COLUMNS).print(render_comparison(comparison))
     if report_file is not None:
         write_text(report_file, comparison.to_text(), flag="--report")
     return comparison.exit_status
@@ -383,7 +382,7 @@ def _command_on_target(bundle: Path) -> str:
 
 
 def _show(report: Report) -> int:
-    from pipeline.report.table import render
+    from pipeline.report.table import render_report
 
-    console(width=TABLE_COLUMNS).print(render(report))
+    console(width=TABLE_COLUMNS).print(render_report(report))
     return report.exit_status

@@ -22,7 +22,7 @@ from pipeline.setup.learning import taught_in_float
 from pipeline.setup.run_images import imagined
 from pipeline.setup.settled import float_steps
 from pipeline.setup.stage_seconds import StageSeconds
-from pipeline.setup.state import RunFolder, begin, clear, is_finished, open_folder, told_to_resume
+from pipeline.setup.state import RunFolder, begin, clear, is_finished, open_run_folder, told_to_resume
 from pipeline.setup.ways import QUANTISERS, Quantiser
 from pipeline.stages.first_link import check_float_file
 from pipeline.stages.observe import suited
@@ -47,7 +47,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
     quantiser.require()
     candidates = chosen_backends(config, progress)
     if is_finished(config):
-        folder = open_folder(config)
+        folder = open_run_folder(config)
         report = read_report(folder.bundle / "report.json")
         if not (folder.root / "report.json").exists():  # it was killed just then
             write_report(report, folder.root)
@@ -56,7 +56,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
     with locked(config.folder, progress.say):
         clear(folder := RunFolder(root=config.folder))
         with told_to_resume(folder, overwrite=config.output.overwrite):
-            return _run(config, quantiser, candidates, open_folder(config), progress)
+            return _run(config, quantiser, candidates, open_run_folder(config), progress)
 
 
 def _run(

@@ -105,6 +105,26 @@ def test_no_file_is_endless(package: str) -> None:
     assert not {str(path.relative_to(ROOT)): count for path, count in lines.items() if count > MOST_LINES}
 
 
+#: Names that stand for one thing told in several places: the public face, the command line and what does the work;
+#: programs that devices run without our packages; a function that each runtime's table or each program has.
+SAME_THING = {
+    "capture", "compare", "distil", "load_network", "open_images", "prepare", "read_bundle", "run", "validate",
+    "write_bundle",
+    "check", "cosine_similarity", "host_profile", "load", "main", "manifest_digest", "normalised", "to_channels",
+}  # fmt: skip
+
+
+def test_one_name_is_one_thing() -> None:
+    defined: dict[str, set[str]] = {}
+    for name, path in modules(ROOT).items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                defined.setdefault(node.name, set()).add(name)
+    twice = {name: sorted(places) for name, places in defined.items() if len(places) > 1}
+    assert {name: places for name, places in twice.items() if name not in SAME_THING} == {}
+    assert twice.keys() >= SAME_THING, "a name that is single again leaves the list"
+
+
 def test_what_is_counted(tmp_path: Path) -> None:
     """Deferred and relative imports, and those for types, are; a chain of three has three floors."""
     written = {

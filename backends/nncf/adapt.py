@@ -9,7 +9,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper
 
 from backends.facts.profile import Profile
-from backends.nncf.editing import Names, constant
+from backends.nncf.editing import Names, add_constant
 from backends.nncf.forms import in_form
 from backends.onnx_file.view import OnnxView, attributes
 from backends.oracle.plain_operators import moves_values
@@ -48,7 +48,7 @@ def _activations_to_uint8(model: onnx.ModelProto) -> None:
         if is_weight or zero is None or view.integer_type(node) != TensorProto.INT8:
             continue
         shifted = np.asarray(zero.astype(np.int16) + 128).astype(np.uint8)
-        node.input[2] = constant(model, names.fresh(f"{node.name or node.output[0]}_uint8"), shifted)
+        node.input[2] = add_constant(model, names.fresh(f"{node.name or node.output[0]}_uint8"), shifted)
 
 
 def _movement_on_integers(model: onnx.ModelProto) -> None:
@@ -116,7 +116,7 @@ def _biases_to_int32(model: onnx.ModelProto) -> None:
             continue
         base = node.name or node.output[0]
         inputs = [
-            constant(model, names.fresh(f"{base}_{word}"), values)
+            add_constant(model, names.fresh(f"{base}_{word}"), values)
             for word, values in (
                 ("bias_int32", integers.astype(np.int32)),
                 ("bias_scale", scale),

@@ -24,7 +24,7 @@ class Names:
         return name
 
 
-def constant(model: onnx.ModelProto, name: str, values: NDArray[np.generic]) -> str:
+def add_constant(model: onnx.ModelProto, name: str, values: NDArray[np.generic]) -> str:
     """Store an initialiser under a name that is free; the name."""
     model.graph.initializer.append(numpy_helper.from_array(values, name))
     return name

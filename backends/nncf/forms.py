@@ -9,7 +9,7 @@ from onnx import NodeProto, helper
 from backends.facts.profile import Profile
 from backends.lint.openvino_passes import borders_of_averages, lone_reductions
 from backends.lint.rule import lint_rules
-from backends.nncf.editing import Names, constant
+from backends.nncf.editing import Names, add_constant
 from backends.onnx_file.translations.common import NEXT_TO_NOTHING
 from backends.onnx_file.view import OnnxView, attributes, node_name
 
@@ -54,7 +54,7 @@ def _biases(model: onnx.ModelProto, names: Names) -> None:
             groups = attributes(node).get("group", 1) if node.op_type == "ConvTranspose" else 1
             count = stored.shape[1] * groups if node.op_type == "ConvTranspose" else stored.shape[0]
         base = names.fresh(f"{node.name or node.output[0]}_bias")
-        nothing = constant(model, base, np.full(count, NEXT_TO_NOTHING, np.float32))
+        nothing = add_constant(model, base, np.full(count, NEXT_TO_NOTHING, np.float32))
         del node.input[2:]
         node.input.append(nothing)
 
@@ -69,8 +69,8 @@ def _border(model: onnx.ModelProto, node: NodeProto, names: Names) -> None:
     base = names.fresh(f"{node.name or node.output[0]}_border")
     inputs = [
         node.input[0],
-        constant(model, names.fresh(f"{base}_sizes"), pads),
-        constant(model, names.fresh(f"{base}_value"), np.array(NEXT_TO_NOTHING, np.float32)),
+        add_constant(model, names.fresh(f"{base}_sizes"), pads),
+        add_constant(model, names.fresh(f"{base}_value"), np.array(NEXT_TO_NOTHING, np.float32)),
     ]
     position = list(model.graph.node).index(node)
     model.graph.node.insert(position, helper.make_node("Pad", inputs, [base], name=base, mode="constant"))
@@ -82,7 +82,7 @@ def _maximum(model: onnx.ModelProto, node: NodeProto, names: Names) -> None:
     """Put a Max with the lowest number behind a reduction."""
     result, node.output[0] = node.output[0], names.fresh(f"{node.output[0]}_reduced")
     name = names.fresh(f"{result}_max")
-    lowest = constant(model, names.fresh(f"{name}_lowest"), np.array(np.finfo(np.float32).min, np.float32))
+    lowest = add_constant(model, names.fresh(f"{name}_lowest"), np.array(np.finfo(np.float32).min, np.float32))
     position = list(model.graph.node).index(node)
     made = helper.make_node("Max", [node.output[0], lowest], [result], name=name)
     model.graph.node.insert(position + 1, made)

@@ -19,7 +19,7 @@ _LONGEST = 400
 _BEFORE = r"(?:[Nn]ode(?: ?\(| ?:| ) ?|name(?: ?[:=]| ) ?|['\"]|\): )"
 
 
-def plain(message: str) -> str:
+def one_line(message: str) -> str:
     """A library's message on one line, without its own files and functions, shortened."""
     for pattern in _NOISE:
         message = re.sub(pattern, " ", message)

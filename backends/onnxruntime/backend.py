@@ -20,7 +20,7 @@ from backends.facts.cpu import elsewhere
 from backends.facts.onnxruntime_failures import session_failures
 from backends.facts.onnxruntime_rules import CPU_PROFILES, host_profile
 from backends.facts.profile import Profile
-from backends.onnx_file.runtime_refusals import plain
+from backends.onnx_file.runtime_refusals import one_line
 from backends.onnx_file.scratch import scratch_folder
 from backends.onnx_file.serialised import Serialised, SplitModel, on_disk, size_of
 from calibration.errors import UserError
@@ -130,7 +130,7 @@ def _session(model: Serialised, *, threads: int, settings: Mapping[str, str], op
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except session_failures() as error:
         raise UserError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load the model: {plain(str(error))};"
+            f"ONNX Runtime {onnxruntime.__version__} cannot load the model: {one_line(str(error))};"
             " a version that is older than the model's opset needs a lower --opset or an update"
         ) from error
 

@@ -18,7 +18,7 @@ from backends.base import Array, Backend, Census, Runner
 from backends.facts.cpu import elsewhere
 from backends.facts.openvino_rules import CPU_PROFILES, host_profile
 from backends.facts.profile import Profile
-from backends.onnx_file.runtime_refusals import plain
+from backends.onnx_file.runtime_refusals import one_line
 from backends.onnx_file.serialised import Serialised, in_one_piece
 from backends.onnx_file.view import OnnxView
 from backends.vendor import without_telemetry
@@ -121,7 +121,7 @@ def _compiled(model: bytes, *, threads: int) -> Any:
         return core.compile_model(core.read_model(io.BytesIO(model)), "CPU", options)
     except RuntimeError as error:
         raise UserError(
-            f"OpenVINO {openvino.__version__.partition('-')[0]} cannot load the model: {plain(str(error))};"
+            f"OpenVINO {openvino.__version__.partition('-')[0]} cannot load the model: {one_line(str(error))};"
             " a version that is older than the model's opset needs a lower --opset or an update"
         ) from error
 

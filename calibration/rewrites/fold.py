@@ -45,7 +45,7 @@ def fold(graph_module: GraphModule, *, check: Tensor | None = None) -> GraphModu
     return sharing_copy(graph_module) if folded is graph_module else folded
 
 
-def largest_difference(first: GraphModule, second: GraphModule, images: Tensor) -> float:
+def difference_of_graphs(first: GraphModule, second: GraphModule, images: Tensor) -> float:
     """Largest absolute difference between two graphs' outputs, relative to the first one's largest value.
 
     `images` float32 [B, C, H, W]. The largest over all outputs; 0 where both are zero everywhere.

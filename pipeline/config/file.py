@@ -19,7 +19,7 @@ _COMMAND_LINE = ("config", "recipe", "verbose", "quiet", "help")
 _ON_ONE_LEVEL = "all keys stand on one level, without tables"
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     """Read the settings of a run from a TOML file and refuse keys that are no flag and values that are none of theirs.
 
     Text is read as if it had been typed: `bits = "4"` is `--bits 4`.

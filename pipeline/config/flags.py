@@ -55,7 +55,7 @@ def check_fields(configuration: Any) -> None:
     for flag in flags(type(configuration)).values():
         value = getattr(configuration, flag.field)
         if not records.fits(value, flag.hint):
-            raise UserError(f"--{flag.key} {shown(value)}: must be {records.describe(flag.hint)}")
+            raise UserError(f"--{flag.key} {as_typed(value)}: must be {records.describe(flag.hint)}")
 
 
 def check_groups(configuration: Any) -> None:
@@ -98,7 +98,7 @@ def check_above_zero(configuration: Any, *fields: str) -> None:
             raise UserError(f"--{by_field[field].key} {value}: must be greater than 0")
 
 
-def to_json(configuration: Any) -> dict[str, Any]:
+def settings_of(configuration: Any) -> dict[str, Any]:
     """Return a configuration as one flat JSON object: flag without dashes -> value, None where unset."""
     return {
         key: records.to_json(getattr(getattr(configuration, flag.group) if flag.group else configuration, flag.field))
@@ -106,8 +106,10 @@ def to_json(configuration: Any) -> dict[str, Any]:
     }
 
 
-def from_json(configuration_type: type[Configuration], settings: Mapping[str, Any], *, where: str) -> Configuration:
-    """Build a configuration from a flat object as `to_json` writes it; absent keys take their defaults.
+def configuration_of(
+    configuration_type: type[Configuration], settings: Mapping[str, Any], *, where: str
+) -> Configuration:
+    """Build a configuration from a flat object as `settings_of` writes it; absent keys take their defaults.
 
     Raises:
         UserError: a key is unknown or a value is not allowed; the line names `where`.
@@ -141,10 +143,10 @@ def check_keys(configuration_type: type, settings: Mapping[str, Any], *, where: 
             raise UserError(f"{where}: unknown key {key!r}{hint}")
 
 
-def shown(value: object) -> str:
+def as_typed(value: object) -> str:
     """Return a value as the user would have typed it."""
     if isinstance(value, tuple | list):
-        return ",".join(map(shown, value))
+        return ",".join(map(as_typed, value))
     return str(value) if isinstance(value, str | int | float | Path) else repr(value)
 
 

@@ -273,7 +273,7 @@ def check_meanings(settings: Settings, asked: Collection[str]) -> None:
         why = lacking(key, settings)
         # True and 1 are equal in Python, and so are False and 0: a number asks for something.
         if why is not None and not any(settings[key] is neutral or settings[key] == neutral for neutral in _NEUTRAL):
-            value = "" if settings[key] is True else f" {flags.shown(settings[key])}"
+            value = "" if settings[key] is True else f" {flags.as_typed(settings[key])}"
             raise UserError(f"--{key}{value} has no meaning {why}")
 
 

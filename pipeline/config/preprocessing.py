@@ -129,7 +129,7 @@ class PreprocessingConfig:
         if frame is not None and self.fit in ("crop", "stretch"):
             raise UserError(f"--{frame} is of the frame around a letterboxed image: it needs --fit letterbox")
         if self.fill is not None and not all(0 <= value <= 255 for value in self.fill):
-            raise UserError(f"--fill {flags.shown(self.fill)}: must be whole numbers from 0 to 255")
+            raise UserError(f"--fill {flags.as_typed(self.fill)}: must be whole numbers from 0 to 255")
         if self.stored_bits is not None and not 9 <= self.stored_bits <= 16:
             raise UserError(f"--stored-bits {self.stored_bits}: must be from 9 to 16")
         if self.divisor is not None and self.mean is None:
@@ -139,10 +139,10 @@ class PreprocessingConfig:
     def _check_statistics(self) -> None:
         if (self.mean is None) != (self.std is None):
             flag, other = ("mean", "std") if self.std is None else ("std", "mean")
-            raise UserError(f"--{flag} {flags.shown(getattr(self, flag))} needs --{other} with as many numbers")
+            raise UserError(f"--{flag} {flags.as_typed(getattr(self, flag))} needs --{other} with as many numbers")
         for flag, values in (("mean", self.mean), ("std", self.std), ("fill", self.fill)):
             if values is not None and len(values) not in (1, 3):
-                raise UserError(f"--{flag} {flags.shown(values)}: must be 1 or 3 numbers, one per channel")
+                raise UserError(f"--{flag} {flags.as_typed(values)}: must be 1 or 3 numbers, one per channel")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise UserError(f"--mean has {len(self.mean)} numbers and --std {len(self.std)}: give as many of each")
         largest = WHITE / (self.divisor or WHITE)
@@ -150,7 +150,7 @@ class PreprocessingConfig:
             name = "mean" if max(self.mean) > largest else "std"
             raise UserError(f"--{of_other_pixels(name, self.mean, self.std, largest=largest)}")
         if self.std is not None and min(self.std) <= 0:
-            raise UserError(f"--std {flags.shown(self.std)}: every number must be greater than 0")
+            raise UserError(f"--std {flags.as_typed(self.std)}: every number must be greater than 0")
 
     def overrides(self) -> dict[str, Any]:
         """Return what is set, as `pipeline.images.preprocessing_overrides.Overrides` has it."""

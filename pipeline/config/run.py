@@ -80,7 +80,7 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return one flat JSON object: flag without dashes -> value, None where unset."""
-        return flags.to_json(self)
+        return flags.settings_of(self)
 
     @classmethod
     def from_json(cls, settings: dict[str, Any], *, where: str = "configuration") -> RunConfig:
@@ -89,10 +89,10 @@ class RunConfig:
         Raises:
             UserError: a key is unknown or a value is not allowed.
         """
-        return flags.from_json(cls, settings, where=where)
+        return flags.configuration_of(cls, settings, where=where)
 
 
 def default_settings() -> dict[str, Any]:
     """The flat settings of a run for which nothing is asked."""
     groups = (records.plain_hint(hint) for hint in records.hints(RunConfig).values())
-    return {key: value for group in groups for key, value in flags.to_json(group()).items()}
+    return {key: value for group in groups for key, value in flags.settings_of(group()).items()}

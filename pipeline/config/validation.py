@@ -143,7 +143,7 @@ class EngineConfig:
         if self.batches is not None:
             rising = sorted(self.batches) == list(self.batches)
             if len(self.batches) != 3 or self.batches[0] < 1 or not rising:
-                raise UserError(f"--batches {flags.shown(self.batches)}: must be MIN,OPT,MAX, from 1 on and rising")
+                raise UserError(f"--batches {flags.as_typed(self.batches)}: must be MIN,OPT,MAX, from 1 on and rising")
 
 
 def check_engine(engine: EngineConfig, *, backend: str, batch: int) -> None:
@@ -153,8 +153,8 @@ def check_engine(engine: EngineConfig, *, backend: str, batch: int) -> None:
         UserError: a flag would have no effect, or --batch lies outside of --batches.
     """
     if backend != "tensorrt":
-        default, typed = flags.to_json(EngineConfig()), flags.to_json(engine)
+        default, typed = flags.settings_of(EngineConfig()), flags.settings_of(engine)
         if changed := [key for key, value in typed.items() if value != default[key]]:
             raise UserError(f"--{changed[0]} is for --backend tensorrt: {backend} builds no engine")
     if engine.batches is not None and not engine.batches[0] <= batch <= engine.batches[2]:
-        raise UserError(f"--batch {batch} lies outside of --batches {flags.shown(engine.batches)}")
+        raise UserError(f"--batch {batch} lies outside of --batches {flags.as_typed(engine.batches)}")

@@ -97,7 +97,7 @@ class ComparisonReport(Shown):
         return int(beyond or outputs)
 
     def __str__(self) -> str:
-        return text_of(render(self))
+        return text_of(render_comparison(self))
 
     def _repr_html_(self) -> str:
         differing = _differing(self)
@@ -121,7 +121,7 @@ EQUAL: Final = "equal"
 _HEADING: Final = ("differing tensor", "integers", "at most", "arise here", "why")
 
 
-def render(report: ComparisonReport) -> RenderableType:
+def render_comparison(report: ComparisonReport) -> RenderableType:
     """Return what rich prints for a comparison."""
     title, differing = Text(plain(_title(report)), style="bold"), _differing(report)
     facts = fact_table()

@@ -32,7 +32,7 @@ from pipeline.report.fields import (
 )
 from pipeline.report.gate import OPTIONAL_OF_GATES
 from pipeline.report.html import report_card
-from pipeline.report.table import render
+from pipeline.report.table import render_report
 from pipeline.tools import records
 from pipeline.tools.printing import text_of
 
@@ -66,7 +66,7 @@ class Report(ReportFields, Shown):
     """All that a run found; printed it is the table of the command line, in a notebook a card with the page inside."""
 
     def __str__(self) -> str:
-        return text_of(render(self))
+        return text_of(render_report(self))
 
     def _repr_html_(self) -> str:
         return report_card(self)

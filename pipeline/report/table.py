@@ -26,7 +26,7 @@ STYLES = {
 }
 
 
-def render(report: ReportFields) -> RenderableType:
+def render_report(report: ReportFields) -> RenderableType:
     """Return what rich prints for a report: title, accuracies, facts, gates, status."""
     title = Text(
         plain(

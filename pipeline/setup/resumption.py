@@ -130,9 +130,10 @@ def check_changes(
             continue
         for part in finished:
             if decides(key, part.name):
+                was, is_now = typed_or_not(before.typed.get(key)), typed_or_not(now.typed.get(key))
                 raise UserError(
-                    f"--resume: --{key} was {shown(before.typed.get(key))} and is {shown(now.typed.get(key))} now, "
-                    f"and {part.made} with the former: give that again, or {part.way_out}"
+                    f"--resume: --{key} was {was} and is {is_now} now, and {part.made} with the former: give that"
+                    f" again, or {part.way_out}"
                 )
 
 
@@ -164,7 +165,7 @@ def same_files(before: Any, now: Any, contents: Mapping[str, str]) -> bool:
     """Whether two values of a flag of `INPUTS` name the same files, by other paths or as copies.
 
     A source's kind and what follows a # must be the same. `contents`: path -> hash of what a file held that the run
-    read (see `contents_of`), by which one is known that is not there any more.
+    read (see `hashes_of_inputs`), by which one is known that is not there any more.
     """
     if isinstance(before, list) and isinstance(now, list):
         return len(before) == len(now) and all(same_files(*pair, contents) for pair in zip(before, now, strict=True))
@@ -181,7 +182,7 @@ def same_files(before: Any, now: Any, contents: Mapping[str, str]) -> bool:
     return held is not None and held == _content(new)
 
 
-def contents_of(typed: Mapping[str, Any]) -> dict[str, str]:
+def hashes_of_inputs(typed: Mapping[str, Any]) -> dict[str, str]:
     """Path -> hash of every file or folder of up to 2 GiB that a flag of `INPUTS` names as a source, or as weights."""
     values = (typed.get(key) for key in ("teacher", "weights", "student", "student-weights", DATA))
     named = [one for value in values for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
@@ -218,13 +219,13 @@ def _place(value: str) -> tuple[str, str, str]:
 def _another(key: str, name: str, value: Any) -> str:
     """What a flag has made of an input, words that go on with "that ... was made from"."""
     if key == DATA:
-        return f"--data {shown(value)} does not hold the images"
+        return f"--data {typed_or_not(value)} does not hold the images"
     if key in ("teacher", "weights", "student", "student-weights"):
-        return f"--{key} {shown(value)} is not the network, weights and all,"
-    typed = f"without --{key}" if value in (None, []) else f"with --{key} {shown(value)}"
+        return f"--{key} {typed_or_not(value)} is not the network, weights and all,"
+    typed = f"without --{key}" if value in (None, []) else f"with --{key} {typed_or_not(value)}"
     return f"{typed} {'labels are not those' if name == DATA else f'the {name} is not the network'}"
 
 
-def shown(value: Any) -> str:
+def typed_or_not(value: Any) -> str:
     """A value as its user typed it, or that it was not typed."""
-    return "not given" if value in (None, []) else flags.shown(value)
+    return "not given" if value in (None, []) else flags.as_typed(value)

@@ -47,7 +47,7 @@ def images_of(data: DataConfig, teacher: Network, *, labelled: bool = False, see
         source, labels, label_order = in_order(opened, teacher, data.source)
     else:
         source = open_images(data.source, teacher.preprocessing)
-    return apart(source, data, teacher.preprocessing, seed=seed, labels=labels, label_order=label_order)
+    return set_apart(source, data, teacher.preprocessing, seed=seed, labels=labels, label_order=label_order)
 
 
 def in_order(opened: EvaluationSet, teacher: Network, name: str) -> tuple[ImageSource, NDArray[np.int64] | None, str]:
@@ -64,7 +64,7 @@ def in_order(opened: EvaluationSet, teacher: Network, name: str) -> tuple[ImageS
     return source, opened.labels, known_by
 
 
-def apart(
+def set_apart(
     source: ImageSource,
     data: DataConfig,
     preprocessing: Preprocessing,

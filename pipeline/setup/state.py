@@ -24,10 +24,10 @@ from pipeline.setup.resumption import (
     changed_keys,
     check_changes,
     check_same_inputs,
-    contents_of,
     decides,
+    hashes_of_inputs,
     same_files,
-    shown,
+    typed_or_not,
 )
 from pipeline.setup.settled import BY_INPUTS, settled_by_configuration
 from pipeline.tools.atomic import NoRoom, clear_unfinished, remove, writable, write_text
@@ -168,7 +168,7 @@ def is_finished(config: RunConfig) -> bool:
     return goes_on and RunFolder(root=config.folder).is_finished()
 
 
-def open_folder(config: RunConfig) -> RunFolder:
+def open_run_folder(config: RunConfig) -> RunFolder:
     """The output folder of a run, which is as it was: `begin` makes room when every input has been checked.
 
     Raises UserError when it holds another run's results that may not be replaced, when there is nothing to resume, a
@@ -210,7 +210,7 @@ def begin(
     now = _settings(config, settled)
     restart, lines = config.output.restart_training, list[str]()
     record: dict[str, Any] = {_BEGUN_WITH: _versions(), _INPUTS: dict(inputs), _REPLACES: _manifest_hash(folder)}
-    record[_CONTENTS] = contents_of(now.typed)
+    record[_CONTENTS] = hashes_of_inputs(now.typed)
     if config.output.resume:
         before, kept = _kept(folder)
         if not restart:
@@ -305,9 +305,10 @@ def _check_resumable(folder: RunFolder, config: RunConfig) -> None:
                 other = f"score it otherwise with faqd validate {folder.bundle}"
             elif not any(decides(key, name) for name in ("float student", "calibration")) and decides(key, "training"):
                 other = "train it otherwise with --restart-training, which keeps the calibration"
+            was, is_now = typed_or_not(before.typed.get(key)), typed_or_not(now.typed.get(key))
             raise UserError(
-                f"--resume: --{key} was {shown(before.typed.get(key))} and is {shown(now.typed.get(key))} now, and the"
-                f" run in {folder.root} is finished: {other}, or start anew with --overwrite"
+                f"--resume: --{key} was {was} and is {is_now} now, and the run in {folder.root} is finished: {other},"
+                " or start anew with --overwrite"
             )
         return
     check_changes(before, now, folder.finished(restart_training=restart), later=BY_INPUTS)

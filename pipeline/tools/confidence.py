@@ -24,7 +24,7 @@ The limit itself would ask for a bound that only nearly lossless networks reach 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss:
+class PointsLost:
     """What was lost against the teacher, in percentage points: as measured, and its bounds, each for itself at 95 %."""
 
     points: float
@@ -33,7 +33,7 @@ class Loss:
     images: int
 
 
-def decision(loss: Loss, limit: float, decisions: int | None) -> bool | None:
+def decision(loss: PointsLost, limit: float, decisions: int | None) -> bool | None:
     """Whether a loss is within a limit, in percentage points; None where the images are too few to tell.
 
     No: more than the limit was measured, on `images_needed` or more, or its lower bound is above the limit already.
@@ -48,7 +48,7 @@ def decision(loss: Loss, limit: float, decisions: int | None) -> bool | None:
     return True if loss.at_most <= RULED_OUT * limit or not limit else None
 
 
-def images_to_decide(loss: Loss, limit: float, decisions: int | None) -> int:
+def images_to_decide(loss: PointsLost, limit: float, decisions: int | None) -> int:
     """Images on which a loss like this one would decide a limit: bounds draw in with the root of their number."""
     needed = images_needed(limit, decisions)
     room, reach = RULED_OUT * limit - loss.points, loss.at_most - loss.points
@@ -79,7 +79,7 @@ def decidable_limit(images: int) -> float:
     return 100 * (1 - math.pow(1 - CONFIDENCE, 1 / max(images, 1)))
 
 
-def loss_of(lost: NDArray[np.float64], *, points: float, decisions: int | None, paired: bool) -> Loss:
+def loss_of(lost: NDArray[np.float64], *, points: float, decisions: int | None, paired: bool) -> PointsLost:
     """Bounds on a loss of `points`, the mean of what each image has lost [B]: 1 its answer, 0 nothing, -1 one won.
 
     With one decision per image, counts decide: the exact (Clopper-Pearson) bounds of the share lost, or where answers
@@ -99,7 +99,7 @@ def loss_of(lost: NDArray[np.float64], *, points: float, decisions: int | None, 
         reach = student_quantile(images - 1) * float(lost.std(ddof=1)) / math.sqrt(images)
         low, high = float(lost.mean()) - reach, float(lost.mean()) + reach
     low, high = max(100 * low, -100.0), min(100 * high, 100.0)
-    return Loss(points=points, at_least=min(low, points), at_most=max(high, points), images=images)
+    return PointsLost(points=points, at_least=min(low, points), at_most=max(high, points), images=images)
 
 
 def _paired_bound(worse: int, better: int, images: int) -> float:

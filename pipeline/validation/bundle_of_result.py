@@ -10,7 +10,7 @@ from pipeline.networks.outputs.class_order import named_outputs
 from pipeline.networks.outputs.meaning import Output
 from pipeline.report.schema import Report
 from pipeline.validation.evaluation import Scored
-from pipeline.validation.gates import least_parity
+from pipeline.validation.gates import least_parity_for
 from pipeline.validation.validate import Validated
 
 
@@ -50,7 +50,7 @@ def write_result(
         report=report,
         device_files=validated.device_files,
         session_options=quantised.backend.profile.session_options,
-        least_parity=least_parity(quantised.plan, quantised.backend),
+        least_parity=least_parity_for(quantised.plan, quantised.backend),
         float_digest=digest_of(quantised.compiled.float_model, FLOAT_MODEL),
         overwrite=overwrite,
         float_outputs=teacher.outputs,

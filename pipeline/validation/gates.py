@@ -13,21 +13,21 @@ from pipeline.bundle.bundle import Bundle
 from pipeline.config import ValidationConfig
 from pipeline.report.gate import Gate, Judge
 from pipeline.report.schema import Latency, OutputScore, Report
-from pipeline.tools.confidence import Loss, decision, images_needed, images_to_decide
+from pipeline.tools.confidence import PointsLost, decision, images_needed, images_to_decide
 from pipeline.validation.score import Scores
 
 # An embedding of one image in twenty may lose so many times what their mean may [ours].
 WORST_TIMES = 5.0
 
 
-def least_parity(plan: Plan, backend: Backend) -> float:
+def least_parity_for(plan: Plan, backend: Backend) -> float:
     """The share of answers, 0 to 1, that must be the same in simulation, oracle and runtime."""
     return least_share(floats=bool(backend.profile.inexact or plan.float_nodes))
 
 
-def least_parity_of(bundle: Bundle, backend: Backend) -> float:
+def least_parity_of_bundle(bundle: Bundle, backend: Backend) -> float:
     """The same of a bundle: what its manifest says, by which its own check judges, where it says it."""
-    return least_parity(bundle.plan, backend) if bundle.least_parity is None else bundle.least_parity
+    return least_parity_for(bundle.plan, backend) if bundle.least_parity is None else bundle.least_parity
 
 
 def gates_of(
@@ -41,7 +41,7 @@ def gates_of(
 ) -> tuple[Gate, ...]:
     """Every gate with its limit and what was measured; None where the target itself has not been asked.
 
-    `least`: the share of answers, 0 to 1, that must be the same in simulation, oracle and runtime (`least_parity`).
+    `least`: the share of answers, 0 to 1, that must be the same in simulation, oracle and runtime (`least_parity_for`).
     `earlier` is the report of the bundle's run where the images here are its golden ones, whose number decides no
     accuracy: what that run lost is judged, unless these few images alone show that it is too much.
     """
@@ -125,7 +125,7 @@ def _undecided(gate: Gate) -> Gate:
     return replace(gate, passed=None, undecided=True, says_nothing=True)
 
 
-def _drop(name: str, limit: float, lost: Loss | None, decisions: int | None, judge: Judge) -> Gate:
+def _drop(name: str, limit: float, lost: PointsLost | None, decisions: int | None, judge: Judge) -> Gate:
     """A limit on what is lost, by the rule of `decision`."""
     if lost is None:
         needed = images_needed(limit, decisions)
@@ -160,7 +160,7 @@ def _worst(mean: Gate, output: OutputScore, earlier: Report | None) -> Gate | No
     return Gate(name=name, limit=limit, value=lost, passed=lost <= limit, images=mean.images, judged_by=mean.judged_by)
 
 
-def _lost_in(report: Report, output: OutputScore, *, main: bool) -> Loss | None:
+def _lost_in(report: Report, output: OutputScore, *, main: bool) -> PointsLost | None:
     """What an output had lost in the run that made a bundle, on its images; their bounds are those that it kept.
 
     None where that run did not measure it, or not by the same measure.
@@ -181,7 +181,7 @@ def _lost_in(report: Report, output: OutputScore, *, main: bool) -> Loss | None:
     bounds = [gate.at_most for gate in report.gates if gate.name == name and gate.at_most is not None]
     # Images that repeat others did not count there.
     counted = [gate.images for gate in report.gates if gate.name == name and gate.images is not None]
-    return Loss(points=points, at_least=-100.0, at_most=max([points, *bounds]), images=min([images, *counted]))
+    return PointsLost(points=points, at_least=-100.0, at_most=max([points, *bounds]), images=min([images, *counted]))
 
 
 def _parities(scores: Scores, least: float) -> Iterator[Gate]:

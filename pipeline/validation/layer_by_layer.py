@@ -32,7 +32,7 @@ from pipeline.networks.outputs.agreement import OutputTally
 from pipeline.report.comparison import ComparedOutput, ComparedTensor, ComparisonReport
 from pipeline.setup.chosen_backend import stored_backend
 from pipeline.tools.progress import Progress
-from pipeline.validation.gates import least_parity_of
+from pipeline.validation.gates import least_parity_of_bundle
 from pipeline.validation.running import filled_up
 
 _BATCH = 16
@@ -90,7 +90,7 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
         notes.append(f"--data {config.data} has {len(source)} images, fewer than --count {config.count}")
     first = comparison.first()
     # Of its own runtime a bundle is asked no more here than by its run; another model is to give the same bits.
-    least = least_parity_of(bundle, backend) if other is None else None
+    least = least_parity_of_bundle(bundle, backend) if other is None else None
     return ComparisonReport(
         here=f"oracle on {bundle.folder.name}",
         there=f"{runs_on} on {config.against.name if config.against else bundle.folder.name}",

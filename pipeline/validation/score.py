@@ -19,7 +19,7 @@ from calibration.errors import MissingExtra, UserError
 from pipeline.networks.outputs.agreement import OutputTally, parity_of
 from pipeline.networks.outputs.meaning import Output, primary
 from pipeline.report.schema import Accuracy, Latency, OutputScore, Parity, Percentiles
-from pipeline.tools.confidence import Loss, loss_of
+from pipeline.tools.confidence import PointsLost, loss_of
 
 #: Stages whose outputs are scored, in the order of the way; "runtime" is absent where it does not run.
 #: "target", scored only against itself, is what the student was asked for: without labels it stands in for them.
@@ -50,9 +50,9 @@ class Scores:
     """Of each output the share of decisions in which simulation, oracle and runtime are all alike."""
     limits_with_float: tuple[float, ...] = ()
     """Of each output the share that must be, where floats are a part of the arithmetic."""
-    lost: Loss | None = None
+    lost: PointsLost | None = None
     """What the accuracy of the runtime, of the oracle where it is not here, has lost; None without a teacher."""
-    outputs_lost: tuple[Loss | None, ...] = ()
+    outputs_lost: tuple[PointsLost | None, ...] = ()
     """The same of each output's agreement, R2 or centred cosine."""
     alike: tuple[bool, ...] = ()
     """Of each output whether its target is the same on all images, so that agreement with it says nothing."""
@@ -136,7 +136,7 @@ def _unseen(images: Tensor, seen: set[bytes]) -> list[bool]:
 
 def _labelled_loss(
     wrong: Mapping[str, list[NDArray[np.float64]]], fractions: Mapping[str, float], column: str, own: NDArray[np.bool_]
-) -> Loss | None:
+) -> PointsLost | None:
     """What top-1 has lost in a column against the teacher's; how sure that is by the images of their `own` alone."""
     if column not in wrong or "teacher" not in wrong:
         return None
@@ -145,7 +145,7 @@ def _labelled_loss(
     return loss_of(lost[own], points=points, decisions=1, paired=fractions["teacher"] < 1)
 
 
-def _output_loss(tally: OutputTally, column: str, own: NDArray[np.bool_]) -> Loss | None:
+def _output_loss(tally: OutputTally, column: str, own: NDArray[np.bool_]) -> PointsLost | None:
     """What an output's agreement, R2 or cosine has lost in a column; how sure that is by the `own` images alone."""
     lost, fractions = tally.lost(column), tally.fractions()
     if lost is None:

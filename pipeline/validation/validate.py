@@ -33,7 +33,7 @@ from pipeline.stages.targets import joint_targets
 from pipeline.stages.teacher import other_size
 from pipeline.tools.progress import Progress, SilentProgress
 from pipeline.validation.evaluation import Scored, scored_images, usable_labels
-from pipeline.validation.gates import check_output_names, least_parity, least_parity_of, with_limits_of
+from pipeline.validation.gates import check_output_names, least_parity_for, least_parity_of_bundle, with_limits_of
 from pipeline.validation.measurement import measured, report_of
 from pipeline.validation.preflight import check_scored
 from pipeline.validation.score import Outputs, ScoredImages, oracle_outputs
@@ -102,7 +102,7 @@ def validate_student(
         preprocessing=preprocessing,
         outputs=judged,
         fixed_batch=fixed_batch_of(compiled.model),
-        least_parity=least_parity(quantised.plan, backend),
+        least_parity=least_parity_for(quantised.plan, backend),
         columns=columns,
         images=scored_images(scored, preprocessing, most),
         example=inputs,
@@ -203,7 +203,7 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
         preprocessing=bundle.preprocessing,
         outputs=bundle.outputs,
         fixed_batch=bundle.fixed_batch,
-        least_parity=least_parity_of(bundle, backend),
+        least_parity=least_parity_of_bundle(bundle, backend),
         columns=columns,
         images=images,
         example=torch.from_numpy(bundle.golden.inputs),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backends.timing import Latency, interleaved_latency, latency_of
+from backends.timing import RunTimes, interleaved_latency, latency_of
 
 IMAGES = np.zeros((1, 3, 4, 4), np.float32)
 
@@ -56,7 +56,7 @@ def test_a_warm_up_costs_a_quarter_of_the_budget_at_most() -> None:
 
 
 def test_percentiles_by_hand() -> None:
-    assert latency_of([0.003, 0.001, 0.002]) == Latency(median_ms=2.0, p90_ms=3.0, samples=3)
+    assert latency_of([0.003, 0.001, 0.002]) == RunTimes(median_ms=2.0, p90_ms=3.0, samples=3)
     ten = latency_of([index / 1000 for index in range(1, 11)])
     assert ten.median_ms == pytest.approx(5.5) and ten.p90_ms == pytest.approx(9.0)
 

@@ -25,7 +25,7 @@ Run = Callable[[NDArray[np.float32]], dict[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True)
-class Images:
+class ScoredFiles:
     """What --images named: names [N], labels int64 [N] or maps [N, H, W] or none, and the images, a few at a time.
 
     `unreadable` grows while the images are read: index of one that is left out -> why.
@@ -37,7 +37,7 @@ class Images:
     unreadable: dict[int, str] = field(default_factory=dict)
 
 
-def open_images(source: str, bundle: Path, manifest: dict[str, Any]) -> Images:
+def open_images(source: str, bundle: Path, manifest: dict[str, Any]) -> ScoredFiles:
     """Open FILE.npz#IMAGES[,LABELS] or a folder. Raises DeviceError for what cannot be read or does not fit."""
     path, hash_sign, keys = source.partition("#")
     if hash_sign or Path(path).suffix == ".npz":
@@ -55,7 +55,7 @@ def normalised(images: NDArray[Any], preprocessing: dict[str, Any]) -> NDArray[n
     return np.asarray((images.astype(np.float32) / divisor - centre) / spread, np.float32)
 
 
-def _of_arrays(source: str, path: str, names: list[str], preprocessing: dict[str, Any]) -> Images:
+def _of_arrays(source: str, path: str, names: list[str], preprocessing: dict[str, Any]) -> ScoredFiles:
     if not names[0] or len(names) > 2:
         raise DeviceError(f"--images {source}: must be FILE.npz#IMAGES or FILE.npz#IMAGES,LABELS")
     try:
@@ -75,14 +75,14 @@ def _of_arrays(source: str, path: str, names: list[str], preprocessing: dict[str
     if labels is not None and (len(labels) != len(images) or labels.dtype.kind not in "iu"):
         raise DeviceError(f"--images {source}: {len(images)} images with {len(labels)} labels {labels.dtype}")
     batches = (normalised(images[i : i + AT_ONCE], preprocessing) for i in range(0, len(images), AT_ONCE))
-    return Images(
+    return ScoredFiles(
         names=[str(index) for index in range(len(images))],
         labels=None if labels is None else labels.astype(np.int64),
         batches=batches,
     )
 
 
-def _of_folder(folder: Path, bundle: Path, manifest: dict[str, Any]) -> Images:
+def _of_folder(folder: Path, bundle: Path, manifest: dict[str, Any]) -> ScoredFiles:
     """Images at any depth, prepared by the bundle's own preprocess.py; labels where folders are named as classes."""
     preprocess = _preprocess(bundle)
     try:
@@ -108,7 +108,7 @@ def _of_folder(folder: Path, bundle: Path, manifest: dict[str, Any]) -> Images:
                 yield np.concatenate(several)
 
     labels = np.array([classes.index(name) for name in folders], np.int64) if known else None
-    return Images(names=names, labels=labels, batches=batches(), unreadable=unreadable)
+    return ScoredFiles(names=names, labels=labels, batches=batches(), unreadable=unreadable)
 
 
 def _preprocess(bundle: Path) -> Any:
@@ -128,7 +128,7 @@ def _preprocess(bundle: Path) -> Any:
     return module
 
 
-def scored(images: Images, run: Run, manifest: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+def scored(images: ScoredFiles, run: Run, manifest: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     """Run the images, say what came out, and return it for the report; with "outputs", every output of every image."""
     parts = [run(batch) for batch in images.batches]
     if not parts:

@@ -22,12 +22,6 @@ def input_of(node: Node, position: int = 0) -> Node:
     return source
 
 
-def pair(value: Any) -> list[int]:
-    """A size given for both axes at once or for each."""
-    values = [int(v) for v in value] if isinstance(value, (list, tuple)) else [int(value)]
-    return values * 2 if len(values) == 1 else values
-
-
 def spatial(node: Node, position: int) -> tuple[int, int]:
     """Height and width, or depth of a kernel, of an argument."""
     sizes = static_shape(input_of(node, position))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from torch.fx import Node
 
-from backends.onnx_file.translations.common import NEXT_TO_NOTHING, input_of, pair, spatial
+from backends.onnx_file.translations.common import NEXT_TO_NOTHING, input_of, spatial
 from backends.onnx_file.writer import Writer
-from calibration.graph.operators import argument, constant, kind, static_shape
+from calibration.graph.operators import argument, constant, kind, pair, static_shape
 from calibration.rewrites.own_borders import one_sided_border
 
 

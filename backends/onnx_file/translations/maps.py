@@ -8,9 +8,9 @@ import numpy as np
 from torch.fx import Node
 
 from backends.onnx_file.shapes import shape_of, stored
-from backends.onnx_file.translations.common import Translator, input_of, pair
+from backends.onnx_file.translations.common import Translator, input_of
 from backends.onnx_file.writer import Writer
-from calibration.graph.operators import argument, static_shape
+from calibration.graph.operators import argument, pair, static_shape
 from calibration.graph.windows import Windows, equal_windows
 from calibration.simulation.freeze import FrozenConstant
 
@@ -65,9 +65,9 @@ def _sums(e: Writer, node: Node, windows: Windows) -> list[str]:
 def adaptive_average_pool(e: Writer, node: Node) -> list[str]:
     """The pooling that gives the size: global, in equal windows, or as a product with shares."""
     target, sizes = pair(node.args[1]), shape_of(e, input_of(node))[-2:]
-    if target == list(sizes):
+    if target == tuple(sizes):
         return e.add("Identity", [e.read(input_of(node))])
-    if target == [1, 1]:
+    if target == (1, 1):
         return e.add("GlobalAveragePool", [e.read(input_of(node))])
     if min(sizes) <= 0:
         raise e.unsupported("an adaptive pooling of a map whose size is free has no translation to ONNX")

@@ -38,7 +38,7 @@ class Recipe:
         return " and ".join(f"--{flag}" + (f" {needed[flag]} times" if needed[flag] > 1 else "") for flag in lacking)
 
 
-def recipes() -> list[Recipe]:
+def all_recipes() -> list[Recipe]:
     """All recipes, by name."""
     return [_read(_FOLDER / f"{name}.toml") for name in _names()]
 

@@ -80,7 +80,7 @@ def open_npz(rest: str, *, labelled: bool) -> EvaluationSet:
     with _archive(path, where) as archive:
         if not image_key:
             image_key, label_key = _only_keys(archive, path, where, labelled=labelled)
-        pixels = channels_first(_array(archive, image_key, where), f"{where}: array {image_key!r}")
+        pixels = as_channels_first(_array(archive, image_key, where), f"{where}: array {image_key!r}")
         labels = None
         if labelled and label_key:
             labels = checked_labels(_array(archive, label_key, where), len(pixels), f"{where}: array {label_key!r}")
@@ -118,7 +118,7 @@ def _header(archive: Any, key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
         return (), np.dtype(object)
 
 
-def channels_first(array: NDArray[Any], where: str) -> NDArray[np.uint8]:
+def as_channels_first(array: NDArray[Any], where: str) -> NDArray[np.uint8]:
     """View an array of images as uint8 [N, C, H, W] with 1 or 3 channels.
 
     The axis of size 1 or 3 holds the channels: the second or the last of four. Where both could be, or three

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from calibration.errors import UserError
-from pipeline.images.sources.arrays import ArraySource, channels_first, checked_labels
+from pipeline.images.sources.arrays import ArraySource, as_channels_first, checked_labels
 from pipeline.images.sources.image_source import EvaluationSet
 from pipeline.images.sources.items import ItemSource, labels_of_items
 from pipeline.tools.user_code import UserCode, call_user_function
@@ -36,7 +36,7 @@ def open_value(returned: Any, where: str, *, labelled: bool, verb: str = "return
     """
     pixels, labels = _arrays(returned)
     if pixels is not None:
-        source = ArraySource(where, channels_first(pixels, where))
+        source = ArraySource(where, as_channels_first(pixels, where))
         if labels is None or not labelled:
             return EvaluationSet(images=source, labels=None)
         return EvaluationSet(images=source, labels=checked_labels(labels, len(source), f"{where}: labels"))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from calibration.errors import UserError
-from pipeline.images.sources.arrays import ArraySource, channels_first
+from pipeline.images.sources.arrays import ArraySource, as_channels_first
 from pipeline.images.sources.image_source import EvaluationSet
 from pipeline.images.sources.items import ItemSource, labels_of_items
 from pipeline.images.sources.python_dataset import item_count
@@ -54,7 +54,7 @@ def open_torchvision(rest: str, *, labelled: bool) -> EvaluationSet:
     count = item_count(data_set, where)
     labels = labels_of_items(data_set, count, where) if labelled else None
     if name in _IN_MEMORY:
-        pixels = channels_first(np.asarray(data_set.data), where)
+        pixels = as_channels_first(np.asarray(data_set.data), where)
         return EvaluationSet(images=ArraySource(where, pixels), labels=labels)
     return EvaluationSet(images=ItemSource(where, data_set), labels=labels)
 

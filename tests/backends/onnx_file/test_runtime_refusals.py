@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper
 
 from backends import backend_named
-from backends.onnx_file.runtime_refusals import nodes_named_in, plain
+from backends.onnx_file.runtime_refusals import nodes_named_in, one_line
 from calibration.errors import UserError
 from tests.one_line_net import Net, c3
 
@@ -35,7 +35,7 @@ def test_a_message_is_without_the_library_s_files_and_functions() -> None:
         "[ONNXRuntimeError] : 1 : FAIL : /src/core/providers/upsamplebase.h:314 a::Up::Up(const K&) [with K = a::B]"
         " [ONNXRuntimeError] : 1 : FAIL : upsamplebase.h:579 Validation 'Cubic' mode only\n supports 2-D inputs"
     )
-    assert plain(message) == "'Cubic' mode only supports 2-D inputs"
+    assert one_line(message) == "'Cubic' mode only supports 2-D inputs"
 
 
 def test_a_bicubic_resize_down_between_convolutions_is_named(build: Build) -> None:

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 
 from calibration.capture.graph_from_module import capture
 from calibration.graph.operators import kind
-from calibration.rewrites.fold import fold, largest_difference
+from calibration.rewrites.fold import difference_of_graphs, fold
 
 if TYPE_CHECKING:
     from tests.calibration.conftest import BuildChain, MakeNet, Noise
@@ -41,7 +41,7 @@ def test_reparametrised_weights_become_plain_ones(net: MakeNet, noise: Noise) ->
     captured = capture(module, noise(2, 3, 9, 9), source="test")
     folded = fold(captured)
     assert [kind(node) for node in folded.graph.nodes if node.op == "call_function"] == ["conv"]
-    assert largest_difference(captured, folded, noise(3, 3, 9, 9)) == 0.0
+    assert difference_of_graphs(captured, folded, noise(3, 3, 9, 9)) == 0.0
 
 
 def test_tables_are_stored_and_the_batch_stays_free(net: MakeNet, noise: Noise) -> None:
@@ -57,7 +57,7 @@ def test_tables_are_stored_and_the_batch_stays_free(net: MakeNet, noise: Noise) 
     # What differs from image to image is computed with every batch, what repeats is a table for one.
     expected = ["sym_size.int", "conv2d.default", "add.Tensor", "add.Tensor", "arange.default", "reshape.default"]
     assert [name.removeprefix("aten.") for name in names] == [*expected, "add.Tensor"]
-    assert largest_difference(captured, folded, noise(3, 3, 9, 9)) == 0.0
+    assert difference_of_graphs(captured, folded, noise(3, 3, 9, 9)) == 0.0
     # Floating-point tables are trained, positions are not; factors of channels belong to the layer's weight.
     assert {name for name, _ in folded.named_buffers()} == {"view_1_constant.value"}
     trained = {"a_folded.weight", "a_folded.bias", "zeros_constant.value"}
@@ -69,4 +69,4 @@ def test_a_name_that_is_taken_is_not_overwritten(name: str, net: MakeNet, noise:
     module = net(lambda n, x: n.bn(n.a(getattr(n, name)(x))), a=nn.Conv2d(3, 3, 1), bn=nn.BatchNorm2d(3))
     module.add_module(name, nn.Conv2d(3, 3, 1))
     captured = capture(module.eval(), noise(2, 3, 9, 9), source="test")
-    assert largest_difference(captured, fold(captured), noise(3, 3, 9, 9)) <= 1e-5
+    assert difference_of_graphs(captured, fold(captured), noise(3, 3, 9, 9)) <= 1e-5

@@ -16,7 +16,7 @@ from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
 from calibration.graph.interface import interface_of
 from calibration.graph.operators import kind, static_shape
-from calibration.rewrites.fold import fold, largest_difference
+from calibration.rewrites.fold import difference_of_graphs, fold
 
 if TYPE_CHECKING:
     from tests.calibration.conftest import MakeNet, Noise
@@ -33,8 +33,8 @@ def folded_from(module: nn.Module, images: Tensor, resemble_trained: Resemble) -
     captured = capture(resemble_trained(module), images[:2], source="test")
     before = {name: value.clone() for name, value in captured.state_dict().items()}
     folded = fold(captured)
-    assert largest_difference(captured, folded, images) <= 1e-5
-    assert largest_difference(captured, folded, images[:1]) <= 1e-5
+    assert difference_of_graphs(captured, folded, images) <= 1e-5
+    assert difference_of_graphs(captured, folded, images[:1]) <= 1e-5
     assert interface_of(folded) == interface_of(captured)
     assert all(torch.equal(before[name], value) for name, value in captured.state_dict().items())
     assert {name for name, _ in folded.named_parameters()}.isdisjoint({"bn.weight", "bn.bias"})
@@ -241,8 +241,8 @@ def test_the_largest_difference_is_relative_to_the_first(net: MakeNet, noise: No
     images = noise(2, 3, 4, 4)
     first = capture(net(lambda n, x: (x, x * 0)), images, source="test")
     second = capture(net(lambda n, x: (x * 1.5, x * 0)), images, source="test")
-    assert largest_difference(first, second, images) == pytest.approx(0.5)
-    assert largest_difference(first, first, images) == 0.0
+    assert difference_of_graphs(first, second, images) == pytest.approx(0.5)
+    assert difference_of_graphs(first, first, images) == 0.0
 
 
 def test_a_prelu_with_one_slope_becomes_a_leaky_relu(net: MakeNet, noise: Noise) -> None:

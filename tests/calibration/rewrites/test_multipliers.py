@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from calibration.capture.graph_from_module import capture
 from calibration.graph.interface import interface_of
 from calibration.graph.operators import kind, multiplier
-from calibration.rewrites.fold import fold, largest_difference
+from calibration.rewrites.fold import difference_of_graphs, fold
 from calibration.rewrites.multipliers import NUMBERS_BEFORE_PRODUCTS
 from calibration.rewrites.rewrite import rewritten
 
@@ -36,7 +36,7 @@ def test_a_constant_of_one_value_is_a_number(name: str, net: MakeNet, noise: Noi
     module = net(compute, a=nn.Conv2d(3, 2, 3)).eval()
     captured = capture(module, noise(2, 3, 8, 8), source="test")
     folded = fold(captured)
-    assert largest_difference(captured, folded, noise(3, 3, 8, 8, seed=1)) < 1e-6
+    assert difference_of_graphs(captured, folded, noise(3, 3, 8, 8, seed=1)) < 1e-6
     factors = [multiplier(node) for node in folded.graph.nodes if kind(node) in {"mul", "div"}]
     assert factors == [expected if expected is None else pytest.approx(expected)]
 
@@ -87,7 +87,7 @@ def test_a_number_behind_a_product_moves_before_it(name: str, net: MakeNet, nois
     layers = {"qkv": nn.Linear(3, 48), "q": nn.Linear(3, 8), "k": nn.Linear(3, 8)}
     folded = fold(capture(net(compute, **layers).eval(), noise(2, 3, 6, 6), source="test"))
     moved = rewritten(folded, (NUMBERS_BEFORE_PRODUCTS,))
-    assert largest_difference(folded, moved, noise(3, 3, 6, 6, seed=1)) < 1e-5
+    assert difference_of_graphs(folded, moved, noise(3, 3, 6, 6, seed=1)) < 1e-5
     numbers = [node for node in moved.graph.nodes if multiplier(node) is not None]
     places = [(kind(next(iter(node.users))).replace("output", ""), kind(node.args[0])) for node in numbers]
     assert places == expected

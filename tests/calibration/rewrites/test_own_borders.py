@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from calibration.capture.graph_from_module import capture
 from calibration.graph.operators import argument, kind
-from calibration.rewrites.fold import fold, largest_difference
+from calibration.rewrites.fold import difference_of_graphs, fold
 from calibration.rewrites.own_borders import one_sided_border
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def folded_from(module: nn.Module, images: Tensor) -> GraphModule:
     """The folded graph, which computes what the captured one does for two batch sizes."""
     captured = capture(module.eval(), images[:2], source="test")
     folded = fold(captured)
-    assert max(largest_difference(captured, folded, batch) for batch in (images, images[:1])) <= 1e-6
+    assert max(difference_of_graphs(captured, folded, batch) for batch in (images, images[:1])) <= 1e-6
     return folded
 
 

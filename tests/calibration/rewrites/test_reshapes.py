@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from calibration.capture.graph_from_module import capture
 from calibration.graph.operators import kind, static_shape
-from calibration.rewrites.fold import fold, largest_difference
+from calibration.rewrites.fold import difference_of_graphs, fold
 
 if TYPE_CHECKING:
     from tests.calibration.conftest import MakeNet, Noise
@@ -50,7 +50,7 @@ def test_an_activation_is_computed_before_a_reshape(name: str, net: MakeNet, noi
     folded = fold(captured)
     assert [kind(node) for node in folded.graph.nodes if node.op == "call_function"] == expected
     images = noise(3, 3, 4, 4, seed=1)
-    assert largest_difference(captured, folded, images) < 1e-6
+    assert difference_of_graphs(captured, folded, images) < 1e-6
     for node in folded.graph.nodes:
         if node.op == "call_function" and kind(node) != "reshape":
             (source, *_) = node.all_input_nodes

@@ -18,8 +18,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from backends.device.bundle_check.errors import DeviceError
-from backends.device.bundle_check.images import Images as OpenedImages
-from backends.device.bundle_check.images import open_images, scored
+from backends.device.bundle_check.images import ScoredFiles, open_images, scored
 from backends.device.bundle_check.manifest import digest, manifest_digest
 from backends.device.bundle_check.runtimes import refuse_old
 from pipeline.bundle.device_files import check_files
@@ -209,7 +208,7 @@ class Answers:
     def of(entry: dict[str, Any], values: np.ndarray, labels: np.ndarray | None = None) -> tuple[dict[str, Any], str]:
         said: list[str] = []
         names = [f"{index}.jpg" for index in range(len(values))]
-        images = OpenedImages(names=names, labels=labels, batches=iter([np.zeros((len(values), 1, 2, 2), np.float32)]))
+        images = ScoredFiles(names=names, labels=labels, batches=iter([np.zeros((len(values), 1, 2, 2), np.float32)]))
         return scored(images, lambda batch: {"y": values}, {"outputs": [entry]}, said.append), "\n".join(said)
 
 

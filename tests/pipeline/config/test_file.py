@@ -9,7 +9,7 @@ import pytest
 from calibration.errors import UserError
 from pipeline.cli import app
 from pipeline.config import RunConfig
-from pipeline.config.file import LARGEST_FILE, read_settings, to_toml
+from pipeline.config.file import LARGEST_FILE, read_toml, to_toml
 
 
 @pytest.mark.parametrize(
@@ -55,14 +55,14 @@ def test_what_is_wrong_is_one_line(content: bytes, line: str, tmp_path: Path) ->
     file = tmp_path / "settings.toml"
     file.write_bytes(content)
     with pytest.raises(UserError) as refused:
-        read_settings(file)
+        read_toml(file)
     assert str(refused.value).startswith(f"--config {file}")
     assert line in str(refused.value)
 
 
 def test_a_file_without_an_end_is_read_no_further_than_settings_go() -> None:
     with pytest.raises(UserError, match="has more than"):
-        read_settings(Path("/dev/zero"))
+        read_toml(Path("/dev/zero"))
 
 
 @pytest.mark.parametrize(
@@ -89,4 +89,4 @@ def test_what_is_right_is_read_as_typed(content: bytes, settings: dict[str, obje
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text(to_toml(RunConfig()), encoding="utf-8")
-    assert RunConfig.from_json(read_settings(file)) == RunConfig()
+    assert RunConfig.from_json(read_toml(file)) == RunConfig()

@@ -10,7 +10,7 @@ import pytest
 from calibration.errors import UserError
 from pipeline.cli import app, main
 from pipeline.config import RunConfig
-from pipeline.config.recipes import Recipe, recipe_named, recipes
+from pipeline.config.recipes import Recipe, all_recipes, recipe_named
 from pipeline.images.embedded import digits_images
 from pipeline.report.schema import read_report
 
@@ -22,7 +22,7 @@ def parsed(*arguments: str) -> RunConfig:
     return config
 
 
-@pytest.mark.parametrize("recipe", recipes(), ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", all_recipes(), ids=lambda recipe: recipe.name)
 def test_its_settings_are_a_configuration(recipe: Recipe) -> None:
     needed = {"teacher": "python:my.nets:build", "data": "npz:a#b,c"}
     typed = [word for flag in recipe.needs or ("teacher",) for word in (f"--{flag}", needed[flag])]
@@ -32,7 +32,7 @@ def test_its_settings_are_a_configuration(recipe: Recipe) -> None:
     assert recipe.title and recipe.source and recipe.ours
 
 
-@pytest.mark.parametrize("recipe", recipes(), ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", all_recipes(), ids=lambda recipe: recipe.name)
 def test_it_ends_in_a_validated_bundle(recipe: Recipe, tmp_path: Path) -> None:
     """A few steps of each on the embedded digits, through to the runtime; generations as many as the recipe has."""
     typed = ["--steps", "3", "--batch-size", "16", "--calibration-images", "64", "--max-drop", "100"]
@@ -75,5 +75,5 @@ def test_an_unknown_recipe_is_told_the_known_ones() -> None:
 def test_the_list_shows_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     shown = capsys.readouterr().out
-    assert all(recipe.name in shown for recipe in recipes()) and "arXiv 2302.10899" in shown
+    assert all(recipe.name in shown for recipe in all_recipes()) and "arXiv 2302.10899" in shown
     assert all(len(line) <= 100 for line in shown.splitlines())

@@ -23,7 +23,7 @@ from pipeline.config import (
     ValidationConfig,
 )
 from pipeline.config.distillation import DistillationConfig
-from pipeline.config.file import read_settings, to_toml
+from pipeline.config.file import read_toml, to_toml
 from pipeline.config.flags import flags
 from pipeline.tools import records
 
@@ -50,7 +50,7 @@ def test_json_and_toml_give_the_same_configuration_back(config: RunConfig, tmp_p
     assert RunConfig.from_json(config.to_json()) == config
     file = tmp_path / "settings.toml"
     file.write_text(to_toml(config), encoding="utf-8")
-    assert RunConfig.from_json(read_settings(file)) == config
+    assert RunConfig.from_json(read_toml(file)) == config
 
 
 def test_toml_holds_each_help_and_comments_what_is_unset() -> None:
@@ -207,7 +207,7 @@ def test_unreadable_settings_are_the_users_mistake(content: bytes, words: str, t
     file = tmp_path / "settings.toml"
     file.write_bytes(content)
     with pytest.raises(UserError, match=words) as caught:
-        read_settings(file)
+        read_toml(file)
     assert str(file) in str(caught.value)
 
 

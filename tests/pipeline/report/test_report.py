@@ -21,7 +21,7 @@ from pipeline.report.files import write_report
 from pipeline.report.gate import Gate, verdict
 from pipeline.report.html import page
 from pipeline.report.schema import Accuracy, Data, FloatLayer, Kernels, Parity, Report, read_report
-from pipeline.report.table import render
+from pipeline.report.table import render_report
 
 SCHEMA_1 = {
     "schema": None,
@@ -177,7 +177,7 @@ def test_gates_name_their_output_and_their_judge(make_report: Callable[..., Repo
 
 def printed(report: Report) -> str:
     file = io.StringIO()
-    Console(file=file, width=100).print(render(report))
+    Console(file=file, width=100).print(render_report(report))
     return file.getvalue()
 
 

@@ -28,7 +28,7 @@ from pipeline.config.distillation import DistillationConfig
 from pipeline.setup.folder_lock import locked
 from pipeline.setup.resumption import FREE, IDENTIFIED
 from pipeline.setup.settled import BY_INPUTS, settled_by_configuration
-from pipeline.setup.state import RunFolder, begin, clear, open_folder
+from pipeline.setup.state import RunFolder, begin, clear, open_run_folder
 
 INPUTS = {"teacher": "a network", "data": "some images"}
 
@@ -55,7 +55,7 @@ def left_at(file: Path, step: int) -> None:
 def begun(wanted: RunConfig, inputs: dict[str, str] = INPUTS, settled: dict[str, Any] | None = None) -> RunFolder:
     """The folder of a run whose inputs have been checked."""
     with locked(wanted.folder, print):
-        folder = open_folder(wanted)
+        folder = open_run_folder(wanted)
         begin(folder, wanted, inputs, {} if settled is None else settled)
     return folder
 
@@ -69,7 +69,7 @@ def test_a_finished_run_is_not_replaced_by_accident(tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
 
     with pytest.raises(UserError, match="bundle exists already: add --overwrite"):
-        open_folder(config(tmp_path))
+        open_run_folder(config(tmp_path))
     begun(config(tmp_path, overwrite=True))
     assert (tmp_path / "bundle").is_dir(), "only a new bundle may take the old one's place"
 
@@ -93,7 +93,7 @@ def test_nothing_goes_before_the_inputs_are_known_to_be_right(tmp_path: Path) ->
     folder = begun(config(tmp_path))
     folder.trained.write_bytes(b"hours of work")
 
-    open_folder(config(tmp_path, overwrite=True, steps=6))
+    open_run_folder(config(tmp_path, overwrite=True, steps=6))
     assert folder.trained.read_bytes() == b"hours of work"
     begun(config(tmp_path, overwrite=True, steps=6))
     assert not folder.trained.exists()
@@ -112,14 +112,14 @@ def test_an_interrupted_run_is_not_lost_by_accident(tmp_path: Path) -> None:
     work = folder.checkpoint.read_bytes()
 
     with pytest.raises(UserError, match="interrupted run: add --resume"):
-        open_folder(config(tmp_path))
+        open_run_folder(config(tmp_path))
     begun(config(tmp_path, resume=True))
     assert folder.checkpoint.read_bytes() == work
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run to go on with"):
-        open_folder(config(tmp_path, resume=True))
+        open_run_folder(config(tmp_path, resume=True))
 
 
 def test_what_was_being_written_when_a_run_was_killed_goes_and_what_was_moved_aside_comes_back(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_training_begins_anew_where_asked_for_and_costs_nothing_else(tmp_path: P
         begun(config(tmp_path, resume=True, **other))
     with locked(tmp_path, print):
         resumed = config(tmp_path, resume=True, restart=True, **other)
-        lines = begin(open_folder(resumed), resumed, INPUTS, {})
+        lines = begin(open_run_folder(resumed), resumed, INPUTS, {})
     assert lines == (f"3 steps of training in {tmp_path} are dropped",)
     assert not folder.checkpoint.exists() and folder.prepared.exists() and folder.float_student.exists()
     begun(config(tmp_path, resume=True, **other))
@@ -207,7 +207,7 @@ def test_a_finished_run_is_trained_otherwise_where_asked_for(tmp_path: Path) -> 
     folder.bundle.mkdir()
     (folder.bundle / "manifest.json").write_text("the first")
     with pytest.raises(UserError, match=r"--steps was 5 and is 6 now, .* finished: train it otherwise with --restart"):
-        open_folder(config(tmp_path, resume=True, steps=6))
+        open_run_folder(config(tmp_path, resume=True, steps=6))
 
     begun(config(tmp_path, resume=True, restart=True, steps=6))
     assert not folder.is_finished() and folder.bundle.exists(), "the first bundle stays until the next is there"
@@ -246,7 +246,7 @@ def test_a_default_and_the_same_value_typed_are_one(
         begun(RunConfig.from_json(teacher | place | second | {"resume": True}))
         (folder.bundle).mkdir()
         (folder.bundle / "manifest.json").touch()
-        open_folder(RunConfig.from_json(teacher | place | first | {"resume": True}))
+        open_run_folder(RunConfig.from_json(teacher | place | first | {"resume": True}))
 
 
 def test_values_that_the_images_settle_are_compared_when_they_are_known(tmp_path: Path) -> None:
@@ -292,11 +292,11 @@ def test_a_finished_run_takes_no_other_setting(tmp_path: Path) -> None:
     folder.bundle.mkdir()
     (folder.bundle / "manifest.json").touch()
 
-    open_folder(config(tmp_path, resume=True, data=DataConfig(workers=3)))
+    open_run_folder(config(tmp_path, resume=True, data=DataConfig(workers=3)))
     with pytest.raises(UserError, match=r"--eval-data was not given .* is finished: score it otherwise with faqd"):
-        open_folder(config(tmp_path, resume=True, validation=ValidationConfig(eval_data="images:b")))
+        open_run_folder(config(tmp_path, resume=True, validation=ValidationConfig(eval_data="images:b")))
     with pytest.raises(UserError, match=r"--bits was 8 and is 4 now, .* is finished: make another beside it with --ou"):
-        open_folder(config(tmp_path, resume=True, quantisation=QuantisationConfig(bits=4)))
+        open_run_folder(config(tmp_path, resume=True, quantisation=QuantisationConfig(bits=4)))
 
 
 def test_a_finished_run_knows_its_files_at_other_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,8 +315,8 @@ def test_a_finished_run_knows_its_files_at_other_paths(tmp_path: Path, monkeypat
     folder.bundle.mkdir()
     (folder.bundle / "manifest.json").touch()
     for weights in ("./cls.pth", str(tmp_path / "cls.pth"), "copy.pth", "cls.pth"):
-        open_folder(named(weights, f"images:{tmp_path}/photos"))
-    open_folder(named("cls.pth", "images:mirror"))
+        open_run_folder(named(weights, f"images:{tmp_path}/photos"))
+    open_run_folder(named("cls.pth", "images:mirror"))
     for weights, data, flag in (
         ("other.pth", "images:photos", "weights"),
         ("cls.pth#ema", "images:photos", "weights"),
@@ -324,18 +324,18 @@ def test_a_finished_run_knows_its_files_at_other_paths(tmp_path: Path, monkeypat
         ("cls.pth", "images:others", "data"),
     ):
         with pytest.raises(UserError, match=f"--resume: --{flag} was .* and is .* is finished"):
-            open_folder(named(weights, data))
+            open_run_folder(named(weights, data))
     (tmp_path / "cls.pth").unlink()
-    open_folder(named("copy.pth", "images:photos"))  # known by what the other one held
+    open_run_folder(named("copy.pth", "images:photos"))  # known by what the other one held
     with pytest.raises(UserError, match=r"--weights was cls\.pth and is other\.pth now.*is finished"):
-        open_folder(named("other.pth", "images:photos"))
+        open_run_folder(named("other.pth", "images:photos"))
     (tmp_path / "photos" / "cats" / "1.png").rename(tmp_path / "photos" / "1.png")
     with pytest.raises(UserError, match=r"--data was .* is finished"):  # a copy no longer
-        open_folder(named("copy.pth", "images:mirror"))
+        open_run_folder(named("copy.pth", "images:mirror"))
     shutil.rmtree(tmp_path / "photos")
-    open_folder(named("copy.pth", "images:mirror"))
+    open_run_folder(named("copy.pth", "images:mirror"))
     with pytest.raises(UserError, match=r"--data was .* is finished"):
-        open_folder(named("copy.pth", "images:others"))
+        open_run_folder(named("copy.pth", "images:others"))
 
 
 def test_the_same_inputs_may_come_from_elsewhere_and_others_may_not(tmp_path: Path) -> None:
@@ -366,10 +366,10 @@ def test_another_version_does_not_end_what_this_one_began(tmp_path: Path, monkey
     monkeypatch.setattr("pipeline.setup.state.versions", lambda: used)
 
     with pytest.raises(UserError, match=rf"was begun with faqd {__version__} and torch \d.*, this is .* torch 9\.9\.9"):
-        open_folder(config(tmp_path, resume=True))
+        open_run_folder(config(tmp_path, resume=True))
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "manifest.json").touch()
-    open_folder(config(tmp_path, resume=True))  # nothing is left to do
+    open_run_folder(config(tmp_path, resume=True))  # nothing is left to do
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -11,7 +11,7 @@ from scipy import stats
 
 from pipeline.tools.confidence import (
     LEAST_IMAGES,
-    Loss,
+    PointsLost,
     binomial_bounds,
     decidable_limit,
     decision,
@@ -95,7 +95,7 @@ def test_the_bounds_hold_as_often_as_they_say(paired: bool) -> None:
     assert min(inside) >= 0.95 * 400 - 3 * math.sqrt(400 * 0.95 * 0.05)
 
 
-def counted(worse: int, better: int, images: int, *, paired: bool = False) -> Loss:
+def counted(worse: int, better: int, images: int, *, paired: bool = False) -> PointsLost:
     lost = np.zeros(images)
     lost[:worse], lost[worse : worse + better] = 1, -1
     return loss_of(lost, points=round(100 * float(lost.mean()), 9), decisions=1, paired=paired)

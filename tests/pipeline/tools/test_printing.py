@@ -15,11 +15,10 @@ import pytest
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipeline.report.comparison import ComparedTensor, ComparisonReport
-from pipeline.report.comparison import render as render_comparison
+from pipeline.report.comparison import ComparedTensor, ComparisonReport, render_comparison
 from pipeline.report.html import page
 from pipeline.report.schema import Data, FloatLayer, Kernels, Report
-from pipeline.report.table import render
+from pipeline.report.table import render_report
 from pipeline.tools.printing import PlainConsole, console, plain
 from pipeline.tools.progress import LineProgress, TerminalProgress
 
@@ -68,7 +67,7 @@ def nasty(make_report: Callable[..., Report]) -> Report:
 
 def test_a_report_shows_names_in_its_table_and_page(nasty: Report) -> None:
     written = io.StringIO()
-    PlainConsole(file=written, width=200, markup=False, emoji=False).print(render(nasty))
+    PlainConsole(file=written, width=200, markup=False, emoji=False).print(render_report(nasty))
     assert not OBEYED.search(written.getvalue())
     assert written.getvalue().count(SHOWN) == 5
     shown = page(nasty)

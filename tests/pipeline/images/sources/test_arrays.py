@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from calibration.errors import UserError
 from pipeline.images.preprocessing import image_to_tensor, preprocessing_from_fields
-from pipeline.images.sources.arrays import ArraySource, channels_first, checked_labels, open_npz
+from pipeline.images.sources.arrays import ArraySource, as_channels_first, checked_labels, open_npz
 
 Pixels = NDArray[np.uint8]
 
@@ -105,14 +105,14 @@ def test_the_conversion_that_is_named_keeps_black_and_white(dtype: str, most: in
     array = np.zeros((2, 1, 4, 4), dtype)
     array[0] = most
     with pytest.raises(UserError) as raised:
-        channels_first(array, "x")
+        as_channels_first(array, "x")
     assert code.removeprefix("array") in str(raised.value)
     pixels = eval(code, {"array": array})
     assert pixels.dtype == np.uint8 and pixels.max() == 255 and pixels.min() == 0
     negative = array.astype("int16")
     negative[0] = -4
     with pytest.raises(UserError, match=r"its values are -4 to 0: bring them to 0\.\.255 before"):
-        channels_first(negative, "x")
+        as_channels_first(negative, "x")
 
 
 def test_files_that_are_no_npz(tmp_path: Path, file: Path) -> None:
@@ -153,7 +153,7 @@ def test_members_that_claim_too_much_memory_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_the_axis_of_channels_is_found(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    assert channels_first(_pixels(*shape), "x").shape == expected
+    assert as_channels_first(_pixels(*shape), "x").shape == expected
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_the_axis_of_channels_is_found(shape: tuple[int, ...], expected: tuple[i
 )
 def test_other_and_ambiguous_shapes_are_refused(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        channels_first(np.zeros(shape, dtype=np.uint8), "x")
+        as_channels_first(np.zeros(shape, dtype=np.uint8), "x")
 
 
 def test_labels_of_every_integer_type_become_int64() -> None:
