@@ -286,7 +286,7 @@ def check_bundle_meanings(
         UserError: a flag would be ignored; the line names it and what it lacks.
     """
     settings, defaults = (
-        {**flags.to_json(one), **flags.to_json(other)}
+        {**flags.settings_of(one), **flags.to_json(other)}
         for one, other in ((limits, engine), (type(limits)(), type(engine)()))
     )
     asked = [key for key, value in settings.items() if value != defaults[key]]
@@ -297,7 +297,7 @@ def check_bundle_meanings(
         )
     timed = [key for key in ("threads", "batch", "min-speedup") if key in asked]
     if emulated is not None and timed:
-        value = flags.shown(settings[timed[0]])
+        value = flags.as_typed(settings[timed[0]])
         raise UserError(f"--{timed[0]} {value} has no meaning with --emulate {emulated}, whose times are not measured")
     check_meanings({**settings, "backend": backend}, [key for key in asked if NEEDS[key] != ALWAYS])
 
