@@ -286,7 +286,7 @@ def check_bundle_meanings(
         UserError: a flag would be ignored; the line names it and what it lacks.
     """
     settings, defaults = (
-        {**flags.settings_of(one), **flags.to_json(other)}
+        {**flags.settings_of(one), **flags.settings_of(other)}
         for one, other in ((limits, engine), (type(limits)(), type(engine)()))
     )
     asked = [key for key, value in settings.items() if value != defaults[key]]
