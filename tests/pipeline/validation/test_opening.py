@@ -106,7 +106,7 @@ def test_class_names_of_an_artifacts_validation_are_read(photos: Path) -> None:
     limits = faqd.ValidationConfig(classes=names)
     for held, words in (
         ("a b d", "names.txt has 3 names, and no output has as many"),
-        ("d c b e", "'a' are not among"),
+        ("d c b e", "class folders a are not among"),
     ):
         names.write_text(held.replace(" ", "\n"))
         with pytest.raises(faqd.UserError, match=words):
