@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:  # some tests are about interpreters without torch
+    from torch import nn
+
+    from pipeline.images.preprocessing import Preprocessing
 
 # Before torch or numpy are imported: one thread makes sums repeatable and shares a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,6 +32,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     if "not benchmark" not in config.option.markexpr or config.option.capture == "no":
         return 0
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, _MOST_WORKERS)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Take modules and tests out of the collector's rounds: they stay, and to walk them is a tenth of all the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +61,30 @@ def little_time_for_latency() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.validation.score.interleaved_latency", partial(interleaved_latency, seconds=0.5))
+        yield
+
+
+@pytest.fixture(scope="session")
+def digits_captured_once() -> Iterator[None]:
+    """The embedded network is exported for the first run of a process alone, and copied for those after it."""
+    import copy  # here, with what needs torch: some tests are about interpreters without it
+
+    from pipeline.networks.checked_capture import checked_capture
+    from pipeline.stages import teacher
+
+    kept: dict[object, Any] = {}
+
+    def once(module: nn.Module, preprocessing: Preprocessing, *, source: str, **settings: Any) -> Any:
+        if not source.startswith("digits"):
+            return checked_capture(module, preprocessing, source=source, **settings)
+        weights = tuple((name, value.numpy().tobytes()) for name, value in module.state_dict().items())
+        key = (source, preprocessing, weights, *sorted(settings.items()))
+        if key not in kept:
+            kept[key] = checked_capture(module, preprocessing, source=source, **settings)
+        return copy.deepcopy(kept[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teacher, "checked_capture", once)
         yield
 
 

@@ -116,5 +116,5 @@ def elsewhere() -> Report:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_latency(little_time_for_latency: None) -> None:
-    """No test here is about times."""
+def quick_runs(little_time_for_latency: None, digits_captured_once: None) -> None:
+    """No test here is about times, nor about how the embedded network is captured."""

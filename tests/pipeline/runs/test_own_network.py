@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.report.schema import read_report
-from tests.command_line import QUICK, command
+from tests.command_line import SHORT, command
 
 BUILDER = """
 import torch
@@ -70,11 +70,11 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_own_builder_and_photographs(own: Path) -> None:
     arguments = ("--teacher", "python:mine:build", "--image-size", "32", "--data", "images:photos", "--max-drop", "100")
-    done = command("run", *arguments, *QUICK, "--batch-size", "4", "--output", "out", cwd=own)
+    done = command("run", *arguments, *SHORT, "--batch-size", "4", "--output", "out", cwd=own)
     report = read_report(own / "out" / "report.json")
 
     assert done.status == 0, done.err
-    again = command("run", *arguments[:-2], *QUICK, "--batch-size", "4", "--output", "few", cwd=own)
+    again = command("run", *arguments[:-2], *SHORT, "--batch-size", "4", "--output", "few", cwd=own)
     assert again.status == 4 and "1 image cannot decide a limit of 1 point, 299 can" in " ".join(again.out.split())
     assert report.accuracy.metric == "agreement" and report.accuracy.teacher is not None
     assert report.data is not None and report.data.unreadable == 1
@@ -98,7 +98,7 @@ def test_own_mistakes_are_one_line_and_leave_no_bundle(
     own: Path, tmp_path: Path, arguments: tuple[str, ...], said: str
 ) -> None:
     data: tuple[Any, ...] = () if "--data" in arguments else ("--data", "images:photos")
-    done = command("run", *arguments, *data, "--image-size", "32", *QUICK, "--output", str(tmp_path / "o"), cwd=own)
+    done = command("run", *arguments, *data, "--image-size", "32", *SHORT, "--output", str(tmp_path / "o"), cwd=own)
 
     assert said in done.refusal
     assert not (tmp_path / "o" / "bundle").exists()
