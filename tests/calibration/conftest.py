@@ -107,7 +107,18 @@ def _resemble_trained() -> Callable[[nn.Module], nn.Module]:
 
 @pytest.fixture(scope="session")
 def chain() -> BuildChain:
-    """From a network to its prepared form, the ranges taken from the very images."""
+    """From a network to its prepared form, the ranges taken from the very images; the same network is exported once."""
+    kept: dict[object, GraphModule] = {}
+
+    def folded_copy(network: nn.Module, images: Tensor) -> GraphModule:
+        if not isinstance(network, Net):  # of others nothing tells whether their code is the same
+            return folded_graph(network, images)
+        weights = tuple((name, value.numpy().tobytes()) for name, value in network.state_dict().items())
+        distinct = tuple(name for name, _ in network.named_parameters())  # of weights that layers share, one
+        key = (network.compute, repr(network), distinct, weights, images.shape)
+        if key not in kept:
+            kept[key] = folded_graph(network, images)
+        return copy.deepcopy(kept[key])
 
     def build(
         module: nn.Module,
@@ -119,7 +130,7 @@ def chain() -> BuildChain:
         trained: bool = False,
     ) -> Chain:
         network = module.eval() if trained else resemble_trained(copy.deepcopy(module))
-        folded = folded_graph(network, images[:2])
+        folded = folded_copy(network, images[:2])
         chosen = profile if isinstance(profile, Profile) else PROFILES[profile]
         steps = steps_of(folded, images, chosen, widths=Widths(weights=bits), plan=plan, method="auto", rewrites=False)
         return Chain(images=images, folded=folded, plan=steps.plan, prepared=steps.prepared, bits=bits)
