@@ -35,11 +35,13 @@ def test_its_settings_are_a_configuration(recipe: Recipe) -> None:
 @pytest.mark.parametrize("recipe", all_recipes(), ids=lambda recipe: recipe.name)
 def test_it_ends_in_a_validated_bundle(recipe: Recipe, tmp_path: Path) -> None:
     """A few steps of each on the embedded digits, through to the runtime; generations as many as the recipe has."""
-    typed = ["--steps", "3", "--batch-size", "16", "--calibration-images", "64", "--max-drop", "100"]
+    _, images, labels = digits_images()
+    np.savez(tmp_path / "digits.npz", images=images, labels=labels)
+    np.savez(tmp_path / "few.npz", images=images[-60:], labels=labels[-60:])
+    typed = ["--steps", "3", "--batch-size", "16", "--calibration-images", "64", "--held-out-images", "40"]
+    typed += ["--eval-data", f"npz:{tmp_path / 'few.npz'}#images,labels", "--max-drop", "100"]
     typed += ["--teacher", "digits"] * recipe.needs.count("teacher")
     if "data" in recipe.needs:
-        _, images, labels = digits_images()
-        np.savez(tmp_path / "digits.npz", images=images, labels=labels)
         typed += ["--data", f"npz:{tmp_path / 'digits.npz'}#images,labels"]
     if recipe.settings.get("data") == "none":
         typed += ["--generator-steps", "3", "--generated-images", "256"]
