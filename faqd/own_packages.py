@@ -135,7 +135,10 @@ class _Finder:
 
 
 def _importing(plain: Callable[..., ModuleType]) -> Callable[..., ModuleType]:
-    """The import statement, which looks at who asks where there are two answers."""
+    """The import statement, which looks at who asks where there are two answers.
+
+    Libraries, such as pickle, ask for whoever uses them: for them it is the side that this thread is on.
+    """
 
     def import_for(
         name: str,
@@ -148,19 +151,22 @@ def _importing(plain: Callable[..., ModuleType]) -> Callable[..., ModuleType]:
         if asked.partition(".")[0] not in NAMES:
             return plain(name, globals, locals, fromlist, level)
         own = _is_ours(globals)
-        if not own and str((globals or {}).get("__file__", "")).startswith(_LIBRARIES):
-            own = _state["own"]  # such as pickle, which asks for whoever uses it: what is there is meant
-        with _side(own=own):
+        library = not own and str((globals or {}).get("__file__", "")).startswith(_LIBRARIES)
+        # Held before looking: what is there while another thread imports is that thread's side, for as long as it does.
+        with _lock, _side(own=_state["own"] if library else own):
             return plain(name, globals, locals, fromlist, level)
 
     return import_for
 
 
 def _new_lock() -> None:
-    """A thread that holds the lock is not among those of a child."""
+    """Let a child have its own lock: it has none of the threads that could give this one back."""
     global _lock
     _lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_lock)
+    # A child begins with what `sys.modules` holds, which no thread must be exchanging just then.
+    os.register_at_fork(
+        before=lambda: _lock.acquire(), after_in_parent=lambda: _lock.release(), after_in_child=_new_lock
+    )

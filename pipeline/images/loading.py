@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -262,6 +263,8 @@ def _from_workers(loader: TrainingLoader | OrderedLoader, workers: int, pin_memo
             loader,
             batch_size=None,  # an item is a whole batch already
             num_workers=workers,
+            # Python 3.14 has another default, whose processes hold neither a user's packages nor what no pickle does.
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
             pin_memory=pin_memory,
             collate_fn=_as_is,
             generator=torch.Generator(),  # else it would draw its workers' seed from the global generator

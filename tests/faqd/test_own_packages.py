@@ -72,6 +72,21 @@ images = faqd.open_images(torch.randint(256, (9, 1, 8, 8), dtype=torch.uint8), n
 artifact = faqd.convert(faqd.prepare(network, images))
 assert artifact.run(images.held_out[0][None])["output"].shape == (1, 2) and "faqd-card" in artifact._repr_html_()
 assert pipeline.data.images()
+import threading
+import time
+from multiprocessing.reduction import ForkingPickler
+from faqd import own_packages
+started = threading.Event()
+def import_slowly():
+    started.set()
+    import pipeline.slow
+with own_packages.own():  # as in a process that decodes images: what it reads is sent by another thread
+    reading = threading.Thread(target=import_slowly)
+    reading.start()
+    started.wait()
+    time.sleep(0.1)
+    assert b"RunConfig" in bytes(ForkingPickler.dumps(config))
+    reading.join()
 print(faqd.__version__, faqd.RunConfig.__module__, pipeline.__file__)
 """
 
@@ -86,6 +101,7 @@ def project(tmp_path: Path) -> Path:
         "pipeline/layers.py": LAYERS,
         "pipeline/data.py": DATA,
         "backends.py": "raise SystemExit('the stranger was run')",
+        "pipeline/slow.py": "import time; time.sleep(0.5)",
         "calibration/mine.py": "",
         "guest.py": GUEST,
     }
