@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -291,9 +292,26 @@ def read_bundle(folder: Path) -> Bundle:
             raise UserError(f"{file} is not what the manifest says (SHA-256 differs): make the bundle anew")
     if not {MODEL, GOLDEN} <= files.keys():
         raise UserError(f"{path} vouches for no {MODEL} and {GOLDEN}: make the bundle anew")
-    golden = Golden.read(folder / GOLDEN, [entry["name"] for entry in manifest["outputs"]])
-    _check_inputs(golden.inputs, manifest["inputs"][0], folder / GOLDEN)
-    return Bundle(folder=folder, model=read_model(folder / MODEL), golden=golden, manifest=manifest)
+    # All of it was vouched for, also by who wrote it otherwise; what cannot be read is a line and not a traceback.
+    with _sound(path, "inputs and outputs"):
+        golden = Golden.read(folder / GOLDEN, [entry["name"] for entry in manifest["outputs"]])
+        _check_inputs(golden.inputs, manifest["inputs"][0], folder / GOLDEN)
+    bundle = Bundle(folder=folder, model=read_model(folder / MODEL), golden=golden, manifest=manifest)
+    for part in ("plan", "preprocessing", "outputs", "float_outputs", "report", "session_options", "any_size"):
+        with _sound(path, part.replace("_", " ")):
+            getattr(bundle, part)
+    return bundle
+
+
+@contextlib.contextmanager
+def _sound(path: Path, part: str) -> Iterator[None]:
+    """Say in one line which part of a bundle that cannot be read is not what a run writes."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} has no sound {part} ({type(error).__name__}: {error}): make the bundle anew"
+        ) from error
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
@@ -317,7 +335,7 @@ def sha256(file: Path) -> str:
 
 
 def _check_inputs(inputs: NDArray[np.float32], described: Mapping[str, Any], path: Path) -> None:
-    """Refuse golden inputs that are not what the model takes, whatever their number."""
+    """Refuse golden inputs that are not what the model takes."""
     sizes = described["shape"][1:]
     fits = inputs.ndim == 1 + len(sizes) and all(
         not isinstance(fixed, int) or size == fixed for size, fixed in zip(inputs.shape[1:], sizes, strict=True)

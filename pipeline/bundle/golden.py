@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,13 +39,20 @@ class Golden:
 
     @classmethod
     def read(cls, path: Path, names: Sequence[str]) -> Golden:
-        """What `to_bytes` wrote, for the outputs of these names."""
-        with np.load(path, allow_pickle=False) as arrays:
-            try:
-                columns = [{name: arrays[f"{word}.{name}"] for name in names} for word in ("outputs", "teacher")]
-                return cls(inputs=arrays["inputs"], outputs=columns[0], teacher=columns[1])
-            except KeyError as error:
-                raise UserError(f"{path} has no array {error}: make the bundle anew") from None
+        """What `to_bytes` wrote, for the outputs of these names. Raises UserError where it is something else."""
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                columns = [{name: kept[f"{word}.{name}"] for name in names} for word in ("outputs", "teacher")]
+                golden = cls(inputs=kept["inputs"], outputs=columns[0], teacher=columns[1])
+        except KeyError as error:
+            raise UserError(f"{path} has no array {error}: make the bundle anew") from None
+        except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} cannot be read ({error}): make the bundle anew") from error
+        arrays = (golden.inputs, *golden.outputs.values(), *golden.teacher.values())
+        counts = {values.shape[:1] for values in arrays}
+        if len(counts) != 1 or counts <= {(), (0,)}:
+            raise UserError(f"{path} holds no images with their outputs: make the bundle anew")
+        return golden
 
 
 def golden_of(

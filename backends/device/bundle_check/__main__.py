@@ -18,6 +18,7 @@ import numpy as np
 from .compare import compared, golden_line
 from .ending import ended
 from .errors import DeviceError
+from .golden import check_gives, check_takes, read_golden
 from .images import open_images, scored
 from .manifest import least_parity, read_manifest, remark, write_whole
 from .runtimes import latency, load, run_all
@@ -64,15 +65,15 @@ def check(chosen: argparse.Namespace, *, say: Callable[[str], None]) -> dict[str
     manifest = read_manifest(bundle, BACKENDS)
     if (line := remark(manifest)) is not None:
         say(f"note               {line}")
+    inputs, expected = read_golden(bundle, manifest)
     session, runtime = load(bundle / "model.onnx", manifest, chosen.threads)
     say(f"device             {platform.machine()}, {runtime}")
     if manifest.get("target"):
         say(f"made for           {manifest['target']}")
     least = least_parity(manifest)
-    with np.load(bundle / "golden.npz", allow_pickle=False) as golden:
-        inputs = golden["inputs"]
-        expected = {entry["name"]: golden[f"outputs.{entry['name']}"] for entry in manifest["outputs"]}
+    check_takes(session, inputs)
     outputs = run_all(session, inputs)
+    check_gives(outputs, expected)
     report: dict[str, Any] = {"format": 1, "device": {"machine": platform.machine(), "runtime": runtime}, "golden": {}}
     for entry in manifest["outputs"]:
         name = entry["name"]

@@ -24,7 +24,8 @@ def read_manifest(bundle: Path, backends: tuple[str, ...]) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         files = dict(manifest["files"])
-    except (ValueError, KeyError, TypeError) as error:
+        _look_up(manifest, planned="tensorrt" in backends)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DeviceError(f"{path} is damaged ({error}): copy the bundle anew") from error
     if manifest.get("format", 0) >= HASHED_FORMAT and manifest.get("sha256") != manifest_digest(manifest):
         raise DeviceError(f"{path} was changed after the run (its own SHA-256 differs): copy the bundle anew")
@@ -34,6 +35,16 @@ def read_manifest(bundle: Path, backends: tuple[str, ...]) -> dict[str, Any]:
     if manifest.get("backend") not in backends:
         raise DeviceError(f"{bundle} is a bundle for {manifest.get('backend')}: make one with --backend {backends[0]}")
     return manifest
+
+
+def _look_up(manifest: dict[str, Any], *, planned: bool) -> None:
+    """Raise KeyError, TypeError or AttributeError where a manifest lacks what checks read; `planned`: its plan too."""
+    for entry in manifest["outputs"]:
+        str(entry["name"]), str(entry["holds"])
+    if planned:
+        for entry in manifest["plan"]["weights"]:
+            str(entry["layer"]), bool(entry.get("weight_only"))
+        manifest["plan"]["activations"]
 
 
 def least_parity(manifest: dict[str, Any]) -> float:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ..bundle_check.compare import compared, golden_line
 from ..bundle_check.ending import ended
 from ..bundle_check.errors import DeviceError
+from ..bundle_check.golden import check_gives, read_golden
 from ..bundle_check.images import open_images, scored
 from ..bundle_check.manifest import least_parity, read_manifest, remark, write_whole
 from .build import HARDWARE, BuiltEngine, EngineOptions, build_engine, engine_facts
@@ -110,6 +111,7 @@ def check(
     manifest = read_manifest(bundle, ("tensorrt",))
     if (line := remark(manifest)) is not None:
         say(f"note               {line}")
+    inputs, expected = read_golden(bundle, manifest)
     sdk, cuda = load_sdk(), Cuda()
     model = (bundle / "model.onnx").read_bytes()
     facts = engine_facts(sdk, cuda.device_name(), cuda.compute_capability())
@@ -118,14 +120,13 @@ def check(
     plan, record = _engine(sdk, model, options, facts, chosen.engine, say)
     layers = [entry["layer"] for entry in manifest["plan"]["weights"] if not entry.get("weight_only")]
     described = {entry["name"]: entry for entry in manifest["outputs"]}
-    with np.load(bundle / "golden.npz", allow_pickle=False) as golden:
-        inputs, expected = golden["inputs"], {name: golden[f"outputs.{name}"] for name in described}
     report: dict[str, Any] = {"format": 1, "device": facts, "engine": record}
     where = str(chosen.engine or "the engine")
     with loaded_engine(
         sdk, plan, cuda, where=where, facts=record.get("facts"), version_compatible=options.version_compatible
     ) as engine:
         outputs = engine.run(inputs)
+        check_gives(outputs, expected)
         kernels = census(parse_inspection(engine.inspection()), layers, planned_products(manifest["plan"]))
         say(kernel_line(kernels))
         report["kernels"] = asdict(kernels)

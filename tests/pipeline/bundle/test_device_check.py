@@ -303,6 +303,31 @@ def test_a_folder_of_images_is_prepared_by_the_bundles_own_file(
         open_images(str(photos), bundle, manifest)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "line"),
+    [
+        ((0, 4), {"twice": (0, 4), "same": (0, 4)}, "holds no images with their outputs (inputs [0, 4]"),
+        ((5, 4), {"twice": (4, 4), "same": (5, 4)}, "holds no images with their outputs (inputs [5, 4]"),
+        ((5, 4), {"twice": (5, 4)}, "holds no golden images"),
+        ((5, 3), {"twice": (5, 3), "same": (5, 3)}, "golden inputs are float32 [5, 3], model.onnx takes images of"),
+        ((5, 4), {"twice": (5, 4), "same": (5, 2)}, "model.onnx gives same as [5, 4], golden.npz has [5, 2]"),
+    ],
+)
+def test_whoever_vouches_for_it_a_bundle_that_cannot_be_compared_is_one_line(
+    bundle: Path, inputs: tuple[int, ...], outputs: dict[str, tuple[int, ...]], line: str
+) -> None:
+    save(bundle, np.ones(inputs, np.float32), {name: np.ones(shape, np.float32) for name, shape in outputs.items()})
+    assert line in refused(check(bundle))
+
+
+def test_a_manifest_that_does_not_say_what_outputs_hold_is_one_line(bundle: Path) -> None:
+    save(bundle, np.ones((5, 4), np.float32), {"twice": np.ones((5, 4)), "same": np.ones((5, 4))}, holds=None)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["outputs"][0]["holds"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest | {"sha256": manifest_digest(manifest)}))
+    assert "manifest.json is damaged ('holds')" in refused(check(bundle))
+
+
 def test_versions_are_compared_by_numbers() -> None:
     needed = {"name": "onnxruntime", "least": "1.17", "why": "its opset is 20", "way_out": "--opset 17"}
     for version, old in (("1.9.1", True), ("1.16.3", True), ("1.17.0", False), ("1.31.1", False), ("2.0.0rc1", False)):

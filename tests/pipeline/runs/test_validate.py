@@ -17,6 +17,7 @@ from PIL import Image
 from backends.base import Runner
 from backends.onnx_file.serialised import Serialised
 from backends.onnxruntime.backend import OnnxRuntime
+from pipeline.bundle.bundle import manifest_digest, sha256
 from pipeline.cli import main
 from pipeline.images import embedded
 from pipeline.report.schema import read_report
@@ -52,6 +53,34 @@ def test_an_edited_manifest_is_refused(finished: Path, tmp_path: Path, capsys: p
     assert "manifest.json was changed after the run (its own SHA-256 differs)" in capsys.readouterr().err
     done = subprocess.run([sys.executable, str(bundle / "check.py")], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "manifest.json was changed after the run" in done.stderr
+
+
+def test_a_bundle_that_was_changed_and_vouched_for_anew_is_one_line(finished: Path, tmp_path: Path) -> None:
+    bundle = copied(finished, tmp_path)
+    original = json.loads((bundle / "manifest.json").read_text())
+
+    def vouched(**changes: object) -> None:
+        said = {key: value for key, value in (original | changes).items() if value is not None}
+        said["files"] = {**said["files"], "golden.npz": sha256(bundle / "golden.npz")}
+        (bundle / "manifest.json").write_text(json.dumps(said | {"sha256": manifest_digest(said)}))
+
+    for changes, line in (
+        ({"plan": None}, "manifest.json has no sound plan (KeyError: 'plan'): make the bundle anew"),
+        ({"plan": {"activations": [3]}}, "manifest.json has no sound plan"),
+        ({"outputs": "all"}, "manifest.json has no sound inputs and outputs"),
+        ({"preprocessing": {"mean": "grey"}}, "manifest.json"),
+    ):
+        vouched(**changes)
+        for verb in ("validate", "compare"):
+            assert line in command(verb, str(bundle)).refusal
+    with np.load(bundle / "golden.npz") as arrays:
+        none = {name: values[:0] for name, values in arrays.items()}
+    np.savez(bundle / "golden.npz", allow_pickle=False, **none)
+    vouched()
+    assert "golden.npz holds no images with their outputs" in command("validate", str(bundle)).refusal
+    (bundle / "golden.npz").write_bytes(b"nothing")
+    vouched()
+    assert "golden.npz cannot be read" in command("validate", str(bundle)).refusal
 
 
 def test_a_runtime_that_is_too_old_is_one_line(
