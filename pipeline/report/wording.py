@@ -244,8 +244,11 @@ def images_words(data: Data) -> str:
 def metric_words(report: ReportFields) -> str:
     """Return what the accuracy columns hold, as a row's heading."""
     main = scored_output(report)
-    if report.accuracy.metric == "agreement" and main is not None and main.decisions != 1:
-        return "pixels as teacher" if len(main.shape) == 3 else "decided as teacher"
+    if main is not None and main.decisions != 1:
+        if report.accuracy.metric == "top1":
+            return "pixels as labels"
+        if report.accuracy.metric == "agreement":
+            return "pixels as teacher" if len(main.shape) == 3 else "decided as teacher"
     return METRICS[report.accuracy.metric]
 
 
@@ -253,7 +256,7 @@ def metric_sentence(report: ReportFields) -> str:
     """Return what the accuracy columns hold, as the beginning of a sentence."""
     main, metric = scored_output(report), report.accuracy.metric
     if metric == "top1":
-        return "Top-1 accuracy"
+        return "Top-1 accuracy" if main is None or main.decisions == 1 else "Pixels with their label's class"
     if metric == "centred-cosine":
         return (
             "Mean cosine similarity with the float teacher's embedding of the same image, its mean embedding taken from"

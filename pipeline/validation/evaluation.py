@@ -16,6 +16,7 @@ from pipeline.images.preprocessing import Preprocessing, normalise
 from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.class_order import in_network_order
 from pipeline.networks.outputs.meaning import Output, primary
+from pipeline.tools.source_text import batch_shape
 from pipeline.validation.score import ScoredImages
 from pipeline.validation.subject import ImagesToScore
 
@@ -70,6 +71,15 @@ def usable_labels(
     """
     main = outputs[primary(outputs)]
     if evaluation.labels is None:
+        return evaluation, ()
+    if evaluation.labels.ndim > 1:
+        maps, decided = evaluation.labels.shape[1:], main.positions if main.holds == "classes" else None
+        if maps != decided:
+            holds = f"values {batch_shape(main.shape)}" if decided is None else f"classes {batch_shape(decided)}"
+            raise UserError(
+                f"--eval-data {source}: its labels are maps {batch_shape(maps)}, and {main.name} decides {holds}:"
+                " give one label for each decision, or leave them out to score agreement with the teacher"
+            )
         return evaluation, ()
     if main.holds == "classes" and main.decisions == 1:
         of_folders = evaluation.folders is not None

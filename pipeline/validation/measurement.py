@@ -15,6 +15,7 @@ from pipeline.config import ValidationConfig
 from pipeline.networks.outputs.joined import reasons
 from pipeline.report.gate import Gate, verdict
 from pipeline.report.schema import Distillation, Latency, Report, Size
+from pipeline.report.wording import percentage
 from pipeline.setup.machine.circumstances import host, versions
 from pipeline.tools.progress import Progress
 from pipeline.validation.gates import gates_of, repetitions, ungated
@@ -90,6 +91,7 @@ def report_of(
         *subject.notes,
         *ungated(limits),
         *repetitions(scores),
+        *_overlap(scores),
         *subject.remarks,
         *measurement.remarks,
         *reasons(gates, scores.outputs, scores.main, subject.graph),
@@ -122,6 +124,13 @@ def report_of(
         quantiser=origin.quantiser,
         target=subject.target,
     )
+
+
+def _overlap(scores: Scores) -> tuple[str, ...]:
+    """The mean intersection over union with maps of labels, as a line; nothing where there are none."""
+    kinds = ("teacher", "simulated", "oracle", "runtime")
+    said = [f"{name} {percentage(scores.mean_ious[name])}" for name in kinds if name in scores.mean_ious]
+    return (f"mean IoU with the labels: {', '.join(said)}",) if said else ()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from pipeline.distillation.training.schedule import resolve_device
 from pipeline.images.data import EvaluationSet, ImageSource
 from pipeline.images.loading import Reader, none_readable
 from pipeline.images.preprocessing import Preprocessing
+from pipeline.images.sources.arrays import ArraySource
 from pipeline.images.split_images import SplitImages
 from pipeline.networks.checkpoints.files import split_part
 from pipeline.networks.outputs.class_order import read_class_names
@@ -27,7 +28,7 @@ from pipeline.setup.settled import float_steps, settled_by_configuration
 from pipeline.setup.state import STATE
 from pipeline.tools.atomic import check_place
 from pipeline.validation.evaluation import Scored, evaluation_of
-from pipeline.validation.score import check_labels
+from pipeline.validation.label_tally import check_labels
 
 
 def check_machine(config: RunConfig) -> None:
@@ -101,6 +102,9 @@ def check_scored(evaluation: EvaluationSet, outputs: Sequence[Output], preproces
         UserError: none of them can, or a label is none.
     """
     check_readable(evaluation.images, preprocessing)
+    if evaluation.labels is not None and evaluation.labels.ndim > 1:
+        _check_maps(evaluation, outputs[primary(outputs)], preprocessing)
+        return
     classes = _classes(outputs)
     if evaluation.labels is not None and classes is not None:
         check_labels(evaluation.labels, classes)
@@ -113,8 +117,27 @@ def check_taught_labels(labels: NDArray[np.int64] | None, teacher: Network) -> N
         UserError: one is none.
     """
     classes = _classes(teacher.outputs)
+    if labels is not None and labels.ndim > 1:
+        raise UserError("--label-weight takes one label per image, and those of --data are maps: leave it out")
     if labels is not None and classes is not None:
         check_labels(labels, classes, flag="--data")
+
+
+def _check_maps(evaluation: EvaluationSet, output: Output, preprocessing: Preprocessing) -> None:
+    """Raise UserError where maps of labels do not lie on their images as the network sees them, or hold no class."""
+    labels, name = evaluation.labels, evaluation.images.name
+    assert labels is not None and output.classes is not None
+    p = preprocessing
+    if not isinstance(evaluation.images, ArraySource) or not evaluation.images.is_prepared(p):
+        raise UserError(
+            f"--eval-data {name}: its labels are maps, which are not resized as images are: store the images at the"
+            f" network's {p.width}x{p.height} px, and the maps as the network answers them"
+        )
+    if not bool(((labels >= 0) & (labels < output.classes)).any()):
+        raise UserError(
+            f"--eval-data {name} has labels {labels.min()} to {labels.max()}, and none is one of the network's"
+            f" {output.classes} classes, 0 to {output.classes - 1}"
+        )
 
 
 def _classes(outputs: Sequence[Output]) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from pipeline.networks.outputs.agreement import OutputTally, parity_of
 from pipeline.networks.outputs.meaning import Output, primary
 from pipeline.report.schema import Accuracy, Latency, OutputScore, Parity, Percentiles
 from pipeline.tools.confidence import PointsLost, loss_of
+from pipeline.validation.label_tally import LabelTally
 
 #: Stages whose outputs are scored, in the order of the way; "runtime" is absent where it does not run.
 #: "target", scored only against itself, is what the student was asked for: without labels it stands in for them.
@@ -30,7 +31,10 @@ Outputs = Callable[[Tensor], list[Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredImages:
-    """One batch to score: normalised images float32 [B, C, H, W] and their labels int64 [B], where there are any."""
+    """One batch to score: normalised images float32 [B, C, H, W] and their labels int64 [B], where there are any.
+
+    Of maps int64 [B, H, W]; labels of theirs that are no class are left out.
+    """
 
     images: Tensor
     labels: NDArray[np.int64] | None
@@ -58,6 +62,8 @@ class Scores:
     """Of each output whether its target is the same on all images, so that agreement with it says nothing."""
     repeated: int = 0
     """Images that are the same as one before: they do not count as further ones."""
+    mean_ious: Mapping[str, float] = field(default_factory=dict)
+    """Of columns, where labels are maps: the mean over classes of intersection over union with them."""
 
 
 def score(
@@ -75,8 +81,7 @@ def score(
     """
     images, main = 0, primary(outputs)
     tallies = [OutputTally(output) for output in outputs]
-    labelled: dict[str, int] = {}
-    wrong: dict[str, list[NDArray[np.float64]]] = {}
+    labelled = dict[str, LabelTally]()
     seen, first = set[bytes](), list[bool]()
     for batch in batches:
         results = {name: run(batch.images) for name, run in columns.items()}
@@ -84,16 +89,14 @@ def score(
         first += _unseen(batch.images, seen)
         if batch.labels is not None:
             for name, values in results.items():
-                check_labels(batch.labels, values[main].shape[1])
-                right = outputs[main].answers(values[main]).reshape(-1) == batch.labels
-                labelled[name] = labelled.get(name, 0) + int(right.sum())
-                wrong.setdefault(name, []).append((~right).astype(np.float64))
+                tally_of_labels = labelled.setdefault(name, LabelTally(values[main].shape[outputs[main].axis]))
+                tally_of_labels.add(outputs[main].answers(values[main]), batch.labels)
         for index, tally in enumerate(tallies):
             tally.add({name: values[index] for name, values in results.items()})
         step(images)
     if not images:
         raise UserError("--eval-data: no image to score was readable")
-    fractions = {name: right / images for name, right in labelled.items()} or tallies[main].fractions()
+    fractions = {name: tally.fraction() for name, tally in labelled.items()} or tallies[main].fractions()
     accuracy = Accuracy(
         metric="top1" if labelled else tallies[main].metric,
         images=images,
@@ -108,7 +111,7 @@ def score(
     outputs_lost = tuple(_output_loss(tally, last, own) for tally in tallies)
     lost = outputs_lost[main]
     if labelled:
-        lost = _labelled_loss(wrong, fractions, last, own)
+        lost = _labelled_loss(labelled, last, own, decisions=outputs[main].decisions)
     return Scores(
         accuracy=accuracy,
         parity=parity_of(tallies),
@@ -121,6 +124,7 @@ def score(
         outputs_lost=outputs_lost,
         alike=tuple(tally.alike for tally in tallies),
         repeated=images - len(seen),
+        mean_ious={name: iou for name, tally in labelled.items() if (iou := tally.mean_iou()) is not None},
     )
 
 
@@ -135,14 +139,15 @@ def _unseen(images: Tensor, seen: set[bytes]) -> list[bool]:
 
 
 def _labelled_loss(
-    wrong: Mapping[str, list[NDArray[np.float64]]], fractions: Mapping[str, float], column: str, own: NDArray[np.bool_]
+    labelled: Mapping[str, LabelTally], column: str, own: NDArray[np.bool_], *, decisions: int | None
 ) -> PointsLost | None:
-    """What top-1 has lost in a column against the teacher's; how sure that is by the images of their `own` alone."""
-    if column not in wrong or "teacher" not in wrong:
+    """What a column has lost of what the labels say against the teacher; how sure it is by its `own` images alone."""
+    if column not in labelled or "teacher" not in labelled:
         return None
-    lost = np.concatenate(wrong[column]) - np.concatenate(wrong["teacher"])
-    points = _points(fractions["teacher"], fractions[column])
-    return loss_of(lost[own], points=points, decisions=1, paired=fractions["teacher"] < 1)
+    mine, teacher = labelled[column], labelled["teacher"]
+    points = _points(teacher.fraction(), mine.fraction())
+    lost = mine.wrong() - teacher.wrong()
+    return loss_of(lost[own], points=points, decisions=decisions, paired=teacher.fraction() < 1)
 
 
 def _output_loss(tally: OutputTally, column: str, own: NDArray[np.bool_]) -> PointsLost | None:
@@ -158,15 +163,6 @@ def _output_loss(tally: OutputTally, column: str, own: NDArray[np.bool_]) -> Poi
 def _points(teacher: float, other: float) -> float:
     """Percentage points lost; rounded, so that one of a hundred is 1 and not a little more."""
     return round(100 * (teacher - other), 9)
-
-
-def check_labels(labels: NDArray[np.int64], classes: int, *, flag: str = "--eval-data") -> None:
-    """Raise UserError unless labels [N], which `flag` names, are classes of a network that has so many."""
-    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
-        raise UserError(
-            f"{flag} has labels {labels.min()} to {labels.max()}, but the network has"
-            f" {classes} classes, 0 to {classes - 1}"
-        )
 
 
 def oracle_outputs(model: Serialised, *, fused_rounding: bool, arm_arithmetic: bool) -> Outputs:

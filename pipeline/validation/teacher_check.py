@@ -150,7 +150,7 @@ def check_teacher(
     """
     lines: tuple[str, ...] = ()
     workers = 0 if images is None else images.workers
-    if evaluation is not None and evaluation.labels is not None:
+    if evaluation is not None and evaluation.labels is not None and evaluation.labels.ndim == 1:
         everything = np.arange(len(evaluation.images), dtype=np.int64)
         lines += check_labelled(
             teacher,

@@ -175,16 +175,17 @@ def _to_bytes(array: NDArray[Any]) -> str:
 
 
 def checked_labels(array: NDArray[Any], count: int, where: str) -> NDArray[np.int64]:
-    """Return labels as int64 [count].
+    """Return labels as int64 [count], or maps of them [count, H, W], whose numbers that are no class are left out.
 
     Raises:
-        UserError: they are not integers, not one per image, or negative.
+        UserError: they are not integers, not one or one map per image, or negative where there is one per image.
     """
-    if array.dtype.kind not in "iu" or array.shape != (count,):
+    if array.dtype.kind not in "iu" or array.ndim not in (1, 3) or len(array) != count or not array.size:
         raise UserError(
-            f"{where} is {array.dtype} {list(array.shape)}; labels must be integers [{count}], one per image"
+            f"{where} is {array.dtype} {list(array.shape)}; labels must be integers [{count}], one per image, or of"
+            f" maps [{count}, H, W]"
         )
-    if array.size and int(array.min()) < 0:
+    if array.ndim == 1 and int(array.min()) < 0:
         raise UserError(f"{where} has the label {int(array.min())}; labels are class indices from 0")
     return array.astype(np.int64)
 

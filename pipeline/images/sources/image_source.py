@@ -83,11 +83,11 @@ class EvaluationSet:
     """Images to score on, with labels where there are any."""
 
     images: ImageSource
-    labels: NDArray[np.int64] | None  # [len(images)], index of the class
+    labels: NDArray[np.int64] | None  # [len(images)], index of the class; of maps [len(images), H, W], others left out
     folders: tuple[str, ...] | None = None  # of class folders, by label; None where labels are the network's indices
     ordered: bool = False  # whether a file of the user's gave their order, instead of the alphabet
     order: str = ""  # how labels were matched with a network's classes, half a sentence
 
     def __post_init__(self) -> None:
-        if self.labels is not None and self.labels.shape != (len(self.images),):
+        if self.labels is not None and len(self.labels) != len(self.images):
             raise ValueError(f"{self.labels.shape} labels for {len(self.images)} images")

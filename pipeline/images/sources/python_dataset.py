@@ -19,7 +19,8 @@ def open_python(rest: str, *, labelled: bool) -> EvaluationSet:
     """Call `package.module:function` for a sequence or map-style Dataset of images, or of (image, label).
 
     An image is a PIL image, or a uint8 array or tensor. One uint8 array or tensor of all images, as in
-    `npz:`, is taken as such and is the fastest; so is the pair of such an array and of integer labels [N].
+    `npz:`, is taken as such and is the fastest; so is the pair of such an array and of integer labels [N], or maps of
+    them [N, H, W].
 
     Raises:
         UserError: the function cannot be called, fails, or returns something else.
@@ -72,5 +73,7 @@ def _arrays(returned: Any) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
         return None, None
     if len(arrays) == 1:
         return arrays[0], None
-    # A list of labels has one axis and no image has: two images are not mistaken for it.
-    return (arrays[0], arrays[1]) if arrays[1].ndim == 1 else (None, None)
+    # A list of labels has one axis and no image has; maps of them come with images of four, and no image has four: two
+    # images are not mistaken for either.
+    pair = arrays[1].ndim == 1 or (arrays[0].ndim == 4 and arrays[1].ndim == 3)
+    return (arrays[0], arrays[1]) if pair else (None, None)

@@ -72,12 +72,15 @@ class Output:
     @property
     def decisions(self) -> int | None:
         """How much is decided per image: 1 for a classifier, the pixels of a map; None for values."""
-        if self.holds == "values":
-            return None
+        return None if self.holds == "values" else int(torch.Size(self.positions).numel())
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The shape of what is decided per image: () for a classifier, [H, W] of a map."""
         sizes = list(self.shape)
         if self.holds == "classes":
             sizes.pop(self._place)
-        return int(torch.Size(sizes).numel())
+        return tuple(sizes)
 
     @property
     def classes(self) -> int | None:
