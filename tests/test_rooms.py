@@ -14,6 +14,69 @@ PACKAGES = ("faqd", "pipeline", "backends", "calibration")
 FLOORS = {"pipeline": 11, "backends": 6, "calibration": 5}
 MOST_ENTRIES, MOST_LINES = 16, 400
 
+#: Rooms behind the face that benchmarks enter: what they measure is a step that no call of `faqd` does alone.
+BEHIND_THE_FACE = {
+    "conftest": {
+        "backends.base": "the type of a student's runtime",
+        "faqd.settings": "the names of what `faqd.prepare` takes, out of a whole configuration",
+        "pipeline.artifacts": "types of what single steps of training take",
+        "pipeline.distillation": "the schedule that a run would train by",
+        "pipeline.images": "the type of the images that single steps of training take",
+        "pipeline.setup": "machine and versions, which every row is kept with",
+        "pipeline.stages": "the targets that `faqd.distil` learns, before it does",
+    },
+    "test_affinity_ablation": {
+        "pipeline.stages": "training over another schedule than a run's, and what it is to learn",
+        "pipeline.tools": "lines of a progress that goes to the test's output",
+    },
+    "test_affinity_cost": {"pipeline.distillation": "one form of a loss at a time"},
+    "test_cifar_figures": {
+        "backends": "the runtime's own names of its kernels",
+        "pipeline.networks": "how many layers a network has, which its report must show",
+    },
+    "test_corrections": {
+        "backends": "profiles that a student is prepared for",
+        "calibration.simulation": "a student without corrections, which `faqd.prepare` does not make",
+        "pipeline.artifacts": "its type",
+        "pipeline.stages": "calibration and corrections, one after the other",
+    },
+    "test_latency_against_peers": {
+        "backends.base": "types of runtimes and of what they run",
+        "backends.onnx_file": "files in one piece, which peers read",
+        "backends.timing": "interleaved times of several models",
+        "pipeline.stages": "a file of a student that has not been trained",
+    },
+    "test_methods_floor": {
+        "backends.onnx_file": "the float file, which peers quantise",
+        "calibration.graph": "which layers are first and last",
+    },
+    "test_openvino_profiles": {
+        "backends.base": "types of runtimes and of what they run",
+        "backends.facts": "profiles, one runtime's run by another",
+        "backends.onnx_file": "the float file of a network that takes no images",
+        "backends.onnxruntime": "a runtime with another's profile",
+        "backends.openvino": "a runtime with another's profile",
+        "backends.timing": "interleaved times of several models",
+        "pipeline.networks": "an untrained network",
+    },
+    "test_rounding_speed": {"calibration.arithmetic": "one rounding at a time"},
+    "test_step_cost": {
+        "pipeline.distillation": "the parts of one step of training",
+        "pipeline.images": "one batch as training reads it",
+        "pipeline.setup": "memory as a run keeps it",
+        "pipeline.tools": "targets drawn as a run draws",
+    },
+    "test_zoo_latency": {
+        "backends.base": "types of runtimes and of what they run",
+        "backends.facts": "the profile of the processor here",
+        "backends.onnx_file": "the float file of a network that takes no images",
+        "backends.onnxruntime": "the runtime, of what takes no images",
+        "backends.timing": "interleaved times of several models",
+        "calibration.graph": "which layers are weighted",
+        "pipeline.setup": "the machine, which the table names",
+    },
+}
+
 Imports = Mapping[str, frozenset[str]]
 
 
@@ -123,6 +186,35 @@ def test_one_name_is_one_thing() -> None:
     twice = {name: sorted(places) for name, places in defined.items() if len(places) > 1}
     assert {name: places for name, places in twice.items() if name not in SAME_THING} == {}
     assert twice.keys() >= SAME_THING, "a name that is single again leaves the list"
+
+
+def private_rooms(path: Path) -> set[str]:
+    """The rooms behind the face, as package.room or a package itself, that a file imports from."""
+    entered = set[str]()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        entered |= {
+            ".".join(name.split(".")[:2]) for name in names if name.split(".")[0] in PACKAGES and name != "faqd"
+        }
+    return entered
+
+
+def test_benchmarks_stay_before_the_face_but_for_reasons() -> None:
+    entered = {path.stem: private_rooms(path) for path in sorted((ROOT / "tests" / "benchmarks").glob("*.py"))}
+    assert {name: rooms for name, rooms in entered.items() if rooms} == {
+        name: set(reasons) for name, reasons in BEHIND_THE_FACE.items()
+    }
+    assert all(reason for reasons in BEHIND_THE_FACE.values() for reason in reasons.values())
+
+
+def test_what_stays_before_the_face(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(
+        "import faqd\nfrom tests.chain import steps_of\nimport backends\n"
+        "def late():\n    from pipeline.config.run import RunConfig\n    import calibration.grid as grid\n"
+    )
+    assert private_rooms(tmp_path / "a.py") == {"backends", "pipeline.config", "calibration.grid"}
 
 
 def test_what_is_counted(tmp_path: Path) -> None:

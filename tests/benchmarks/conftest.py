@@ -16,26 +16,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import faqd
 from backends.base import Backend
 from faqd.settings import QuantisationSettings
-from pipeline.artifacts import Lesson, Network, PreparedStudent
-from pipeline.config import (
-    DataConfig,
-    DistillationConfig,
-    ExecutionConfig,
-    QuantisationConfig,
-    RunConfig,
-    TeacherConfig,
-)
+from pipeline.artifacts import Lesson, PreparedStudent
 from pipeline.distillation.training.schedule import Schedule, schedule_of
 from pipeline.images.split_images import SplitImages
 from pipeline.setup.machine.circumstances import host, versions
 from pipeline.stages.targets import lesson_for
 
+BATCH = 64
+"""Images that go through a network at a time where they are scored."""
 DEFAULT_THREADS = 2  # the machine that the figures are promised for has two cores
 _SHOWN_VERSIONS = ("faqd", "python", "torch", "onnx", "onnxruntime", "numpy")
 
@@ -104,13 +100,14 @@ class Results:
 class Ready:
     """A student that is calibrated as `faqd run` calibrates it, with everything that its training takes."""
 
-    config: RunConfig
+    config: faqd.RunConfig
     backend: Backend
     lesson: Lesson
     prepared: PreparedStudent
+    opened: faqd.Images
 
     @property
-    def teacher(self) -> Network:
+    def teacher(self) -> faqd.Network:
         """The network that is quantised."""
         return self.lesson.teacher
 
@@ -119,19 +116,25 @@ class Ready:
         """The images that calibrate, train and judge."""
         return self.lesson.images
 
+    def calibrating(self) -> list[Tensor]:
+        """As many images as its calibration reads, normalised, float32 [B, C, H, W] each."""
+        training = self.opened.training
+        count = min(self.config.data.calibration_images, len(training))
+        return list(torch.split(torch.stack([training[index] for index in range(count)]), BATCH))
+
     def schedule(self, steps: int | None = None) -> Schedule:
         """The run's schedule at the rates that it offers, over another number of steps if one is given."""
         config = self.config
         made = schedule_of(config.distillation, config.quantisation, images=len(self.images.training))
         return replace(made, steps=made.steps if steps is None else steps, tries_first_step=False)
 
-    def training(self, affinity: str) -> tuple[PreparedStudent, Lesson, DistillationConfig, ExecutionConfig]:
+    def training(self, affinity: str) -> tuple[PreparedStudent, Lesson, faqd.DistillationConfig, faqd.ExecutionConfig]:
         """What the run's training takes, with another form of the affinity."""
         settings = replace(self.config.distillation, affinity=affinity)  # type: ignore[arg-type]  # checked at birth
         return self.prepared, self.lesson, settings, self.config.execution
 
 
-def make_ready(config: RunConfig) -> Ready:
+def make_ready(config: faqd.RunConfig) -> Ready:
     """Teacher, images and calibrated student of a configuration, in process, by the face."""
     asked, data = config.teacher, vars(config.data)
     quantisation = {
@@ -143,7 +146,7 @@ def make_ready(config: RunConfig) -> Ready:
     student = faqd.prepare(teacher, images, **quantisation)
     # What the face decides inside of `faqd.distil`: benchmarks time single steps of it.
     lesson, _ = lesson_for((teacher,), images.split, config.distillation)
-    return Ready(config=config, backend=student.backend, lesson=lesson, prepared=student.prepared)
+    return Ready(config=config, backend=student.backend, lesson=lesson, prepared=student.prepared, opened=images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,17 +165,27 @@ class Cifar:
         """Source of the labelled images that score."""
         return f"npz:{self.folder / 'data' / 'cifar10_sample.npz'}#test_images,test_labels"
 
+    def labelled(self, network: faqd.Network) -> list[tuple[Tensor, Tensor]]:
+        """The images that score, normalised, float32 [B, 3, 32, 32] each, and their labels [B]."""
+        p = network.preprocessing
+        with np.load(self.folder / "data" / "cifar10_sample.npz") as arrays:
+            pixels, labels = (torch.from_numpy(arrays[key]) for key in ("test_images", "test_labels"))
+        assert tuple(pixels.shape[1:]) == (p.channels, p.height, p.width)  # nothing is to be resized
+        divisor, mean, std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in (float(p.divisor), p.mean, p.std))
+        images = (pixels.float() / divisor - mean) / std
+        return list(zip(torch.split(images, BATCH), torch.split(labels.long(), BATCH), strict=True))
+
     def weights(self, network: str) -> Path:
         """Checkpoint of a network such as resnet20."""
         return self.folder / "models" / f"{network}_cifar10.safetensors"
 
-    def config(self, network: str, *, bits: int, seed: int = 0) -> RunConfig:
+    def config(self, network: str, *, bits: int, seed: int = 0) -> faqd.RunConfig:
         """The default run of a network on these images."""
-        return RunConfig(
-            teacher=TeacherConfig(sources=(f"cifar:{network}",), files=(str(self.weights(network)),)),
-            data=DataConfig(source=self.unlabelled),
-            quantisation=QuantisationConfig(bits=bits),  # type: ignore[arg-type]  # checked by the dataclass
-            execution=ExecutionConfig(seed=seed),
+        return faqd.RunConfig(
+            teacher=faqd.TeacherConfig(sources=(f"cifar:{network}",), files=(str(self.weights(network)),)),
+            data=faqd.DataConfig(source=self.unlabelled),
+            quantisation=faqd.QuantisationConfig(bits=bits),  # type: ignore[arg-type]  # checked by the dataclass
+            execution=faqd.ExecutionConfig(seed=seed),
         )
 
 
@@ -207,7 +220,7 @@ def cifar(shared_folder: Path) -> Cifar:
 
 
 @pytest.fixture(scope="session")
-def ready() -> Callable[[RunConfig], Ready]:
+def ready() -> Callable[[faqd.RunConfig], Ready]:
     """Builder of a calibrated student from a configuration."""
     return make_ready
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.images.data import open_evaluation, ordered_batches
-from pipeline.images.preprocessing import normalise
-from pipeline.images.sources.image_source import ImageSource
 from pipeline.stages.distill import distil
 from pipeline.stages.targets import target_outputs
 from pipeline.tools.progress import LineProgress
@@ -106,7 +102,6 @@ def test_affinity_forms(
 
 def _measured(student: Ready, loss: str, steps: int, cifar: Cifar, folder: Path) -> Row:
     """Train unless `steps` is 0, and judge what comes out."""
-    preprocessing = student.teacher.preprocessing
     trained = distil(
         *student.training(FORMS.get(loss, "none")),
         schedule=student.schedule(steps),
@@ -114,32 +109,26 @@ def _measured(student: Ready, loss: str, steps: int, cifar: Cifar, folder: Path)
         progress=LineProgress(print),
     )
     record = trained.distillation
-    evaluation = open_evaluation(cifar.test, preprocessing)
-    assert evaluation.labels is not None
-    everything = np.arange(len(evaluation.images), dtype=np.int64)
-    classes, held_out = partial(_classes, student), student.images.held_out
+    scored = cifar.labelled(student.teacher)
+    labels = torch.cat([labels for _, labels in scored]).numpy()
+    own = student.opened.held_out
+    held_out = torch.split(torch.stack([own[index] for index in range(len(own))]), _BATCH)
     target = target_outputs(student.teacher.folded, mirror=student.lesson.mirror)
-    target_classes = classes(target, student.images.source, held_out)
-    student_classes = classes(trained.network, student.images.source, held_out)
-    test_classes = classes(trained.network, evaluation.images, everything)
+    target_classes, student_classes = _classes(target, held_out), _classes(trained.network, held_out)
+    test_classes = _classes(trained.network, [images for images, _ in scored])
     return {
         "held_out_loss": record.loss_calibrated if record.loss_final is None else record.loss_final,
         "held_out_agreement": float((student_classes == target_classes).mean()),
-        "top1": float((test_classes == evaluation.labels).mean()),
+        "top1": float((test_classes == labels).mean()),
         "chosen": record.chosen,
         "backoffs": record.backoffs,
     }
 
 
-def _classes(
-    student: Ready, network: Callable[[Tensor], Sequence[Tensor]], source: ImageSource, indices: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Argmax of a network's first output for the images of these indices."""
-    preprocessing, found = student.teacher.preprocessing, []
+def _classes(network: Callable[[Tensor], Sequence[Tensor]], batches: Iterable[Tensor]) -> NDArray[np.int64]:
+    """Argmax of a network's first output for normalised images, float32 [B, C, H, W] each."""
     with torch.no_grad():
-        for batch in ordered_batches(source, indices, preprocessing, batch_size=_BATCH):
-            found.append(network(normalise(batch.images, preprocessing))[0].argmax(1))
-    classes: NDArray[np.int64] = torch.cat(found).numpy()
+        classes: NDArray[np.int64] = torch.cat([network(images)[0].argmax(1) for images in batches]).numpy()
     return classes
 
 

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import faqd
 from backends import backend_named
 from pipeline.networks.architectures.cifar_resnet import BLOCKS
-from pipeline.report.schema import read_report
 
 if TYPE_CHECKING:
     from tests.benchmarks.conftest import Cifar, Columns, Results, Row
@@ -83,7 +83,8 @@ def test_command_reaches_its_figures(
     seconds = time.monotonic() - start
     assert finished.returncode in (0, 1), finished.stderr
     print(finished.stdout)
-    report = read_report(output / "report.json")
+    report = faqd.read_bundle(output / "bundle").report
+    assert report is not None
     model = (output / "bundle" / "model.onnx").read_bytes()
     kernels = backend_named("onnxruntime").census(model, [layer.name for layer in report.layers]).histogram
     assert report.size.float_bytes and report.size.quantised_bytes and report.distillation

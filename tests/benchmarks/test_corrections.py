@@ -13,17 +13,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
+import faqd
 from backends import backend_named
 from calibration.simulation.correction import Corrections
 from pipeline.artifacts import PreparedStudent
-from pipeline.config import QuantisationConfig
-from pipeline.images.data import open_evaluation, ordered_batches
-from pipeline.images.preprocessing import normalise
 from pipeline.stages.observe import corrected, prepare, suited
 
 if TYPE_CHECKING:
@@ -56,7 +53,7 @@ def test_corrections(
         weights, activations = WIDTHS[widths]
         backend = backend_named("onnxruntime" if activations == 8 else "reference")
         widths_asked: dict[str, Any] = {"bits": weights, "activation_bits": activations}
-        asked = QuantisationConfig(backend=backend.name, **widths_asked)
+        asked = faqd.QuantisationConfig(backend=backend.name, **widths_asked)
         student = prepare(suited(made.teacher, backend.profile, asked.widths), backend, made.images, asked)
         began = time.perf_counter()
         better = corrected(student, made.images)
@@ -80,18 +77,16 @@ def test_corrections(
 
 def _judged(made: Ready, cifar: Cifar, student: PreparedStudent | None) -> tuple[float, float]:
     """Top-1 on the labelled images in percent, and the mean KL to the float network; None: of that network itself."""
-    preprocessing, teacher = made.teacher.preprocessing, made.teacher.folded
-    evaluation = open_evaluation(cifar.test, preprocessing)
-    assert evaluation.labels is not None
+    teacher = made.teacher.folded
     network = teacher if student is None else student.network().eval()
-    right, divergence, indices = 0, 0.0, np.arange(len(evaluation.images))
+    right, divergence, count = 0, 0.0, 0
     with torch.no_grad():
-        for batch in ordered_batches(evaluation.images, indices, preprocessing, batch_size=64):
-            inputs, labels = normalise(batch.images, preprocessing), torch.from_numpy(evaluation.labels[batch.indices])
+        for inputs, labels in cifar.labelled(made.teacher):
+            count += len(inputs)
             own, wanted = (torch.log_softmax(graph(inputs)[0].double(), 1) for graph in (network, teacher))
             right += int((own.argmax(1) == labels).sum())
             divergence += float(functional.kl_div(own, wanted, log_target=True, reduction="sum"))
-    return 100 * right / len(indices), divergence / len(indices)
+    return 100 * right / count, divergence / count
 
 
 def _spread(values: list[float]) -> str:

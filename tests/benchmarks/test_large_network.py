@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.report.schema import read_report
+import faqd
 
 if TYPE_CHECKING:
     from tests.benchmarks.conftest import Cifar, Columns, Results
@@ -59,7 +59,8 @@ def test_large_network(cifar: Cifar, results: Results, repository: Path, tmp_pat
         command, cwd=repository, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
     )
     assert finished.returncode == 0, finished.stderr
-    report = read_report(tmp_path / "run" / "report.json")
+    report = faqd.read_bundle(tmp_path / "run" / "bundle").report
+    assert report is not None
     results.add(
         {"steps": STEPS},
         float_bytes=report.size.float_bytes,

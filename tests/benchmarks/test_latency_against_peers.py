@@ -23,12 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+import faqd
 from backends.base import Array, Backend, Runner
 from backends.onnx_file.serialised import in_one_piece
 from backends.timing import interleaved_latency
-from pipeline.config import DataConfig, PreprocessingConfig, QuantisationConfig, RunConfig, TeacherConfig
-from pipeline.images.data import ordered_batches
-from pipeline.images.preprocessing import normalise
 from pipeline.stages.convert import compile_model
 
 if TYPE_CHECKING:
@@ -81,7 +79,7 @@ def models_of(
         config = _config(network, cifar)
         student = ready(config)
         compiled = _compiled(student)
-        four_bits = ready(replace(config, quantisation=QuantisationConfig(bits=4)))
+        four_bits = ready(replace(config, quantisation=faqd.QuantisationConfig(bits=4)))
         images = _calibration_images(student)
         files = {
             FLOAT: compiled[0],
@@ -150,14 +148,14 @@ def balanced_latency(runners: Mapping[str, Runner], images: Array) -> dict[str, 
     }
 
 
-def _config(network: str, cifar: Cifar) -> RunConfig:
+def _config(network: str, cifar: Cifar) -> faqd.RunConfig:
     if network in CIFAR_NETWORKS:
         config = cifar.config(network, bits=8)
     else:
-        config = RunConfig(
-            teacher=TeacherConfig(sources=(f"torchvision:{network}?weights=none",)),
-            preprocessing=PreprocessingConfig(image_size=PIXELS),
-            data=DataConfig(source=f"images:{cifar.folder / 'data' / 'photos'}"),
+        config = faqd.RunConfig(
+            teacher=faqd.TeacherConfig(sources=(f"torchvision:{network}?weights=none",)),
+            preprocessing=faqd.PreprocessingConfig(image_size=PIXELS),
+            data=faqd.DataConfig(source=f"images:{cifar.folder / 'data' / 'photos'}"),
         )
     count = os.environ.get("FAQD_BENCHMARK_IMAGES")
     return replace(config, data=replace(config.data, calibration_images=int(count))) if count else config
@@ -172,9 +170,7 @@ def _compiled(student: Ready) -> tuple[bytes, bytes]:
 
 def _calibration_images(student: Ready) -> Array:
     """As many images as ours are calibrated on, normalised."""
-    preprocessing, count = student.teacher.preprocessing, student.config.data.calibration_images
-    batches = ordered_batches(student.images.source, student.images.training[:count], preprocessing, batch_size=_BATCH)
-    return np.concatenate([normalise(batch.images, preprocessing).numpy() for batch in batches])
+    return np.concatenate([images.numpy() for images in student.calibrating()])
 
 
 class _Reader:

@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.report.schema import read_report
+import faqd
 
 if TYPE_CHECKING:
-    from pipeline.report.schema import Report
     from tests.benchmarks.conftest import Columns, Results, Row
 
 pytestmark = pytest.mark.benchmark
@@ -163,7 +162,7 @@ def _run(
     *,
     steps: int = STEPS,
     threads: int = 1,
-) -> Report:
+) -> faqd.Report:
     """Run the command; its report."""
     flags = {"--steps": str(steps)} | ({} if method == PTQ else {"--batch-size": str(BATCH)})
     command = [sys.executable, "-m", "pipeline", "run", "--seed", str(seed), "--output", str(folder / "run")]
@@ -180,7 +179,9 @@ def _run(
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     finished = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode in (0, 1), finished.stderr
-    return read_report(folder / "run" / "report.json")
+    report = faqd.read_bundle(folder / "run" / "bundle").report
+    assert report is not None
+    return report
 
 
 def _lines(rows: Sequence[Row], costs: Mapping[str, float], floor: Sequence[Row]) -> list[Row]:

@@ -23,11 +23,9 @@ from torch import Tensor
 from torch.export import Dim, export
 from torch.fx import GraphModule, Node
 
+import faqd
 from backends.onnx_file.emit import emit
 from calibration.graph.operators import kind
-from pipeline.images.data import open_evaluation, ordered_batches
-from pipeline.images.preprocessing import normalise
-from pipeline.report.schema import read_report
 from tests.benchmarks.test_latency_against_peers import quantised_by_peer
 from tests.benchmarks.test_methods import GOALS
 
@@ -39,7 +37,6 @@ pytestmark = pytest.mark.benchmark
 NETWORK = "resnet20"
 SEEDS = (0, 1, 2)
 TORCHAO = {"w8a8": (8, 8), "w4a8": (4, 8), "w2a8": (2, 8), "w4a4": (4, 4), "w2a2": (2, 2)}
-_BATCH = 64
 
 COLUMNS: Columns = {
     "widths": lambda row: row["key"]["widths"],
@@ -54,7 +51,7 @@ COLUMNS: Columns = {
 def test_onnxruntime(seed: int, cifar: Cifar, ready: Callable[..., Ready], results: Results, tmp_path: Path) -> None:
     student = ready(cifar.config(NETWORK, bits=8, seed=seed))
     float_model = emit(student.teacher.folded, opset=20).SerializeToString()
-    images = np.concatenate([batch.numpy() for batch in _calibration_images(student)])
+    images = np.concatenate([batch.numpy() for batch in student.calibrating()])
     model = quantised_by_peer(float_model, images, tmp_path)
     with student.backend.runner(model, threads=2) as runner:
         score = _score(student, cifar, lambda inputs: torch.from_numpy(runner.run(inputs.numpy())[0]))
@@ -69,7 +66,9 @@ def test_nncf(seed: int, cifar: Cifar, results: Results, repository: Path, tmp_p
     command += ["--seed", str(seed), "--max-drop", "100", "--output", str(tmp_path / "run")]
     finished = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert finished.returncode in (0, 1), finished.stderr
-    accuracy = read_report(tmp_path / "run" / "report.json").accuracy
+    report = faqd.read_bundle(tmp_path / "run" / "bundle").report
+    assert report is not None
+    accuracy = report.accuracy
     _add(results, "w8a8", "NNCF PTQ", seed, 100 * (accuracy.runtime or 0.0))
 
 
@@ -80,7 +79,7 @@ def test_torchao(seed: int, widths: str, cifar: Cifar, ready: Callable[..., Read
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     student = ready(cifar.config(NETWORK, bits=8, seed=seed))
-    batches = _calibration_images(student)
+    batches = student.calibrating()
     exported = export(student.teacher.folded, (batches[0][:2],), dynamic_shapes=({0: Dim.DYNAMIC},)).module()
     prepared = prepare_pt2e(exported, _quantiser(*TORCHAO[widths]))
     with torch.no_grad():
@@ -137,24 +136,11 @@ def _quantiser(weight_bits: int, activation_bits: int) -> Any:
     return Widths()
 
 
-def _calibration_images(student: Ready) -> list[Tensor]:
-    """The images that our own calibration reads, normalised, float32 [B, C, H, W] each."""
-    preprocessing, count = student.teacher.preprocessing, student.config.data.calibration_images
-    batches = ordered_batches(student.images.source, student.images.training[:count], preprocessing, batch_size=_BATCH)
-    return [normalise(batch.images, preprocessing) for batch in batches]
-
-
 def _score(student: Ready, cifar: Cifar, logits: Callable[[Tensor], Tensor]) -> float:
     """Top-1 on the labelled images, percent."""
-    preprocessing = student.teacher.preprocessing
-    evaluation = open_evaluation(cifar.test, preprocessing)
-    assert evaluation.labels is not None
-    indices, right = np.arange(len(evaluation.images)), 0
     with torch.no_grad():
-        for batch in ordered_batches(evaluation.images, indices, preprocessing, batch_size=_BATCH):
-            labels = torch.from_numpy(evaluation.labels[batch.indices])
-            right += int((logits(normalise(batch.images, preprocessing)).argmax(1) == labels).sum())
-    return 100 * right / len(indices)
+        right = [logits(images).argmax(1) == labels for images, labels in cifar.labelled(student.teacher)]
+    return 100 * float(torch.cat(right).double().mean())
 
 
 def _add(results: Results, widths: str, tool: str, seed: int, score: float) -> None:

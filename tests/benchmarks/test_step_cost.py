@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import faqd
 from pipeline.distillation.training.trainer import Trainer
 from pipeline.images.data import training_batches
-from pipeline.networks.models import load_model
 from pipeline.setup.machine.memory import freed_memory_kept
 from pipeline.tools.randomness import generator_for
 
@@ -66,7 +66,7 @@ def test_training_step(
     bits: int, cifar: Cifar, ready: Callable[..., Ready], results: Results, training_threads: int
 ) -> None:
     student = ready(cifar.config(NETWORK, bits=bits))
-    steps = _steps(student, load_model(f"cifar:{NETWORK}", weights=cifar.weights(NETWORK)).module)
+    steps = _steps(student, faqd.load_network(f"cifar:{NETWORK}", weights=cifar.weights(NETWORK)).module)
     rounds = int(os.environ.get("FAQD_BENCHMARK_REPEATS") or ROUNDS)
     with freed_memory_kept():  # as `faqd run` trains; the float step gains by it as well
         times = interleaved_times(steps, rounds=rounds)
