@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 
 from calibration.graph.operators import attribute
 from pipeline.artifacts import Network
+from pipeline.images.device_preprocess import image_files
 from pipeline.images.sources.arrays import ArraySource
 from pipeline.images.sources.folder import FolderSource
 from pipeline.images.sources.image_source import ImageSource, UnreadableImage
@@ -84,6 +85,24 @@ def images_identity(images: SplitImages) -> str:
         _add_items(digest, source)
     if images.labels is not None:
         digest.update(images.labels.tobytes())
+    return digest.hexdigest()
+
+
+def path_identity(path: Path) -> str | None:
+    """The hash of every byte of a file, or of a folder's files with their names in it, as `images_identity` takes them.
+
+    None where there is neither, or it cannot be read. Links are followed, and files that begin with a dot passed over,
+    as where images are looked for.
+    """
+    try:
+        if not path.is_dir():
+            with path.open("rb", buffering=0) as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+        files = sorted(file for kind in image_files(path) for file in kind)
+    except OSError:
+        return None
+    digest = hashlib.sha256(json.dumps(files).encode())
+    _add_files(digest, [path / file for file in files])
     return digest.hexdigest()
 
 

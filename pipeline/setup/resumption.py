@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import hashlib
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from calibration.errors import UserError
-from pipeline.bundle.bundle import sha256
 from pipeline.config import DistillationConfig, EngineConfig, PreprocessingConfig, flags
+from pipeline.setup.identity import path_identity
 
 DATA: Final = "data"
 #: Input of a run -> the flags that name it or say how it is read: what it holds then is compared, not how it is named.
@@ -24,9 +23,6 @@ INPUTS: Final[Mapping[str, tuple[str, ...]]] = {
 IDENTIFIED: Final = frozenset(key for keys in INPUTS.values() for key in keys)
 #: Settings that decide nothing that is made, only where and how fast, or what of it is to be made again.
 FREE: Final = frozenset({"output", "overwrite", "resume", "restart-training", "workers", "device"})
-
-# Of a file or folder that is hashed at the start of a run: two seconds.
-_MOST_BYTES = 2 << 30
 
 _TEACHER = frozenset({*INPUTS["teacher"], "seed"})
 _GENERATOR = frozenset({"generator-steps", "generated-images"})
@@ -178,35 +174,16 @@ def same_files(before: Any, now: Any, contents: Mapping[str, str]) -> bool:
         return True
     if os.path.isfile(old):
         return os.path.isfile(new) and filecmp.cmp(old, new, shallow=False)
-    held = _content(old) if os.path.exists(old) else contents.get(old)
-    return held is not None and held == _content(new)
+    held = path_identity(Path(old)) if os.path.exists(old) else contents.get(old)
+    return held is not None and held == path_identity(Path(new))
 
 
 def hashes_of_inputs(typed: Mapping[str, Any]) -> dict[str, str]:
-    """Path -> hash of every file or folder of up to 2 GiB that a flag of `INPUTS` names as a source, or as weights."""
+    """Path -> hash of every file or folder that a flag of `INPUTS` names as a source, or as weights."""
     values = (typed.get(key) for key in ("teacher", "weights", "student", "student-weights", DATA))
     named = [one for value in values for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
     paths = {_place(one)[1] for one in named}
-    return {path: content for path in sorted(paths) if (content := _content(path)) is not None}
-
-
-def _content(path: str) -> str | None:
-    """The hash of a file, or of a folder's files with their names in it; None beyond 2 GiB, and where there is neither.
-
-    A file that cannot be read counts by its name alone: a run passes it over as well.
-    """
-    place = Path(path)
-    files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
-    if not os.path.exists(path) or sum(file.stat().st_size for file in files) > _MOST_BYTES:
-        return None
-    if not place.is_dir():
-        return sha256(place) if place.is_file() else None
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(place)}\0".encode(errors="surrogateescape"))
-        if os.access(file, os.R_OK):
-            digest.update(bytes.fromhex(sha256(file)))
-    return digest.hexdigest()
+    return {path: content for path in sorted(paths) if (content := path_identity(Path(path))) is not None}
 
 
 def _place(value: str) -> tuple[str, str, str]:

@@ -299,7 +299,11 @@ def test_a_finished_run_takes_no_other_setting(tmp_path: Path) -> None:
         open_run_folder(config(tmp_path, resume=True, quantisation=QuantisationConfig(bits=4)))
 
 
-def test_a_finished_run_knows_its_files_at_other_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("whole", [2 << 30, 0], ids=["whole files", "pieces of images"])
+def test_a_finished_run_knows_its_files_at_other_paths(
+    whole: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.setup.identity._WHOLE", whole)
     monkeypatch.chdir(tmp_path)
     for name, content in (("cls.pth", b"weights"), ("copy.pth", b"weights"), ("other.pth", b"others!")):
         (tmp_path / name).write_bytes(content)
