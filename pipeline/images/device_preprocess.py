@@ -16,6 +16,7 @@ import os
 import re
 import struct
 import sys
+import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -134,10 +135,8 @@ def plain_image(image: Image.Image, stored_bits: int = 16) -> Image.Image:
     mode = image.mode
     if mode in ("L", "RGB"):
         return image
-    if mode in ("1", "LA"):
-        return image.convert("L")
-    if mode == "La":
-        return image.convert("LA").convert("L")
+    if mode in ("1", "LA", "La"):
+        return (image.convert("LA") if mode == "La" else image).convert("L")
     if mode in DEEP_MODES:
         pixels = np.asarray(_deep(image)) >> (stored_bits - 8)
         return Image.fromarray(np.minimum(pixels, 255).astype(np.uint8))
@@ -348,8 +347,7 @@ def _natural_key(file: str) -> tuple[list[list[str | int]], str]:
 
 def _pixels(image: Any, settings: Mapping[str, Any]) -> NDArray[np.uint8]:
     """Prepare one image of any kind that `load` takes."""
-    if isinstance(image, np.ndarray):
-        image = image_from_array(image)
+    image = image_from_array(image) if isinstance(image, np.ndarray) else image
     if isinstance(image, Image.Image):
         return pixels_from_image(image, settings)
     try:
@@ -366,33 +364,36 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="preprocess.py", description=f"{what} {status}")
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image file, or folder of them (at any depth)")
-    add("--output", required=True, type=Path, metavar="FILE.npz", help="inputs float32 [N, C, H, W] and names [N]")
+    add("--output", required=True, type=Path, metavar="FILE.npz", help="inputs float32 [N, C, H, W], names [N]")
     add("--bundle", type=Path, default=None, metavar="DIR", help="folder of manifest.json; default: where this lies")
     options = parser.parse_args(list(arguments))
     temporary = options.output.with_name(f".{options.output.name}.part")
     try:
         settings = read_settings(options.bundle or Path(__file__).resolve().parent)
         folders = [(path, image_files(path)[0] if path.is_dir() else ("",)) for path in map(Path, options.images)]
-        files, pixels, names = [path / file for path, inside in folders for file in inside], [], []
-        for file in files:
-            try:
-                pixels.append(_pixels(file, settings))
-                names.append(str(file))
-            except ValueError as error:
-                print(f"left out: {error}", file=sys.stderr)
-        if not names:
-            raise ValueError(f"none of {len(files)} images can be read" if files else "no images to prepare")
-        inputs = normalised(np.stack(pixels), settings)
-        with temporary.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, inputs=inputs, names=np.array(names))
+        files, names = [path / file for path, inside in folders for file in inside], list[str]()
+        with tempfile.TemporaryFile(dir=options.output.parent) as rows:  # of any number: one is in memory at a time
+            for file in files:
+                try:
+                    pixels = _pixels(file, settings)
+                    rows.write(normalised(pixels[None], settings).tobytes())
+                    names.append(str(file))
+                except ValueError as error:
+                    print(f"left out: {error}", file=sys.stderr)
+            if not names:
+                raise ValueError(f"none of {len(files)} images can be read" if files else "no images to prepare")
+            rows.flush()
+            inputs = np.memmap(rows, np.float32, "r", shape=(len(names), *pixels.shape))
+            with temporary.open("wb") as stream:
+                np.savez(stream, allow_pickle=False, inputs=inputs, names=np.array(names))
         os.replace(temporary, options.output)
     except (OSError, ValueError, KeyError) as error:
         temporary.unlink(missing_ok=True)
         print(f"error: {error}", file=sys.stderr)
         return 2
-    missing = len(files) - len(names)
-    print(f"{options.output}: inputs float32 {list(inputs.shape)}" + f", {missing} images left out" * bool(missing))
-    return 1 if missing else 0
+    left_out = f", {len(files) - len(names)} images left out" if len(names) < len(files) else ""
+    print(f"{options.output}: inputs float32 {list(inputs.shape)}{left_out}")
+    return 1 if left_out else 0
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import math
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -183,6 +184,19 @@ def test_a_broken_image_is_named_and_nothing_is_written(tmp_path: Path, capsys: 
     assert module.main([str(broken), "--output", str(tmp_path / "no" / "x.npz")]) == 2
     assert "No such file or directory" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "bundle"]
+
+
+def test_the_memory_that_the_command_takes_does_not_grow_with_the_images(tmp_path: Path) -> None:
+    module = _module(_bundle(tmp_path / "bundle", preprocessing_from_fields({"height": 224}, where="test")))
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
+    tracemalloc.start()
+    try:
+        assert module.main([*[str(tmp_path / "a.png")] * 80, "--output", str(tmp_path / "x.npz")]) == 0
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    with np.load(tmp_path / "x.npz") as written:
+        assert written["inputs"].nbytes > 2 * peak, "NumPy writes 16 MiB at a time"
 
 
 def test_of_many_files_the_broken_are_named_counted_and_left_out(
