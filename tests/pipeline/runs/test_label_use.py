@@ -18,6 +18,7 @@ from pipeline.images.preprocessing import normalise
 from pipeline.images.sources.image_source import EvaluationSet
 from pipeline.report.schema import read_report
 from tests.refused import refused
+from tests.users_desk import at_a_desk, blocks_of_four
 
 NETWORK = """
 import numpy as np
@@ -59,16 +60,9 @@ TRAINED = ("--workers", "0", "--steps", "4", "--batch-size", "8", "--calibration
 @pytest.fixture(scope="module", autouse=True)
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a network, images whose labels raise when they are looked at, and others to score on."""
-    folder = tmp_path_factory.mktemp("labels")
-    (folder / "labelled_nets.py").write_text(NETWORK)
-    pixels = np.random.default_rng(5).integers(0, 255, (40, 4, 4, 3), np.uint8).repeat(4, 1).repeat(4, 2)
-    np.savez(folder / "shown.npz", images=pixels)
-    before = list(sys.path)
-    sys.path.insert(0, str(folder))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    pixels = blocks_of_four(40, seed=5)
+    with at_a_desk(tmp_path_factory.mktemp("labels"), "labelled_nets", NETWORK, pixels) as folder:
         yield folder
-    sys.path[:] = before
 
 
 def test_a_whole_run_looks_at_no_label_unless_a_loss_asks_for_them(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,14 +86,14 @@ def test_labels_to_score_on_are_read_by_the_score_alone(monkeypatch: pytest.Monk
     monkeypatch.setattr(EvaluationSet, "__getattribute__", noted)
     for keys, folder in (("images", "plain"), ("images,labels", "scored")):
         if folder == "scored":  # labels that the float network mostly gives, or the run would not begin
-            pixels = np.load("shown.npz")["images"]
+            pixels = np.load("photos.npz")["images"]
             images = normalise(
                 torch.from_numpy(pixels.transpose(0, 3, 1, 2)), read_bundle(Path("plain/bundle")).preprocessing
             )
             session = onnxruntime.InferenceSession("plain/float.onnx", providers=["CPUExecutionProvider"])
             (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-            np.savez("shown.npz", images=pixels, labels=np.append(logits.argmax(1)[:-4], [0, 1, 2, 3]))
-        assert main([*RUN, *TRAINED, "--quiet", "--eval-data", f"npz:shown.npz#{keys}", "--output", folder]) in (
+            np.savez("photos.npz", images=pixels, labels=np.append(logits.argmax(1)[:-4], [0, 1, 2, 3]))
+        assert main([*RUN, *TRAINED, "--quiet", "--eval-data", f"npz:photos.npz#{keys}", "--output", folder]) in (
             0,
             1,
             4,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,6 +14,7 @@ from pipeline.cli import main
 from pipeline.networks.outputs.forms import answers_in_form, in_student_form
 from pipeline.networks.outputs.meaning import Output
 from pipeline.report.schema import Report, read_report
+from tests.users_desk import at_a_desk, blocks_of_four
 
 NETWORK = """
 import torch
@@ -41,19 +40,11 @@ def student():
 
 @pytest.fixture(scope="module", autouse=True)
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("forms")
-    (folder / "tagger_nets.py").write_text(NETWORK)
-    pixels = np.random.default_rng(0).integers(0, 255, (120, 4, 4, 3), np.uint8).repeat(4, 1).repeat(4, 2)
-    np.savez(folder / "photos.npz", images=pixels)
-    before = list(sys.path)
-    sys.path.insert(0, str(folder))
-    import tagger_nets  # type: ignore[import-not-found]  # written just now
+    with at_a_desk(tmp_path_factory.mktemp("forms"), "tagger_nets", NETWORK, blocks_of_four(120)) as folder:
+        import tagger_nets  # type: ignore[import-not-found]  # written just now
 
-    torch.save(tagger_nets.student()[0].state_dict(), folder / "same.pt")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+        torch.save(tagger_nets.student()[0].state_dict(), folder / "same.pt")
         yield folder
-    sys.path[:] = before
 
 
 def lost(report: Report) -> float:

@@ -24,7 +24,7 @@ def example() -> SimpleNamespace:
     images = SplitImages(
         source=source,
         training=training,
-        held_out=held_out,
+        held_out=held_out[:64],
         calibration=drawn_to_calibrate(training, count=256, seed=0),
     )
     prepared = prepare(teacher, backend, images, QuantisationConfig(bits=4))

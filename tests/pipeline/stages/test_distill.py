@@ -25,7 +25,7 @@ from pipeline.tools.progress import SILENT, Progress, SilentProgress
 
 #: Settings that are of the grids.
 OF_GRIDS = ("learned_scales", "weight_grids", "activation_grids")
-STEPS, BATCH = 40, 64
+STEPS, BATCH = 40, 32
 
 
 def made(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from pipeline.report.schema import read_report
 from pipeline.report.wording import GATES, gate_words
 from pipeline.validation.running import runner_outputs
 from pipeline.validation.score import Outputs, count_kernels
+from tests.users_desk import at_a_desk, blocks_of_four
 
 NETWORK = """
 import torch
@@ -58,14 +58,8 @@ Change = Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
 @pytest.fixture(scope="module", autouse=True)
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the bundle of a network of three outputs for any size of images, and labelled images."""
-    folder = tmp_path_factory.mktemp("failing")
-    (folder / "failing_nets.py").write_text(NETWORK)
-    pixels = np.random.default_rng(0).integers(0, 255, (40, 4, 4, 3), np.uint8).repeat(4, 1).repeat(4, 2)
-    np.savez(folder / "photos.npz", images=pixels)
-    before = list(sys.path)
-    sys.path.insert(0, str(folder))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    pixels = blocks_of_four(40)
+    with at_a_desk(tmp_path_factory.mktemp("failing"), "failing_nets", NETWORK, pixels) as folder:
         for builder, more in (("heads", ("--output-kinds", KINDS, "--dynamic-size")), ("embedder", EMBEDDER)):
             line = ("run", "--quiet", "--teacher", f"python:failing_nets:{builder}", "--data", "npz:photos.npz#images")
             assert main([*line, *more, "--steps", "0", "--max-drop", "20", "--output", builder]) in (0, 4)
@@ -75,7 +69,6 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         labels = session.run(["classes"], {session.get_inputs()[0].name: images})[0].argmax(1)
         np.savez(folder / "labelled.npz", images=pixels, labels=labels)
         yield folder
-    sys.path[:] = before
 
 
 EMBEDDER = ("--output-kinds", "output=embedding")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from pipeline.cli import main
 from pipeline.networks.outputs.meaning import Output
 from pipeline.report.schema import read_report
 from pipeline.validation.score import no_latency
+from tests.users_desk import at_a_desk, blocks_of_four
 
 NETWORK = """
 import torch
@@ -73,20 +73,12 @@ Arrays = dict[str, NDArray[Any]]
 @pytest.fixture(scope="module", autouse=True)
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the bundle of a network of every kind of output, `made`, with float operators inside."""
-    folder = tmp_path_factory.mktemp("same")
-    (folder / "heads_net.py").write_text(NETWORK)
-    pixels = np.random.default_rng(0).integers(0, 255, (48, 4, 4, 3), np.uint8).repeat(4, 1).repeat(4, 2)
-    np.savez(folder / "photos.npz", images=pixels)
-    before = list(sys.path)
-    sys.path.insert(0, str(folder))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with at_a_desk(tmp_path_factory.mktemp("same"), "heads_net", NETWORK, blocks_of_four(48)) as folder:
         line = ("run", "--quiet", "--teacher", "python:heads_net:heads", "--output-kinds", KINDS, "--output", "made")
         assert main([*line, "--data", "npz:photos.npz#images", "--steps", "0", "--max-drop", "100"]) == 4
         (folder / "made" / "bundle" / "golden.npz").write_bytes(golden().to_bytes())
         with_limit(WITH_FLOAT)
         yield folder
-    sys.path[:] = before
 
 
 def golden() -> Golden:
