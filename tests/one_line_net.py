@@ -59,13 +59,13 @@ def shared_layer(n: Any, x: Tensor) -> Tensor:
 
 def values_of(graph_module: GraphModule, images: Tensor) -> dict[str, Tensor]:
     """What every node of a graph gives, by its name."""
-    found: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
 
     class Keeping(Interpreter):
         def run_node(self, n: Node) -> Any:
-            found[n.name] = super().run_node(n)
-            return found[n.name]
+            values[n.name] = super().run_node(n)
+            return values[n.name]
 
     with torch.no_grad():
         Keeping(graph_module).run(images)
-    return found
+    return values

@@ -198,8 +198,8 @@ def _attention(n: RandomNetwork, at: int) -> Step:
     weigh = n.draw.choice(_WEIGHINGS)
 
     def step(n: RandomNetwork, values: Sequence[Tensor]) -> Tensor:
-        asked, keys, given = (_called(n, layer, values[at]) for layer in (query, key, value))
-        return weigh(asked @ keys.transpose(1, 2) * width**-0.5) @ given
+        asked, keys, carried = (_called(n, layer, values[at]) for layer in (query, key, value))
+        return weigh(asked @ keys.transpose(1, 2) * width**-0.5) @ carried
 
     return step
 

@@ -82,12 +82,12 @@ Imports = Mapping[str, frozenset[str]]
 
 def modules(root: Path) -> dict[str, Path]:
     """Every module of the packages below a folder by its dotted name."""
-    found = {}
+    paths = {}
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
             parts = path.relative_to(root).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+            paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return paths
 
 
 def imports(root: Path) -> Imports:
@@ -118,13 +118,13 @@ def _imported(name: str, path: Path, known: Mapping[str, Path]) -> Iterator[str]
 
 def rooms(package: str, edges: Imports) -> Imports:
     """What each room of a package imports of its others."""
-    found: dict[str, set[str]] = {}
+    neighbours: dict[str, set[str]] = {}
     for name, targets in edges.items():
         if name.startswith(f"{package}."):
             room = name.split(".")[1]
             others = {target.split(".")[1] for target in targets if target.startswith(f"{package}.")}
-            found.setdefault(room, set()).update(others - {room})
-    return {room: frozenset(others) for room, others in found.items()}
+            neighbours.setdefault(room, set()).update(others - {room})
+    return {room: frozenset(others) for room, others in neighbours.items()}
 
 
 def floors(edges: Imports) -> int:
@@ -229,9 +229,9 @@ def test_what_is_counted(tmp_path: Path) -> None:
     for name, text in written.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    found = imports(tmp_path)
-    assert found["pipeline.top"] == {"pipeline.middle.part"} and found["pipeline.middle.part"] == {"pipeline.low"}
-    assert floors(found) == floors(rooms("pipeline", found)) == 3
+    imported = imports(tmp_path)
+    assert imported["pipeline.top"] == {"pipeline.middle.part"} and imported["pipeline.middle.part"] == {"pipeline.low"}
+    assert floors(imported) == floors(rooms("pipeline", imported)) == 3
     (tmp_path / "pipeline/low.py").write_text("def back():\n    import pipeline.top\n")
     with pytest.raises(ValueError, match=r"pipeline\.low -> pipeline\.top -> pipeline\.middle\.part -> pipeline\.low"):
         floors(imports(tmp_path))

@@ -117,8 +117,8 @@ def _torchvision(family: str, name: str, *, sized: bool = False, options: Any = 
     def create(pixels: int) -> nn.Module:
         from torchvision import models
 
-        given = dict(options or {}) | ({"image_size": pixels} if sized else {})
-        module: nn.Module = models.get_model(name, weights=None, **given)
+        settings = dict(options or {}) | ({"image_size": pixels} if sized else {})
+        module: nn.Module = models.get_model(name, weights=None, **settings)
         return module
 
     return ZooNetwork(name=name, family=family, create=create, **settings)
@@ -128,8 +128,8 @@ def _timm(name: str, *, sized: bool = False, **settings: Any) -> ZooNetwork:
     def create(pixels: int) -> nn.Module:
         import timm
 
-        given: dict[str, Any] = {"img_size": pixels} if sized else {}
-        module: nn.Module = timm.create_model(name, pretrained=False, **given)
+        settings: dict[str, Any] = {"img_size": pixels} if sized else {}
+        module: nn.Module = timm.create_model(name, pretrained=False, **settings)
         return module
 
     return ZooNetwork(name=name, family=name.split("_")[0], library="timm", create=create, **settings)

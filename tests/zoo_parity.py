@@ -44,15 +44,15 @@ def counts(network: ZooNetwork, *, pixels: int, shallow: bool = False) -> dict[s
     model = backend.emit(steps.frozen())
     comparison = Comparison(model)
     with backend.runner(exposed(model, comparison.names).SerializeToString(), threads=1) as runner:
-        found = [torch.from_numpy(np.asarray(values)) for values in runner.run(images.numpy())]
+        outputs = [torch.from_numpy(np.asarray(values)) for values in runner.run(images.numpy())]
     kept = len(model.graph.output)
-    rounded = dict(zip(comparison.names, found[kept:], strict=True))
+    rounded = dict(zip(comparison.names, outputs[kept:], strict=True))
     mine = comparison.add(images, rounded)
     fed, _ = comparison.oracle.run(images, instead={name: values.to(torch.int32) for name, values in rounded.items()})
     step = (calibration.amax() - calibration.amin()) / 255
     with torch.no_grad():
         simulated = list(prepared(images))
-        (wanted, *_), (quantised, *_) = folded(calibration), prepared(calibration)
+        (target, *_), (quantised, *_) = folded(calibration), prepared(calibration)
         (image_rounded, *_) = folded((calibration / step).round() * step)
     arising: dict[str, dict[str, int]] = {}
     for entry in comparison.tensors.values():
@@ -72,21 +72,21 @@ def counts(network: ZooNetwork, *, pixels: int, shallow: bool = False) -> dict[s
         "computed in float": bool(plan.float_nodes),
         "arising": dict(sorted(arising.items())),
         "outputs": {
-            "runtime from its own integers": _equal(fed, found[:kept]),
-            "runtime": _equal(mine, found[:kept]),
+            "runtime from its own integers": _equal(fed, outputs[:kept]),
+            "runtime": _equal(mine, outputs[:kept]),
             "simulation": _equal(mine, simulated),
         },
         "sqnr of outputs": {
-            "quantised": _decibels(wanted, quantised),
-            "image alone rounded": _decibels(wanted, image_rounded),
+            "quantised": _decibels(target, quantised),
+            "image alone rounded": _decibels(target, image_rounded),
         },
     }
 
 
-def _decibels(wanted: torch.Tensor, found: torch.Tensor) -> float:
+def _decibels(exact: torch.Tensor, approximate: torch.Tensor) -> float:
     """Signal-to-noise ratio of an output."""
-    noise = float((wanted - found).square().sum())
-    return round(10 * math.log10(float(wanted.square().sum()) / noise), 1)
+    noise = float((exact - approximate).square().sum())
+    return round(10 * math.log10(float(exact.square().sum()) / noise), 1)
 
 
 def _equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
@@ -109,18 +109,18 @@ def _is_part(written: str, graph_node: str) -> bool:
     return written == graph_node or written.startswith(f"{graph_node}_")
 
 
-def faults(found: dict[str, Any]) -> list[str]:
+def faults(parity: dict[str, Any]) -> list[str]:
     """What of a network's counts is more than the known exceptions, in words; nothing where all is well."""
     said = []
-    for word, row in found["arising"].items():
+    for word, row in parity["arising"].items():
         where = f"{word}: {row['differing']} of {row['integers']} integers differ by up to {row['largest']}"
         if row["largest"] > 1:
             said.append(f"{where}, and one step is the bound")
         elif word not in TIES and not word.endswith(" in float"):
             said.append(f"{where}, and no integer kernel but {', '.join(sorted(TIES))} may differ")
-    exact = not found["computed in float"]
-    outputs = found["outputs"]
-    if exact and not found["arising"] and outputs["runtime"] < 1:
+    exact = not parity["computed in float"]
+    outputs = parity["outputs"]
+    if exact and not parity["arising"] and outputs["runtime"] < 1:
         said.append(f"outputs: oracle and runtime are equal in {outputs['runtime']:.6f} of the values")
     if exact and outputs["runtime from its own integers"] < 1:
         said.append("outputs: the runtime's are not what its own integers give")

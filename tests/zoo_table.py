@@ -146,7 +146,7 @@ def _parity_lines(parity: dict[str, dict[str, Any]]) -> list[str]:
     heads = ["network", "integers compared", "differences arise at", "equal outputs, runtime", "simulation"]
     lines += ["", _cells(heads), _cells(["---"] * len(heads))]
     for name, row in parity.items():
-        said = [f"{word} {found['differing']} of {found['integers']}" for word, found in row["arising"].items()]
+        said = [f"{word} {counted['differing']} of {counted['integers']}" for word, counted in row["arising"].items()]
         shares = [_share(row["outputs"][column]) for column in ("runtime", "simulation")]
         lines.append(_cells([name, f"{row['integers']}", ", ".join(said) or "none", *shares]))
     return lines
@@ -157,11 +157,11 @@ def _share(part: float) -> str:
 
 
 def _by_reason(table: dict[str, dict[str, Any]]) -> dict[tuple[str, str], list[str]]:
-    found: dict[tuple[str, str], list[str]] = {}
+    by_reason: dict[tuple[str, str], list[str]] = {}
     for name, row in table.items():
         for entry in row["structure"]["computed in float"]:
-            found.setdefault((entry["kind"], entry["reason"]), []).append(f"{name} {entry['count']}")
-    return found
+            by_reason.setdefault((entry["kind"], entry["reason"]), []).append(f"{name} {entry['count']}")
+    return by_reason
 
 
 def _cells(words: list[str]) -> str:
@@ -169,6 +169,6 @@ def _cells(words: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    for given in sys.argv[1:] or ZOO:
-        update(given, structure=structure_of(ZOO[given]))
-        print(given, flush=True)
+    for name in sys.argv[1:] or ZOO:
+        update(name, structure=structure_of(ZOO[name]))
+        print(name, flush=True)

@@ -42,8 +42,8 @@ class DenseNetwork:
             if is_detector(module):
                 module = dense_part(module, self.name, notes=()).module
             lived_in(module if self.part is None else getattr(module, self.part), self.images(), 0)
-            found: nn.Module = module
-            return found
+            network: nn.Module = module
+            return network
 
 
 _LISTED = (
@@ -64,7 +64,7 @@ DENSE = {network.name: network for network in _LISTED}
 
 
 def __getattr__(name: str) -> Callable[[], tuple[nn.Module, dict[str, int]]]:
-    found = ZOO.get(name) or DENSE.get(name)
-    if found is None:
+    listed = ZOO.get(name) or DENSE.get(name)
+    if listed is None:
         raise AttributeError(name)
-    return lambda: (found.build(), {"height": found.pixels})
+    return lambda: (listed.build(), {"height": listed.pixels})

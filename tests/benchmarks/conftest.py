@@ -69,10 +69,10 @@ class Results:
 
     def newest(self) -> list[Row]:
         """The newest row of every key, in the order in which the keys first came."""
-        found: dict[str, Row] = {}
+        latest: dict[str, Row] = {}
         for row in self.rows():
-            found[json.dumps(row["key"], sort_keys=True)] = row
-        return list(found.values())
+            latest[json.dumps(row["key"], sort_keys=True)] = row
+        return list(latest.values())
 
     def add(self, key: Mapping[str, Any], **measured: Any) -> None:
         """Keep a row: what `key` says was measured, the figures, and where and when."""
@@ -192,8 +192,8 @@ class Cifar:
 @pytest.fixture(scope="session")
 def benchmark_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the tables: $FAQD_BENCHMARK_OUTPUT, else a temporary one."""
-    given = os.environ.get("FAQD_BENCHMARK_OUTPUT")
-    folder = Path(given) if given else tmp_path_factory.mktemp("benchmarks")
+    named = os.environ.get("FAQD_BENCHMARK_OUTPUT")
+    folder = Path(named) if named else tmp_path_factory.mktemp("benchmarks")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -207,9 +207,9 @@ def results(benchmark_folder: Path, request: pytest.FixtureRequest) -> Results:
 @pytest.fixture
 def training_threads() -> Iterator[int]:
     """How many threads torch uses in this test."""
-    before, wanted = torch.get_num_threads(), int(os.environ.get("FAQD_BENCHMARK_THREADS") or DEFAULT_THREADS)
-    torch.set_num_threads(wanted)
-    yield wanted
+    before, threads = torch.get_num_threads(), int(os.environ.get("FAQD_BENCHMARK_THREADS") or DEFAULT_THREADS)
+    torch.set_num_threads(threads)
+    yield threads
     torch.set_num_threads(before)
 
 
@@ -226,11 +226,11 @@ def ready() -> Callable[[faqd.RunConfig], Ready]:
 
 
 def _circumstances() -> Row:
-    machine, found = host(), versions()
+    machine, installed = host(), versions()
     return {
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "host": f"{machine['processor']}, {machine['cores']} cores, {machine['integer_instructions']}",
-        "versions": ", ".join(f"{name} {found[name]}" for name in _SHOWN_VERSIONS if name in found),
+        "versions": ", ".join(f"{name} {installed[name]}" for name in _SHOWN_VERSIONS if name in installed),
         "code": _fingerprint(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
     }
@@ -247,8 +247,8 @@ def _fingerprint() -> str:
 
 def _circumstances_of(row: Row) -> list[Row]:
     """Those of one measurement, or of all that a row sums up."""
-    found = row["circumstances"]
-    return found if isinstance(found, list) else [found]
+    circumstances = row["circumstances"]
+    return circumstances if isinstance(circumstances, list) else [circumstances]
 
 
 def _said(circumstances: Sequence[Row]) -> list[str]:

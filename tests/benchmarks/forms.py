@@ -97,8 +97,8 @@ def compare(
             if function not in exact:
                 reals = [*nodes[:-1], ("Identity", before, "y", {})]
                 exact[function] = opened(model_of(reals, shape, constants), floating=True).run(None, {"x": images})[0]
-            found = (sessions[key].run(None, {"x": images})[0] - np.float32(constants[zero])) * constants[scale]
-            decibels[key] = _decibels(exact[function], found)
+            dequantised = (sessions[key].run(None, {"x": images})[0] - np.float32(constants[zero])) * constants[scale]
+            decibels[key] = _decibels(exact[function], dequantised)
     seconds: dict[Any, list[float]] = {key: [] for key in sessions}
     for _ in range(ROUNDS):
         for key, session in sessions.items():
@@ -120,6 +120,6 @@ def compare(
     results.publish(title, COLUMNS, results.newest(), notes=notes)
 
 
-def _decibels(exact: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> float:
-    noise = float(np.square(exact.astype(np.float64) - found).sum())
+def _decibels(exact: np.ndarray[Any, Any], approximate: np.ndarray[Any, Any]) -> float:
+    noise = float(np.square(exact.astype(np.float64) - approximate).sum())
     return 10 * math.log10(float(np.square(exact.astype(np.float64)).sum()) / max(noise, 1e-30))

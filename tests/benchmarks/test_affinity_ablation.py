@@ -67,11 +67,11 @@ def test_affinity_forms(
     tmp_path: Path,
 ) -> None:
     config = cifar.config(NETWORK, bits=bits, seed=seed)
-    given = os.environ.get("FAQD_ABLATION_STEPS")
+    steps_asked = os.environ.get("FAQD_ABLATION_STEPS")
     settings = config.distillation
     common = {
         "threads": training_threads,
-        "given_steps": given,
+        "given_steps": steps_asked,
         "targets": settings.targets,
         **{name: getattr(settings, name) for name in ("batch_size", "learning_rate", "scale_learning_rate")},
         **{name: getattr(settings, name) for name in ("logit_loss", "temperature", "affinity_weight", "projections")},
@@ -79,7 +79,7 @@ def test_affinity_forms(
     key = {"bits": bits, "seed": seed, "loss": loss, **common}
     if results.find(key) is None:
         student = ready(config)
-        steps = 0 if loss == CALIBRATED else student.schedule(int(given) if given else None).steps
+        steps = 0 if loss == CALIBRATED else student.schedule(int(steps_asked) if steps_asked else None).steps
         results.add(key, steps=steps, **_measured(student, loss, steps, cifar, tmp_path))
     kept = [row for row in results.rows() if row["key"].items() >= common.items()]
     results.publish(
@@ -138,16 +138,21 @@ def _table(rows: Sequence[Row]) -> list[Row]:
     lines = []
     for bits in BITS:
         for loss in (CALIBRATED, *FORMS):
-            found = {seed: runs[bits, loss, seed] for seed in SEEDS if (bits, loss, seed) in runs}
-            if not found:
+            by_seed = {seed: runs[bits, loss, seed] for seed in SEEDS if (bits, loss, seed) in runs}
+            if not by_seed:
                 continue
-            line: Row = {"bits": bits, "loss": loss, "seeds": len(found), "steps": next(iter(found.values()))["steps"]}
+            line: Row = {
+                "bits": bits,
+                "loss": loss,
+                "seeds": len(by_seed),
+                "steps": next(iter(by_seed.values()))["steps"],
+            }
             for name in ("held_out_loss", "held_out_agreement", "top1"):
-                line[name] = [row[name] for row in found.values() if row[name] is not None]
-            pairs = [(row, runs.get((bits, LOGITS, seed))) for seed, row in found.items() if loss != LOGITS]
+                line[name] = [row[name] for row in by_seed.values() if row[name] is not None]
+            pairs = [(row, runs.get((bits, LOGITS, seed))) for seed, row in by_seed.items() if loss != LOGITS]
             line["change"] = [row["held_out_loss"] - base["held_out_loss"] for row, base in pairs if base is not None]
             # The table says when and where of all runs that a line stands for.
-            line["circumstances"] = [row["circumstances"] for row in found.values()]
+            line["circumstances"] = [row["circumstances"] for row in by_seed.values()]
             lines.append(line)
     return lines
 

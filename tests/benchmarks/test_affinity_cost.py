@@ -61,11 +61,11 @@ def test_affinity_cost(side: int, channels: int, form: AffinityForm, k: int, res
     student, teacher = (torch.randn(shape, generator=generator) for _ in range(2))
 
     def work() -> Tensor:
-        given = student.detach().requires_grad_()
-        loss = AFFINITY_FORMS[form](given, teacher, "squared", k, generator)
+        leaf = student.detach().requires_grad_()
+        loss = AFFINITY_FORMS[form](leaf, teacher, "squared", k, generator)
         torch.autograd.backward(loss)
-        assert given.grad is not None
-        return given.grad
+        assert leaf.grad is not None
+        return leaf.grad
 
     work()
     times = []

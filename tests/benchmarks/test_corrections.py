@@ -47,7 +47,7 @@ COLUMNS: Columns = {
 def test_corrections(
     network: str, widths: str, cifar: Cifar, ready: Callable[..., Ready], training_threads: int, results: Results
 ) -> None:
-    found: Row = {"plain": [], "corrected": [], "seconds": []}
+    figures: Row = {"plain": [], "corrected": [], "seconds": []}
     for seed in SEEDS:
         made = ready(cifar.config(network, bits=8, seed=seed))
         weights, activations = WIDTHS[widths]
@@ -57,12 +57,12 @@ def test_corrections(
         student = prepare(suited(made.teacher, backend.profile, asked.widths), backend, made.images, asked)
         began = time.perf_counter()
         better = corrected(student, made.images)
-        found["seconds"].append(time.perf_counter() - began)
+        figures["seconds"].append(time.perf_counter() - began)
         assert student.corrections == Corrections()
-        found["plain"].append(_judged(made, cifar, student))
-        found["corrected"].append(_judged(made, cifar, better))
-        found["teacher"] = _judged(made, cifar, None)[0]
-    results.add({"network": network, "widths": widths, "seeds": len(SEEDS), "threads": training_threads}, **found)
+        figures["plain"].append(_judged(made, cifar, student))
+        figures["corrected"].append(_judged(made, cifar, better))
+        figures["teacher"] = _judged(made, cifar, None)[0]
+    results.add({"network": network, "widths": widths, "seeds": len(SEEDS), "threads": training_threads}, **figures)
     results.publish(
         "Corrected statistics: calibrated networks without training",
         COLUMNS,
@@ -83,9 +83,9 @@ def _judged(made: Ready, cifar: Cifar, student: PreparedStudent | None) -> tuple
     with torch.no_grad():
         for inputs, labels in cifar.labelled(made.teacher):
             count += len(inputs)
-            own, wanted = (torch.log_softmax(graph(inputs)[0].double(), 1) for graph in (network, teacher))
+            own, target = (torch.log_softmax(graph(inputs)[0].double(), 1) for graph in (network, teacher))
             right += int((own.argmax(1) == labels).sum())
-            divergence += float(functional.kl_div(own, wanted, log_target=True, reduction="sum"))
+            divergence += float(functional.kl_div(own, target, log_target=True, reduction="sum"))
     return 100 * right / count, divergence / count
 
 

@@ -133,7 +133,7 @@ def balanced_latency(runners: Mapping[str, Runner], images: Array) -> dict[str, 
     seconds = float(os.environ.get("FAQD_BENCHMARK_SECONDS") or SECONDS)
     first, *others = runners
     orders = [(first, *rest) for rest in itertools.permutations(others)]
-    found = [
+    measured = [
         interleaved_latency(
             {name: runners[name] for name in order}, images, repeats=MOST_ROUNDS, seconds=seconds / len(orders)
         )
@@ -141,8 +141,8 @@ def balanced_latency(runners: Mapping[str, Runner], images: Array) -> dict[str, 
     ]
     return {
         name: (
-            statistics.median(times[name].median_ms for times in found),
-            statistics.median(times[name].p90_ms for times in found),
+            statistics.median(times[name].median_ms for times in measured),
+            statistics.median(times[name].p90_ms for times in measured),
         )
         for name in runners
     }

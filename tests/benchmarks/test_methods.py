@@ -206,24 +206,24 @@ def _lines(rows: Sequence[Row], costs: Mapping[str, float], floor: Sequence[Row]
                 }
             )
         for method in METHODS:
-            found = {seed: runs[widths, method, seed] for seed in SEEDS if (widths, method, seed) in runs}
-            if not found or (widths, method) in LEFT_OUT:
+            by_seed = {seed: runs[widths, method, seed] for seed in SEEDS if (widths, method, seed) in runs}
+            if not by_seed or (widths, method) in LEFT_OUT:
                 continue
-            bases = {seed: runs.get((widths, LOGITS, seed)) for seed in found}
+            bases = {seed: runs.get((widths, LOGITS, seed)) for seed in by_seed}
             lines.append(
                 {
                     "widths": widths,
                     "method": method,
-                    "teacher": next(iter(found.values()))["teacher"],
-                    "scores": [row["score"] for row in found.values()],
+                    "teacher": next(iter(by_seed.values()))["teacher"],
+                    "scores": [row["score"] for row in by_seed.values()],
                     "changes": [
                         row["score"] - base["score"]
-                        for seed, row in found.items()
+                        for seed, row in by_seed.items()
                         if (base := bases[seed]) is not None and method not in (LOGITS, PTQ)
                     ],
                     "step_ms": costs.get(method),
-                    "wide": next(iter(found.values()))["wide"],
-                    "circumstances": [row["circumstances"] for row in found.values()],
+                    "wide": next(iter(by_seed.values()))["wide"],
+                    "circumstances": [row["circumstances"] for row in by_seed.values()],
                 }
             )
     return lines

@@ -95,7 +95,7 @@ def test_profiles(name: str, pixels: int, bits: int, results: Results) -> None:
             "processor": {where: _ByProcessorTime(runner) for where, runner in runners.items()},
         }
         # In both orders: what ran before decides what lies in the caches.
-        found = {
+        figures = {
             clock: [
                 interleaved_latency(
                     {where: several[where] for where in order}, one, repeats=MOST_ROUNDS, seconds=seconds / 4
@@ -108,9 +108,9 @@ def test_profiles(name: str, pixels: int, bits: int, results: Results) -> None:
         {"network": name, "pixels": pixels, "bits": bits},
         **{
             clock: {where: statistics.median(times[where].median_ms for times in both) for where in runners}
-            for clock, both in found.items()
+            for clock, both in figures.items()
         },
-        samples={clock: sum(times[OWN].samples for times in both) for clock, both in found.items()},
+        samples={clock: sum(times[OWN].samples for times in both) for clock, both in figures.items()},
     )
     results.publish(
         "Placements on OpenVINO, and both runtimes",

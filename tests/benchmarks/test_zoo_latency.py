@@ -51,11 +51,11 @@ SECONDS, PIXELS, MOST_ROUNDS = 4.0, 128, 200
 
 def cases() -> list[tuple[int, int]]:
     """Batch sizes and threads to measure: FAQD_BENCHMARK_CASES such as "1,1 8,2", none, or all."""
-    given = os.environ.get("FAQD_BENCHMARK_CASES", "").split()
-    if given == ["none"]:
+    words = os.environ.get("FAQD_BENCHMARK_CASES", "").split()
+    if words == ["none"]:
         return []
-    found = [(int(batch), int(threads)) for batch, _, threads in (case.partition(",") for case in given)]
-    return found or CASES
+    chosen = [(int(batch), int(threads)) for batch, _, threads in (case.partition(",") for case in words)]
+    return chosen or CASES
 
 
 def _speed(case: str) -> Callable[[dict[str, Any]], str | None]:
@@ -173,10 +173,10 @@ def _times(backend: OnnxRuntime, files: dict[str, bytes], images: np.ndarray, th
         runners: dict[str, Runner] = (
             {name: _OnProcessor(runner) for name, runner in opened.items()} if threads == 1 else opened
         )
-        found = [
+        measured = [
             interleaved_latency(
                 {name: runners[name] for name in order}, images, repeats=MOST_ROUNDS, seconds=seconds / 2
             )
             for order in ((FLOAT, OURS, PEER), (FLOAT, PEER, OURS))
         ]
-    return {name: statistics.median(times[name].median_ms for times in found) for name in files}
+    return {name: statistics.median(times[name].median_ms for times in measured) for name in files}

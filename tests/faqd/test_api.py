@@ -50,7 +50,11 @@ def test_a_wrong_type_is_one_line_with_the_section_to_use() -> None:
         with pytest.raises(faqd.UserError, match=rf"RunConfig\({section}=None\): must be a {section.title()}Config"):
             faqd.RunConfig(**wrong)
     settings: Any = {"bits": 4}
-    for command in (faqd.run, lambda given: faqd.validate("b", config=given), lambda given: faqd.compare("b", given)):
+    for command in (
+        faqd.run,
+        lambda setting: faqd.validate("b", config=setting),
+        lambda setting: faqd.compare("b", setting),
+    ):
         with pytest.raises(faqd.UserError, match=r"\{'bits': 4\} is no configuration of this command: give a .*Config"):
             command(settings)
 

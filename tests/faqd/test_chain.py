@@ -224,16 +224,16 @@ def test_several_outputs_are_known_by_name() -> None:
     batch = torch.stack([images.training[index] for index in range(3)])
     with torch.no_grad():
         simulated = student.module(batch)
-    found = faqd.convert(student).run(batch)
-    assert list(simulated) == list(found) == ["classes", "map"]
-    assert all(np.array_equal(found[name], simulated[name].numpy()) for name in found)
+    outputs = faqd.convert(student).run(batch)
+    assert list(simulated) == list(outputs) == ["classes", "map"]
+    assert all(np.array_equal(outputs[name], simulated[name].numpy()) for name in outputs)
 
 
 def test_an_artifact_runs_images_as_they_are_stored(student: faqd.Student, images: faqd.Images) -> None:
     artifact = faqd.convert(student)
     normalised = (torch.from_numpy(pixels(5)) / 255 - 0.5) / 0.25
-    for given in (pixels(5), torch.from_numpy(pixels(5)), normalised.numpy(), normalised.double()):
-        assert artifact.run(given)["output"].shape == (5, 4)
+    for batch in (pixels(5), torch.from_numpy(pixels(5)), normalised.numpy(), normalised.double()):
+        assert artifact.run(batch)["output"].shape == (5, 4)
     assert np.array_equal(artifact.run(pixels(5))["output"], artifact.run(normalised)["output"])
     with pytest.raises(faqd.UserError, match=r"normalised images must be float32 \[batch, 3, 16, 16\]"):
         artifact.run(torch.rand(2, 1, 16, 16))

@@ -214,14 +214,16 @@ class Answers:
 
 def test_images_are_scored_or_named_whatever_the_network_says() -> None:
     logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 2]]
-    found, said = Answers.of(Answers.CLASSES, logits, np.array([0, 1, 2, 0]))
-    assert found["top1"] == 0.75 and said == "accuracy           75.00 % of 4 images"
+    answers, said = Answers.of(Answers.CLASSES, logits, np.array([0, 1, 2, 0]))
+    assert answers["top1"] == 0.75 and said == "accuracy           75.00 % of 4 images"
     _, said = Answers.of(Answers.CLASSES, logits)
     assert [line.split(": ")[1] for line in said.splitlines()] == ["cat", "dog", "cow", "cow"]
     # A segmentation of 2 x 2 pixels: three of four right, 255 is no class; IoU by hand: cat 1/2, dog 1/2.
     maps = np.eye(3, dtype=np.float32)[np.array([[[0, 1], [1, 1]]])].transpose(0, 3, 1, 2)
-    found, said = Answers.of(Answers.CLASSES, maps, np.array([[[0, 0], [1, 255]]]))
-    assert found["scored"] == 3 and found["top1"] == pytest.approx(2 / 3) and found["mean_iou"] == pytest.approx(0.5)
+    answers, said = Answers.of(Answers.CLASSES, maps, np.array([[[0, 0], [1, 255]]]))
+    assert (
+        answers["scored"] == 3 and answers["top1"] == pytest.approx(2 / 3) and answers["mean_iou"] == pytest.approx(0.5)
+    )
     _, said = Answers.of(Answers.CLASSES, maps)
     assert said.endswith("0.jpg: dog 75.0 %, cat 25.0 %")
     _, said = Answers.of({"name": "y", "holds": "values"}, np.array([[-1.5, 2.0]], np.float32))
@@ -297,8 +299,10 @@ def test_a_folder_of_images_is_prepared_by_the_bundles_own_file(
     (bundle / "empty").mkdir()
     with pytest.raises(DeviceError, match="empty: holds no images"):
         open_images(str(bundle / "empty"), bundle, manifest)
-    found = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "PIL" else found(name, *more))
+    original = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *more: None if name == "PIL" else original(name, *more)
+    )
     with pytest.raises(DeviceError, match="needs Pillow to decode images: pip install pillow"):
         open_images(str(photos), bundle, manifest)
 

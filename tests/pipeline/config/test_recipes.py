@@ -26,9 +26,9 @@ def parsed(*arguments: str) -> RunConfig:
 def test_its_settings_are_a_configuration(recipe: Recipe) -> None:
     needed = {"teacher": "python:my.nets:build", "data": "npz:a#b,c"}
     typed = [word for flag in recipe.needs or ("teacher",) for word in (f"--{flag}", needed[flag])]
-    found = parsed("--recipe", recipe.name, *typed).to_json()
+    tree = parsed("--recipe", recipe.name, *typed).to_json()
     for key, value in recipe.settings.items():
-        assert found[key] == value, key
+        assert tree[key] == value, key
     assert recipe.title and recipe.source and recipe.ours
 
 

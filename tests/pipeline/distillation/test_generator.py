@@ -47,11 +47,11 @@ def test_one_class_alone_has_the_worst_balance_and_a_finite_gradient() -> None:
 def test_hand_worked_statistics() -> None:
     # One channel holding 0 and 4: mean 2, variance 4. Against mean 1 and variance 1: 1 + (ln 4)^2.
     values = torch.tensor([0.0, 4.0]).reshape(2, 1, 1, 1)
-    found = statistics_distance(values, torch.tensor([1.0]), torch.tensor([1.0]))
-    assert found.item() == pytest.approx(1 + math.log(4) ** 2, rel=1e-5)
+    distance = statistics_distance(values, torch.tensor([1.0]), torch.tensor([1.0]))
+    assert distance.item() == pytest.approx(1 + math.log(4) ** 2, rel=1e-5)
     assert statistics_distance(values, torch.tensor([2.0]), torch.tensor([4.0])).item() == pytest.approx(0, abs=1e-9)
     scaled = statistics_distance(10 * values, torch.tensor([10.0]), torch.tensor([100.0]))
-    assert scaled.item() == pytest.approx(found.item(), rel=1e-5), "no unit is left"
+    assert scaled.item() == pytest.approx(distance.item(), rel=1e-5), "no unit is left"
     constant = torch.zeros(4, 1, 1, 1, requires_grad=True)
     torch.autograd.backward(statistics_distance(constant, torch.tensor([1.0]), torch.tensor([1.0])))
     assert constant.grad is not None and constant.grad.isfinite().all()
@@ -83,13 +83,15 @@ def test_a_teachers_impression_is_what_its_modules_compute(norm: bool) -> None:
     pooled = pooled_features(captured)
     assert pooled is not None
     images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    found = Impressed(captured, pooled, Output(name="output", holds="classes", axis=1, shape=(5,))).impression(images)
-    torch.testing.assert_close(found.logits, teacher(images))
-    torch.testing.assert_close(found.features, teacher.norm(teacher.conv(images)).relu().mean((2, 3)))
+    statistics = Impressed(captured, pooled, Output(name="output", holds="classes", axis=1, shape=(5,))).impression(
+        images
+    )
+    torch.testing.assert_close(statistics.logits, teacher(images))
+    torch.testing.assert_close(statistics.features, teacher.norm(teacher.conv(images)).relu().mean((2, 3)))
     before = teacher.conv(images)
     by_hand = ((before.mean((0, 2, 3)) - 3).square() / 4 + (before.var((0, 2, 3), correction=0) / 4).log() ** 2).mean()
-    torch.testing.assert_close(found.statistics, by_hand if norm else torch.zeros(()))
-    torch.autograd.backward(generator_loss(generator_losses(found)))
+    torch.testing.assert_close(statistics.statistics, by_hand if norm else torch.zeros(()))
+    torch.autograd.backward(generator_loss(generator_losses(statistics)))
     assert images.grad is not None and images.grad.abs().sum() > 0
 
 

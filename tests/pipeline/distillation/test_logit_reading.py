@@ -153,10 +153,10 @@ def test_targets_of_several_teachers_come_in_the_form_of_the_first() -> None:
     teachers = [network(end) for end in ("softmax", None, "log-softmax")]
     graphs, outputs = [graph for graph, _ in teachers], [own for _, own in teachers]
     for temperature in (None, 4.0):
-        (found,) = joint_targets(graphs[::2], outputs[::2], mirror=False, temperature=temperature)(IMAGES)
+        (joint,) = joint_targets(graphs[::2], outputs[::2], mirror=False, temperature=temperature)(IMAGES)
         if temperature is not None:
-            (found,) = joint_targets(graphs, outputs, mirror=False, temperature=temperature)(IMAGES)
-        assert bool((found >= 0).all())
-        torch.testing.assert_close(found, graphs[0](IMAGES)[0].detach(), atol=1e-5, rtol=1e-4)
+            (joint,) = joint_targets(graphs, outputs, mirror=False, temperature=temperature)(IMAGES)
+        assert bool((joint >= 0).all())
+        torch.testing.assert_close(joint, graphs[0](IMAGES)[0].detach(), atol=1e-5, rtol=1e-4)
     (mirrored,) = joint_targets(graphs[:1], outputs[:1], mirror=True, temperature=None)(IMAGES)
     torch.testing.assert_close(mirrored.sum(1), torch.ones(16))

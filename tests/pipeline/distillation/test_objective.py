@@ -112,14 +112,14 @@ def built(config: DistillationConfig, student: GraphModule, *teachers: GraphModu
 def test_total_is_the_weighted_sum_of_the_named_parts(student: GraphModule, teacher: GraphModule) -> None:
     config = DistillationConfig(affinity="fa", affinity_order="1", logit_weight=2.0, affinity_weight=3.0)
     objective = built(config, student, teacher)
-    given = signals(objective, student, teacher)
-    total, parts = objective(given)
-    features = given.teachers[0].features
+    compared = signals(objective, student, teacher)
+    total, parts = objective(compared)
+    features = compared.teachers[0].features
     expected = {
-        f"affinity/{tap}": fa_loss(given.student.features[tap], features[tap], order="1").item() for tap in TAPS
+        f"affinity/{tap}": fa_loss(compared.student.features[tap], features[tap], order="1").item() for tap in TAPS
     }
     expected["affinity"] = sum(expected.values())
-    expected["logits"] = kl_loss(given.student.outputs[0], given.teachers[0].outputs[0], temperature=4.0).item()
+    expected["logits"] = kl_loss(compared.student.outputs[0], compared.teachers[0].outputs[0], temperature=4.0).item()
     assert {name: part.item() for name, part in parts.items()} == pytest.approx(expected)
     assert total.item() == pytest.approx(2 * expected["logits"] + 3 * expected["affinity"])
 
@@ -127,9 +127,9 @@ def test_total_is_the_weighted_sum_of_the_named_parts(student: GraphModule, teac
 def test_logits_alone_look_at_no_map(student: GraphModule, teacher: GraphModule) -> None:
     objective = built(DistillationConfig(logit_loss="mse", affinity="none"), student, teacher)
     assert objective.student_taps == ()
-    given = signals(objective, student, teacher)
-    total, parts = objective(given)
-    assert total.item() == mse_loss(given.student.outputs[0], given.teachers[0].outputs[0]).item()
+    compared = signals(objective, student, teacher)
+    total, parts = objective(compared)
+    assert total.item() == mse_loss(compared.student.outputs[0], compared.teachers[0].outputs[0]).item()
     assert list(parts) == ["logits"]
 
 
@@ -139,18 +139,18 @@ def test_auto_takes_the_cheapest_form_and_never_changes_the_meaning(student: Gra
     forms = {tap: affinity_form(tap, torch.Size(s), torch.Size(s), config=config) for tap, s in sizes.items()}
     assert forms == {"early": "gram", "wide": "ffa", "late": "fa"}
     objective = built(config, student, teacher)
-    given = signals(objective, student, teacher)
-    _, parts = objective(given)
+    compared = signals(objective, student, teacher)
+    _, parts = objective(compared)
     for tap in TAPS:
-        exact = fa_loss(given.student.features[tap], given.teachers[0].features[tap], order="squared")
+        exact = fa_loss(compared.student.features[tap], compared.teachers[0].features[tap], order="squared")
         assert parts[f"affinity/{tap}"].item() == pytest.approx(exact.item(), rel=1e-4)
 
 
 def test_taps_draw_projections_of_their_own(student: GraphModule, teacher: GraphModule) -> None:
     objective = built(DistillationConfig(affinity="ffa", projections=3), student, teacher)
-    given = signals(objective, student, teacher)
-    _, parts = objective(given)
-    first, second = (given.student.features["relu"], given.teachers[0].features["relu"])
+    compared = signals(objective, student, teacher)
+    _, parts = objective(compared)
+    first, second = (compared.student.features["relu"], compared.teachers[0].features["relu"])
     generator = torch.Generator().manual_seed(1)
     expected = ffa_loss(first, second, order="squared", projections=3, generator=generator)
     assert parts["affinity/relu"].item() == expected.item()
@@ -171,9 +171,9 @@ def test_every_term_adds_its_loss(student: GraphModule, teacher: GraphModule, ot
     assert objective.wants_ensemble and objective.reals
     labels = torch.tensor([0, 4, 2, 1])
     ensemble = (torch.randn(4, 5, generator=torch.Generator().manual_seed(5)),)
-    given = signals(objective, student, teacher, other, labels=labels, ensemble=ensemble)
-    total, parts = objective(given)
-    logits, targets = given.student.outputs[0], [seen.outputs[0] for seen in given.teachers]
+    compared = signals(objective, student, teacher, other, labels=labels, ensemble=ensemble)
+    total, parts = objective(compared)
+    logits, targets = compared.student.outputs[0], [seen.outputs[0] for seen in compared.teachers]
     mean = torch.stack([(z / 2).softmax(1) for z in targets]).mean(0)
     assert parts["logits"].item() == pytest.approx(kl_loss(logits, 2 * mean.log(), temperature=2.0).item(), rel=1e-5)
     assert parts["labels"].item() == pytest.approx(class_loss(logits, labels).item())
@@ -182,8 +182,8 @@ def test_every_term_adds_its_loss(student: GraphModule, teacher: GraphModule, ot
     assert parts["ensemble"].item() == pytest.approx(cosine_loss(logits, ensemble[0], temperature=2.0).item())
     transforms: Any = objective.terms["feed"].transforms
     by_hand = [
-        feed_loss(transforms[i]["relu_2"](given.student.features["relu_2"]), seen.features["relu_2"]).item()
-        for i, seen in enumerate(given.teachers)
+        feed_loss(transforms[i]["relu_2"](compared.student.features["relu_2"]), seen.features["relu_2"]).item()
+        for i, seen in enumerate(compared.teachers)
     ]
     assert parts["feed"].item() == pytest.approx(sum(by_hand), rel=1e-5)
     weights = {"labels": 0.5, "classes": 0.25, "affinity": 25, "feed": 0.1, "branches": 2, "ensemble": 3, "logits": 1}
@@ -229,13 +229,13 @@ def test_weights_and_temperatures_follow_their_schedules(student: GraphModule, t
     objective = built(config, student, teacher)
     totals = []
     for step, expected in ((0, {"logits"}), (5, {"logits", "classes"}), (10, {"classes"})):
-        given = signals(objective, student, teacher, step=step, steps=11)
-        total, parts = objective(given)
+        compared = signals(objective, student, teacher, step=step, steps=11)
+        total, parts = objective(compared)
         assert set(parts) == expected
         totals.append(total.item())
         if "logits" in parts:
             by_hand = kl_loss(
-                given.student.outputs[0], given.teachers[0].outputs[0], temperature=4 if step == 0 else 2.5
+                compared.student.outputs[0], compared.teachers[0].outputs[0], temperature=4 if step == 0 else 2.5
             )
             assert parts["logits"].item() == pytest.approx(by_hand.item(), rel=1e-5)
     assert totals[1] == pytest.approx(0.5 * (parts["classes"].item() + by_hand.item()), rel=1e-5)
@@ -260,9 +260,9 @@ def test_the_batch_size_changes_nothing(student: GraphModule, teacher: GraphModu
 
 def test_a_loss_that_is_not_finite_is_returned(student: GraphModule, teacher: GraphModule) -> None:
     objective = built(DistillationConfig(), student, teacher)
-    given = signals(objective, student, teacher)
-    given.student.features["relu_2"].data[0, 0, 0, 0] = math.nan
-    total, parts = objective(given)
+    compared = signals(objective, student, teacher)
+    compared.student.features["relu_2"].data[0, 0, 0, 0] = math.nan
+    total, parts = objective(compared)
     assert total.isnan() and not parts["logits"].isnan()
 
 
@@ -287,8 +287,8 @@ WAITING = {"aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::is
 )
 def test_nothing_waits_for_a_value(config: DistillationConfig, student: GraphModule, teacher: GraphModule) -> None:
     objective = built(config, student, teacher)
-    given = signals(objective, student, teacher)
-    used = operations(lambda: torch.autograd.backward(objective(given)[0]))
+    compared = signals(objective, student, teacher)
+    used = operations(lambda: torch.autograd.backward(objective(compared)[0]))
     assert used and not used & WAITING
 
 

@@ -75,15 +75,15 @@ def test_shifts_are_windows_of_the_reflected_image() -> None:
     padded = torch.nn.functional.pad(images.double(), (3, 3, 2, 2), mode="reflect").byte()
     places = set()
     for image, window in zip(padded, moved, strict=True):
-        found = [
+        offsets = [
             (top, left, flipped)
             for top in range(5)
             for left in range(7)
             for flipped in (False, True)
             if torch.equal(image[:, top : top + 16, left : left + 24], window.flip(2) if flipped else window)
         ]
-        assert len(found) == 1
-        places.add(found[0])
+        assert len(offsets) == 1
+        places.add(offsets[0])
     assert len(places) > 60  # of 70 equally likely ones: all are reached
     assert {place[0] for place in places} == set(range(5))
     assert {place[1] for place in places} == set(range(7))

@@ -94,15 +94,15 @@ def _measured(report: Report, folder: Path) -> dict[str, Any]:
         check=True,
     )
     (body,) = re.findall(r"<body>(.*)</body>", done.stdout, re.DOTALL)
-    found: dict[str, Any] = json.loads(html.unescape(body))
-    return found
+    figures: dict[str, Any] = json.loads(html.unescape(body))
+    return figures
 
 
 def test_nothing_is_cut_and_names_stay_legible(make_report: Callable[..., Report], tmp_path: Path) -> None:
     report = _long_report(make_report)
-    found = _measured(report, tmp_path)
-    assert list(found) == [str(width) for width in WIDTHS]
-    for width, figures in found.items():
+    measured = _measured(report, tmp_path)
+    assert list(measured) == [str(width) for width in WIDTHS]
+    for width, figures in measured.items():
         assert figures["width"] == int(width)
         assert figures["scroll"] <= figures["width"], width
         assert figures["scrolling"] == 0, width

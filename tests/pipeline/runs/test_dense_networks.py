@@ -195,48 +195,48 @@ def run(builder: str, *arguments: str, status: int = 0) -> SimpleNamespace:
 
 
 def test_segmentation_keeps_its_outputs_and_is_scored_per_pixel(capsys: pytest.CaptureFixture[str]) -> None:
-    found = run("segmenter", "--output-kinds", "out=classes,aux=classes")
+    ended = run("segmenter", "--output-kinds", "out=classes,aux=classes")
     shown = capsys.readouterr().out
-    out, aux = found.report.outputs
+    out, aux = ended.report.outputs
     assert [(o.name, o.holds, o.shape, o.decisions) for o in (out, aux)] == [
         ("out", "classes", (5, 32, 32), 1024),
         ("aux", "classes", (5, 32, 32), 1024),
     ]
-    assert found.report.accuracy.metric == "agreement" and found.report.accuracy.runtime == out.runtime > 0.9
+    assert ended.report.accuracy.metric == "agreement" and ended.report.accuracy.runtime == out.runtime > 0.9
     assert out.oracle_vs_simulated is not None and out.oracle_vs_simulated > 0.999
     assert out.mean_iou is not None and aux.mean_iou is not None and min(out.mean_iou, aux.mean_iou) > 0.7
     assert "pixels as teacher" in shown and "output" in shown and "aux: classes [batch, 5, 32, 32]" in shown
-    assert [entry["name"] for entry in found.manifest["outputs"]] == ["out", "aux"]
-    assert found.manifest["outputs"][0]["holds"] == "classes"
-    assert {"outputs.out", "outputs.aux", "teacher.out", "teacher.aux"} < set(found.golden)
-    values = found.session.run(["out", "aux"], {found.manifest["inputs"][0]["name"]: found.golden["inputs"]})
+    assert [entry["name"] for entry in ended.manifest["outputs"]] == ["out", "aux"]
+    assert ended.manifest["outputs"][0]["holds"] == "classes"
+    assert {"outputs.out", "outputs.aux", "teacher.out", "teacher.aux"} < set(ended.golden)
+    values = ended.session.run(["out", "aux"], {ended.manifest["inputs"][0]["name"]: ended.golden["inputs"]})
     for name, value in zip(("out", "aux"), values, strict=True):
-        np.testing.assert_allclose(value, found.golden[f"outputs.{name}"], atol=1e-5)
-    page = (found.bundle / "report.html").read_text()
+        np.testing.assert_allclose(value, ended.golden[f"outputs.{name}"], atol=1e-5)
+    page = (ended.bundle / "report.html").read_text()
     assert "Of the 1024 pixels of output out in each image" in page
-    assert main(["validate", str(found.bundle), "--quiet"]) == 0
-    assert main(["compare", str(found.bundle), "--quiet", "--tolerance", "1"]) == 0
+    assert main(["validate", str(ended.bundle), "--quiet"]) == 0
+    assert main(["compare", str(ended.bundle), "--quiet", "--tolerance", "1"]) == 0
 
 
 def test_detection_heads_are_quantised_and_boxes_come_from_outside() -> None:
     """The detector's own post-processing on the runtime's outputs finds the boxes that it finds on the teacher's."""
-    found = run("detector", "--output-kinds", "cls_logits=classes-last", "--output-kinds", "bbox_regression=values")
-    boxes, classes = found.report.outputs
+    ended = run("detector", "--output-kinds", "cls_logits=classes-last", "--output-kinds", "bbox_regression=values")
+    boxes, classes = ended.report.outputs
     assert (classes.name, classes.shape, classes.decisions) == ("cls_logits", (320, 4), 320)
     assert (boxes.holds, boxes.metric) == ("values", "r2") and boxes.rms_error is not None
-    assert classes.runtime == found.report.accuracy.runtime > 0.9 and boxes.runtime > 0.9
-    assert found.manifest["outputs"][1] | {"shape": None} == {
+    assert classes.runtime == ended.report.accuracy.runtime > 0.9 and boxes.runtime > 0.9
+    assert ended.manifest["outputs"][1] | {"shape": None} == {
         "name": "cls_logits", "type": "float", "shape": None, "holds": "classes", "class_axis": -1,
     }  # fmt: skip
-    images = torch.from_numpy(found.golden["inputs"])
+    images = torch.from_numpy(ended.golden["inputs"])
     names = ["bbox_regression", "cls_logits"]
-    answers = found.session.run(names, {found.manifest["inputs"][0]["name"]: images.numpy()})
+    answers = ended.session.run(names, {ended.manifest["inputs"][0]["name"]: images.numpy()})
     heads = dict(zip(names, map(torch.from_numpy, answers), strict=True))
-    teacher = {name: torch.from_numpy(found.golden[f"teacher.{name}"]) for name in names}
+    teacher = {name: torch.from_numpy(ended.golden[f"teacher.{name}"]) for name in names}
     ours, theirs = (_detections(each, images) for each in (heads, teacher))
     assert sum(len(d["boxes"]) for d in theirs) > 20
-    for mine, wanted in zip(ours, theirs, strict=True):
-        best = box_iou(wanted["boxes"], mine["boxes"]).amax(1)
+    for mine, expected in zip(ours, theirs, strict=True):
+        best = box_iou(expected["boxes"], mine["boxes"]).amax(1)
         assert float(best.median()) > 0.8
 
 
@@ -245,8 +245,8 @@ def _detections(heads: dict[str, Tensor], images: Tensor) -> list[dict[str, Tens
     sizes = [(32, 32)] * len(images)
     features = [torch.zeros(len(images), 16, size, size) for size in (8, 4)]
     anchors = whole.anchor_generator(ImageList(images, sizes), features)
-    found: list[dict[str, Tensor]] = whole.postprocess_detections(heads, anchors, sizes)
-    return found
+    detections: list[dict[str, Tensor]] = whole.postprocess_detections(heads, anchors, sizes)
+    return detections
 
 
 def small_detector(kind: str) -> Any:
@@ -272,26 +272,26 @@ def small_detector(kind: str) -> Any:
 def test_one_stage_detectors_are_their_backbone_and_heads(kind: str, kinds: dict[str, str]) -> None:
     whole = small_detector(kind).eval()
     assert is_detector(whole) and not is_detector(nn.Conv2d(3, 3, 3))
-    found = dense_part(whole, "net", notes=("random weights",))
-    p, images = found.preprocessing, torch.randn(2, 3, 64, 64)
-    assert p is not None and found.output_kinds == kinds and not found.only_parts
+    part = dense_part(whole, "net", notes=("random weights",))
+    p, images = part.preprocessing, torch.randn(2, 3, 64, 64)
+    assert p is not None and part.output_kinds == kinds and not part.only_parts
     if kind == "SSD":
         assert (p.height, p.width, p.mean, p.std) == (40, 48, (0.5,) * 3, (0.25,) * 3)
-    assert p.resize is None and "non-maximum suppression stay outside" in found.notes[-1]
+    assert p.resize is None and "non-maximum suppression stay outside" in part.notes[-1]
     features = whole.backbone(images)
     for name, values in whole.head([features]).items():
-        torch.testing.assert_close(found.module(images)[name], values)
-    assert {name.split(".")[0] for name in found.module.state_dict()} == {"backbone", "head"}
+        torch.testing.assert_close(part.module(images)[name], values)
+    assert {name.split(".")[0] for name in part.module.state_dict()} == {"backbone", "head"}
 
 
 def test_two_stage_detectors_say_which_part_is_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = small_detector("FasterRCNN")
-    found = dense_part(whole, "torchvision:net", notes=())
-    assert "is a two-stage detector (FasterRCNN)" in found.only_parts and "--submodule backbone" in found.only_parts
-    assert found.preprocessing is not None and found.preprocessing.height == 96
+    dense = dense_part(whole, "torchvision:net", notes=())
+    assert "is a two-stage detector (FasterRCNN)" in dense.only_parts and "--submodule backbone" in dense.only_parts
+    assert dense.preprocessing is not None and dense.preprocessing.height == 96
     without_epsilon(whole)
     assert whole.backbone[1].eps == 0.0
-    monkeypatch.setattr("pipeline.networks.models.MODEL_SOURCES", {"torchvision": lambda rest, weights: found})
+    monkeypatch.setattr("pipeline.networks.models.MODEL_SOURCES", {"torchvision": lambda rest, weights: dense})
     with pytest.raises(UserError, match="two-stage detector"):
         load_model("torchvision:net")
     part = load_model("torchvision:net", submodule="backbone")
@@ -329,9 +329,9 @@ def test_a_transposed_convolution_runs_on_integers_bit_for_bit() -> None:
 
 def test_inputs_that_are_no_images_are_refused_by_name_and_a_builder_fixes_them(refused: Refused) -> None:
     assert "the network also needs its input task, which is no image" in refused("task")
-    found = run("fixed_task", status=4)  # its random weights give one class for all of the few images
-    assert found.report.outputs[0].decisions == 1
-    assert [entry["name"] for entry in found.manifest["inputs"]] == ["image"]
+    ended = run("fixed_task", status=4)  # its random weights give one class for all of the few images
+    assert ended.report.outputs[0].decisions == 1
+    assert [entry["name"] for entry in ended.manifest["inputs"]] == ["image"]
 
 
 def test_a_part_can_be_quantised_where_the_whole_is_no_graph(refused: Refused) -> None:
@@ -340,10 +340,10 @@ def test_a_part_can_be_quantised_where_the_whole_is_no_graph(refused: Refused) -
     assert "dense_nets.py:" in line and "--submodule" in line
     words = refused("branches", "--submodule", "words", "--overwrite")
     assert "(sub-module words): the network does not take images float32 [2, 3, 32, 32] as its input input:" in words
-    found = run("branches", "--submodule", "backbone")
-    (output,) = found.report.outputs
+    ended = run("branches", "--submodule", "backbone")
+    (output,) = ended.report.outputs
     assert (output.holds, output.shape) == ("values", (8, 28, 28)) and output.runtime is not None
-    assert found.report.accuracy.metric == "r2" and found.report.accuracy.runtime == output.runtime > 0.95
-    assert [gate.name for gate in found.report.gates] == ["max-drop", "parity-values", "kernels"]
-    assert found.report.parity.argmax_agreement is None and found.report.parity.exact_fraction == 1.0
-    assert any("sub-module backbone alone is quantised" in note for note in found.report.notes)
+    assert ended.report.accuracy.metric == "r2" and ended.report.accuracy.runtime == output.runtime > 0.95
+    assert [gate.name for gate in ended.report.gates] == ["max-drop", "parity-values", "kernels"]
+    assert ended.report.parity.argmax_agreement is None and ended.report.parity.exact_fraction == 1.0
+    assert any("sub-module backbone alone is quantised" in note for note in ended.report.notes)

@@ -180,10 +180,10 @@ def test_one_file_takes_images_of_any_size(
     for height, width in ((32, 32), (48, 80), (40, 24), (56, 32)):
         images = torch.nn.functional.interpolate(torch.randn(3, 3, 6, 6), size=(height, width))
         with torch.no_grad():
-            wanted = network(images)
+            expected = network(images)
         plain, quantised = (session.run(names, {"x": images.numpy()}) for session in sessions)
         for name, mine, ours in zip(names, plain, quantised, strict=True):
-            np.testing.assert_allclose(mine, wanted[name].numpy(), atol=1e-4)
+            np.testing.assert_allclose(mine, expected[name].numpy(), atol=1e-4)
             assert np.abs(ours - mine).mean() < 0.1 * mine.std()
     done = subprocess.run([sys.executable, str(folder / "bundle" / "check.py")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

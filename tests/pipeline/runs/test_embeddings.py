@@ -83,9 +83,9 @@ def gates(scores: Scores, earlier: Report | None = None, **settings: float) -> d
 
 def test_the_mean_and_the_worst_twentieth_are_judged() -> None:
     """By hand: cos 5 deg is 0.99619, so 0.381 points are lost; cos 10 deg is 0.98481: 1.519; cos 60 deg is a half."""
-    found = gates(scored(torch.full((40,), 5.0)))
-    assert found["max-drop"].passed and found["max-drop"].value == pytest.approx(0.3805, abs=1e-3)
-    assert found["worst"].passed and found["worst"].limit == 5.0
+    judged = gates(scored(torch.full((40,), 5.0)))
+    assert judged["max-drop"].passed and judged["max-drop"].value == pytest.approx(0.3805, abs=1e-3)
+    assert judged["worst"].passed and judged["worst"].limit == 5.0
     assert gates(scored(torch.full((40,), 10.0)))["max-drop"].passed is False
     assert gates(scored(torch.full((40,), 10.0)), max_drop=2.0)["max-drop"].passed is True
     # One of 40 turned by 60 degrees is less than a twentieth; three of 100 are, six are not.
@@ -109,8 +109,8 @@ def test_the_mean_and_the_worst_twentieth_are_judged() -> None:
 
 def test_a_length_that_only_the_runtime_gets_wrong_fails_parity() -> None:
     """The angle does not see it; the same numbers are asked of oracle and runtime all the same."""
-    found = gates(scored(torch.zeros(40), runtime=1.5))
-    assert found["max-drop"].passed is True and found["parity-values"].passed is False
+    judged = gates(scored(torch.zeros(40), runtime=1.5))
+    assert judged["max-drop"].passed is True and judged["parity-values"].passed is False
     exact = torch.randn(9, 4, generator=torch.Generator().manual_seed(1)).numpy()
     line = device.compared(1.5 * exact, exact, EMBEDDING.to_json(), 0.99)
     assert line["passed"] is False and line["cosine"] == pytest.approx(1) == line["least_cosine"]
@@ -146,9 +146,9 @@ def test_a_bundles_golden_images_repeat_what_its_run_measured(make_report_of_sco
     """Among few golden images one of the worst twentieth may lie; the run saw all."""
     degrees = torch.zeros(16)
     degrees[0] = 25
-    found = gates(scored(degrees), make_report_of_scores)
-    assert (found["worst"].judged_by, found["worst"].passed) == ("run", True)
-    assert found["worst"].value == pytest.approx(0.3805, abs=1e-3)
+    judged = gates(scored(degrees), make_report_of_scores)
+    assert (judged["worst"].judged_by, judged["worst"].passed) == ("run", True)
+    assert judged["worst"].value == pytest.approx(0.3805, abs=1e-3)
     old = replace(make_report_of_scores, outputs=tuple(replace(o, worst=None) for o in make_report_of_scores.outputs))
     assert "worst" not in gates(scored(degrees), old), "a run that measured no such thing"
     plain = replace(

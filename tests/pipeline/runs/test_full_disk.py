@@ -88,10 +88,10 @@ def test_a_bundle_that_finds_no_room_costs_no_training(
 ) -> None:
     folder, others = small_disk / "run", small_disk / "other"
 
-    def with_others(*given: Any, **more: Any) -> None:
+    def with_others(*arguments: Any, **more: Any) -> None:
         """Something else fills the disk meanwhile, but for less than a bundle needs."""
         others.write_bytes(bytes(shutil.disk_usage(small_disk).free - 100_000))
-        write_bundle(*given, **more)
+        write_bundle(*arguments, **more)
 
     with monkeypatch.context() as patched:
         patched.setattr("pipeline.run.write_bundle", with_others)

@@ -56,8 +56,10 @@ def test_what_nncf_cannot_do_is_refused(arguments: tuple[str, ...], said: str, c
 def test_a_quantiser_without_its_package_does_not_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "nncf" else found(name, *more))
+    original = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *more: None if name == "nncf" else original(name, *more)
+    )
     assert main(["run", "--quantiser", "nncf", "--output", str(tmp_path / "o")]) == 2
     line = "--quantiser nncf needs the package nncf, which is not installed: pip install 'faqd[nncf]'"
     assert capsys.readouterr().err == f"error: {line}\n"

@@ -122,11 +122,11 @@ def test_what_another_compiler_says_passes_no_gate(
     report = folder / "provider.json"
     command = ["validate", "--quiet", str(folder / "bundle"), "--runner", "onnxruntime", "--report", str(report)]
     assert main(command) == 3
-    found = read_report(report)
-    kernels = next(gate for gate in found.gates if gate.name == "kernels")
+    written = read_report(report)
+    kernels = next(gate for gate in written.gates if gate.name == "kernels")
     assert (kernels.value, kernels.passed) == (0.0, None)
-    assert all(gate.passed for gate in found.gates if gate.name == "parity")
-    assert any("chosen ahead of time here: they did not run" in note for note in found.notes)
+    assert all(gate.passed for gate in written.gates if gate.name == "parity")
+    assert any("chosen ahead of time here: they did not run" in note for note in written.notes)
     assert "not validated on target" in capsys.readouterr().out
 
 
@@ -138,9 +138,9 @@ def test_a_bundle_is_compared_with_another_model_where_no_engine_runs(
     assert "nothing to compare the oracle with: the package tensorrt is not installed" in capsys.readouterr().err
     against = ["--against", str(folder / "bundle" / "model.onnx"), "--report", str(tmp_path / "found.json")]
     assert main([*command, *against]) == 0
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["first"] is None and len(found["tensors"]) == 2
-    assert "the other model is executed by the oracle" in " ".join(found["notes"])
+    comparison = json.loads((tmp_path / "found.json").read_text())
+    assert comparison["first"] is None and len(comparison["tensors"]) == 2
+    assert "the other model is executed by the oracle" in " ".join(comparison["notes"])
 
 
 def test_a_bundle_is_compared_with_its_engine(
@@ -155,9 +155,9 @@ def test_a_bundle_is_compared_with_its_engine(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     report = tmp_path / "found.json"
     status = main(["compare", "--quiet", str(folder / "bundle"), "--report", str(report), "--tolerance", "1"])
-    found = json.loads(report.read_text())
-    assert status == 0 and found["images"] == 16
+    comparison = json.loads(report.read_text())
+    assert status == 0 and comparison["images"] == 16
     assert (tmp_path / "faqd" / "tensorrt-timing.cache").is_file(), "kernels are timed once for all commands"
     # Rounded tensors are read from the engine as integers: the evaluator behind it may round ties its own way.
-    assert all(tensor["largest"] <= 1 and tensor["elements"] > 0 for tensor in found["tensors"])
+    assert all(tensor["largest"] <= 1 and tensor["elements"] > 0 for tensor in comparison["tensors"])
     assert "oracle on bundle against TensorRT on bundle, 16 images" in capsys.readouterr().out

@@ -37,10 +37,10 @@ def check(name: str) -> None:
     layers = [node.name for node in folded.graph.nodes if kind(node) in WEIGHTED]
     assert backend.census(model.SerializeToString(), layers).floating == ()
     with backend.runner(model.SerializeToString(), threads=1) as runner:
-        found = runner.run(images.numpy())
+        outputs = runner.run(images.numpy())
     expected, _ = IntegerOracle(model).run(images)
     assert [output.name for output in model.graph.output] == list(interface_of(folded).outputs)
-    for theirs, ours in zip(found, expected, strict=True):
+    for theirs, ours in zip(outputs, expected, strict=True):
         assert float(ours.std()) > 0
         assert np.abs(theirs - ours.numpy()).mean() < 0.02 * float(ours.std())
 

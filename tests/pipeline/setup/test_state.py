@@ -52,11 +52,11 @@ def left_at(file: Path, step: int) -> None:
     save_tensors(file, {"weight": torch.zeros(1)}, {"step": step})
 
 
-def begun(wanted: RunConfig, inputs: dict[str, str] = INPUTS, settled: dict[str, Any] | None = None) -> RunFolder:
+def begun(config: RunConfig, inputs: dict[str, str] = INPUTS, settled: dict[str, Any] | None = None) -> RunFolder:
     """The folder of a run whose inputs have been checked."""
-    with locked(wanted.folder, print):
-        folder = open_run_folder(wanted)
-        begin(folder, wanted, inputs, {} if settled is None else settled)
+    with locked(config.folder, print):
+        folder = open_run_folder(config)
+        begin(folder, config, inputs, {} if settled is None else settled)
     return folder
 
 

@@ -138,10 +138,10 @@ def test_several_teachers_are_averaged(example: SimpleNamespace, tmp_path: Path)
     flipped = copy.deepcopy(teacher)
     for parameter in flipped.parameters():
         parameter.data.neg_()
-    (found,) = joint_targets([teacher, flipped], [example.teacher.outputs] * 2, mirror=False, temperature=4.0)(images)
+    (joint,) = joint_targets([teacher, flipped], [example.teacher.outputs] * 2, mirror=False, temperature=4.0)(images)
     with torch.no_grad():
         by_hand = ((teacher(images)[0] / 4).softmax(1) + (flipped(images)[0] / 4).softmax(1)) / 2
-    torch.testing.assert_close((found / 4).softmax(1), by_hand)
+    torch.testing.assert_close((joint / 4).softmax(1), by_hand)
 
 
 def test_a_student_can_follow_a_student(example: SimpleNamespace, tmp_path: Path) -> None:

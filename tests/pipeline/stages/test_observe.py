@@ -58,19 +58,19 @@ def agreement(example: SimpleNamespace, student: PreparedStudent) -> float:
 
 def test_three_levels_decide_like_the_teacher_without_training(example: SimpleNamespace) -> None:
     student = two_bits(example)
-    found = correct(example, student)
+    corrected = correct(example, student)
     assert agreement(example, student) < 0.9
-    assert agreement(example, found) > agreement(example, student) + 0.05
-    assert found.ranges == student.ranges and found.plan == student.plan
+    assert agreement(example, corrected) > agreement(example, student) + 0.05
+    assert corrected.ranges == student.ranges and corrected.plan == student.plan
 
 
 def test_it_is_kept_with_the_student(example: SimpleNamespace, tmp_path: Path) -> None:
-    found = correct(example, example.prepared)
-    found.save(tmp_path / "prepared.json")
-    again = PreparedStudent.load(tmp_path / "prepared.json", found.student, found.quantisation)
-    weights, loaded = found.network().state_dict(), again.network().state_dict()
+    corrected = correct(example, example.prepared)
+    corrected.save(tmp_path / "prepared.json")
+    again = PreparedStudent.load(tmp_path / "prepared.json", corrected.student, corrected.quantisation)
+    weights, loaded = corrected.network().state_dict(), again.network().state_dict()
     assert all(torch.equal(weights[name], loaded[name]) for name in weights)
-    plain = replace(found, corrections=Corrections()).network().state_dict()
+    plain = replace(corrected, corrections=Corrections()).network().state_dict()
     assert any(not torch.equal(weights[name], plain[name]) for name in weights)
 
 

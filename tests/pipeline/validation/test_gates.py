@@ -115,12 +115,12 @@ def test_an_undecided_gate_is_a_status_of_its_own() -> None:
 
 def test_every_output_has_a_gate() -> None:
     """A detector whose classes are right and whose boxes explain 83 % does not pass."""
-    found = gates(scored((CLASSES, BOXES, MASK), 400, oracle=noisy(0.17)))
-    assert {name: gate.passed for name, gate in found.items()} == {
+    judged = gates(scored((CLASSES, BOXES, MASK), 400, oracle=noisy(0.17)))
+    assert {name: gate.passed for name, gate in judged.items()} == {
         "max-drop": True, "max-drop:boxes": False, "max-drop:mask": True, "parity": True, "parity-values": True,
         "kernels": True,
     }  # fmt: skip
-    assert found["max-drop:boxes"].value == pytest.approx(17, abs=1.5)
+    assert judged["max-drop:boxes"].value == pytest.approx(17, abs=1.5)
     assert gates(scored((CLASSES, BOXES), 400, oracle=noisy(0.005)))["max-drop:boxes"].passed is True
     assert gates(scored((CLASSES, MASK), 400, oracle=wrong(40)), max_drop=100.0, output_max_drop=("mask=1",))[
         "max-drop:mask"
@@ -156,9 +156,9 @@ def test_numbers_that_never_vary_are_measured_by_their_own_power() -> None:
 
 
 def test_where_the_runtime_is_absent_the_oracle_is_judged_and_named() -> None:
-    found = gates(scored((CLASSES,), 400, runtime=None, oracle=wrong(224)), census=None)
-    assert found["max-drop"].passed is False and found["max-drop"].judged_by == "oracle"
-    assert found["max-drop"].value == 56, "44 % where the float network has 100"
+    judged = gates(scored((CLASSES,), 400, runtime=None, oracle=wrong(224)), census=None)
+    assert judged["max-drop"].passed is False and judged["max-drop"].judged_by == "oracle"
+    assert judged["max-drop"].value == 56, "44 % where the float network has 100"
     good = gates(scored((CLASSES,), 400, runtime=None), census=None)
     assert good["max-drop"].passed is True and good["max-drop"].judged_by == "oracle"
     assert good["parity"].passed is None and good["kernels"].passed is None
@@ -167,10 +167,10 @@ def test_where_the_runtime_is_absent_the_oracle_is_judged_and_named() -> None:
 
 def test_parity_fails_by_any_output() -> None:
     """One of 400 classes differs between oracle and runtime; a large map beside it does not hide that."""
-    found = gates(scored((CLASSES, MASK), 400, runtime=lambda v: [wrong(1)([v[0]])[0], v[1]]))
-    assert found["parity"].passed is False and found["parity"].value == 399 / 400
-    found = gates(scored((CLASSES, BOXES), 400, runtime=noisy(0.02)))
-    assert found["parity"].passed is True and found["parity-values"].passed is False
+    judged = gates(scored((CLASSES, MASK), 400, runtime=lambda v: [wrong(1)([v[0]])[0], v[1]]))
+    assert judged["parity"].passed is False and judged["parity"].value == 399 / 400
+    judged = gates(scored((CLASSES, BOXES), 400, runtime=noisy(0.02)))
+    assert judged["parity"].passed is True and judged["parity-values"].passed is False
     assert [name for name in gates(scored((BOXES,), 400)) if name.startswith("parity")] == ["parity-values"]
     scores = scored((CLASSES,), 400, runtime=None)
     apart = gates(replace(scores, agreements=(0.5,)))["parity"]

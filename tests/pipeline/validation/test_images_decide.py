@@ -93,10 +93,10 @@ def test_where_the_float_network_says_one_thing_agreement_says_nothing(kind: str
     teacher = values.expand(400, *values.shape).clone()
     if output.holds != "values":  # logits move, decisions do not
         teacher += 0.1 * torch.rand(teacher.shape, generator=torch.Generator().manual_seed(0))
-    found = gates(scored(output, teacher, teacher))
-    assert found["max-drop"].says_nothing and found["max-drop"].undecided and found["max-drop"].passed is None
-    assert verdict(list(found.values()), on_target=True) == "undecided"
-    assert all(gate.says_nothing for name, gate in found.items() if name == "worst")
+    judged = gates(scored(output, teacher, teacher))
+    assert judged["max-drop"].says_nothing and judged["max-drop"].undecided and judged["max-drop"].passed is None
+    assert verdict(list(judged.values()), on_target=True) == "undecided"
+    assert all(gate.says_nothing for name, gate in judged.items() if name == "worst")
     # Another answer is lost all the same; and what one image moves is something to agree on.
     assert gates(scored(output, teacher, -teacher))["max-drop"].passed is False
     teacher[7] = -teacher[7]

@@ -28,11 +28,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_runtime_equals_the_oracle(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(bundle), "--report", str(tmp_path / "found.json")]) == 0
     shown = capsys.readouterr().out
-    found = json.loads((tmp_path / "found.json").read_text())
+    comparison = json.loads((tmp_path / "found.json").read_text())
     assert "equal (exit status 0)" in shown and "16 images" in shown
     assert all(len(line) <= 100 for line in shown.splitlines())
-    assert found["first"] is None and len(found["tensors"]) > 8
-    assert all(tensor["differing"] == tensor["own"] == 0 < tensor["elements"] for tensor in found["tensors"])
+    assert comparison["first"] is None and len(comparison["tensors"]) > 8
+    assert all(tensor["differing"] == tensor["own"] == 0 < tensor["elements"] for tensor in comparison["tensors"])
 
 
 def test_another_model_differs_first_where_it_was_changed(
@@ -48,10 +48,10 @@ def test_another_model_differs_first_where_it_was_changed(
     onnx.save(model, other)
     arguments = ["compare", str(bundle), "--against", str(other), "--data", "digits", "--count", "20", "--quiet"]
     assert main([*arguments, "--report", str(file)]) == 1
-    found: dict[str, Any] = json.loads(file.read_text())
-    entry = next(tensor for tensor in found["tensors"] if tensor["name"] == found["first"])
+    comparison: dict[str, Any] = json.loads(file.read_text())
+    entry = next(tensor for tensor in comparison["tensors"] if tensor["name"] == comparison["first"])
     shown = capsys.readouterr().out
-    assert found["first"] == changed.output[0] and found["images"] == 20
+    assert comparison["first"] == changed.output[0] and comparison["images"] == 20
     assert entry["own"] == entry["differing"] > 0
     assert f"{scale.name} is {float(value):.6g} here and" in entry["why"]
     assert "differs (exit status 1)" in shown and changed.output[0] in shown
@@ -70,12 +70,12 @@ def test_images_that_are_not_compared_are_said(
     (folder / "2.png").write_bytes(b"no picture")
     arguments = ["compare", str(bundle), "--data", f"images:{folder}", "--quiet"]
     assert main([*arguments, "--count", "9", "--report", str(tmp_path / "found.json")]) == 0
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["images"] == 4
-    assert found["notes"][-2].startswith(
+    comparison = json.loads((tmp_path / "found.json").read_text())
+    assert comparison["images"] == 4
+    assert comparison["notes"][-2].startswith(
         "4 of 5 images are compared: 1 unreadable image left out: 2.png (cannot identify"
     )
-    assert found["notes"][-1] == f"--data images:{folder} has 5 images, fewer than --count 9"
+    assert comparison["notes"][-1] == f"--data images:{folder} has 5 images, fewer than --count 9"
     assert "4 of 5 images are compared" in capsys.readouterr().out
     assert main([*arguments, "--count", "2", "--report", str(tmp_path / "found.json")]) == 0
     assert not any(

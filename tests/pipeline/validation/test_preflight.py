@@ -151,7 +151,7 @@ def test_a_corrected_evaluation_goes_on_with_what_is_finished(
     """The images to score on are gone when it comes to that; the run goes on with others, and trains nothing again."""
     arguments = ["run", *QUICK, "--max-drop", "100", "--output", "run"]
 
-    def no_room(*given: object, **more: object) -> None:
+    def no_room(*arguments: object, **more: object) -> None:
         raise UserError("the disk was full here")
 
     with monkeypatch.context() as patched:
@@ -171,7 +171,7 @@ def test_what_a_run_settles_may_be_typed_when_it_goes_on(
 ) -> None:
     arguments = ["run", *QUICK, "--max-drop", "100", "--output", "run"]
 
-    def no_room(*given: object, **more: object) -> None:
+    def no_room(*arguments: object, **more: object) -> None:
         raise UserError("the disk was full here")
 
     with monkeypatch.context() as patched:

@@ -33,9 +33,9 @@ def test_guesses_are_at_chance_and_half_knowledge_is_not(classes: int) -> None:
 
 def test_chance_by_hand() -> None:
     # Half of the answers and three quarters of the labels are class 0: right by chance 3/8 + 1/8.
-    found = judge(np.array([0, 0, 0, 1]), np.array([0, 1, 0, 1]), 2)
-    assert (found.accuracy, found.chance) == (0.75, 0.5)
-    assert not found.at_chance, "four images condemn nobody"
+    judgement = judge(np.array([0, 0, 0, 1]), np.array([0, 1, 0, 1]), 2)
+    assert (judgement.accuracy, judgement.chance) == (0.75, 0.5)
+    assert not judgement.at_chance, "four images condemn nobody"
 
 
 def test_one_answer_to_everything_is_a_guess_and_labels_of_one_class_say_nothing() -> None:
@@ -49,8 +49,8 @@ def test_one_answer_to_everything_is_a_guess_and_labels_of_one_class_say_nothing
 def test_another_order_of_the_classes_is_seen_in_images_that_it_was_not_found_on(count: int) -> None:
     labels, answers = drawn(10, count, 0.9)
     order = np.array([0, 1, 5, 2, 3, 4, 9, 8, 6, 7])  # two of ten classes are where they belong
-    found = judge(order[labels], answers, 10)
-    assert found.accuracy < 0.35 and found.reordered is not None and found.reordered > 0.8
+    judgement = judge(order[labels], answers, 10)
+    assert judgement.accuracy < 0.35 and judgement.reordered is not None and judgement.reordered > 0.8
     assert judge(labels, answers, 10).reordered is None
 
 

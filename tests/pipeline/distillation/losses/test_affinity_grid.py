@@ -111,8 +111,8 @@ def test_every_point_equals_the_slow_version() -> None:
         for both in pairs:
             first, second = (slow_normalised(point.normalise, slow_affinity(point.affinity, one)) for one in both)
             slow.append(slow_distance(point.distance, first, second))
-        found = grid_loss(student, teacher, point=point).item()
-        assert found == pytest.approx(sum(slow) / len(slow), rel=1e-4, abs=1e-7), point
+        quick = grid_loss(student, teacher, point=point).item()
+        assert quick == pytest.approx(sum(slow) / len(slow), rel=1e-4, abs=1e-7), point
 
 
 # Three images with two features: student (1, 0), (0, 1), (0, 0); teacher (1, 0), (1, 0), (0, 2).
@@ -204,8 +204,8 @@ def test_combinations_without_sense_are_refused_with_the_reason(axes: tuple[str,
 def test_names_fix_their_axes() -> None:
     assert grid_point("sp", None, None, None) == POINTS["sp"]
     assert grid_point("auto", None, None, None) is None and grid_point("none", None, None, None) is None
-    found = grid_point("rbf", None, None, None)
-    assert found == Point(affinity="rbf", normalise="none", distance="squared", over="samples")
+    fixed = grid_point("rbf", None, None, None)
+    assert fixed == Point(affinity="rbf", normalise="none", distance="squared", over="samples")
     for choice in ("fa", "pkt", "none"):
         with pytest.raises(UserError, match=f"--normalise rows: --affinity {choice} leaves no choice of it; free are"):
             grid_point(choice, "rows", None, None)

@@ -41,14 +41,14 @@ def value(loss: Loss, student: Tensor, teacher: Tensor, seed: int = 3) -> Tensor
 
 def gradient(loss: Loss, student: Tensor, teacher: Tensor) -> Tensor:
     student = student.detach().clone().requires_grad_()
-    (found,) = torch.autograd.grad(value(loss, student, teacher), student)
-    return found
+    (slope,) = torch.autograd.grad(value(loss, student, teacher), student)
+    return slope
 
 
 def check_zero_at_equality(loss: Loss) -> None:
     student, _ = pair(loss)
-    found = value(loss, student, student.clone()).item()
-    assert abs(found) < 2e-6 if loss.vanishes else found > 0
+    least = value(loss, student, student.clone()).item()
+    assert abs(least) < 2e-6 if loss.vanishes else least > 0
     assert gradient(loss, student, student.clone()).isfinite().all()
     assert value(loss, *pair(loss)).item() > 1e-9 or not loss.vanishes
 
@@ -140,9 +140,9 @@ def test_half_types_and_autocast_compute_in_float32(loss: Loss, dtype: torch.dty
     student, teacher = (x.to(dtype) for x in pair(loss))
     expected = value(loss, student.float(), teacher.float())
     with torch.autocast("cpu", torch.bfloat16):
-        found = value(loss, student, teacher)
-    assert found.dtype == torch.float32
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+        computed = value(loss, student, teacher)
+    assert computed.dtype == torch.float32
+    assert computed.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @every_loss

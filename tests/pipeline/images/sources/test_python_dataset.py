@@ -98,8 +98,8 @@ def test_every_kind_of_return_gives_the_same_images(module: str, function: str) 
 
 def test_labels_are_found_where_there_are_any(module: str) -> None:
     def labels(function: str) -> list[int] | None:
-        found = open_python(f"{module}:{function}", labelled=True).labels
-        return None if found is None else found.tolist()
+        read = open_python(f"{module}:{function}", labelled=True).labels
+        return None if read is None else read.tolist()
 
     assert labels("Pairs") == [1, 2, 3, 4]
     assert labels("WithTargets") == [3, 2, 1, 0]

@@ -27,10 +27,10 @@ def evaluation(labels: list[int], folders: tuple[str, ...] | None, *, ordered: b
 
 
 def test_folders_are_found_by_the_names_of_a_file() -> None:
-    found, order = in_network_order(
+    evaluated, order = in_network_order(
         evaluation([0, 1, 1], ("cat", "owl")), classifier(4, ("owl", "dog", "fox", "cat"), file=True), **WHERE
     )
-    assert found.labels is not None and found.labels.tolist() == [3, 0, 0]
+    assert evaluated.labels is not None and evaluated.labels.tolist() == [3, 0, 0]
     assert order.names == ("owl", "dog", "fox", "cat") and not order.assumed
     with pytest.raises(
         UserError, match=r"class folders cow are not among the 4 class names of the network, such as owl"
@@ -41,8 +41,8 @@ def test_folders_are_found_by_the_names_of_a_file() -> None:
 
 
 def test_without_names_as_many_folders_are_taken_in_sorted_order_aloud() -> None:
-    found, order = in_network_order(evaluation([2, 0], ("cat", "dog", "owl")), classifier(), **WHERE)
-    assert found.labels is not None and found.labels.tolist() == [2, 0]
+    evaluated, order = in_network_order(evaluation([2, 0], ("cat", "dog", "owl")), classifier(), **WHERE)
+    assert evaluated.labels is not None and evaluated.labels.tolist() == [2, 0]
     assert order.assumed and order.names == ("cat", "dog", "owl")
     assert order.known_by.endswith("in sorted order for the network's classes, 0 = cat, 1 = dog, 2 = owl")
     for folders in (("cat", "dog"), ("cat", "cow", "dog", "owl")):
@@ -52,15 +52,15 @@ def test_without_names_as_many_folders_are_taken_in_sorted_order_aloud() -> None
 
 def test_names_of_a_source_serve_where_they_are_the_folders() -> None:
     names = ("tench", "goldfish", "shark")
-    found, order = in_network_order(evaluation([0, 1], ("shark", "tench")), classifier(3, names), **WHERE)
-    assert found.labels is not None and found.labels.tolist() == [2, 0] and not order.assumed
+    evaluated, order = in_network_order(evaluation([0, 1], ("shark", "tench")), classifier(3, names), **WHERE)
+    assert evaluated.labels is not None and evaluated.labels.tolist() == [2, 0] and not order.assumed
     _, order = in_network_order(evaluation([0, 1], ("n1", "n2", "n3")), classifier(3, names), **WHERE)
     assert order.assumed and order.names == ("n1", "n2", "n3"), "other names: their order is an assumption"
 
 
 def test_indices_and_orders_of_ones_own_are_checked_against_the_network() -> None:
-    found, order = in_network_order(evaluation([0, 2], None), classifier(), **WHERE)
-    assert found.labels is not None and found.labels.tolist() == [0, 2] and not order.assumed
+    evaluated, order = in_network_order(evaluation([0, 2], None), classifier(), **WHERE)
+    assert evaluated.labels is not None and evaluated.labels.tolist() == [0, 2] and not order.assumed
     with pytest.raises(UserError, match="labels 0 to 7, but the network has 3 classes"):
         in_network_order(evaluation([0, 7], None), classifier(), **WHERE)
     with pytest.raises(UserError, match="its file has 2 class names and the network 3 classes"):
@@ -76,9 +76,9 @@ def test_names_belong_to_every_output_that_has_so_many_classes(tmp_path: Path) -
         Output(name="boxes", holds="values", axis=1, shape=(20, 3)),
         Output(name="other", holds="classes", axis=1, shape=(5,)),
     )
-    found = named_outputs(outputs, names, said_by="--classes f")
-    assert [output.names for output in found] == [names, names, (), ()]
-    assert found[1].to_json() | {} == {
+    named = named_outputs(outputs, names, said_by="--classes f")
+    assert [output.names for output in named] == [names, names, (), ()]
+    assert named[1].to_json() | {} == {
         "holds": "labels", "class_axis": 2, "threshold": 0.0, "class_names": list(names),
     }  # fmt: skip
     with pytest.raises(UserError, match="--classes f has 2 names, and no output has as many classes: out"):

@@ -44,8 +44,8 @@ def graph() -> Any:
 
 def test_words_say_what_outputs_hold(graph: Any) -> None:
     kinds = parse_kinds(["boxes=classes-last", "logits=labels", "map=classes", "depth=values"])
-    found = {o.name: (o.holds, o.axis, o.decisions) for o in describe_outputs(graph, kinds, source="net")}
-    assert found == {
+    described_outputs = {o.name: (o.holds, o.axis, o.decisions) for o in describe_outputs(graph, kinds, source="net")}
+    assert described_outputs == {
         "map": ("classes", 1, 36),
         "depth": ("values", 1, None),
         "boxes": ("classes", -1, 36),
@@ -106,8 +106,8 @@ def described(function: Any, *, size: int = 5, kinds: Any = None, like: Any = ()
     ],
 )
 def test_what_a_graph_shows_of_a_single_output(function: Any, size: int, expected: tuple[Any, ...]) -> None:
-    (found,) = described(function, size=size)
-    assert (found.holds, found.axis, found.activation, found.shown) == expected
+    (shown,) = described(function, size=size)
+    assert (shown.holds, shown.axis, shown.activation, shown.shown) == expected
 
 
 def test_what_is_assumed_and_what_ends_in_an_activation_is_said() -> None:
@@ -142,22 +142,22 @@ def test_words_that_the_graph_contradicts_are_refused(function: Any, kinds: Any,
 
 def test_another_network_is_described_like_the_teacher() -> None:
     teacher = described(lambda z: z.reshape(-1, 5, 1).softmax(1))
-    (found,) = described(lambda z: z.reshape(-1, 5, 1), like=teacher)
-    assert (found.holds, found.axis, found.activation) == ("classes", 1, None), "its activation is its own affair"
+    (student,) = described(lambda z: z.reshape(-1, 5, 1), like=teacher)
+    assert (student.holds, student.axis, student.activation) == ("classes", 1, None), "its activation is its own affair"
     said = described(lambda z: z.exp() / z.exp().sum(1, keepdim=True), kinds={"output": "probabilities"})
-    (found,) = described(lambda z: z, like=said)
-    assert found.activation == "softmax", "what was said of the output's name holds of both"
+    (student,) = described(lambda z: z, like=said)
+    assert student.activation == "softmax", "what was said of the output's name holds of both"
 
 
 def test_what_activations_make_of_logits_is_undone() -> None:
     logits = torch.randn(4, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
     for activation, axis in (("softmax", 1), ("softmax", -1), ("log-softmax", 1), ("sigmoid", 1), (None, 1)):
-        found = Output(name="o", holds="classes", axis=axis, shape=(3, 5), activation=activation)  # type: ignore[arg-type]
-        undone = found.logits(found.activated(logits))
+        activated = Output(name="o", holds="classes", axis=axis, shape=(3, 5), activation=activation)  # type: ignore[arg-type]
+        undone = activated.logits(activated.activated(logits))
         for temperature in (0.5, 1.0, 4.0):
             expected = (logits / temperature).softmax(axis)
             torch.testing.assert_close((undone / temperature).softmax(axis), expected, atol=1e-4, rtol=1e-4)
-        assert torch.equal(found.decided(found.activated(logits)), logits.argmax(axis))
+        assert torch.equal(activated.decided(activated.activated(logits)), logits.argmax(axis))
     labels = Output(name="o", holds="labels", axis=1, shape=(3, 5), activation="sigmoid")
     assert torch.equal(labels.decided(labels.activated(logits)), (logits > 0).long())
     assert labels.to_json() == {"holds": "labels", "activation": "sigmoid", "threshold": 0.5}
@@ -210,30 +210,30 @@ def test_values_are_learned_by_their_relative_error() -> None:
 
 def test_the_uninformed_say_the_mean() -> None:
     logits, boxes = torch.randn(2, 3, 4), torch.randn(2, 5)
-    found = uninformed([logits, boxes], [output(shape=(3, 4)), output("values", shape=(5,))])
-    torch.testing.assert_close(found[0], logits.mean((0, 2), keepdim=True).expand(2, 3, 4))
-    torch.testing.assert_close(found[1], boxes.mean().expand(2, 5))
+    means = uninformed([logits, boxes], [output(shape=(3, 4)), output("values", shape=(5,))])
+    torch.testing.assert_close(means[0], logits.mean((0, 2), keepdim=True).expand(2, 3, 4))
+    torch.testing.assert_close(means[1], boxes.mean().expand(2, 5))
 
 
 def tally(kind: Output, target: Tensor, runtime: Tensor, oracle: Tensor | None = None) -> OutputTally:
-    found = OutputTally(kind)
+    tallied = OutputTally(kind)
     for part in range(len(target)):  # two batches count as one
         columns = {"target": target, "oracle": target if oracle is None else oracle, "runtime": runtime}
-        found.add({name: values[part : part + 1] for name, values in columns.items()})
-    return found
+        tallied.add({name: values[part : part + 1] for name, values in columns.items()})
+    return tallied
 
 
 def test_dense_decisions_by_hand() -> None:
     # Two images of two positions: the classes are 0 1 / 1 2, the runtime says 0 1 / 0 2.
     target = torch.eye(3)[torch.tensor([[0, 1], [1, 2]])].movedim(-1, 1)
     runtime = torch.eye(3)[torch.tensor([[0, 1], [0, 2]])].movedim(-1, 1)
-    found = tally(output(shape=(3, 2)), target, runtime)
-    entry = found.score()
+    scores = tally(output(shape=(3, 2)), target, runtime)
+    entry = scores.score()
     assert entry.metric == "agreement" and entry.runtime == entry.runtime_vs_oracle == 0.75
     assert entry.oracle == 1.0
     assert entry.mean_iou == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
     assert entry.exact_fraction == pytest.approx(10 / 12) and entry.max_difference == 1.0
-    parity = parity_of([found, tally(output("values", shape=(2,)), torch.ones(1, 2), torch.ones(1, 2))])
+    parity = parity_of([scores, tally(output("values", shape=(2,)), torch.ones(1, 2), torch.ones(1, 2))])
     assert parity.argmax_agreement == 0.75 and parity.exact_fraction == pytest.approx(12 / 14)
 
 

@@ -16,10 +16,10 @@ def test_every_package_is_looked_for_and_a_missing_one_has_its_command() -> None
 
 
 def test_it_says_whether_engines_run_here() -> None:
-    (found,) = [finding.value for finding in examine() if finding.name == "tensorrt"]
-    assert found == "engines run here" or (found.startswith("none: ") and "check.py" in found)
+    (said,) = [finding.value for finding in examine() if finding.name == "tensorrt"]
+    assert said == "engines run here" or (said.startswith("none: ") and "check.py" in said)
 
 
 def test_the_processor_is_named_as_a_target() -> None:
-    found = {finding.name: finding.value for finding in examine()}
-    assert found["target"].startswith(f"{host_cpu()}: ")
+    said = {finding.name: finding.value for finding in examine()}
+    assert said["target"].startswith(f"{host_cpu()}: ")
