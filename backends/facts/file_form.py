@@ -38,6 +38,8 @@ class FileForm:
     borders_next_to_zero: bool = False
     #: All channels in another order are taken in two halves on integers as well; on reals they are in every file.
     orders_in_halves: bool = False
+    #: What is spread over a free batch is added to zeros made of the images; else the batch's size is computed.
+    spreads_by_values: bool = False
     #: What an integer kernel computes and rounds has no reader, and no output of the network, that sees it in float.
     rounded_for_all: bool = False
 

@@ -84,6 +84,8 @@ PROFILE = Profile(
         # Measured on 2026.4.1: where a convolution follows, the pass that fuses reversed channels into weights drops a
         # Gather of all channels and permutes the weights the wrong way round; a reversal is its own inverse.
         orders_in_halves=True,
+        # Rule 40: where a size is computed its passes read it from a convolution's sums, whose bias is lost (measured).
+        spreads_by_values=True,
     ),
     rewrites=(
         # Measured, 64 to 32 channels at 56x56, one thread, ms as it is and as a convolution behind which channels move:

@@ -64,6 +64,46 @@ def unsigned_transposed(view: OnnxView, rules: LintRules) -> Found:
             yield node_name(node), "the zero point of its input is not 0: it would run in float"
 
 
+_MOVES = frozenset(
+    {"Reshape", "Flatten", "Transpose", "Slice", "Gather", "Split", "Squeeze", "Unsqueeze", "Concat", "Expand"}
+)
+
+
+def joined_positions(view: OnnxView, rules: LintRules) -> Found:
+    """Rule 39."""
+    for node in view.nodes:
+        joins = node.op_type == "Concat" and attributes(node)["axis"] != 1
+        if joins and _is_moved_to_a_layer(view, node) and all(_is_shifted(view, part) for part in node.input):
+            yield (
+                node_name(node),
+                "it joins reals of integers with a zero point: the layer behind it would run in float",
+            )
+
+
+def _is_shifted(view: OnnxView, tensor: str) -> bool:
+    """Whether a tensor is moved from dequantised integers whose zero point is another than 0."""
+    node = view.producer(tensor)
+    while node is not None and node.op_type in _MOVES:
+        node = view.producer(node.input[0])
+    zero = view.zero_point(node) if node is not None and node.op_type == "DequantizeLinear" else None
+    return zero is not None and bool(zero.any())
+
+
+def _is_moved_to_a_layer(view: OnnxView, node: NodeProto) -> bool:
+    readers = [reader for output in node.output for reader in view.readers(output)]
+    return any(
+        view.has_integer_weight(reader) or (reader.op_type in _MOVES and _is_moved_to_a_layer(view, reader))
+        for reader in readers
+    )
+
+
+def computed_sizes(view: OnnxView, rules: LintRules) -> Found:
+    """Rule 40."""
+    for node in view.nodes:
+        if node.op_type == "Expand" and view.value(node.input[1]) is None:
+            yield node_name(node), "its size is computed: a convolution before it would lose its bias"
+
+
 def _has_zero_point(view: OnnxView, node: NodeProto) -> bool:
     """Whether a node reads dequantised integers whose zero point is another than 0."""
     dequantise = view.dequantised(node, 0)

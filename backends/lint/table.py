@@ -313,6 +313,23 @@ RULES: tuple[LintRule, ...] = (
         check=None,
         source=f"there is no int8 kernel for one ({_RTX})",
     ),
+    LintRule(
+        number=39,
+        title="positions of signed maps are joined as integers",
+        targets=_OPENVINO,
+        breach="float",
+        check=openvino.joined_positions,
+        source=f"a zero point is taken over concatenations of channels alone: behind those of other axes the next layer"
+        f" runs in float ({_OV})",
+    ),
+    LintRule(
+        number=40,
+        title="no tensor is spread to a size that is computed",
+        targets=_OPENVINO,
+        breach="wrong",
+        check=openvino.computed_sizes,
+        source=f"the size is read from a convolution's sums, whose bias is then lost: wrong outputs ({_OV})",
+    ),
 )
 
 

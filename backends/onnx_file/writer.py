@@ -35,11 +35,19 @@ def _equal(stored: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> bool:
     return stored.dtype == values.dtype and np.array_equal(stored, values, equal_nan=stored.dtype.kind == "f")
 
 
+def _joins_positions(node: Node) -> bool:
+    """Whether it is a concatenation along another axis than that of channels, the first behind the batch."""
+    return kind(node) == "concat" and int(argument(node, 1, "dim", 0)) % len(static_shape(node)) != 1
+
+
 def _around_borders(frozen: FrozenNetwork) -> frozenset[str]:
-    """The paddings of integers whose zero point is not 0, and what moves the same integers before and behind them."""
+    """What has to be written on integers whose zero point is not 0, in every file.
+
+    Paddings, concatenations along other axes than that of channels, and what moves the same integers before and behind.
+    """
     movement = frozen.plan.passthrough
     shifted = {name for name, tensor in movement.items() if frozen.activations[tensor].zero_point}
-    borders = [node for node in frozen.graph_module.graph.nodes if kind(node) == "pad"]
+    borders = [node for node in frozen.graph_module.graph.nodes if kind(node) == "pad" or _joins_positions(node)]
     around, stack = set[str](), [node for node in borders if one_sided_border(node) is None]
     while stack:
         node = stack.pop()
@@ -70,7 +78,8 @@ class Writer:
         plan = self.frozen.plan if self.frozen else None
         self.passthrough = dict(plan.passthrough) if plan else {}
         #: Movement around borders on asymmetric grids. Runtimes find integers again behind moved reals, but not behind
-        #: such a border of zeros, and not always on the long ways of shifted windows, which have one.
+        #: such a border of zeros, not always on the long ways of shifted windows, which have one, and not behind a
+        #: concatenation of positions (rule 39).
         self.bordered = _around_borders(self.frozen) if self.frozen else frozenset()
         self.placements = {placement.tensor: placement for placement in plan.activations} if plan else {}
         self.nodes: list[onnx.NodeProto] = []
@@ -170,6 +179,11 @@ class Writer:
     def first_input(self) -> str:
         """Name of the network's first input."""
         return str(next(node.name for node in self.module.graph.nodes if node.op == "placeholder"))
+
+    @property
+    def input_rank(self) -> int:
+        """Number of axes of the network's first input, the batch among them."""
+        return len(static_shape(next(node for node in self.module.graph.nodes if node.op == "placeholder")))
 
     def runs_on_integers(self, node: Node) -> bool:
         """Whether the plan has an integer kernel compute this node."""

@@ -146,7 +146,7 @@ def concat(e: Writer, node: Node) -> list[str]:
     parts = node.args[0]
     assert isinstance(parts, (list, tuple))
     names = [e.read(part) for part in parts if isinstance(part, Node)]
-    return e.add("Concat", names, axis=int(argument(node, 1, "dim", 0)))
+    return e.add("Concat", names, axis=int(argument(node, 1, "dim", 0)) % len(static_shape(node)))
 
 
 def expand(e: Writer, node: Node) -> list[str]:
@@ -156,6 +156,8 @@ def expand(e: Writer, node: Node) -> list[str]:
         raise e.unsupported("an expansion with more than one free dimension has no translation to ONNX")
     if -1 not in sizes:
         return e.add("Expand", [e.read(input_of(node)), e.int64s(sizes)])
+    if e.form.spreads_by_values:
+        return _spread(e, node, sizes)
     # The free dimension is the batch: it is read from the network's input.
     (batch,) = e.add("Shape", [e.first_input], suffix="_batch", start=0, end=1)
     axis = sizes.index(-1)
@@ -163,6 +165,22 @@ def expand(e: Writer, node: Node) -> list[str]:
     parts = [*before, batch, *behind]
     (shape,) = e.add("Concat", parts, suffix="_sizes", axis=0)
     return e.add("Expand", [e.read(input_of(node)), shape])
+
+
+def _spread(e: Writer, node: Node, sizes: Sequence[int]) -> list[str]:
+    """Expand of all axes but the batch, and an addition of zeros, one for each image, where the source has no batch."""
+    source, axis = static_shape(input_of(node)), list(sizes).index(-1)
+    one = [1 if size == -1 else size for size in sizes]
+    has_batch = len(source) - len(sizes) + axis >= 0 and source[len(source) - len(sizes) + axis] == -1
+    spread = e.add("Expand", [e.read(input_of(node)), e.int64s(one)], suffix="" if has_batch else "_once")
+    if has_batch:
+        return spread
+    others = list(range(1, e.input_rank))
+    bounds = [[0] * len(others), [1] * len(others), others, [1] * len(others)]
+    (corner,) = e.add("Slice", [e.first_input, *(e.int64s(bound) for bound in bounds)], suffix="_corner")
+    (aligned,) = e.add("Reshape", [corner, e.int64s([1 if size != -1 else -1 for size in sizes])], suffix="_aligned")
+    (zeros,) = e.add("Mul", [aligned, e.scalar(0.0)], suffix="_zeros")
+    return e.add("Add", [zeros, *spread])
 
 
 def depth_to_space(e: Writer, node: Node) -> list[str]:

@@ -33,13 +33,19 @@ CHANGES: dict[str, tuple[Any, str, str, int]] = {
     "bias_everywhere": (True, "conv", "openvino", 8),
     "borders_next_to_zero": (True, "bordered_average_of_a_sum", "openvino", 8),
     "orders_in_halves": (True, "reordered", "onnxruntime", 8),
+    "spreads_by_values": (True, "spread", "openvino", 8),
 }
 
 
-#: Networks that no table has: all channels in an order that is not its own inverse; a softmax between layers.
+#: Networks that no table has: all channels in an order that is not its own inverse; a constant for every image; a
+#: softmax between layers.
 OWN: dict[str, Callable[[], nn.Module]] = {
     "reordered": lambda: Net(
         lambda n, x: n.b(torch.relu(n.a(x))[:, torch.arange(16).roll(1)]), a=nn.Conv2d(3, 16, 3), b=nn.Conv2d(16, 8, 1)
+    ),
+    "spread": lambda: Net(
+        lambda n, x: n.b(torch.cat([n.a(x), n.c.bias.reshape(1, 16, 1, 1).expand(len(x), -1, *x.shape[2:])], 1)),
+        **{"a": nn.Conv2d(3, 16, 1), "c": nn.Conv2d(3, 16, 1), "b": nn.Conv2d(32, 8, 1)},
     ),
     "softmax": lambda: Net(lambda n, x: n.b(torch.softmax(n.a(x), 1)), a=nn.Conv2d(3, 16, 3), b=nn.Conv2d(16, 8, 1)),
 }

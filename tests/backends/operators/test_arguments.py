@@ -73,7 +73,7 @@ tensor_split.sections(y, 3, 1)[0] | tensor_split.indices(y, [1, 3], -3)[1] | hsp
 dsplit.array(y, [1, 4])[1] | hstack([y, y]) | dstack([y, y]) | fmax(y, y.sin()) | fmin(y, y.sin())
 where.self(y > 0, y, y.sin()) | where.ScalarOther(y.sin() <= y, y, 0.5) | masked_fill.Scalar(y, y >= 0, -1.5)
 masked_fill.Tensor(y, (y > -1) & ~(y.sin() < 0), n.low) | heaviside(y, n.low) | where.Scalar(y != 0, 2, 1) * y
-softmax.int(aten.masked_fill.Scalar(y, y < y.mean((1, 2, 3), True), -math.inf), -1)
+softmax.int(aten.masked_fill.Scalar(y, y < y.mean(-1, True), -math.inf), -1)
 """
 
 #: Calls that the captured graph computes as torch does, and that no file holds.
