@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -19,6 +20,7 @@ from backends import title_of
 from backends.base import Backend
 from backends.onnx_file.serialised import Serialised, size_of
 from calibration.errors import UserError
+from calibration.graph.copies import Unpicklable
 from calibration.simulation.prepared import PreparedNetwork
 from faqd.running import run_model
 from pipeline.artifacts import Lesson, Network, PreparedStudent, QuantisedStudent
@@ -49,9 +51,20 @@ class ImageSet(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> Tensor:
-        """One image, normalised. Raises UserError where it cannot be read."""
-        return normalise(self.pixels(index)[None], self.preprocessing)[0]
+    def __getitem__(self, index: int | slice) -> Tensor:
+        """One image, normalised, or those of a slice, float32 [N, C, H, W].
+
+        Raises UserError where one cannot be read, and IndexError behind the last, as sequences do.
+        """
+        if isinstance(index, slice):
+            p, places = self.preprocessing, range(*index.indices(len(self)))
+            return torch.stack([self[i] for i in places]) if places else torch.empty(0, p.channels, p.height, p.width)
+        if not hasattr(index, "__index__"):
+            raise UserError(
+                f"images[{index!r:.60}]: must be a whole number or a slice; several by their numbers are"
+                " torch.stack([images[i] for i in numbers])"
+            )
+        return normalise(self.pixels(operator.index(index))[None], self.preprocessing)[0]
 
     def pixels(self, index: int) -> Tensor:
         """One image as the device prepares it, uint8 [C, H, W]. Raises UserError where it cannot be read."""
@@ -115,21 +128,40 @@ class Images(Shown):
 
 
 @final
-class Simulation(nn.Module):
+class Simulation(Unpicklable, nn.Module):
     """A quantised student as a plain module, which any loop can train.
 
     Takes images float32 [B, C, H, W], normalised as the network's own are. Returns the output, or where there are
     several a dictionary of them by name. In evaluation mode these are the numbers that the runtime will compute.
     """
 
-    def __init__(self, network: PreparedNetwork, names: tuple[str, ...]) -> None:
+    def __init__(self, network: PreparedNetwork, names: tuple[str, ...], sizes: tuple[int, int | None, int | None]):
         super().__init__()
         self.network, self.names = network, names
+        #: Channels, height and width of images; None where any height or width is taken.
+        self.sizes = sizes
 
     def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
-        """Normalised images, float32 [B, C, H, W], to what the network gives."""
+        """Normalised images, float32 [B, C, H, W], to what the network gives.
+
+        Raises UserError for images of another form or size: of those nothing is calibrated, and no file takes them.
+        """
+        self._check(images)
         outputs: tuple[Tensor, ...] = self.network(images)
         return outputs[0] if len(outputs) == 1 else dict(zip(self.names, outputs, strict=True))
+
+    def _check(self, images: Tensor) -> None:
+        sizes = tuple(images.shape[1:]) if isinstance(images, Tensor) and images.ndim == 4 else (0, 0, 0)
+        if all(expected in (None, size) for expected, size in zip(self.sizes, sizes, strict=True)) and any(sizes):
+            own = next(self.parameters()).dtype
+            if images.dtype == own or (images.is_floating_point() and torch.is_autocast_enabled(images.device.type)):
+                return
+        shown = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
+        axes = ", ".join(str(size or axis) for size, axis in zip(self.sizes, ("", "height", "width"), strict=True))
+        raise UserError(
+            f"student.module({shown}): takes normalised images, float32 [batch, {axes}], as it was prepared for; one"
+            " image is image[None], and another size another faqd.capture(image_size=...) or dynamic_size=True"
+        )
 
     def weight_parameters(self) -> list[nn.Parameter]:
         """Everything that learns but the scales of the grids."""
@@ -142,7 +174,7 @@ class Simulation(nn.Module):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Student(Shown):
+class Student(Unpicklable, Shown):
     """A quantised network that computes as its runtime will: calibrated, trainable, and ready to be converted."""
 
     module: Simulation
@@ -202,7 +234,7 @@ class Student(Shown):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Artifact(Shown):
+class Artifact(Unpicklable, Shown):
     """A model file for its runtime, with all that is needed to run and to judge it here."""
 
     student: Student
@@ -228,6 +260,8 @@ class Artifact(Shown):
 
         Raises UserError when the place cannot be written.
         """
+        if not isinstance(path, str | PathLike):
+            raise UserError(f"Artifact.save takes the path of a file, not a {type(path).__name__}")
         check_place(written := Path(path).expanduser(), flag="Artifact.save:")
         write_model(written, self.model)
         return written
@@ -286,6 +320,16 @@ class Artifact(Shown):
 
 
 def snapshot(module: Simulation) -> PreparedNetwork:
-    """A copy of what a module computes now, on the CPU and in evaluation mode, which no training changes."""
+    """A copy of what a module computes now, on the CPU and in evaluation mode, which no training changes.
+
+    Raises UserError where its numbers are no float32, in which runtimes compute: others would round elsewhere.
+    """
+    for name, values in module.network.state_dict().items():
+        if values.is_floating_point() and values.dtype != torch.float32:
+            kind = str(values.dtype).removeprefix("torch.")
+            raise UserError(
+                f"convert: the student's module holds {kind} ({name}), and runtimes compute in float32: call"
+                " student.module.float() first, and train under torch.autocast where you want half types"
+            )
     with torch.no_grad():
         return copy.deepcopy(module.network).cpu().eval()

@@ -39,8 +39,8 @@ def run_model(
     """The outputs of these names for images of any form; see `faqd.results.Artifact.run`. `any_size`: it is free."""
     if (absent := backend.unavailable()) is not None:
         raise UserError(absent)
-    if threads < 1:
-        raise UserError(f"run(threads={threads}): must be at least 1")
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise UserError(f"run(threads={threads!r}): must be a whole number, at least 1")
     parts = list[list[Tensor]]()
     with backend.runner(model, threads=threads) as runner:
         outputs = runner_outputs(runner, fixed_batch_of(model))

@@ -86,9 +86,10 @@ def prepared_student(
             progress.say(note)
         student = suited(network, candidates[0].profile, asked.widths, check=shown)
         prepared, backend = calibrated(student, networks.teacher, images.split, candidates, asked, progress=progress)
-    names = tuple(output.name for output in network.outputs)
+    names, p = tuple(output.name for output in network.outputs), network.preprocessing
+    sizes = (p.channels, p.height, p.width) if network.other is None else (p.channels, None, None)
     return Student(
-        module=Simulation(prepared.network(trainable=True).eval(), names),
+        module=Simulation(prepared.network(trainable=True).eval(), names, sizes),
         prepared=prepared,
         network=network,
         lesson=Lesson(teachers=networks.teachers, images=images.split),
@@ -153,7 +154,7 @@ def distilled_student(
         remove(checkpoint)
     return replace(
         student,
-        module=Simulation(trained.network, student.module.names),
+        module=Simulation(trained.network, student.module.names, student.module.sizes),
         lesson=lesson,
         seed=execution.seed,
         notes=(*student.notes, *said),

@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 from backends.base import Backend
 from backends.onnx_file.serialised import Serialised
 from calibration.errors import UserError
+from calibration.graph.copies import Unpicklable
 from calibration.plan import Plan
 from calibration.ranges.observation import Range
 from calibration.simulation.correction import Corrections
@@ -37,7 +38,7 @@ MODEL, FLOAT_MODEL = "model.onnx", "float.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network(Shown):
+class Network(Unpicklable, Shown):
     """A float network as a folded graph, with what its images must look like."""
 
     source: str

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from calibration.graph.copies import Unpicklable
 from calibration.plan import Plan
 from calibration.simulation.learned_grids import ActivationGrid, TensorGrid, WeightGrid, shared_scales
 from calibration.simulation.operations import BiasIntegers
@@ -16,7 +17,7 @@ from calibration.simulation.operations import BiasIntegers
 OPERATIONS = "integer_operations"
 
 
-class PreparedNetwork(nn.Module):
+class PreparedNetwork(Unpicklable, nn.Module):
     """A graph of integer operations, trainable end to end.
 
     `graph` keeps the trained weights under the names that the folded graph has; `activation_grids` are known by
