@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 
 from faqd.own_packages import own
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.tools.progress import Progress
 
 Arguments = ParamSpec("Arguments")
+Learner = TypeVar("Learner", "Student", "Network")
 Result = TypeVar("Result")
 
 
@@ -64,7 +65,7 @@ def capture(
         classes: names in the order of the outputs, or a file with one a line.
         dynamic_size: height and width are free in what is written.
         static_batch: 1 for a network whose code is for one image at a time.
-        overrides: parts of the preprocessing: image_size, fit, mean, std, ...
+        overrides: parts of the preprocessing: image_size=(width, height) or a side, fit, mean, std, ...
 
     Raises:
         UserError: the network cannot be captured, or its graph is not what it computes.
@@ -139,7 +140,7 @@ def open_images(
 
     Args:
         images: a folder or .npz file or KIND:REST as of --data ("none": generated from the network), a uint8 array or
-            tensor [N, C, H, W] or [N, H, W, C], or a sequence or map-style data set of images or of (image, label).
+            tensor [N, C, H, W] or [N, H, W, C], or a sequence or map-style data set of images, paths or (image, label).
         network: that they are for, or its preprocessing.
         labels: read labels too, for a loss that was asked to look at them (`distil(label_weight=...)`).
         seed: of the division, and of what is drawn to calibrate.
@@ -184,39 +185,9 @@ def prepare(
     return prepared_student(network, images, teacher=teacher, progress=progress_of(progress), settings=dict(settings))
 
 
-@overload
-def distil(
-    student: Student,
-    network: Network | Sequence[Network],
-    images: Images,
-    *,
-    seed: int | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    checkpoint: str | PathLike[str] | None = None,
-    progress: Progress | bool | None = None,
-    **settings: Unpack[DistillationSettings],
-) -> Student: ...
-
-
-@overload
-def distil(
-    student: Network,
-    network: Network | Sequence[Network],
-    images: Images,
-    *,
-    seed: int | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    checkpoint: str | PathLike[str] | None = None,
-    progress: Progress | bool | None = None,
-    **settings: Unpack[DistillationSettings],
-) -> Network: ...
-
-
 @_among_own
 def distil(
-    student: Student | Network,
+    student: Learner,
     network: Network | Sequence[Network],
     images: Images,
     *,
@@ -226,7 +197,7 @@ def distil(
     checkpoint: str | PathLike[str] | None = None,
     progress: Progress | bool | None = None,
     **settings: Unpack[DistillationSettings],
-) -> Student | Network:
+) -> Learner:
     """Train a student to be its float network, from images alone; the weights that are better on held-out images.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -47,15 +48,44 @@ def flags(configuration_type: type) -> Mapping[str, Flag]:
 
 
 def check_fields(configuration: Any) -> None:
-    """Check each field of a group against its type hint, which holds its choices too.
+    """Check each field of a group, which is being made, against its type hint, which holds its choices too.
+
+    From Python a path may be text, and a list may be a Python list, or one text alone where it is of texts.
 
     Raises:
         UserError: a field holds a value that is not allowed; the line names the flag.
     """
     for flag in flags(type(configuration)).values():
         value = getattr(configuration, flag.field)
+        if (plain := _from_python(value, flag.hint)) is not value:
+            value = plain
+            object.__setattr__(configuration, flag.field, value)  # frozen, and not yet seen by anybody
         if not records.fits(value, flag.hint):
+            number = _number(value) if isinstance(value, str) else None
+            if number is not None and records.fits(number, flag.hint):
+                raise UserError(f"--{flag.key} {value!r} is text: must be a number, such as {value}")
             raise UserError(f"--{flag.key} {as_typed(value)}: must be {records.describe(flag.hint)}")
+
+
+def _from_python(value: Any, hint: Any) -> Any:
+    """The value as its field has it: text as a path, a list or one text alone as a tuple; others as they are."""
+    kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)]
+    if Path in kinds and str not in kinds and isinstance(value, str):
+        return Path(value)
+    lists = [kind for kind in (hint, *kinds) if get_origin(kind) is tuple]
+    if lists and isinstance(value, list):
+        return tuple(value)
+    if lists and isinstance(value, str) and get_args(lists[0])[0] is str:
+        return (value,)
+    return value
+
+
+def _number(text: str) -> int | float | None:
+    """The number that a text is; None where it is none."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return None
 
 
 def check_groups(configuration: Any) -> None:

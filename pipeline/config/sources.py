@@ -32,6 +32,7 @@ class TeacherConfig:
             converter=flags.each_word,
             negative=(),
             metavar="KIND:REST",
+            show_default=lambda sources: " ".join(sources),
             help="torchvision:resnet18, timm:NAME, cifar:resnet20, python:package.module:function, digits. Given "
             "several times: the first is quantised and learns the mean of all.",
         ),

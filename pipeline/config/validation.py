@@ -56,6 +56,7 @@ class ValidationConfig:
             consume_multiple=True,
             negative=(),
             metavar="NAME=POINTS,...",
+            show_default=False,
             help="Other limits for outputs of these names (agreement, or R2 of values), or none. "
             "Default: that of --max-drop for every output.",
         ),

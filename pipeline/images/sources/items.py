@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -14,14 +16,14 @@ from PIL import Image
 from calibration.errors import UserError
 from pipeline.images.device_preprocess import DEEP_MODES, plain_image
 from pipeline.images.sources.arrays import checked_labels
-from pipeline.images.sources.decoding import READ_ERRORS
+from pipeline.images.sources.decoding import READ_ERRORS, decode_image
 from pipeline.images.sources.image_source import Unreadable, UnreadableImage
 from pipeline.tools.user_code import UserCode
 
 
 @final
 class ItemSource:
-    """Images of a data set whose items are images or (image, label, ...); only the image is looked at."""
+    """Images of a data set whose items are images, paths of files or (image, label, ...); no label is looked at."""
 
     def __init__(self, name: str, items: Any) -> None:
         self.name = name
@@ -43,6 +45,8 @@ class ItemSource:
         item = read_item(self.items, index, self.name)
         if isinstance(item, tuple | list) and item:
             item = item[0]
+        if isinstance(item, str | os.PathLike):
+            return decode_image(Path(item), str(item), at_least=at_least)
         if isinstance(item, Image.Image):
             try:
                 item.load()  # Pillow opens a file and decodes it later

@@ -18,9 +18,9 @@ from pipeline.tools.user_code import UserCode, call_user_function
 def open_python(rest: str, *, labelled: bool) -> EvaluationSet:
     """Call `package.module:function` for a sequence or map-style Dataset of images, or of (image, label).
 
-    An image is a PIL image, or a uint8 array or tensor. One uint8 array or tensor of all images, as in
-    `npz:`, is taken as such and is the fastest; so is the pair of such an array and of integer labels [N], or maps of
-    them [N, H, W].
+    An image is a PIL image, the path of a file, or a uint8 array or tensor. One uint8 array or tensor of all images,
+    as in `npz:`, is taken as such and is the fastest; so is the pair of such an array and of integer labels [N], or
+    maps of them [N, H, W].
 
     Raises:
         UserError: the function cannot be called, fails, or returns something else.

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from calibration.errors import UserError
+from pipeline.cli import main
 from pipeline.config import (
     DataConfig,
     EngineConfig,
@@ -227,3 +228,35 @@ def test_scoring_uses_the_embedded_labels_only_with_the_embedded_images() -> Non
     assert RunConfig().evaluation_source == "digits"
     assert RunConfig(data=DataConfig(source="images:a")).evaluation_source is None
     assert RunConfig(validation=ValidationConfig(eval_data="npz:a#b")).evaluation_source == "npz:a#b"
+
+
+def test_python_may_give_paths_as_text_and_lists_as_lists(tmp_path: Path) -> None:
+    output: Any = str(tmp_path / "out")
+    assert OutputConfig(folder=output).folder == tmp_path / "out"
+    one: Any = "torchvision:resnet18"
+    several: Any = ["torchvision:resnet18", "torchvision:resnet50"]
+    assert TeacherConfig(sources=one).sources == ("torchvision:resnet18",)
+    assert TeacherConfig(sources=several).sources == tuple(several)
+    assert TeacherConfig(sources=one) == TeacherConfig(sources=("torchvision:resnet18",))
+    kinds: Any = [0.5, 0.5, 0.5]
+    assert PreprocessingConfig(mean=kinds, std=kinds).mean == (0.5, 0.5, 0.5)
+    for wrong in (3, ["a", 3], {"a": 1}):
+        with pytest.raises(UserError, match="--teacher"):
+            TeacherConfig(sources=wrong)  # type: ignore[arg-type]  # that is the point
+
+
+def test_a_number_as_text_is_told_as_such() -> None:
+    bits: Any = "8"
+    with pytest.raises(UserError, match=r"^--bits '8' is text: must be a number, such as 8$"):
+        QuantisationConfig(bits=bits)
+    with pytest.raises(UserError, match=r"^--steps '300' is text: must be a number, such as 300$"):
+        DistillationConfig(steps="300")  # type: ignore[arg-type]  # the same
+    with pytest.raises(UserError, match=r"^--bits 5: must be 8, 4, 3, 2 or 1$"):
+        QuantisationConfig(bits=5)  # type: ignore[arg-type]  # the same
+
+
+def test_help_shows_defaults_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("run", "validate", "compare"):
+        main([command, "--help"])
+        shown = capsys.readouterr().out
+        assert "default: (" not in shown and "default: []" not in shown and len(shown) > 1000

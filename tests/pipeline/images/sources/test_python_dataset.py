@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from calibration.errors import UserError
 from pipeline.images.sources.arrays import ArraySource
 from pipeline.images.sources.image_source import UnreadableImage
 from pipeline.images.sources.items import ItemSource
-from pipeline.images.sources.python_dataset import open_python
+from pipeline.images.sources.python_dataset import open_python, open_value
 
 WriteModule = Callable[[str], str]
 
@@ -63,7 +64,7 @@ def two_images(): return PIXELS[0], PIXELS[1]
 def floats(): return PIXELS / 255
 def float_items(): return [pixels / 255 for pixels in PIXELS]
 def float_labels(): return [(pixels, 0.5) for pixels in PIXELS]
-def strange_items(): return ["a.jpg", "b.jpg"]
+def strange_items(): return [3.5, 4.5]
 def float_mode(): return [Image.fromarray(PIXELS[0, :, :, 0].astype(np.float32))]
 def empty(): return []
 def dictionary(): return {"images": PIXELS}
@@ -130,7 +131,7 @@ def test_damaged_items_are_unreadable_and_bugs_are_the_users(module: str) -> Non
     ("function", "message"),
     [
         ("float_items", r"\[0\] is float64 \[6, 5, 3\].*before they are scaled to floats"),
-        ("strange_items", r"\[0\] is a str; it must be a PIL image"),
+        ("strange_items", r"\[0\] is a float; it must be a PIL image"),
         ("float_mode", r"\[0\]: images of mode F have no defined conversion"),
     ],
 )
@@ -138,6 +139,25 @@ def test_items_that_are_no_images(module: str, function: str, message: str) -> N
     source = open_python(f"{module}:{function}", labelled=False).images
     with pytest.raises(UserError, match=message):
         source.image(0)
+
+
+def test_paths_are_opened_as_a_folders_files_are(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    names = [
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        (tmp_path / "a.png", 3),
+        tmp_path / "broken.png",
+        "absent.png",
+    ]
+    images = open_value(names, "here", labelled=False).images
+    for index in range(3):
+        assert np.array_equal(np.asarray(images.image(index)), pixels)
+    for index, why in ((3, "broken"), (4, "No such file")):
+        with pytest.raises(UnreadableImage, match=why):
+            images.image(index)
 
 
 def test_mistakes(module: str) -> None:
