@@ -1,6 +1,22 @@
 """Quantise a vision network without labels, and prove on its runtime that it still works.
 
-What is listed here is public; importing it is quick, and torch is imported by what needs it.
+A whole run, as on the command line:
+
+    report = faqd.run(faqd.RunConfig(...))    its files and bundle are in config.folder
+
+Its steps, each usable alone:
+
+    network = faqd.capture(model)             your own nn.Module; faqd.load_network("torchvision:resnet18") by name
+    images = faqd.open_images("photos", network)
+    student = faqd.prepare(network, images)   quantised and calibrated; student.module is a plain nn.Module
+    student = faqd.distil(student, network, images)
+    artifact = faqd.convert(student)          artifact.save(path), artifact.run(images)
+    report = faqd.validate(artifact)          or a bundle, or its folder
+    bundle = faqd.write_bundle(artifact, folder)
+
+and for a bundle faqd.read_bundle(folder), faqd.validate(bundle), faqd.compare(bundle). help(faqd.prepare) and its
+siblings say what each takes; their keywords are fields of the classes named ...Config. Mistakes in the input are
+faqd.UserError, one line each. Importing this is quick: torch is imported by what needs it.
 """
 
 from __future__ import annotations
