@@ -148,6 +148,15 @@ _RESUMES = _need(lambda s: bool(s["resume"]), "without --resume: a new run train
 
 ALWAYS: tuple[Need, ...] = ()
 
+
+def _no_wider(key: str) -> Need:
+    """Layers with a width of their own get no fewer bits than all have; other quantisers say what they take."""
+    return Need(
+        holds=lambda s: not _ours(s) or bool(s[key] >= s["bits"]),
+        lacking=lambda s: f"with --bits {s['bits']}, below which no layer goes: use --bits {s[key]}, or leave it out",
+    )
+
+
 #: Flag -> what it needs of the others, the first that is lacking is told. A flag without a row is a mistake of ours.
 NEEDS: Mapping[str, tuple[Need, ...]] = {
     # Teacher and student: what a source has no use for is said where it is opened.
@@ -184,9 +193,9 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "target": ALWAYS,
     "quantiser": ALWAYS,
     "bits": ALWAYS,
-    "first-bits": ALWAYS,
-    "depthwise-bits": ALWAYS,
-    "last-bits": ALWAYS,
+    "first-bits": (_no_wider("first-bits"),),
+    "depthwise-bits": (_no_wider("depthwise-bits"),),
+    "last-bits": (_no_wider("last-bits"),),
     "activation-bits": ALWAYS,
     "range": (_OURS,),
     "learned-scales": (_LEARNS_QUANTISED,),

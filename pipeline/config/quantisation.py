@@ -37,9 +37,9 @@ class QuantisationConfig:
         Bits,
         Parameter(help="Bits of the weights, activations have 8. 4 and less: stored as 4 bits, multiplied as 8."),
     ] = 8
-    first_bits: Annotated[Bits, Parameter(help="Bits of the first convolution's weights.")] = 8
-    depthwise_bits: Annotated[Bits, Parameter(help="Bits of depthwise convolutions' weights.")] = 8
-    last_bits: Annotated[Bits, Parameter(help="Bits of the last weighted layer's weights.")] = 8
+    first_bits: Annotated[Bits, Parameter(help="Bits of the first convolution's weights, --bits or more.")] = 8
+    depthwise_bits: Annotated[Bits, Parameter(help="Bits of depthwise convolutions' weights, --bits or more.")] = 8
+    last_bits: Annotated[Bits, Parameter(help="Bits of the last weighted layer's weights, --bits or more.")] = 8
     activation_bits: Annotated[
         Literal[8, 4, 3, 2],
         Parameter(
