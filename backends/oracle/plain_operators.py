@@ -345,6 +345,7 @@ FLOATS: dict[str, Operator] = {
     "MatMul": _one(torch.matmul),
     "Max": _one(torch.maximum),
     "Min": _one(torch.minimum),
+    "Mod": _one(torch.fmod),  # with the attribute fmod, the only form that files hold
     "Mul": _one(torch.mul),
     "Pow": _one(torch.pow),
     "PRelu": _one(lambda x, slope: torch.where(x < 0, x * slope, x)),

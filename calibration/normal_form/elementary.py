@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from calibration.graph.operators import argument, static_shape
+from calibration.graph.operators import argument, is_tensor, static_shape
 from calibration.normal_form.spellings import Write, rule_of, source_of
 
 aten = torch.ops.aten
@@ -40,6 +40,42 @@ def _rounded(w: Write, node: Node) -> Node:
 def _hypotenuse(w: Write, node: Node) -> Node:
     squares = [w(aten.mul.Tensor, side, side) for side in (source_of(node), argument(node, 1, "other"))]
     return w(aten.sqrt.default, w(aten.add.Tensor, *squares))
+
+
+def _divisor(node: Node) -> float:
+    """The number that an operator divides by; 0 where it is a tensor, or divides whole numbers."""
+    number = argument(node, 1, "other")
+    return float(number) if is_tensor(source_of(node)) and isinstance(number, (int, float)) else 0.0
+
+
+def _rest(w: Write, node: Node) -> tuple[Node, Node]:
+    """What a division towards zero leaves, of the source's sign, and 1 where it has not the divisor's, else 0."""
+    rest, below = w(aten.fmod.Scalar, source_of(node), _divisor(node)), math.copysign(1.0, -_divisor(node))
+    return rest, w(aten.sign.default, w(aten.relu.default, w(aten.mul.Tensor, rest, below)))
+
+
+def _remainder(w: Write, node: Node) -> Node | None:
+    """Of the divisor's sign, as Python has it. Source: torch's own kernel, fmod and then once the divisor."""
+    if not _divisor(node):
+        return None
+    rest, other_side = _rest(w, node)
+    return w(aten.add.Tensor, rest, w(aten.mul.Tensor, other_side, _divisor(node)))
+
+
+def _floored_quotient(w: Write, node: Node) -> Node | None:
+    """Without what is left the quotient is whole but for rounding. Source: torch's own kernel, and Python's."""
+    if not _divisor(node):
+        return None
+    rest, other_side = _rest(w, node)
+    whole = w(aten.round.default, w(aten.mul.Tensor, w(aten.sub.Tensor, source_of(node), rest), 1 / _divisor(node)))
+    return w(aten.sub.Tensor, whole, other_side)
+
+
+def _quotient(w: Write, node: Node) -> Node | None:
+    """Floored without what rounding does to it, towards zero with it, as torch has them."""
+    if not _divisor(node) or argument(node, 2, "rounding_mode") != "trunc":
+        return _floored_quotient(w, node) if argument(node, 2, "rounding_mode") == "floor" else None
+    return _towards_zero(w, w(aten.div.Tensor, source_of(node), _divisor(node)))
 
 
 def _added_quotient(w: Write, node: Node) -> Node:
@@ -78,6 +114,11 @@ ELEMENTARY: Mapping[Any, tuple[Callable[[Graph, Node], Node], ...]] = {
         aten.frac.default: lambda w, node: w(aten.sub.Tensor, source_of(node), _towards_zero(w, source_of(node))),
         aten.round.decimals: _rounded,
         aten.hypot.default: _hypotenuse,
+        aten.remainder.Scalar: _remainder,
+        aten.floor_divide.default: _floored_quotient,
+        aten.floor_divide.Scalar: _floored_quotient,
+        aten.div.Tensor_mode: _quotient,
+        aten.div.Scalar_mode: _quotient,
         aten.addcdiv.default: _added_quotient,
         aten.diff.default: _difference,
         aten.outer.default: _outer,

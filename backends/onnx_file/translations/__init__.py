@@ -61,6 +61,7 @@ TRANSLATORS: dict[Any, Translator] = {
     aten.tan.default: simple("Tan"),
     aten.sqrt.default: simple("Sqrt"),
     aten.pow.Tensor_Scalar: arithmetic.power,
+    aten.fmod.Scalar: arithmetic.rest,
     aten.minimum.default: arithmetic.smaller_or_larger("Min"),
     aten.maximum.default: arithmetic.smaller_or_larger("Max"),
     aten.max.other: arithmetic.smaller_or_larger("Max"),

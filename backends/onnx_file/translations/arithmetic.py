@@ -83,6 +83,11 @@ def power(e: Writer, node: Node) -> list[str]:
     return e.add("Pow", [e.read(input_of(node)), e.scalar(float(argument(node, 1, "exponent")))])
 
 
+def rest(e: Writer, node: Node) -> list[str]:
+    """Mod as C's fmod: what a division by a number leaves, of the dividend's sign."""
+    return e.add("Mod", [e.read(input_of(node)), e.scalar(float(argument(node, 1, "other")))], fmod=1)
+
+
 def instance_norm(e: Writer, node: Node) -> list[str]:
     """InstanceNormalization; statistics of the image itself alone."""
     weight, bias = (argument(node, place, name) for place, name in ((1, "weight"), (2, "bias")))

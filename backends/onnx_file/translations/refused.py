@@ -49,7 +49,8 @@ _AREAS = (
 )
 _WHOLE = f"whole numbers and truths are no values that a network computes with: {_PART}"
 _QUOTIENT = (
-    "whole quotients and remainders: write them as torch.floor(x / n) and x - torch.floor(x / n) * n (of fmod with"
+    "whole quotients and remainders of whole numbers, or by a tensor: of floating point and by a number they may stay,"
+    " as x.float() % 2; by a tensor write them as torch.floor(x / n) and x - torch.floor(x / n) * n (of fmod with"
     f" torch.trunc), {_BUILDER}"
 )
 _PLACES = (
@@ -75,9 +76,9 @@ _ROWS: Mapping[str, str] = {
     " fractional_max_pool2d",
     _BATCH: "zeros ones full empty arange eye linspace scalar_tensor zeros_like ones_like full_like empty_like "
     "new_zeros new_ones new_full new_empty tril triu meshgrid",
-    _WHOLE: "div __and__ __or__ to _to_copy any all _is_all_true item"
+    _WHOLE: "__and__ __or__ to _to_copy any all _is_all_true item"
     " _local_scalar_dense numel",
-    _QUOTIENT: "remainder floor_divide fmod",
+    _QUOTIENT: "div remainder floor_divide fmod",
     f"a power whose exponent is a tensor, or of a number: write it as exp of a product {_BUILDER}": "pow",
     _PLACES: "index gather scatter scatter_add index_put index_add index_copy index_fill masked_scatter take put"
     " take_along_dim embedding",

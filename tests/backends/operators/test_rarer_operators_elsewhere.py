@@ -42,6 +42,7 @@ NAMES = (
     "logarithm of a sum",
     "constant mask",
     "rounded",
+    "remainders",
     "chosen by comparing",
     "scores hidden by the image",
     "local response",
