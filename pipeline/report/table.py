@@ -41,7 +41,9 @@ def render_report(report: ReportFields) -> RenderableType:
 def _accuracies(report: ReportFields) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     accuracy = report.accuracy
-    table.add_column(f"{accuracy.images} images", min_width=LABEL_COLUMNS, no_wrap=True)
+    table.add_column(
+        f"{accuracy.images} image{'' if accuracy.images == 1 else 's'}", min_width=LABEL_COLUMNS, no_wrap=True
+    )
     columns = wording.scores(report)
     for heading, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)

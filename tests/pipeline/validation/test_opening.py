@@ -57,6 +57,16 @@ def test_what_is_said(settings: dict[str, Any], size: Any, fit: str, few: str, p
     assert few in lines[-1] and ("this run will end undecided" in lines[-1]) is bool(few)
 
 
+def test_a_temperature_that_softens_nothing_is_told(photos: Path) -> None:
+    config = faqd.RunConfig.from_json({"temperature": 2.0, "max-drop": 90.0})
+    told = "--temperature 2.0 changes nothing: python:opening_net:build has no output of classes or labels"
+    for kinds, lines in (("values", 1), ("labels", 0), ("classes", 0)):
+        teacher = faqd.load_network("python:opening_net:build", image_size=20, output_kinds=[f"output={kinds}"])
+        scored = Scored.held_out(faqd.open_images("photos", teacher).split)
+        assert opening(config, teacher, scored).count(told) == lines
+        assert told not in opening(faqd.RunConfig(), teacher, scored)
+
+
 def test_what_cannot_be_held_out_is_not_offered(photos: Path) -> None:
     teacher = faqd.load_network("python:opening_net:build", image_size=20, mean=(0.5,), std=(0.25,))
     scored = Scored.held_out(faqd.open_images("photos", teacher, held_out_images=39).split)
