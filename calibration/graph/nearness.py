@@ -24,8 +24,9 @@ LARGEST_FACTOR = 8
 LEAST_PROBABILITY = 1e-2
 
 #: In float64, where the same algebra agrees to twelve digits and more: what differs by more is another computation,
-#: unless parts of the network compute in float32 all the same, whose rounding is measured then.
-LARGEST_OF_THE_SAME = 1e-9
+#: unless the network amplifies rounding, or parts of it compute in float32 all the same: that is measured then. What
+#: differs by less passes: it is below what any file in float32 holds.
+LARGEST_OF_THE_SAME = 1e-12
 
 # Of an image whose outputs are a thousandth of another's, the last three digits are the other's rounding.
 _SMALLEST_SHARE = 1e-3

@@ -137,6 +137,7 @@ def test_chance_that_shows_in_single_images_alone_is_no_mixing(net: MakeNet, noi
 
 MIXED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "a mean over the batch": (lambda n, x: (lambda f: f - f.mean(0))(n.a(x)), "mixes the images of a batch"),
+    "a trace of the batch's mean": (lambda n, x: n.a(x) * (1 + 1e-11 * x.mean()), "mixes the images of a batch"),
     "softmax along axis 0": (lambda n, x: n.a(x).softmax(0), "mixes the images of a batch"),
     "statistics of the batch": (lambda n, x: F.batch_norm(n.a(x), None, None, training=True), "first behind module b"),
     "the largest of all": (lambda n, x: n.a(x) / n.a(x).abs().max(), "mixes the images of a batch"),
