@@ -117,7 +117,7 @@ class Calls(nn.Module):
 
     def __init__(self, *calls: str) -> None:
         super().__init__()
-        # Tables are sets, so calls come in any order: weights of their own would now and then compare two equal numbers.
+        # Tables are sets, so calls come in any order: weights of their own would at times compare equal numbers.
         torch.manual_seed(0)
         self.stem, self.calls = nn.Conv2d(3, 4, 3), calls
         with torch.no_grad():
