@@ -94,7 +94,7 @@ def test_a_bundle_that_finds_no_room_costs_no_training(
         write_bundle(*arguments, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.run.write_bundle", with_others)
+        patched.setattr("pipeline.validation.bundle_of_result.write_bundle", with_others)
         assert main([*RUN, "--output", str(folder), "--overwrite"]) == 2
     assert capsys.readouterr().err == (
         f"error: cannot write {folder}/bundle: No space left on device: make room there, then go on from what is "
