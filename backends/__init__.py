@@ -94,13 +94,17 @@ def backend_named(name: str) -> Backend:
 def backends_for(name: str, cpu: str | None) -> tuple[Backend, ...]:
     """The backend with each profile that is exact on a processor (None: this machine's), the fastest first.
 
-    Raises UserError for a backend or processor that is unknown, and for a backend whose target is no processor.
+    `cpu` may be the variant of a profile instead, which is then the only one. Raises UserError for a backend or
+    processor that is unknown, and for a backend whose target is no processor.
     """
     known = backend_named(name).cpu_profiles
     if not known:
         if cpu is not None:
             raise UserError(f"--target {cpu} names a processor, and --backend {name} runs on none: leave --target out")
         return (backend_named(name),)
+    variants = {profile.variant: (profile,) for profiles in known.values() for profile in profiles if profile.variant}
+    if cpu in variants.keys() - known.keys():
+        return tuple(BACKENDS[name].make(profile) for profile in variants[cpu])
     chosen = cpu or host_cpu()
     if chosen is None or chosen not in known:
         what = f"--target {cpu}: unknown" if cpu else "this machine's processor is none that artifacts are made for"

@@ -27,7 +27,7 @@ class QuantisationSettings(TypedDict, total=False):
     """Fields of `faqd.QuantisationConfig`: where the network will run and on which grids."""
 
     backend: BackendName
-    target: Literal["x86-vnni", "x86-avx2", "arm64"] | None
+    target: Literal["x86-vnni", "x86-avx2", "x86-avx2-limited", "x86-avx2-precise", "arm64"] | None
     bits: Bits
     first_bits: Bits
     depthwise_bits: Bits

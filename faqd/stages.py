@@ -300,7 +300,7 @@ def _judged(
             notes=artifact.notes,
         )
     report = validated.report
-    notes = (*report.notes, *advice(config, report, bundle=bundle))
+    notes = (*report.notes, *advice(config, report, bundle=bundle, variant=quantised.plan.variant))
     report = replace(report, student=student.network.source, notes=notes)
     return _Judged(quantised=quantised, validated=replace(validated, report=report), scored=scored)
 

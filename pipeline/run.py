@@ -110,7 +110,10 @@ def _write_results(
     report = replace(
         validated.report,
         seconds={name: round(value, 3) for name, value in seconds.items()},
-        notes=(*validated.report.notes, *advice(config, validated.report, bundle=folder.bundle)),
+        notes=(
+            *validated.report.notes,
+            *advice(config, validated.report, bundle=folder.bundle, variant=quantised.plan.variant),
+        ),
     )
     # Where the bundle is, the run is finished; its report stands beside none that is absent or another.
     write_result(

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from backends import backends_for
 from pipeline.config import RunConfig
 from pipeline.networks.outputs.joined import lost_entries
 from pipeline.report.gate import Gate
@@ -20,12 +21,12 @@ _NAMED_LAYERS = 3
 _FEW_IMAGES = 512
 
 
-def advice(config: RunConfig, report: Report, *, bundle: Path | None) -> tuple[str, ...]:
+def advice(config: RunConfig, report: Report, *, bundle: Path | None, variant: str = "") -> tuple[str, ...]:
     """One line for each failed gate that something can be done about; nothing where none failed.
 
-    `bundle`: its folder; None where the artifact is in memory alone.
+    `bundle`: its folder; None where the artifact is in memory alone. `variant`: of the profile that was taken.
     """
-    lines = (_line(config, report, gate, bundle) for gate in report.gates if gate.passed is False)
+    lines = (_line(config, report, gate, bundle, variant) for gate in report.gates if gate.passed is False)
     return tuple(line for line in lines if line is not None)
 
 
@@ -65,7 +66,7 @@ def _ways_of_another_run(report: Report, run: Report | None) -> Iterator[str]:
     yield "images for --data that are like those to be judged"
 
 
-def _line(config: RunConfig, report: Report, gate: Gate, bundle: Path | None) -> str | None:
+def _line(config: RunConfig, report: Report, gate: Gate, bundle: Path | None, variant: str) -> str | None:
     name, _, which = gate.name.partition(":")
     if name == "max-drop" and (measured := None if which else _measured(report, gate)) is not None:
         return measured
@@ -73,7 +74,7 @@ def _line(config: RunConfig, report: Report, gate: Gate, bundle: Path | None) ->
         output = next((entry for entry in report.outputs if entry.name == which), scored_output(report))
         if output is not None and gate.limit is not None and lost_entries(output, gate.limit):
             return None  # no setting helps where one scale serves two kinds of numbers, and that is said already
-        return _untried(config, report, f"the gate of output {which}" if which else "the accuracy gate")
+        return _untried(config, report, variant, f"the gate of output {which}" if which else "the accuracy gate")
     return _of_runtime(gate, report, bundle)
 
 
@@ -121,9 +122,17 @@ def _measured(report: Report, gate: Gate) -> str | None:
     )
 
 
-def _untried(config: RunConfig, report: Report, which: str) -> str | None:
-    ways = list(_ways(config, report))
+def _untried(config: RunConfig, report: Report, variant: str, which: str) -> str | None:
+    ways = [*_other_profiles(config, variant), *_ways(config, report)]
     return f"for {which}, not measured here, cheapest first: {'; '.join(ways)}" if ways else None
+
+
+def _other_profiles(config: RunConfig, variant: str) -> Iterator[str]:
+    """The slower profiles of the target, which cost time alone; a note says how the calibrated students compared."""
+    profiles = [backend.profile for backend in backends_for(config.quantisation.backend, config.quantisation.target)]
+    names = [profile.variant for profile in profiles]
+    if variant in names:
+        yield from (f"--target {name}, slower than {variant}" for name in names[names.index(variant) + 1 :])
 
 
 def _ways(config: RunConfig, report: Report) -> Iterator[str]:

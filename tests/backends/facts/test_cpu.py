@@ -71,6 +71,8 @@ def test_backends_are_found_by_processor_and_by_variant() -> None:
         "x86-avx2-limited",
         "x86-avx2-precise",
     ]
+    assert [b.profile for b in backends_for("onnxruntime", "x86-avx2-precise")] == [X64_PRECISE]
+    assert [b.profile.variant for b in backends_for("openvino", "x86-avx2-limited")] == ["x86-avx2-limited"]
     assert [b.profile.cpu for b in backends_for("reference", "arm64")] == ["arm64"]
     assert [b.profile for b in backends_for("onnxruntime", None)] == list(CPU_PROFILES[str(host_cpu())])
     assert backend_of("onnxruntime", "x86-avx2-precise").profile == X64_PRECISE
@@ -84,6 +86,8 @@ def test_wrong_processors_are_told_what_is_right() -> None:
         backends_for("onnxruntime", "z80")
     with pytest.raises(UserError, match="--target arm64 names a processor, and --backend tensorrt runs on none"):
         backends_for("tensorrt", "arm64")
+    with pytest.raises(UserError, match="--target x86-avx2-precise: unknown; give --target x86-vnni, x86-avx2, arm64"):
+        backends_for("openvino", "x86-avx2-precise")
     with pytest.raises(UserError, match="the profile x86-mmx of onnxruntime is unknown to this version"):
         backend_of("onnxruntime", "x86-mmx")
 
