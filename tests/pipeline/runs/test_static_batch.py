@@ -76,8 +76,8 @@ def test_images_of_the_wrong_kind_are_refused_at_validation(
 @pytest.mark.parametrize(
     ("golden", "described"),
     [
-        (np.zeros((4, 1, 9, 8), np.float32), "float32 [4, 1, 9, 8]"),
-        (np.zeros((4, 1, 8, 8), np.float64), "float64 [4, 1, 8, 8]"),
+        (np.zeros((16, 1, 9, 8), np.float32), "float32 [16, 1, 9, 8]"),
+        (np.zeros((16, 1, 8, 8), np.float64), "float64 [16, 1, 8, 8]"),
     ],
 )
 def test_golden_inputs_that_do_not_fit_the_model_are_refused(
