@@ -7,6 +7,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from cyclopts import ArgumentCollection, Parameter, Token
@@ -30,8 +31,17 @@ class Flag:
     help: str
 
 
+_FLAGS: dict[type, Mapping[str, Flag]] = {}
+
+
 def flags(configuration_type: type) -> Mapping[str, Flag]:
     """Return every flag of a configuration by its key, in the order of the fields."""
+    if configuration_type not in _FLAGS:
+        _FLAGS[configuration_type] = MappingProxyType(_flags(configuration_type))
+    return _FLAGS[configuration_type]
+
+
+def _flags(configuration_type: type) -> dict[str, Flag]:
     table: dict[str, Flag] = {}
     for name, hint in records.hints(configuration_type).items():
         inner = records.plain_hint(hint)
