@@ -19,9 +19,10 @@ from calibration.rewrites.explicit_borders import BORDERS_BEFORE_AVERAGES, STRID
 from calibration.rewrites.fold import FOLDING, fold
 from calibration.rewrites.multipliers import NUMBERS_BEFORE_PRODUCTS
 from calibration.rewrites.parts import LAYERS_PER_PART
-from calibration.rewrites.rewrite import Rewrite, RewriteChangedOutputs, check_order, names_of, rewritten
+from calibration.rewrites.rewrite import RewriteChangedOutputs, check_order, names_of, rewritten
 from calibration.rewrites.subpixel import SIGNED_TRANSPOSED_AS_CONVOLUTIONS, TRANSPOSED_AS_CONVOLUTIONS
 from calibration.rewrites.wide_branches import WIDE_BRANCHES
+from tests.faulty_row import faulty
 from tests.one_line_net import Net
 
 C = nn.Conv2d
@@ -105,23 +106,6 @@ def trained(module: nn.Module) -> nn.Module:
             part.running_mean.copy_(torch.randn(part.num_features, generator=generator))
             part.running_var.uniform_(0.5, 2, generator=generator)
     return module.eval()
-
-
-def faulty(row: Rewrite) -> Rewrite:
-    """The row, which also multiplies the network's first output by 1.01 where it changes anything."""
-
-    def edit(graph_module: GraphModule) -> bool:
-        if not row.edit(graph_module):
-            return False
-        (end,) = [node for node in graph_module.graph.nodes if node.op == "output"]
-        (first, *others) = end.args[0]
-        with graph_module.graph.inserting_before(end):
-            wrong = graph_module.graph.call_function(torch.ops.aten.mul.Tensor, (first, 1.01))
-        wrong.meta = dict(first.meta)
-        end.args = ((wrong, *others),)
-        return True
-
-    return replace(row, edit=edit)
 
 
 def test_every_row_has_a_network_that_it_changes() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from backends.onnx_file.serialised import parsed, serialise
 from calibration.errors import UserError
+from calibration.rewrites.rewrite import RewriteChangedOutputs
 from pipeline.artifacts import FLOAT_MODEL, Network
 from pipeline.cli import main
 from pipeline.config import QuantisationConfig
@@ -25,6 +26,7 @@ from pipeline.images.split_images import SplitImages
 from pipeline.stages.convert import float_counterpart
 from pipeline.stages.first_link import check_float_file, check_on_images, some_images
 from pipeline.stages.teacher import load_network
+from tests.faulty_row import PLANTED
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,15 @@ def test_a_graph_that_computes_otherwise_is_refused(teacher: Network, images: Te
 
     with pytest.raises(UserError, match=r"images of --data, output output differs by 0\.5 of its largest value"):
         check_on_images(replace(teacher, module=Doubled(teacher.module)), images)
+
+
+def test_a_row_that_changes_what_real_images_give_is_named(
+    teacher: Network, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random images, on which a network is folded when it is loaded, may not show what a row does to real ones."""
+    monkeypatch.setattr("calibration.rewrites.fold.FOLDING", (PLANTED,))
+    with pytest.raises(RewriteChangedOutputs, match=r"the rewrite 'planted' changed the output output by 0\.01"):
+        check_on_images(teacher, images)
 
 
 def test_a_runtime_that_cannot_run_the_float_file_says_so_before_training(teacher: Network, images: Tensor) -> None:
