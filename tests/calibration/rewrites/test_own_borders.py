@@ -85,8 +85,10 @@ def test_an_average_counts_the_zeros(how: dict[str, Any], net: MakeNet, noise: N
         lambda n, x: n.b(F.pad(x, (1, 1, 1, 1), mode="reflect")),
         lambda n, x: n.b(F.pad(x, (-1, -1, 1, 1))),  # it takes values away
         lambda n, x: n.b(F.pad(x, (0, 0, 0, 0, 1, 1))[:, 1:-1]),  # of channels
+        lambda n, x: n.wide(F.pad(x, (1, 1, 1, 1, 1, 1))),  # of channels too
         lambda n, x: n.b(F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3)),  # the largest of negative values is 0 here
-        lambda n, x: n.b(F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 2, padding=1, count_include_pad=False)),
+        lambda n, x: n.b(F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 4, 2, padding=1, count_include_pad=False)),
+        lambda n, x: n.b(F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 2, padding=1)),  # torch takes half a window at most
         lambda n, x: n.b(F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 2, ceil_mode=True)),
         lambda n, x: n.b(F.avg_pool2d(F.pad(x, (2, 2, 2, 2)), 3, 2)),  # a window of zeros alone
         lambda n, x: n.b(F.pad(x, (0, 1, 0, 1))),
@@ -94,7 +96,9 @@ def test_an_average_counts_the_zeros(how: dict[str, Any], net: MakeNet, noise: N
     ],
 )
 def test_what_is_no_padding_of_its_reader_stays(read: nn.Module, net: MakeNet, noise: Noise) -> None:
-    module = net(lambda n, x: read(n, n.a(x)), a=C(3, 8, 3), b=C(8, 8, 3), same=C(8, 8, 2, padding="same"))
+    module = net(
+        lambda n, x: read(n, n.a(x)), a=C(3, 8, 3), b=C(8, 8, 3), same=C(8, 8, 2, padding="same"), wide=C(10, 8, 3)
+    )
     folded = folded_from(module, noise(3, 3, 13, 12))
     assert {"pad", "mirror_pad"} & set(kinds(folded))
 
