@@ -39,7 +39,7 @@ from pipeline.setup.ways import calibrated
 from pipeline.stages.convert import compile_model
 from pipeline.stages.distill import distil
 from pipeline.stages.first_link import check_float_file
-from pipeline.stages.float_student import teach_float, with_weights
+from pipeline.stages.float_student import teach_float, what_was_learned, with_weights
 from pipeline.stages.observe import suited
 from pipeline.stages.targets import lesson_for
 from pipeline.stages.teacher import check_same_outputs
@@ -196,7 +196,7 @@ def taught_network(
         check_taught(config, taught, shown)
     if checkpoint is not None:
         remove(checkpoint)
-    remark = f"{student.source} learned in float for {steps} steps: held-out agreement {100 * agreement:.1f} %"
+    remark = what_was_learned(student, teachers[0], agreement, steps=steps)
     return replace(taught, notes=(*taught.notes, remark))
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.artifacts import Network, PreparedStudent, TrainedStudent, load_tensors, save_tensors
-from pipeline.networks.outputs.meaning import primary
 from pipeline.report.schema import Distillation
 from pipeline.setup.job import Job
 from pipeline.setup.machine.memory import freed_memory_kept
 from pipeline.stages.distill import distil
-from pipeline.stages.float_student import teach_float, with_weights
+from pipeline.stages.float_student import teach_float, what_was_learned, with_weights
 from pipeline.tools.atomic import remove
 from pipeline.tools.records import from_json, to_json
 
@@ -34,19 +33,9 @@ def taught_in_float(job: Job, steps: int) -> tuple[Network, str]:
             )
         save_tensors(folder.float_student, weights, {"agreement": agreement})
         remove(folder.float_checkpoint)
-    remark = f"{student.source} learned in float for {steps} steps: {_said(job.lesson.teacher, agreement)}"
+    remark = what_was_learned(student, job.lesson.teacher, agreement, steps=steps)
     job.progress.say(remark)
     return with_weights(student, weights), remark
-
-
-def _said(teacher: Network, agreement: float) -> str:
-    """What the share of held-out images that a float student decides as asked means."""
-    main, share = teacher.outputs[primary(teacher.outputs)], f"{100 * agreement:.1f} %"
-    if main.holds == "values":
-        return f"it explains {share} of the variance of {main.name} on held-out images"
-    if main.is_classifier:
-        return f"it gives {share} of held-out images the class that it was asked for"
-    return f"it gives {share} of the decisions of {main.name} as asked for"
 
 
 def distilled(job: Job, prepared: PreparedStudent) -> TrainedStudent:

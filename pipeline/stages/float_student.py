@@ -64,6 +64,18 @@ def with_weights(student: Network, weights: Mapping[str, Tensor]) -> Network:
     return replace(student, module=_module_with(student.module, weights), captured=captured, folded=fold(captured))
 
 
+def what_was_learned(student: Network, teacher: Network, agreement: float, *, steps: int) -> str:
+    """What to say of a float student that decides a share of the held-out images, 0 to 1, as it was asked to."""
+    main, share = teacher.outputs[primary(teacher.outputs)], f"{100 * agreement:.1f} %"
+    if main.holds == "values":
+        outcome = f"it explains {share} of the variance of {main.name} on held-out images"
+    elif main.is_classifier:
+        outcome = f"it gives {share} of held-out images the class that it was asked for"
+    else:
+        outcome = f"it gives {share} of the decisions of {main.name} as asked for"
+    return f"{student.source} learned in float for {steps} steps: {outcome}"
+
+
 def _module_with(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """A copy of a module in evaluation mode whose parameters and buffers have the values of these names.
 

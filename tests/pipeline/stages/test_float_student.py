@@ -20,7 +20,7 @@ from pipeline.config import DistillationConfig, ExecutionConfig, QuantisationCon
 from pipeline.networks.architectures.digits import DigitsNetwork
 from pipeline.stages.convert import float_counterpart
 from pipeline.stages.first_link import check_float_file, check_on_images
-from pipeline.stages.float_student import teach_float, with_weights
+from pipeline.stages.float_student import teach_float, what_was_learned, with_weights
 from pipeline.tools.progress import SILENT, Progress, SilentProgress
 
 
@@ -124,6 +124,22 @@ def test_what_was_taught_is_held_against_the_users_own_module_with_these_weights
     assert weights.keys() <= kept.keys() and not torch.equal(kept["classifier.weight"], before["classifier.weight"])
     with pytest.raises(UserError, match="does not compute what the network does"):
         check_on_images(replace(taught, module=untaught.module), images)
+
+
+@pytest.mark.parametrize(
+    ("change", "outcome"),
+    [
+        ({}, "it gives 75.0 % of held-out images the class that it was asked for"),
+        ({"holds": "values"}, "it explains 75.0 % of the variance of logits on held-out images"),
+        ({"holds": "labels"}, "it gives 75.0 % of the decisions of logits as asked for"),
+    ],
+)
+def test_what_was_learned_is_told_in_the_words_of_the_output(
+    change: dict[str, Any], outcome: str, example: SimpleNamespace
+) -> None:
+    output = replace(example.teacher.outputs[0], name="logits", **change)
+    said = what_was_learned(student(example), replace(example.teacher, outputs=(output,)), 0.75, steps=9)
+    assert said == f"small learned in float for 9 steps: {outcome}"
 
 
 def test_batch_norms_train_in_a_copy_alone(example: SimpleNamespace) -> None:
