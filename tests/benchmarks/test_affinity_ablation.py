@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from pipeline.stages.targets import target_outputs
 from pipeline.tools.progress import LineProgress
 
 if TYPE_CHECKING:
+    import faqd
     from tests.benchmarks.conftest import Cifar, Columns, Ready, Results, Row
 
 pytestmark = pytest.mark.benchmark
@@ -94,10 +96,20 @@ def test_affinity_forms(
             "top-1: of the simulated network (equal to the runtime) on the labelled test images, reported only",
             "held-out agreement: same class as the distillation target (--targets "
             f"{settings.targets}: the mean over the image and its mirror image where the teacher hardly minds)",
-            f"affinity weight {settings.affinity_weight:g}, batch {settings.batch_size}, {training_threads} threads; "
+            f"weight of the affinity: {_weights(settings)}; batch {settings.batch_size}, {training_threads} threads; "
             "what each form costs per step: test_step_cost.py, side by side",
         ],
     )
+
+
+def _weights(settings: faqd.DistillationConfig) -> str:
+    """The weight of each form of the affinity at the first step."""
+    weights = {
+        loss: replace(settings, affinity=form).ramp("affinity_weight").start  # type: ignore[arg-type]  # checked at birth
+        for loss, form in FORMS.items()
+        if loss != LOGITS
+    }
+    return ", ".join(f"{loss} {weight:g}" for loss, weight in weights.items())
 
 
 def _measured(student: Ready, loss: str, steps: int, cifar: Cifar, folder: Path) -> Row:
