@@ -14,8 +14,10 @@ import torch
 from backends import backend_named
 from backends.base import Array
 from backends.facts.onnxruntime_rules import X64, X64_WITHOUT_VNNI
+from backends.facts.openvino_rules import PROFILE as OPENVINO
 from backends.lint.rule import lint_rules
 from backends.lint.table import lint
+from backends.nncf.adapt import adapted
 from backends.nncf.plan_of_file import plan_of_file
 from backends.nncf.quantiser import quantise
 from backends.onnx_file.emit import emit
@@ -133,3 +135,17 @@ def test_forms_that_openvino_would_compute_wrongly_are_written_otherwise(network
     for mine, runtime in zip(outputs, theirs, strict=True):
         # Wrong forms are off by a sixth and more.
         assert np.abs(runtime - mine.numpy()).max() < 0.05 * np.abs(mine.numpy()).max()
+
+
+@pytest.mark.parametrize(
+    ("network", "rule"),
+    [("sum_without_bias", 32), ("tokens_without_bias", 32), ("bordered_average", 34), ("largest", 35)],
+)
+def test_forms_that_would_be_computed_wrongly_are_refused_where_nothing_writes_them_otherwise(
+    network: str, rule: int, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backends.nncf.quantiser.adapted", lambda model, _: adapted(model, X64))
+    built = build(network)
+    float_file, images = source(built)
+    with pytest.raises(UserError, match=rf"rule {rule}\b"):
+        quantise(float_file, images, COUNT, OPENVINO)
