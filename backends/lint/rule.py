@@ -52,8 +52,8 @@ def lint_rules(profile: Profile, plan: Plan | None = None) -> LintRules:
     )
 
 
-#: What a file that breaks a rule meets: wrong outputs without a word; a refusal; a layer in float; integers that are
-#: slower than need be; or nothing, where the rule is there for our own files' sake.
+#: What a file that breaks a rule meets, on the target that takes it worst: wrong outputs without a word; a refusal; a
+#: layer in float; integers that are slower than need be; or nothing, where the rule is there for our own files' sake.
 Breach = Literal["wrong", "refused", "float", "slow", "none"]
 
 

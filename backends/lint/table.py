@@ -219,7 +219,7 @@ RULES: tuple[LintRule, ...] = (
         number=25,
         title="4-bit weights are stored as the target can read them",
         targets=_ALL,
-        breach="float",
+        breach="refused",
         check=checks.four_bit_weights,
         source=f"DequantizeLinear(int4) in front of a convolution: float ({_ORT}; {_OV}), no build ({_RTX})",
     ),

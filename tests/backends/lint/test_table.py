@@ -71,7 +71,7 @@ def test_the_documents_name_the_rules_of_the_table_by_their_numbers() -> None:
     ("words", "breaches"),
     [
         (("wrong", "silently", "saturates"), {"wrong"}),
-        (("asserts", "refuses", "fails", "flushed to zero"), {"refused", "wrong"}),
+        (("asserts", "refuses", "fails", "flushed to zero", "no build"), {"refused", "wrong"}),
         (
             ("in float", "as floats", "float:", "no int8 kernel", "into floats", "to floats"),
             {"float", "wrong", "refused"},
