@@ -13,13 +13,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import cyclopts.config
 from cyclopts import (
     App,
     Argument,
     ArgumentCollection,
+    CoercionError,
     CycloptsError,
     Group,
     Parameter,
@@ -341,11 +342,18 @@ class _Interrupted(KeyboardInterrupt):
         self.begun = begun
 
 
+_NUMBERS: Final[dict[type, str]] = {int: "a whole number", float: "a number"}
+
+
 def _one_line(error: CycloptsError) -> str:
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         return f'unexpected argument "{error.unused_tokens[0]}": options start with --, see faqd --help'
     if isinstance(error, UnknownOptionError) and (known := _KNOWN_ELSEWHERE.get(error.token.keyword or "")):
         return f"unknown option: {error.token.keyword}. Did you mean {known}?"
+    if isinstance(error, CoercionError) and error.token and error.token.keyword and error.target_type in _NUMBERS:
+        where = "" if error.token.source == "cli" else f"--config {error.token.source}: "
+        flag = f"--{error.token.keyword.strip('[]-')}"
+        return f"{where}{flag} {error.token.value}: must be {_NUMBERS[error.target_type]}"
     error.verbose = False
     line = " ".join(str(error).split())
     return line[:1].lower() + line[1:]

@@ -118,7 +118,8 @@ def confidence_words(report: ReportFields) -> str | None:
     gate = next((gate for gate in report.gates if gate.name == "max-drop"), None)
     if gate is None or gate.value is None or gate.at_most is None:
         return None
-    return f"{gate.value:.2f} points on {gate.images} images; with 95 % confidence {gate.at_most:.2f} at most"
+    images = f"{gate.images} image{'' if gate.images == 1 else 's'}"
+    return f"{gate.value:.2f} points on {images}; with 95 % confidence {gate.at_most:.2f} at most"
 
 
 def undecided_words(report: ReportFields) -> str | None:

@@ -60,7 +60,9 @@ def choose_profile(
     runs = candidates[0].name != "reference"
     first, later = ("the fastest, and", ", though slower") if runs else ("the first, as", "")
     why = f"{first} none is better beyond chance" if best == 0 else f"better beyond chance{later}"
-    note = f"calibrated on {scores.shape[1]} held-out images, {what}: {measured}; {names[best]} is taken: {why}"
+    count = scores.shape[1]
+    images_judged = f"{count} held-out image{'' if count == 1 else 's'}"
+    note = f"calibrated only, {what} on {images_judged}: {measured}; {names[best]} is taken: {why}"
     return replace(students[best], notes=(*prepared.notes, note))
 
 

@@ -80,6 +80,8 @@ def test_a_file_that_hides_a_package_of_ours_is_named(name: str, repository: Pat
         (["run", "--weights"], "--weights requires an argument"),
         (["run", "resnet18"], 'unexpected argument "resnet18"'),
         (["run", "--steps", "10.5"], "--steps 10.5: must be a whole number"),
+        (["run", "--max-drop", "5%"], "--max-drop 5%: must be a number"),
+        (["validate", "b", "--threads", "two"], "--threads two: must be a whole number"),
         (["validate", "b", "--threads", "1.9"], "--threads 1.9: must be a whole number"),
         (["run", "--learning-rate", "0"], "--learning-rate 0.0: must be greater than 0"),
         (["run", "--quiet", "-v"], "--verbose and --quiet contradict each other"),
@@ -95,6 +97,15 @@ def test_mistakes_are_named(arguments: list[str], words: str, capsys: pytest.Cap
     assert words in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+def test_a_word_for_a_number_in_a_file_is_named_with_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('min-speedup = "2x"\n', encoding="utf-8")
+    assert main(["run", "--config", str(file)]) == 2
+    assert capsys.readouterr().err == f"error: --config {file}: --min-speedup 2x: must be a number\n"
 
 
 def parsed(*arguments: str) -> RunConfig:

@@ -126,6 +126,15 @@ def test_an_undecided_report_says_how_many_images_decide(make_report: Callable[.
     assert "299 can" in page(report) and "with 95 % confidence 28.30 at most" in page(report)
     with pytest.raises(ValueError, match="its gates and accuracy say 'undecided'"):
         make_report(gates=(gate,))
+    alone = make_report(gates=(replace(gate, images=1, at_most=95.0),), status="undecided")
+    assert "0.00 points on 1 image; with 95 % confidence 95.00 at most" in page(alone)
+
+
+def test_the_page_says_that_there_is_no_gpu_and_names_facts_in_words(make_report: Callable[..., Report]) -> None:
+    report = make_report()
+    assert report.host["gpu"] is None
+    assert "<th>gpu</th><td>none for torch</td>" in page(report)
+    assert "<th>avx512 vnni</th><td>yes</td>" in page(report)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_an_equal_slower_profile_is_not_taken(example: SimpleNamespace) -> None:
     assert {placement.grid.limit for placement in chosen.plan.weights} == {63}
     assert (
         "x86-avx2-limited is taken" in chosen.notes[0]
-        and f"{len(example.images.held_out)} held-out images" in chosen.notes[0]
+        and f"on {len(example.images.held_out)} held-out images: x86-avx2-limited" in chosen.notes[0]
     )
 
 
@@ -67,7 +67,9 @@ def test_a_profile_that_ruins_the_weights_is_left(example: SimpleNamespace, tmp_
 def test_a_difference_of_a_few_images_is_chance(example: SimpleNamespace) -> None:
     ruined = replace(X64_WITHOUT_VNNI, weight_limit=1)
     few = example.images.held_out[:1]
-    assert choose(example, ruined, X64_PRECISE, held_out=np.array(few)).plan.variant == "x86-avx2-limited"
+    chosen = choose(example, ruined, X64_PRECISE, held_out=np.array(few))
+    assert chosen.plan.variant == "x86-avx2-limited"
+    assert "on 1 held-out image: x86-avx2-limited" in chosen.notes[0]
 
 
 def test_outputs_of_values_are_judged_by_their_squares(example: SimpleNamespace) -> None:
