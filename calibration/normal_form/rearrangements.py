@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.fx import Graph, Node
 
+from calibration.graph.factors import nearest_places, written_factor
 from calibration.graph.operators import argument, pair, static_shape
 from calibration.normal_form.places import picked, with_part
 from calibration.normal_form.spellings import Spelling, Write, rule_of, source_of
@@ -36,6 +37,23 @@ def _nearest_exact(w: Write, node: Node) -> Node | None:
         step = np.float32(old) / np.float32(size) if factors is None else np.float32(1.0 / float(factors[axis]))
         places = [min(int(np.float32(np.float32(i + 0.5) * step)), old - 1) for i in range(size)]
         source = picked(w, source, axis + 2, places)
+    return source
+
+
+def _nearest(w: Write, node: Node) -> Node | None:
+    """Resizing to the nearest, as picked rows and columns where no factor in float32 says size and places both."""
+    source, factors = source_of(node), argument(node, 2, "scale_factors")
+    before, sizes = static_shape(source)[2:], static_shape(node)[2:]
+    if min(*before, *sizes) < 1:
+        return None
+    exact = [size / old for size, old in zip(sizes, before, strict=True)]
+    if factors is not None and any(old * own != size for old, own, size in zip(before, factors, sizes, strict=True)):
+        return None  # the factor itself is written
+    if all(written_factor(old, size, one, nearest=True) for old, size, one in zip(before, sizes, exact, strict=True)):
+        return None
+    for axis, (size, old) in enumerate(zip(sizes, before, strict=True)):
+        step = np.float32(old) / np.float32(size) if factors is None else np.float32(1.0 / float(factors[axis]))
+        source = picked(w, source, axis + 2, nearest_places(old, size, step).tolist())
     return source
 
 
@@ -214,6 +232,7 @@ def _narrowed(w: Write, node: Node) -> Node | None:
 REARRANGEMENTS: Mapping[Any, tuple[Callable[[Graph, Node], Node], ...]] = {
     target: (rule_of(spelling),)
     for target, spelling in {
+        aten.upsample_nearest2d.vec: _nearest,
         aten._upsample_nearest_exact1d.vec: _nearest_exact,
         aten._upsample_nearest_exact2d.vec: _nearest_exact,
         aten.im2col.default: _windows,

@@ -24,6 +24,7 @@ from calibration.graph.operators import (
 from calibration.graph.sharing import sharing_copy
 from calibration.rewrites.affine import fold_affine, fold_into, owns_weight, set_constants
 from calibration.rewrites.branches import merge_branches
+from calibration.rewrites.cut_windows import cut_windows
 from calibration.rewrites.multipliers import constant_as_number
 from calibration.rewrites.own_borders import take_border_in
 from calibration.rewrites.products import layer_as_product, product_as_layer
@@ -248,6 +249,11 @@ FOLDING: tuple[Rewrite, ...] = (
         edit=_each(_products, "matmul", "linear"),
         source="a constant matrix is a weight, and a computed weight is none",
         behind=_CONSTANTS,
+    ),
+    Rewrite(
+        name="windows cut short",
+        edit=_each(lambda module, node: cut_windows(module.graph, node), "average_pool", "max_pool"),
+        source="runtimes disagree on windows beyond map and border, and on how many there are",
     ),
     Rewrite(
         name="borders as paddings",

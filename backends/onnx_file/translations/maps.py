@@ -10,6 +10,7 @@ from torch.fx import Node
 from backends.onnx_file.shapes import shape_of, stored
 from backends.onnx_file.translations.common import Translator, input_of
 from backends.onnx_file.writer import Writer
+from calibration.graph.factors import written_factor
 from calibration.graph.operators import argument, pair, static_shape
 from calibration.graph.windows import Windows, equal_windows
 from calibration.simulation.freeze import FrozenConstant
@@ -101,7 +102,11 @@ def _target_size(e: Writer, node: Node, mode: str) -> list[str]:
             exact = [size == one * factor for size, one, factor in zip(sizes, before, own, strict=True)]
             if e.free is not None or not all(exact):
                 factors = [float(factor) for factor in own]
-        return [e.constant(np.array([1, 1, *factors], np.float32), f"{node.name}_scales")]
+        written = [
+            written_factor(one, size, factor, nearest=mode == "nearest") or np.float32(factor)
+            for factor, one, size in zip(factors, before, sizes, strict=True)
+        ]
+        return [e.constant(np.array([1, 1, *written], np.float32), f"{node.name}_scales")]
     (batch,) = e.add("Shape", [e.first_input], suffix="_batch", start=0, end=1)
     if node.name in e.free.follows:
         (size,) = e.add("Shape", [stored(e, e.free.follows[node.name])], suffix="_size", start=2, end=4)

@@ -67,6 +67,7 @@ CHANGED: dict[str, Callable[[], nn.Module]] = {
     "products and layers": lambda: Net(
         lambda n, x: n.a(x).flatten(1) @ n.l.weight.t(), a=C(3, 2, 7), l=nn.Linear(72, 5)
     ),
+    "windows cut short": lambda: Net(lambda n, x: F.avg_pool2d(n.a(x), 2, 3, ceil_mode=True), a=C(3, 8, 3)),
     "borders as paddings": lambda: Net(lambda n, x: n.a(F.pad(x, (1, 1, 1, 1))), a=C(3, 8, 3)),
     "layers": lambda: Net(lambda n, x: torch.relu(n.bn(n.a(x))), a=C(3, 8, 3), bn=nn.BatchNorm2d(8, eps=0.1)),
     "poolings": lambda: Net(lambda n, x: n.a(x).mean((2, 3)), a=C(3, 8, 3)),

@@ -1,0 +1,85 @@
+"""Poolings that round their size up, in the one form that all runtimes compute alike.
+
+A window that reaches beyond the map and its border is cut short. Where the border counts in an average, torch divides
+by the places inside of the two, and so does ONNX Runtime's float kernel, while its integer kernel divides by the whole
+window; where no border counts they agree. A last window that would start behind the map is left out by torch and ONNX
+Runtime, not by OpenVINO; all agree where nothing is rounded up (each measured).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Graph, Node
+
+from calibration.errors import UserError
+from calibration.graph.operators import argument, kind, pair, static_shape, tensor_inputs
+from calibration.normal_form.decompositions import before
+
+aten = torch.ops.aten
+
+
+def cut_windows(graph: Graph, node: Node) -> None:
+    """Let a max or average pooling round its size up only where windows are cut, and no border count in these.
+
+    A border that counted becomes a padding. Raises UserError where that depends on a size that is free.
+    """
+    (_average if kind(node) == "average_pool" else _maximum)(graph, node)
+
+
+def _maximum(graph: Graph, node: Node) -> None:
+    if not argument(node, 5, "ceil_mode", False):
+        return
+    (source,) = tensor_inputs(node)
+    kernel = pair(argument(node, 1, "kernel_size"))
+    stride, padding = pair(argument(node, 2, "stride") or kernel), pair(argument(node, 3, "padding", 0))
+    dilation = pair(argument(node, 4, "dilation", 1))
+    reach = _reach(node, stride, [d * (length - 1) + 1 for d, length in zip(dilation, kernel, strict=True)])
+    if reach is None:
+        return
+    rows, columns = (
+        end > size + 2 * border for end, size, border in zip(reach, static_shape(source)[2:], padding, strict=True)
+    )
+    if rows == columns:
+        node.args, node.kwargs = (source, list(kernel), list(stride), list(padding), list(dilation), rows), {}
+        return
+    # A maximum of maxima: each axis by itself, as one alone is rounded up.
+    alone = (source, [kernel[0], 1], [stride[0], 1], [padding[0], 0], [dilation[0], 1], rows)
+    first = before(graph, node, aten.max_pool2d.default, alone)
+    node.args = (first, [1, kernel[1]], [1, stride[1]], [0, padding[1]], [1, dilation[1]], columns)
+    node.kwargs = {}
+
+
+def _average(graph: Graph, node: Node) -> None:
+    divisor = argument(node, 6, "divisor_override")
+    if not argument(node, 4, "ceil_mode", False) or divisor is not None:
+        return
+    (source,) = tensor_inputs(node)
+    kernel = pair(argument(node, 1, "kernel_size"))
+    stride, padding = pair(argument(node, 2, "stride") or kernel), pair(argument(node, 3, "padding", 0))
+    counted, sizes, reach = bool(argument(node, 5, "count_include_pad", True)), static_shape(source)[2:], None
+    if (reach := _reach(node, stride, kernel)) is not None:
+        if all(end <= size + 2 * border for end, size, border in zip(reach, sizes, padding, strict=True)):
+            node.args, node.kwargs = (source, list(kernel), list(stride), list(padding), False, counted), {}
+            return
+        if counted and any(padding):
+            # Places behind the last window's end are left out, or there would be one more.
+            bottom, right = (
+                min(border, end - size - border) for border, end, size in zip(padding, reach, sizes, strict=True)
+            )
+            amounts = [padding[1], right, padding[0], bottom]
+            source, padding = before(graph, node, aten.constant_pad_nd.default, (source, amounts, 0.0)), (0, 0)
+    elif counted and any(padding):
+        raise UserError(
+            f"{node.name}: an average pooling with ceil_mode=True and a border of zeros that counts, over a map whose"
+            " size is free, has no translation: count_include_pad=False or ceil_mode=False has one, in a builder given"
+            " as --teacher python:package.module:function; or leave out --dynamic-size"
+        )
+    node.args, node.kwargs = (source, list(kernel), list(stride), list(padding), True, False), {}
+
+
+def _reach(node: Node, stride: tuple[int, ...], spans: tuple[int, ...] | list[int]) -> list[int] | None:
+    """Where the last window ends along each axis, the border in front included; None where a size is free."""
+    results, sizes = static_shape(node)[2:], static_shape(tensor_inputs(node)[0])[2:]
+    if len(sizes) != 2 or min(*results, *sizes) < 1:
+        return None
+    return [(count - 1) * step + span for count, step, span in zip(results, stride, spans, strict=True)]
