@@ -44,8 +44,10 @@ def _hypotenuse(w: Write, node: Node) -> Node:
 
 def _divisor(node: Node) -> float:
     """The number that an operator divides by; 0 where it is a tensor, or divides whole numbers."""
-    number = argument(node, 1, "other")
-    return float(number) if is_tensor(source_of(node)) and isinstance(number, (int, float)) else 0.0
+    source, number = node.args[0], argument(node, 1, "other")
+    if not isinstance(source, Node) or not is_tensor(source):
+        return 0.0  # a number may stand on the left, as in 2 // x
+    return float(number) if isinstance(number, (int, float)) else 0.0
 
 
 def _rest(w: Write, node: Node) -> tuple[Node, Node]:

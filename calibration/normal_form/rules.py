@@ -65,7 +65,7 @@ def normal_form(captured: GraphModule, *, source: str, copies: dict[Node, Node] 
         if node.op == "call_function":
             check_rewritten(node, _operator(node), source)
         same = _same_tensor(node)
-        if same is not None:
+        if same is not None and not _still_several(node, copies.get(same)):
             _check_dropout(node, source)
             copies[node] = copies[same]
         elif node.op == "output":
@@ -111,6 +111,11 @@ def _same_tensor(node: Node) -> Node | None:
     if node.target is operator.getitem and node.args[1] == 0 and source.target in _FIRST_OF_SEVERAL:
         return source
     return None
+
+
+def _still_several(node: Node, copy: Node | None) -> bool:
+    """Whether the first of several tensors is read of an operator that no rule has turned into that one."""
+    return node.target is operator.getitem and copy is not None and copy.target in _FIRST_OF_SEVERAL
 
 
 def _bounds(node: Node, *, shift: int = 0) -> tuple[Any, ...]:

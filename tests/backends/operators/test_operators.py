@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backends import backend_named
+from backends.onnx_file.emit import emit
 from backends.oracle.backend import IntegerOracle
 from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
@@ -131,6 +132,8 @@ def test_it_is_captured_and_runs(name: str, build: Build) -> None:
         lambda x: x.nan_to_num(),
         lambda x: x.cumsum(2),
         lambda x: x.index_select(1, x.argsort(1)[0, :, 0, 0]),
+        lambda x: 2 // (x.sigmoid() + 1),
+        lambda x: torch.div(2.0, x.sigmoid() + 1, rounding_mode="trunc"),
     ],
 )
 def test_what_has_no_translation_is_named(line: Line, build: Build) -> None:
@@ -142,3 +145,16 @@ def test_what_has_no_translation_is_named(line: Line, build: Build) -> None:
 def test_a_repetition_along_a_new_axis_is_left_to_an_error() -> None:
     captured = capture(_network(lambda x: x.repeat(1, 1, 1, 1, 1)[0]), torch.randn(2, 3, 8, 8), source="test")
     assert any("repeat" in str(node.target) for node in captured.graph.nodes)
+
+
+@pytest.mark.parametrize(
+    "line", [lambda x: F.adaptive_max_pool2d(x, 5), lambda x: F.adaptive_max_pool1d(x.flatten(2), 5)[..., None]]
+)
+def test_a_graph_with_maxima_over_unequal_windows_runs_and_has_no_file(line: Line) -> None:
+    module = Net(lambda n, x: line(n.a(x)), a=c3(3, 16)).eval()
+    images = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    captured = capture(module, images, source="test")
+    with torch.no_grad():
+        assert torch.equal(captured(images)[0], module(images))
+    with pytest.raises(UserError, match="a maximum over windows of unequal size"):
+        emit(captured, opset=20)
