@@ -176,8 +176,8 @@ def run(
     status = _show(report)
     if finished:
         out.print(
-            f"{bundle} is finished already: the report is that run's, and neither the network's code nor the images"
-            " were read again; where they are others now, give --overwrite instead of --resume"
+            f"{bundle} is finished already: the report is that run's, and neither the network's code and weights nor"
+            " the images were read again; where they are others now, give --overwrite instead of --resume"
         )
     out.print(f"bundle: {bundle}")
     out.print(f"report: {config.folder / 'report.html'}")

@@ -84,6 +84,8 @@ def test_a_killed_run_ends_with_the_same_bytes(
     assert (folder / "state" / "trained.safetensors").stat().st_mtime_ns == trained
     capsys.readouterr()
     assert main([*arguments, "--resume"]) == 0, "and what is finished is not begun again, which --quiet does not hide"
-    assert f"{folder / 'bundle'} is finished already" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{folder / 'bundle'} is finished already" in said
+    assert "neither the network's code and weights nor the images were read again" in said
     for name in ("model.onnx", "golden.npz"):
         assert (folder / "bundle" / name).read_bytes() == (finished / "bundle" / name).read_bytes()
