@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import filecmp
 import os
-from collections.abc import Collection, Mapping
+import shlex
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -109,6 +110,31 @@ class Finished:
         if self.trained:
             return "add --restart-training, which trains anew from the first step on and keeps the rest"
         return "start anew with --overwrite"
+
+
+def check_left_out(before: Settings, now: Settings, defaults: Mapping[str, Any], refused: Collection[str]) -> None:
+    """Check that several flags which a run was started with are not left out: `refused` would be told one at a time.
+
+    Raises:
+        UserError: they are; the line has all of them, as they are typed.
+    """
+    absent = [key for key in refused if now.typed.get(key) == defaults.get(key) and before.typed.get(key) is not None]
+    if len(absent) > 1:
+        raise UserError(
+            "--resume goes on with the flags that the run was started with, which are not given now: add"
+            f" {' '.join(typed for key in absent for typed in _flag(key, before.typed[key]))}"
+        )
+
+
+def _flag(key: str, value: Any) -> Iterator[str]:
+    """A flag with its value as on a command line; texts of a list each have a flag of their own."""
+    if value is True:
+        yield f"--{key}"
+    elif isinstance(value, list) and any(isinstance(one, str) for one in value):
+        for one in value:
+            yield f"--{key} {shlex.quote(one)}"
+    else:
+        yield f"--{key} {shlex.quote(flags.as_typed(value))}"
 
 
 def check_changes(

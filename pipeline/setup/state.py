@@ -23,6 +23,7 @@ from pipeline.setup.resumption import (
     Settings,
     changed_keys,
     check_changes,
+    check_left_out,
     check_same_inputs,
     decides,
     hashes_of_inputs,
@@ -291,6 +292,11 @@ def _check_resumable(folder: RunFolder, config: RunConfig) -> None:
         raise UserError(f"--resume: {folder.root} holds no run to go on with; leave --resume out to start one")
     (before, record), now = _kept(folder), _settings(config)
     begun, restart = record.get(_BEGUN_WITH, {}), config.output.restart_training
+    finished = folder.finished(restart_training=restart)
+    changed = changed_keys(before, now)
+    if not folder.is_finished() or restart:
+        changed = [key for key in changed if key not in BY_INPUTS and any(decides(key, part.name) for part in finished)]
+    check_left_out(before, now, _settings(RunConfig()).typed, changed)
     if folder.is_finished() and not restart:
         changed = [
             key
@@ -311,7 +317,7 @@ def _check_resumable(folder: RunFolder, config: RunConfig) -> None:
                 " or start anew with --overwrite"
             )
         return
-    check_changes(before, now, folder.finished(restart_training=restart), later=BY_INPUTS)
+    check_changes(before, now, finished, later=BY_INPUTS)
     if begun != (running := _versions()):
         first, second = (" and ".join(f"{name} {its}" for name, its in used.items()) for used in (begun, running))
         raise UserError(

@@ -18,6 +18,7 @@ from pipeline.config import (
     DataConfig,
     ExecutionConfig,
     OutputConfig,
+    PreprocessingConfig,
     QuantisationConfig,
     RunConfig,
     StudentConfig,
@@ -115,6 +116,23 @@ def test_an_interrupted_run_is_not_lost_by_accident(tmp_path: Path) -> None:
         open_run_folder(config(tmp_path))
     begun(config(tmp_path, resume=True))
     assert folder.checkpoint.read_bytes() == work
+
+
+def test_flags_that_are_left_out_are_named_together_as_they_are_typed(tmp_path: Path) -> None:
+    source = ("python:my nets:build", "digits")
+    typed: dict[str, Any] = {
+        "teacher": TeacherConfig(sources=source),
+        "quantisation": QuantisationConfig(bits=4),
+        "preprocessing": PreprocessingConfig(mean=(0.5,), std=(0.25,)),
+    }
+    folder = begun(config(tmp_path, **typed))
+    left_at(folder.checkpoint, 3)
+    flags = "add --teacher 'python:my nets:build' --teacher digits --mean 0.5 --std 0.25 --bits 4 --steps 5"
+    for _ in range(2):
+        with pytest.raises(UserError, match="--resume goes on with the flags that the run was started with") as told:
+            open_run_folder(config(tmp_path, resume=True, steps=None))
+        assert str(told.value).endswith(flags)
+        folder.bundle.mkdir(exist_ok=True)  # the second time it is finished
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
