@@ -236,6 +236,8 @@ class OutputScore:
     exact_fraction: float | None
     """Fraction of the runtime's elements that equal the oracle's to the bit."""
     max_difference: float | None
+    simulated_difference: float | None = None
+    """Largest absolute difference of simulation and oracle, relative to the oracle's largest value."""
     worst: float | None = None
     """Of embeddings: that cosine of runtime (oracle) and teacher which one image in twenty does not exceed."""
     cosine: float | None = None

@@ -42,6 +42,7 @@ class OutputTally:
         self._numbers: dict[str, ValueTally] = {}  # what few decisions were made of: columns beside the oracle
         self._first: Values | None = None
         self._alike = True
+        self._apart = self._size = 0.0
 
     def add(self, columns: Mapping[str, Tensor]) -> None:
         """Count one batch: column -> the output [B, ...]."""
@@ -71,6 +72,9 @@ class OutputTally:
                     self.per_image.setdefault(other, []).append(pair.per_image(seen[one], seen[other]))
         for name, spread in self.spreads.items():
             spread.add(seen[name])
+        if "oracle" in columns and "simulated" in columns:
+            self._apart = max(self._apart, largest_difference(raw["simulated"], raw["oracle"]))
+            self._size = max(self._size, float(np.abs(raw["oracle"]).max(initial=0.0)))
         if "oracle" in columns and "runtime" in columns:
             mine, theirs = raw["oracle"], raw["runtime"]
             self.elements += mine.size
@@ -154,6 +158,7 @@ class OutputTally:
             runtime_vs_oracle=self.runtime_vs_oracle,
             exact_fraction=self.equal / self.elements if self.elements else None,
             max_difference=self.largest if self.elements else None,
+            simulated_difference=self._apart / self._size if self._size else None,
             worst=best.worst() if isinstance(best, CosineTally) else None,
             cosine=best.plain() if isinstance(best, CosineTally) else None,
             entries=entries_of(best) if isinstance(best, ValueTally) else (),

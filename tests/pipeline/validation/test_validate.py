@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -49,3 +51,21 @@ def test_limits_and_a_part_of_the_images(made: tuple[QuantisedStudent, Network])
     report = validate_student(quantised, teacher, scored, ValidationConfig(min_speedup=1000.0)).report
     assert report.accuracy.images == 20 and report.exit_status == 1
     assert [gate.name for gate in report.gates if gate.passed is False] == ["min-speedup"]
+
+
+def test_numbers_that_the_simulation_does_not_give_are_told_though_every_answer_is_alike(
+    made: tuple[QuantisedStudent, Network],
+) -> None:
+    quantised, teacher = made
+    assert quantised.prepared is not None
+    scored = Scored(evaluation=open_evaluation("digits", teacher.preprocessing), indices=np.arange(20))
+    report = validate_student(quantised, teacher, scored).report
+    assert report.outputs[0].simulated_difference is not None and report.outputs[0].simulated_difference < 1e-6
+    assert not any("simulation and oracle differ" in note for note in report.notes)
+
+    other = quantised.prepared.network().eval()
+    other.register_forward_hook(lambda module, images, outputs: [1.01 * value for value in outputs])
+    report = validate_student(replace(quantised, simulated=other), teacher, scored).report
+    assert report.outputs[0].oracle_vs_simulated == 1.0, "no decision is another"
+    assert report.outputs[0].simulated_difference == pytest.approx(0.01, rel=1e-3)
+    assert any("WARNING: simulation and oracle differ by up to 0.01 of the largest" in note for note in report.notes)
