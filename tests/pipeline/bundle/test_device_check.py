@@ -71,8 +71,11 @@ def check(bundle: Path, *arguments: str, without: tuple[str, ...] = ()) -> subpr
         (bundle / name).parent.mkdir(parents=True, exist_ok=True)
         (bundle / name).write_bytes(content)
     hidden = ("torch", "onnx", "backends", "calibration", "pipeline", *without)
-    (bundle / "sitecustomize.py").write_text(f"import sys\nfor name in {hidden}:\n    sys.modules[name] = None\n")
-    environment = os.environ | {"PYTHONPATH": str(bundle)}
+    before = bundle.with_name(f"{bundle.name}-before")  # beside it: what check.py leaves in its folder is looked at
+    before.mkdir(exist_ok=True)
+    (before / "sitecustomize.py").write_text(f"import sys\nfor name in {hidden}:\n    sys.modules[name] = None\n")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPATH"] = str(before)
     line = [sys.executable, str(bundle / "check.py"), *arguments]
     return subprocess.run(line, capture_output=True, text=True, check=False, env=environment, cwd=bundle)
 
