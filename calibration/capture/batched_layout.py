@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from calibration.graph.nearness import HIDES
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
@@ -35,10 +37,6 @@ class Layout:
         return values.reshape(*before, -1, *behind).movedim(self.axis, 0)
 
 
-# What masks put in place of minus infinity hides no difference of other numbers.
-_HIDES = 1e30
-
-
 Layouts = dict[Node, Layout | tuple[Layout, ...]]
 """Node of the graph for one image -> how its result holds several; of one that gives several tensors, each of them."""
 
@@ -63,5 +61,5 @@ def are_equal(ours: Tensor, theirs: Tensor, *, tolerance: float = 1e-4) -> bool:
     if not ours.is_floating_point():
         return bool(torch.equal(ours, theirs))
     sizes = theirs.abs()
-    size = float(sizes.where(sizes < _HIDES, 0.0).max()) if theirs.numel() else 0.0
+    size = float(sizes.where(sizes < HIDES, 0.0).max()) if theirs.numel() else 0.0
     return bool(torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance * size, equal_nan=True))

@@ -32,8 +32,8 @@ LARGEST_OF_THE_SAME = 1e-12
 _SMALLEST_SHARE = 1e-3
 # Outputs that small are zero for every purpose; the number only keeps 0 / 0 apart.
 _NOTHING = 1e-12
-# Beyond all that networks compute: lowest numbers, instead of minus infinity.
-_HIDES = 1e30
+#: Beyond all that networks compute: what masks put in place of minus infinity, which hides no difference of others.
+HIDES = 1e30
 # Where algebra is the same, float64 agrees to many more digits than float32; nothing that is wrong comes as near.
 _LARGEST_IN_DOUBLE = 1e-6
 
@@ -54,10 +54,10 @@ def apart(ours: Tensor, theirs: Tensor, *, like: Tensor | None = None, least: fl
         values.detach().double().reshape(len(values) if values.dim() else 1, -1)
         for values in (ours, theirs, theirs if like is None else like)
     )
-    known = torch.where(relative.abs() < _HIDES, relative, 0.0).abs().amax(1)
+    known = torch.where(relative.abs() < HIDES, relative, 0.0).abs().amax(1)
     size = torch.maximum(known, known.max() * _SMALLEST_SHARE).clamp_min(max(least, _NOTHING))
     same = (first == second) | (first.isnan() & second.isnan())
-    hides = second.isfinite() & (second.abs() >= _HIDES)
+    hides = second.isfinite() & (second.abs() >= HIDES)
     differences = (first - second).abs() / torch.where(hides, second.abs(), size[:, None])
     return float(differences.nan_to_num(nan=float("inf"), posinf=float("inf")).masked_fill(same, 0.0).max())
 
