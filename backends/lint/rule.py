@@ -52,8 +52,8 @@ def lint_rules(profile: Profile, plan: Plan | None = None) -> LintRules:
     )
 
 
-#: What a file that breaks a rule meets, on the target that takes it worst: wrong outputs without a word; a refusal; a
-#: layer in float; integers that are slower than need be; or nothing, where the rule is there for our own files' sake.
+#: What a file that breaks a rule meets, at worst: wrong outputs without a word; a refusal; a layer in float; integers
+#: that are slower than need be; or nothing, where the rule is there for our own files' sake.
 Breach = Literal["wrong", "refused", "float", "slow", "none"]
 
 
@@ -61,13 +61,12 @@ Breach = Literal["wrong", "refused", "float", "slow", "none"]
 class LintRule:
     """One row: the number and title of a rule, who it binds, what breaking it means, and where that is known from.
 
-    `check`: how a file shows that it is broken, as pairs of node and problem; None for what the placement or the form
-    of layers keeps, which a file alone cannot show.
+    `breach`: for each target that the rule binds; targets differ. `check`: how a file shows that it is broken, as pairs
+    of node and problem; None for what the placement or the form of layers keeps, which a file alone cannot show.
     """
 
     number: int
     title: str
-    targets: frozenset[RuntimeName]
-    breach: Breach
+    breach: Mapping[RuntimeName, Breach]
     check: Callable[[OnnxView, LintRules], Iterable[tuple[str, str]]] | None
     source: str

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import onnx
 
-from backends.facts.profile import RuntimeName
 from backends.lint import fusion
 from backends.lint import openvino_passes as openvino
 from backends.lint import stored as checks
 from backends.lint.rule import LintRule, LintRules, Violation
 from backends.onnx_file.view import OnnxView
 from calibration.errors import UserError
-
-_ALL: frozenset[RuntimeName] = frozenset({"onnxruntime", "tensorrt", "openvino"})
-_ONNX_RUNTIME: frozenset[RuntimeName] = frozenset({"onnxruntime"})
-_TENSORRT: frozenset[RuntimeName] = frozenset({"tensorrt"})
-_OPENVINO: frozenset[RuntimeName] = frozenset({"openvino"})
 
 _ORT = "measured on ONNX Runtime 1.31.1"
 _OV = "measured on OpenVINO 2026.4.1"
@@ -25,96 +19,86 @@ RULES: tuple[LintRule, ...] = (
     LintRule(
         number=1,
         title="zero points are 0",
-        targets=_TENSORRT,
-        breach="refused",
+        breach={"tensorrt": "refused"},
         check=checks.zero_points_are_zero,
         source=f"the parser asserts shiftIsAllZeros ({_RTX})",
     ),
     LintRule(
         number=2,
         title="activations and weights are int8",
-        targets=_TENSORRT,
-        breach="wrong",
+        breach={"tensorrt": "wrong"},
         check=checks.int8_alone,
         source=f"uint8 activations are silently read as int8, uint8 weights and 16 bits refused ({_RTX})",
     ),
     LintRule(
         number=3,
         title="biases are float",
-        targets=_TENSORRT,
-        breach="refused",
+        breach={"tensorrt": "refused"},
         check=checks.float_biases,
         source=f"the parser refuses an int32 DequantizeLinear ({_RTX})",
     ),
     LintRule(
         number=4,
         title="only inputs of Conv, ConvTranspose, Gemm and MatMul are rounded",
-        targets=_TENSORRT,
-        breach="slow",
+        breach={"tensorrt": "slow"},
         check=None,
         source=f"a rounding between a layer and its activation splits their kernel ({_RTX})",
     ),
     LintRule(
         number=5,
         title="of a residual addition, only the skip branch is rounded",
-        targets=_TENSORRT,
-        breach="slow",
+        breach={"tensorrt": "slow"},
         check=None,
         source=f"one more rounding in the epilogue of the addition ({_RTX})",
     ),
     LintRule(
         number=6,
         title="what is concatenated shares one scale with the result",
-        targets=_TENSORRT,
-        breach="slow",
+        breach={"tensorrt": "slow"},
         check=None,
         source=f"another pass rounds each part anew ({_RTX})",
     ),
     LintRule(
         number=7,
         title="narrow layers, and products of a matrix with one vector, stay float",
-        targets=_TENSORRT,
-        breach="slow",
+        breach={"tensorrt": "slow"},
         check=None,
         source="int8 gains nothing there (ModelOpt, NVIDIA; not measured here)",
     ),
     LintRule(
         number=8,
         title="the rest has one float type",
-        targets=_TENSORRT,
-        breach="refused",
+        breach={"tensorrt": "refused"},
         check=checks.one_float_type,
         source="networks are strongly typed since TensorRT 11: nothing casts by itself (10.x to 11.x migration guide)",
     ),
     LintRule(
         number=9,
-        title="per-tensor scales have rank 0",
-        targets=_ALL,
-        breach="refused",
+        title="a scale per tensor has rank 0",
+        breach={"onnxruntime": "refused", "tensorrt": "float", "openvino": "none"},
         check=checks.scale_ranks,
-        source=f"shape [1] fails session creation at QLinearAdd ({_ORT}), and convolutions run in float ({_RTX})",
+        source=f"shape [1] fails session creation at QLinearAdd ({_ORT}; not on 1.32.0), and convolutions run in float"
+        f" ({_RTX}); nothing happens ({_OV})",
     ),
     LintRule(
         number=10,
-        title="zero points are written, output_dtype is not",
-        targets=_ALL,
-        breach="wrong",
+        title="zero points are written, `output_dtype` is not",
+        breach={"onnxruntime": "wrong", "tensorrt": "wrong", "openvino": "wrong"},
         check=checks.explicit_zero_points,
         source="onnxruntime issues 28491 and 25526; an omitted zero point means uint8",
     ),
     LintRule(
         number=11,
         title="weight scales lie on the output channels",
-        targets=_ALL,
-        breach="wrong",
+        breach={"onnxruntime": "wrong", "tensorrt": "float", "openvino": "float"},
         check=checks.weight_axes,
-        source=f"axis 1 on a square convolution gives wrong outputs without a word ({_ORT}; pull request 21712)",
+        source=f"axis 1 on a square convolution gives wrong outputs without a word ({_ORT}; pull request 21712), and"
+        f" runs in float ({_OV}; {_RTX})",
     ),
     LintRule(
         number=12,
         title="activations are uint8",
-        targets=_ONNX_RUNTIME | _OPENVINO,
-        breach="wrong",
+        breach={"onnxruntime": "float", "openvino": "wrong"},
         check=checks.uint8_activations,
         source="int8 activations stay float wherever a tensor has two readers (qdq_s8_to_u8.cc); outputs are wrong by"
         f" up to a fifth of their range where a rounding to int8 stands behind a Concat ({_OV})",
@@ -122,136 +106,124 @@ RULES: tuple[LintRule, ...] = (
     LintRule(
         number=13,
         title="a ReLU is part of the rounding behind it",
-        targets=_ONNX_RUNTIME,
-        breach="float",
+        breach={"onnxruntime": "float"},
         check=fusion.absorbed_relus,
         source=f"a convolution fuses with a ReLU only when the zero point is the smallest integer ({_ORT})",
     ),
     LintRule(
         number=14,
         title="a clip is part of the rounding behind it",
-        targets=_ONNX_RUNTIME,
-        breach="float",
+        breach={"onnxruntime": "float"},
         check=fusion.absorbed_clips,
         source=f"a range that reaches beyond the clip leaves the convolution float ({_ORT})",
     ),
     LintRule(
         number=15,
         title="every convolution's output is rounded",
-        targets=_ONNX_RUNTIME,
-        breach="float",
+        breach={"onnxruntime": "float"},
         check=fusion.rounded_convolutions,
         source=f"a convolution without a QuantizeLinear behind it runs in float ({_ORT})",
     ),
     LintRule(
         number=16,
         title="activations with integer kernels are rounded on both sides",
-        targets=_ONNX_RUNTIME,
-        breach="float",
+        breach={"onnxruntime": "float"},
         check=fusion.rounded_activations,
         source=f"QLinearLeakyRelu and QLinearSigmoid need a rounding before and behind ({_ORT})",
     ),
     LintRule(
         number=17,
         title="poolings are rounded on both sides, linear layers read a DequantizeLinear",
-        targets=_ONNX_RUNTIME,
-        breach="float",
+        breach={"onnxruntime": "float"},
         check=fusion.rounded_poolings,
         source=f"a Flatten between DequantizeLinear and Gemm, or a ReduceMean, means float ({_ORT})",
     ),
     LintRule(
         number=18,
         title="what only moves values keeps scale and zero point",
-        targets=_ONNX_RUNTIME,
-        breach="float",
+        breach={"onnxruntime": "float"},
         check=fusion.unchanged_movement,
         source=f"MaxPool between different scales runs in float ({_ORT})",
     ),
     LintRule(
         number=19,
         title="biases are int32 at input scale times weight scale",
-        targets=_ONNX_RUNTIME,
-        breach="float",
+        breach={"onnxruntime": "float"},
         check=checks.integer_biases,
         source=f"another scale leaves the layer float; float weights and biases are rounded at load ({_ORT})",
     ),
     LintRule(
         number=20,
-        title="no BatchNormalization",
-        targets=_ALL,
-        breach="float",
+        title="BatchNorm is folded before the rounding",
+        breach={"onnxruntime": "float", "tensorrt": "none", "openvino": "float"},
         check=checks.no_batch_norm,
-        source=f"a BatchNormalization behind integer weights cannot be folded any more ({_ORT})",
+        source=f"behind integer weights it cannot be folded any more, and the layer runs in float ({_ORT}; {_OV}); it"
+        f" is part of the kernel ({_RTX})",
     ),
     LintRule(
         number=21,
-        title="one rounding per tensor",
-        targets=_ALL,
-        breach="float",
+        title="a tensor is rounded once",
+        breach={"onnxruntime": "float", "tensorrt": "slow", "openvino": "slow"},
         check=fusion.one_rounding,
-        source=f"a second QuantizeLinear or a float reader makes the kernel before it float ({_ORT})",
+        source=f"a second QuantizeLinear or a float reader makes the kernel before it float ({_ORT}); one more pass"
+        f" over the tensor ({_OV}; {_RTX})",
     ),
     LintRule(
         number=22,
-        title="weights respect the profile's limit",
-        targets=_ALL,
-        breach="wrong",
+        title="weights keep within the profile's limit",
+        breach={"onnxruntime": "wrong", "tensorrt": "none", "openvino": "wrong"},
         check=checks.limited_weights,
-        source="x86 without VNNI saturates sums of two products at 16 bits (onnxruntime issue 24711)",
+        source="x86 without VNNI saturates sums of two products at 16 bits (onnxruntime issue 24711); no kernel of a"
+        " GPU does",
     ),
     LintRule(
         number=23,
-        title="weights have the narrow range",
-        targets=_ALL,
-        breach="none",
+        title="weights use -127 to 127",
+        breach={"onnxruntime": "none", "tensorrt": "none", "openvino": "none"},
         check=checks.narrow_weights,
         source="the most negative integer has no positive counterpart: negated weights would not fit",
     ),
     LintRule(
         number=24,
         title="scales are positive and normal",
-        targets=_ALL,
-        breach="refused",
+        breach={"onnxruntime": "wrong", "tensorrt": "refused", "openvino": "wrong"},
         check=checks.positive_scales,
-        source="onnx-tensorrt issue 764; denormal scales are flushed to zero by some kernels",
+        source="the parser refuses 0 and less (onnx-tensorrt issue 764); behind a negative scale outputs are wrong"
+        f" without a word, and denormal scales are flushed to zero ({_ORT}; {_OV})",
     ),
     LintRule(
         number=25,
         title="4-bit weights are stored as the target can read them",
-        targets=_ALL,
-        breach="refused",
+        breach={"onnxruntime": "float", "tensorrt": "refused", "openvino": "float"},
         check=checks.four_bit_weights,
-        source=f"DequantizeLinear(int4) in front of a convolution: float ({_ORT}; {_OV}), no build ({_RTX})",
+        source=f"DequantizeLinear(int4) in front of a convolution: it runs in float ({_ORT}; {_OV}), no build ({_RTX})",
     ),
     LintRule(
         number=26,
         title="weights are symmetric",
-        targets=_OPENVINO,
-        breach="float",
+        breach={"openvino": "float"},
         check=checks.symmetric_weights,
         source=f"a layer whose weight has a zero point runs in float ({_OV})",
     ),
     LintRule(
         number=27,
-        title="the opset is one that the target fuses",
-        targets=_ALL,
-        breach="refused",
+        title="the opset is 17 to 23",
+        breach={"onnxruntime": "refused", "tensorrt": "refused", "openvino": "refused"},
         check=checks.opset,
-        source=f"int4 initialisers exist from opset 21 on; 17 to 23 were tried ({_ORT}; {_RTX})",
+        source=f"int4 initialisers exist from opset 21 on, a reader refuses older ones; 17 to 23 were tried ({_ORT};"
+        f" {_OV}; {_RTX})",
     ),
     LintRule(
         number=30,
-        title="int4 weights have scales in blocks along the inputs of their product",
-        targets=_TENSORRT,
-        breach="float",
+        title="int4 weights have a scale per 128 or 64 inputs",
+        breach={"tensorrt": "float"},
         check=checks.blocked_weights,
         source=f"with a scale per channel the weight is written out as floats before the product reads it ({_RTX})",
     ),
     LintRule(
         number=31,
         title="no ReLU or clip stands alone behind a product with a float result",
-        targets=_ONNX_RUNTIME,
-        breach="float",
+        breach={"onnxruntime": "float"},
         check=fusion.products_before_activations,
         source="the search for the kernel's rounding goes on behind a Relu or Clip and finds none, and the product runs"
         " in float (measured on ONNX Runtime 1.32.0)",
@@ -259,8 +231,7 @@ RULES: tuple[LintRule, ...] = (
     LintRule(
         number=32,
         title="every layer has a bias",
-        targets=_OPENVINO,
-        breach="wrong",
+        breach={"openvino": "wrong"},
         check=openvino.biased_layers,
         source=f"without one, a sum of a layer's output and of what else is made of it is wrong, and linear layers over"
         f" tokens do not load ({_OV})",
@@ -268,56 +239,49 @@ RULES: tuple[LintRule, ...] = (
     LintRule(
         number=33,
         title="strides are left out in front of 1x1 convolutions",
-        targets=_OPENVINO,
-        breach="float",
+        breach={"openvino": "float"},
         check=openvino.strided_pointwise,
         source=f"a pooling is put between rounding and convolution, and both run in float ({_OV})",
     ),
     LintRule(
         number=34,
         title="averages take no border into signed maps",
-        targets=_OPENVINO,
-        breach="wrong",
+        breach={"openvino": "wrong"},
         check=openvino.borders_of_averages,
         source=f"the border's integers are 0 whatever the zero point is ({_OV})",
     ),
     LintRule(
         number=35,
         title="a Max stands behind a largest or smallest value",
-        targets=_OPENVINO,
-        breach="wrong",
+        breach={"openvino": "wrong"},
         check=openvino.lone_reductions,
         source=f"a rounding that becomes part of ReduceMax or ReduceMin gives wrong outputs ({_OV})",
     ),
     LintRule(
         number=36,
         title="transposed convolutions read values that are not negative",
-        targets=_OPENVINO,
-        breach="float",
+        breach={"openvino": "float"},
         check=openvino.unsigned_transposed,
         source=f"behind a zero point other than 0 they run in float ({_OV})",
     ),
     LintRule(
         number=37,
         title="a linear layer whose result is taken apart, as into queries, keys and values, is one layer per part",
-        targets=_TENSORRT,
-        breach="float",
+        breach={"tensorrt": "float"},
         check=None,
         source=f"the compiler takes it apart by itself, and expands its weight to floats for that ({_RTX})",
     ),
     LintRule(
         number=38,
         title="a transposed convolution is a convolution and movement",
-        targets=_TENSORRT,
-        breach="float",
+        breach={"tensorrt": "float"},
         check=None,
         source=f"there is no int8 kernel for one ({_RTX})",
     ),
     LintRule(
         number=39,
         title="positions of signed maps are joined as integers",
-        targets=_OPENVINO,
-        breach="float",
+        breach={"openvino": "float"},
         check=openvino.joined_positions,
         source=f"a zero point is taken over concatenations of channels alone: behind those of other axes the next layer"
         f" runs in float ({_OV})",
@@ -325,8 +289,7 @@ RULES: tuple[LintRule, ...] = (
     LintRule(
         number=40,
         title="no tensor is spread to a size that is computed",
-        targets=_OPENVINO,
-        breach="wrong",
+        breach={"openvino": "wrong"},
         check=openvino.computed_sizes,
         source=f"the size is read from a convolution's sums, whose bias is then lost: wrong outputs ({_OV})",
     ),
@@ -339,7 +302,7 @@ def lint(model: onnx.ModelProto, rules: LintRules) -> list[Violation]:
     return [
         Violation(rule=rule.number, node=node, problem=problem)
         for rule in RULES
-        if rules.target in rule.targets and rule.check is not None
+        if rules.target in rule.breach and rule.check is not None
         for node, problem in rule.check(view, rules)
     ]
 

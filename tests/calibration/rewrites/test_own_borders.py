@@ -12,8 +12,10 @@ from torch.fx import GraphModule
 
 from calibration.capture.graph_from_module import capture
 from calibration.graph.operators import argument, kind
+from calibration.rewrites import own_borders
 from calibration.rewrites.fold import difference_of_graphs, fold
 from calibration.rewrites.own_borders import one_sided_border
+from calibration.rewrites.rewrite import RewriteChangedOutputs
 
 if TYPE_CHECKING:
     from tests.calibration.conftest import MakeNet, Noise
@@ -93,6 +95,7 @@ def test_an_average_counts_the_zeros(how: dict[str, Any], net: MakeNet, noise: N
         lambda n, x: n.b(F.avg_pool2d(F.pad(x, (2, 2, 2, 2)), 3, 2)),  # a window of zeros alone
         lambda n, x: n.b(F.pad(x, (0, 1, 0, 1))),
         lambda n, x: n.same(F.pad(x, (1, 1, 1, 1))),  # whose own is one-sided
+        lambda n, x: F.conv2d(p := F.pad(x, (1, 1, 1, 1)), p, padding=1),  # it is the weight too
     ],
 )
 def test_what_is_no_padding_of_its_reader_stays(read: nn.Module, net: MakeNet, noise: Noise) -> None:
@@ -101,6 +104,16 @@ def test_what_is_no_padding_of_its_reader_stays(read: nn.Module, net: MakeNet, n
     )
     folded = folded_from(module, noise(3, 3, 13, 12))
     assert {"pad", "mirror_pad"} & set(kinds(folded))
+
+
+def test_every_run_would_notice_a_weight_whose_border_was_taken(
+    net: MakeNet, noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = net(lambda n, x: F.conv2d(p := F.pad(n.a(x), (1, 1, 1, 1)), p, padding=1), a=C(3, 8, 3))
+    captured = capture(module.eval(), noise(2, 3, 9, 10), source="test")
+    monkeypatch.setattr(own_borders, "takes_border_in", lambda reader, border: kind(reader) == "conv")
+    with pytest.raises(RewriteChangedOutputs, match="the rewrite 'borders as paddings' changed the output output"):
+        fold(captured, check=noise(2, 3, 9, 10))
 
 
 def test_a_one_sided_border_is_named_where_convolutions_alone_read_it(net: MakeNet, noise: Noise) -> None:
