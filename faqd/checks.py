@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from torch import Tensor
 
+from backends.device.bundle_check import records
 from backends.onnx_file.serialised import Serialised, files_of
 from calibration.errors import UserError
 from faqd.results import Images
@@ -22,7 +23,6 @@ from pipeline.config import (
     QuantisationConfig,
 )
 from pipeline.images.preprocessing_overrides import FLAGS, Overrides
-from pipeline.tools import records
 from pipeline.tools.atomic import check_place
 from pipeline.tools.printing import console
 from pipeline.tools.progress import SILENT, Progress, progress_on

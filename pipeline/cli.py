@@ -32,6 +32,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from backends import BACKENDS
+from backends.device.bundle_check import records
 from calibration.errors import UserError
 from pipeline import __version__
 from pipeline.config import ENGINE_GROUP, EngineConfig, RunConfig, ValidationConfig
@@ -41,7 +42,7 @@ from pipeline.config.flags import check_whole_numbers
 from pipeline.config.meaning import NEEDS, check_meanings, meaningful
 from pipeline.config.recipes import all_recipes, recipe_named
 from pipeline.config.run import default_settings
-from pipeline.tools import interruption, records
+from pipeline.tools import interruption
 from pipeline.tools.atomic import NO_ROOM
 from pipeline.tools.printing import console, plain, take_any_text
 from pipeline.tools.progress import progress_on

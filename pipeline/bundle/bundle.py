@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from backends.device.bundle_check import records
 from backends.onnx_file.serialised import DATA_SUFFIX, Serialised, files_of, read_model, size_of
 from backends.onnxruntime.oldest_version import least_runtime
 from calibration.errors import UserError
@@ -26,7 +27,6 @@ from pipeline.report.cards import Card, Shown
 from pipeline.report.files import write_report
 from pipeline.report.schema import Report, read_report
 from pipeline.report.wording import TONES, VERDICTS, headline
-from pipeline.tools import records
 from pipeline.tools.atomic import directory, remove, write_bytes, write_text
 
 FORMAT = 3

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from backends.device.bundle_check import records
 from calibration.errors import UserError
 from pipeline.config import RunConfig, flags
-from pipeline.tools import records
 
 LARGEST_FILE = 1 << 20
 """Bytes; every flag with its longest sensible value fits a hundred times."""

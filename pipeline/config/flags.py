@@ -12,8 +12,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from cyclopts import ArgumentCollection, Parameter, Token
 
+from backends.device.bundle_check import records
 from calibration.errors import UserError
-from pipeline.tools import records
 
 Configuration = TypeVar("Configuration")
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
+from backends.device.bundle_check import records
 from calibration.errors import UserError
 from pipeline.config import flags
 from pipeline.config.distillation import DistillationConfig
@@ -19,7 +20,6 @@ from pipeline.config.preprocessing import PreprocessingConfig
 from pipeline.config.quantisation import QuantisationConfig
 from pipeline.config.sources import EMBEDDED, NO_DATA, DataConfig, StudentConfig, TeacherConfig
 from pipeline.config.validation import ENGINE_GROUP, EngineConfig, ValidationConfig, check_engine
-from pipeline.tools import records
 
 
 def _group(title: str) -> Parameter:

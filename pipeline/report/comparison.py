@@ -11,10 +11,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from backends.device.bundle_check import records
 from pipeline.report.cards import Card, Shown
 from pipeline.report.table import LABEL_COLUMNS, fact_table
 from pipeline.report.wording import percentage
-from pipeline.tools import records
 from pipeline.tools.printing import plain, text_of
 
 MOST_TENSORS = 12

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from backends.device.bundle_check import records
 from pipeline.report.gate import EXIT_STATUS, Gate, Status, verdict
-from pipeline.tools import records
 
 SCHEMA: Final = 1
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.tools import records
+from backends.device.bundle_check import records
 
 Status = Literal["validated", "gate-failed", "not-validated-on-target", "undecided"]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from backends.device.bundle_check import records
 from calibration.errors import UserError
 from pipeline.report.cards import Shown
 from pipeline.report.fields import (
@@ -33,7 +34,6 @@ from pipeline.report.fields import (
 from pipeline.report.gate import OPTIONAL_OF_GATES
 from pipeline.report.html import report_card
 from pipeline.report.table import render_report
-from pipeline.tools import records
 from pipeline.tools.printing import text_of
 
 __all__ = [

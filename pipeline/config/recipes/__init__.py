@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backends.device.bundle_check import records
 from calibration.errors import UserError
 from pipeline.config import RunConfig, flags
-from pipeline.tools import records
 
 _FOLDER = Path(__file__).parent
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from backends.device.bundle_check import records
 from calibration.errors import UserError
 from pipeline.cli import main
 from pipeline.config import (
@@ -26,7 +27,6 @@ from pipeline.config import (
 from pipeline.config.distillation import DistillationConfig
 from pipeline.config.file import read_toml, to_toml
 from pipeline.config.flags import flags
-from pipeline.tools import records
 
 UNUSUAL = RunConfig(
     teacher=TeacherConfig(

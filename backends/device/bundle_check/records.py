@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -12,6 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Record = TypeVar("Record")
+
+_TABLES = (dict, Mapping)
+# What a file's or a library's integer can be at the most: 64 bits, signed or not.
+_LEAST_INTEGER, _LARGEST_INTEGER = -(2**63), 2**64 - 1
+_MOST_SHOWN = 60
 
 # Reading them takes milliseconds, and a configuration asks for them a hundred times.
 _HINTS: dict[type, Mapping[str, Any]] = {}
@@ -46,7 +52,7 @@ def describe(hint: Any) -> str:
         return " or ".join(options) + (", or nothing" if type(None) in get_args(hint) else "")
     if origin is tuple:
         return f"a list, each of them {describe(get_args(hint)[0])}"
-    if origin is dict:
+    if origin in _TABLES:
         return f"a table of names, each {describe(get_args(hint)[1])}"
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
     return words.get(hint, f"a {getattr(hint, '__name__', hint)}")
@@ -79,15 +85,17 @@ def fits(value: object, hint: Any) -> bool:
         if len(kinds) == 2 and kinds[1] is Ellipsis:
             return all(fits(item, kinds[0]) for item in value)
         return len(value) == len(kinds) and all(map(fits, value, kinds))
-    if origin is dict:
+    if origin in _TABLES:
         _, item_hint = get_args(hint)
-        return isinstance(value, dict) and all(
+        return isinstance(value, Mapping) and all(
             isinstance(key, str) and fits(item, item_hint) for key, item in value.items()
         )
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if isinstance(value, int):
+            return not isinstance(value, bool) and _LEAST_INTEGER <= value <= _LARGEST_INTEGER
+        return isinstance(value, float) and math.isfinite(value)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and _LEAST_INTEGER <= value <= _LARGEST_INTEGER
     return hint in (Any, object) or isinstance(value, hint)
 
 
@@ -100,7 +108,7 @@ def check(record: Any) -> None:
     for name, hint in hints(type(record)).items():
         value = getattr(record, name)
         if not fits(value, hint):
-            raise ValueError(f"{type(record).__name__}.{name} is {value!r}: must be {describe(hint)}")
+            raise ValueError(f"{type(record).__name__}.{name} is {shown(value)}: must be {describe(hint)}")
 
 
 def to_json(value: Any) -> Any:
@@ -117,21 +125,43 @@ def to_json(value: Any) -> Any:
 def from_json(record_type: type[Record], value: object, *, where: str) -> Record:
     """Build a dataclass from a JSON object with its keys; those whose field has a default may be absent.
 
+    `where`: what holds it, in the lines of errors; with a colon at its end a file, whose fields follow.
+
     Raises:
-        ValueError: a key is unknown or missing, or a value is not one that the field's hint allows.
+        ValueError: a key is unknown or missing, or a value is not one that the field's hint, or the class, allows.
     """
     if not isinstance(value, dict):
-        raise ValueError(f"{where} is {value!r}: must be a JSON object")
+        raise ValueError(f"{where.removesuffix(':')} is {shown(value)}: must be a JSON object")
     known = hints(record_type)
     for key in value:
         if key not in known:
-            raise ValueError(f"{where} holds the unknown key {key!r}{nearest(str(key), known)}")
-    arguments = {key: value_from_json(item, known[key], where=f"{where}.{key}") for key, item in value.items()}
+            raise ValueError(f"{where} holds the unknown key {shown(key)}{nearest(str(key), known)}")
+    arguments = {key: value_from_json(item, known[key], where=_below(where, key)) for key, item in value.items()}
     for field in dataclasses.fields(record_type):  # type: ignore[arg-type]  # a dataclass by contract
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and field.name not in arguments:
             raise ValueError(f"{where} lacks the key {field.name!r}")
-    return record_type(**arguments)
+    try:
+        return record_type(**arguments)
+    except ValueError as error:
+        raise ValueError(f"{where.removesuffix(':')}: {error}") from error
+
+
+def known_part(record_type: type[Record], value: object, *, where: str) -> Record:
+    """The same of an object that says more than the dataclass has fields for."""
+    if isinstance(value, dict):
+        value = {key: item for key, item in value.items() if key in hints(record_type)}
+    return from_json(record_type, value, where=where)
+
+
+def _below(where: str, key: str) -> str:
+    return f"{where} {key}" if where.endswith(":") else f"{where}.{key}"
+
+
+def shown(value: object) -> str:
+    """A value of foreign origin as one short line."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
 
 
 def value_from_json(value: object, hint: Any, *, where: str) -> Any:
@@ -149,6 +179,9 @@ def value_from_json(value: object, hint: Any, *, where: str) -> Any:
         rest = [option for option in options if option is not type(None)]
         if len(rest) == 1:
             return value_from_json(value, rest[0], where=where)
+        for option in rest:
+            with contextlib.suppress(ValueError):
+                return value_from_json(value, option, where=where)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_json(hint, value, where=where)
     converted: object = value
@@ -160,10 +193,13 @@ def value_from_json(value: object, hint: Any, *, where: str) -> Any:
                 value_from_json(item, item_hint, where=f"{where}[{index}]")
                 for index, (item, item_hint) in enumerate(zip(value, item_hints, strict=True))
             )
+    elif origin in _TABLES and isinstance(value, dict):
+        _, item_hint = get_args(hint)
+        converted = {key: value_from_json(item, item_hint, where=_below(where, key)) for key, item in value.items()}
     elif origin is tuple and isinstance(value, str) and fits((value,), hint):
         converted = (value,)
     elif hint is Path and isinstance(value, str):
         converted = Path(value)
     if not fits(converted, hint):
-        raise ValueError(f"{where} is {value!r}: must be {describe(hint)}")
+        raise ValueError(f"{where} is {shown(value)}: must be {describe(hint)}")
     return converted
