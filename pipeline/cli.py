@@ -163,7 +163,8 @@ def run(
     """
     progress = progress_on(_configure_talk(talk), quiet=talk.quiet)
     from pipeline.run import run as run_pipeline
-    from pipeline.setup.state import RunFolder, is_finished
+    from pipeline.setup.run_folder import RunFolder
+    from pipeline.setup.state import is_finished
 
     interruption.work_begins()
     bundle, out = config.folder / "bundle", console(wrapped=False)
@@ -177,8 +178,8 @@ def run(
     status = _show(report)
     if finished:
         out.print(
-            f"{bundle} is finished already: the report is that run's, and neither the network's code and weights nor"
-            " the images were read again; where they are others now, give --overwrite instead of --resume"
+            f"{bundle} is finished already: the report is that run's; files of weights and images are as they were,"
+            " the network's code was not read again: where that is another now, give --overwrite instead of --resume"
         )
     out.print(f"bundle: {bundle}")
     out.print(f"report: {config.folder / 'report.html'}")

@@ -8,21 +8,21 @@ from pathlib import Path
 
 from backends.base import Backend
 from pipeline.artifacts import QuantisedStudent
-from pipeline.bundle.bundle import read_bundle, write_model
+from pipeline.bundle.bundle import REPORT, read_bundle, write_model
 from pipeline.config import EngineConfig, RunConfig, ValidationConfig, check_engine
 from pipeline.config.compare import CompareConfig
 from pipeline.config.meaning import check_bundle_meanings
 from pipeline.report.comparison import ComparisonReport
-from pipeline.report.files import write_report
 from pipeline.report.schema import Report, read_report
 from pipeline.setup.chosen_backend import chosen_backends, emulated_backend, stored_backend
 from pipeline.setup.folder_lock import locked
 from pipeline.setup.job import Job
 from pipeline.setup.learning import taught_in_float
+from pipeline.setup.run_folder import RunFolder
 from pipeline.setup.run_images import imagined
 from pipeline.setup.settled import float_steps
 from pipeline.setup.stage_seconds import StageSeconds
-from pipeline.setup.state import RunFolder, begin, clear, is_finished, open_run_folder, told_to_resume
+from pipeline.setup.state import begin, clear, is_finished, open_run_folder, told_to_resume
 from pipeline.setup.ways import QUANTISERS, Quantiser
 from pipeline.stages.first_link import check_float_file
 from pipeline.stages.observe import suited
@@ -46,17 +46,17 @@ def run(config: RunConfig, progress: Progress) -> Report:
     quantiser = QUANTISERS[config.quantisation.quantiser]
     quantiser.require()
     candidates = chosen_backends(config, progress)
-    if is_finished(config):
-        folder = open_run_folder(config)
-        report = read_report(folder.bundle / "report.json")
-        if not (folder.root / "report.json").exists():  # it was killed just then
-            write_report(report, folder.root)
-        return report
+    if is_finished(config) and (folder := open_run_folder(config)).is_whole():
+        return read_report(folder.bundle / REPORT)
     check_machine(config)
     with locked(config.folder, progress.say):
         clear(folder := RunFolder(root=config.folder))
+        open_run_folder(config)
         with told_to_resume(folder, overwrite=config.output.overwrite):
-            return _run(config, quantiser, candidates, open_run_folder(config), progress)
+            if not is_finished(config):
+                return _run(config, quantiser, candidates, folder, progress)
+            folder.make_whole()  # an earlier run was killed just before
+            return read_report(folder.bundle / REPORT)
 
 
 def _run(
@@ -95,7 +95,7 @@ def _run(
     quantised = quantiser.quantise(job)
     float_model = quantised.compiled.float_model
     check_float_file(float_model, networks.teacher, shown, batch=config.quantisation.static_batch)
-    write_model(folder.float_model, float_model)
+    write_model(folder.float_of_next_bundle, float_model)
     with progress.stage("validate"):
         notes = (*notes, *quantised.notes)
         validated = validate_network(config, student, lesson, quantised, scored, progress, notes=notes)
@@ -114,8 +114,9 @@ def _write_results(
             *validated.report.notes,
             *advice(config, validated.report, bundle=folder.bundle, variant=quantised.plan.variant),
         ),
+        run=folder.identity().run,
     )
-    # Where the bundle is, the run is finished; its report stands beside none that is absent or another.
+    # Where the bundle is, the run is finished; what belongs beside it follows.
     write_result(
         folder.bundle,
         quantised=quantised,
@@ -126,7 +127,7 @@ def _write_results(
         scored=scored,
         overwrite=config.output.overwrite or config.output.resume,
     )
-    write_report(report, folder.root)
+    folder.make_whole()
     return report
 
 

@@ -216,6 +216,7 @@ def write_bundle(
             **_tensors(model, outputs, float_outputs or outputs),
             "preprocessing": preprocessing.to_json(),
             "versions": report.versions,
+            **({} if report.run is None else {"run": report.run}),
             "files": {name: sha256(folder / name) for name in written},
             "float_model": float_digest,
             "plan": plan.to_json(),
@@ -318,6 +319,24 @@ def manifest_digest(manifest: Mapping[str, Any]) -> str:
     """The hash of all that a manifest says, in hexadecimal, whatever its layout as text; its own hash is left out."""
     said = {key: value for key, value in manifest.items() if key != DIGEST}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def run_of(folder: Path) -> str | None:
+    """Which run a bundle says that it is of; None where it does not, or cannot be read."""
+    return _said(folder, "run")
+
+
+def float_digest(folder: Path) -> str | None:
+    """`digest_of` the float model that belongs beside a bundle, as it says; None where it does not."""
+    return _said(folder, "float_model")
+
+
+def _said(folder: Path, key: str) -> str | None:
+    try:
+        value = json.loads((folder / MANIFEST).read_bytes())[key]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return value if isinstance(value, str) else None
 
 
 def digest_of(model: Serialised, name: str) -> str:

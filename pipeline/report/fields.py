@@ -284,6 +284,8 @@ class ReportFields:
     """How the integers were found: faqd, or another tool's way; None in reports older than the choice."""
     target: str | None = None
     """Processor that the artifact is for, a key of `backends.facts.cpu.CPUS`; None where the backend runs on none."""
+    run: str | None = None
+    """Which run it is of, a hash of all that decided it, as the bundle's manifest has it; None of what no run made."""
 
     def __post_init__(self) -> None:
         records.check(self)

@@ -55,7 +55,7 @@ __all__ = [
     "read_report",
 ]
 
-OPTIONAL_BLOCKS = ("target", "distillation", "data", "preprocessing", "notes", "layers", "outputs", "quantiser")
+OPTIONAL_BLOCKS = ("target", "distillation", "data", "preprocessing", "notes", "layers", "outputs", "quantiser", "run")
 OPTIONAL_OF_OUTPUTS = ("worst", "cosine", "entries")
 """The same of an output."""
 

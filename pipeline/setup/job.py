@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from backends.base import Backend
 from pipeline.artifacts import Lesson, Network
 from pipeline.config import RunConfig
-from pipeline.setup.state import RunFolder
+from pipeline.setup.run_folder import RunFolder
 from pipeline.tools.progress import Progress
 
 

@@ -205,8 +205,8 @@ def same_files(before: Any, now: Any, contents: Mapping[str, str]) -> bool:
 
 
 def hashes_of_inputs(typed: Mapping[str, Any]) -> dict[str, str]:
-    """Path -> hash of every file or folder that a flag of `INPUTS` names as a source, or as weights."""
-    values = (typed.get(key) for key in ("teacher", "weights", "student", "student-weights", DATA))
+    """Path -> hash of every file or folder that a flag names as a source, or as weights."""
+    values = (typed.get(key) for key in ("teacher", "weights", "student", "student-weights", DATA, "eval-data"))
     named = [one for value in values for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
     paths = {_place(one)[1] for one in named}
     return {path: content for path in sorted(paths) if (content := path_identity(Path(path))) is not None}

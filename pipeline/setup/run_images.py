@@ -19,7 +19,7 @@ from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.class_order import in_network_order
 from pipeline.networks.outputs.meaning import primary
 from pipeline.setup.machine.memory import freed_memory_kept
-from pipeline.setup.state import RunFolder
+from pipeline.setup.run_folder import RunFolder
 from pipeline.stages.imagine import check_imaginable, imagine, preview
 from pipeline.tools.progress import Progress
 

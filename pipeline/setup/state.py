@@ -1,25 +1,22 @@
-"""The folder of a run: what may be there already, and what a killed run left to go on with."""
+"""The beginning of a run in its folder: what may be there already, and what a killed run left to go on with."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from calibration.errors import UserError
-from pipeline.artifacts import FLOAT_MODEL, load_record
-from pipeline.bundle.bundle import MANIFEST, sha256
 from pipeline.config import EngineConfig, RunConfig, ValidationConfig, flags
+from pipeline.setup.identity import path_identity
 from pipeline.setup.machine.circumstances import versions
+from pipeline.setup.own_files import OF_A_RUN, SETTINGS, check_of_a_run, check_replaceable
 from pipeline.setup.resumption import (
     FREE,
     IDENTIFIED,
-    Finished,
     Settings,
     changed_keys,
     check_changes,
@@ -30,137 +27,17 @@ from pipeline.setup.resumption import (
     same_files,
     typed_or_not,
 )
+from pipeline.setup.run_folder import (
+    BEGUN_WITH,
+    CONTENTS,
+    IDENTITY,
+    INPUTS_HELD,
+    SETTLED,
+    RunFolder,
+)
+from pipeline.setup.run_identity import identity_of
 from pipeline.setup.settled import BY_INPUTS, settled_by_configuration
-from pipeline.tools.atomic import NoRoom, clear_unfinished, remove, writable, write_text
-
-_BEGUN_WITH, _INPUTS, _REPLACES, _SETTLED = "begun-with", "inputs", "replaces", "settled"
-_CONTENTS = "contents"
-
-#: Name of the folder of what --resume needs.
-STATE = "state"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunFolder:
-    """Paths inside a run's output folder."""
-
-    root: Path
-
-    @property
-    def bundle(self) -> Path:
-        """The finished bundle."""
-        return self.root / "bundle"
-
-    @property
-    def state(self) -> Path:
-        """What a resumed run reads."""
-        return self.root / STATE
-
-    @property
-    def settings(self) -> Path:
-        """The configuration that the state belongs to."""
-        return self.state / "settings.json"
-
-    @property
-    def seconds(self) -> Path:
-        """How long the stages have taken so far."""
-        return self.state / "seconds.json"
-
-    @property
-    def prepared(self) -> Path:
-        """Plan and calibrated ranges."""
-        return self.state / "prepared.json"
-
-    @property
-    def checkpoint(self) -> Path:
-        """Position within distillation."""
-        return self.state / "checkpoint.safetensors"
-
-    @property
-    def trained(self) -> Path:
-        """The student after distillation."""
-        return self.state / "trained.safetensors"
-
-    @property
-    def generated(self) -> Path:
-        """Images generated where none were given."""
-        return self.state / "generated.safetensors"
-
-    def beginning(self) -> tuple[int, int] | None:
-        """Which run the folder belongs to, a mark that changes where one begins or goes on; None where none has."""
-        try:
-            status = self.settings.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns
-
-    def holds_work(self) -> bool:
-        """Whether an earlier run has left more than its settings and its times."""
-        return self.settings.exists() and any(
-            kept not in (self.settings, self.seconds) for kept in self.state.iterdir()
-        )
-
-    def is_finished(self) -> bool:
-        """Whether the bundle is there, and not one that a run begun later with --overwrite is still to replace."""
-        replaced = _kept(self)[1].get(_REPLACES) if self.settings.is_file() else None
-        return self.bundle.exists() and _manifest_hash(self) != replaced
-
-    def finished(self, *, restart_training: bool = False) -> tuple[Finished, ...]:
-        """What is kept of an earlier run; begun training is part of it, unless that is to begin anew."""
-        parts = list[Finished]()
-        if self.generated.exists():
-            parts.append(Finished(name="generated images", what=f"the generated images in {self.root}", several=True))
-        if self.float_student.exists():
-            parts.append(Finished(name="float student", what=f"the float student in {self.root}"))
-        elif self.float_checkpoint.exists() and not restart_training:
-            steps = f"{_steps_in(self.float_checkpoint)} of the float student's training in {self.root}"
-            parts.append(Finished(name="float student", what=steps, several=True, trained=True))
-        if self.prepared.exists():
-            parts.append(Finished(name="calibration", what=f"the calibration in {self.root}"))
-        files = self._of_training()
-        if files == (self.checkpoint,) and not restart_training:
-            steps = f"{_steps_in(self.checkpoint)} of training in {self.root}"
-            parts.append(Finished(name="training", what=steps, several=True, trained=True))
-        elif files and not restart_training:
-            parts.append(Finished(name="training", what=f"the training in {self.root}", trained=True))
-        return tuple(parts)
-
-    def _of_training(self) -> tuple[Path, ...]:
-        """What training of the quantised student has left, every generation of it."""
-        files = (self.checkpoint, self.trained, *sorted(self.state.glob("generation*.safetensors")))
-        return tuple(file for file in files if file.exists())
-
-    def drop_training(self) -> str | None:
-        """Remove what training has left, of the float student too where it is not finished; a line of what that was.
-
-        Raises UserError where the folder cannot be written.
-        """
-        dropped = [part for part in self.finished() if part.trained]
-        for file in (*self._of_training(), *(() if self.float_student.exists() else (self.float_checkpoint,))):
-            remove(file)
-        if not dropped:
-            return None
-        several = len(dropped) > 1 or dropped[0].several
-        return f"{' and '.join(part.what for part in dropped)} {'are' if several else 'is'} dropped"
-
-    @property
-    def float_student(self) -> Path:
-        """A student of another architecture after float distillation."""
-        return self.state / "float.safetensors"
-
-    @property
-    def float_checkpoint(self) -> Path:
-        """Position within float distillation."""
-        return self.state / "float-checkpoint.safetensors"
-
-    def generation(self, number: int) -> Path:
-        """A student of the chain that is not the last, numbered from 0, after distillation."""
-        return self.state / f"generation{number}.safetensors"
-
-    @property
-    def float_model(self) -> Path:
-        """The float counterpart of the artifact, for comparisons; not part of the bundle."""
-        return self.root / FLOAT_MODEL
+from pipeline.tools.atomic import NoRoom, clear_unfinished, directory, writable, write_text
 
 
 def is_finished(config: RunConfig) -> bool:
@@ -179,7 +56,9 @@ def open_run_folder(config: RunConfig) -> RunFolder:
     folder = RunFolder(root=config.folder)
     if config.output.resume:
         _check_resumable(folder, config)
-    elif not config.output.overwrite:
+        return folder
+    check_of_a_run(folder.root)
+    if not config.output.overwrite:
         if folder.bundle.exists():
             raise UserError(
                 f"{folder.bundle} exists already: add --overwrite to replace it, or choose another --output"
@@ -188,6 +67,7 @@ def open_run_folder(config: RunConfig) -> RunFolder:
             raise UserError(
                 f"{folder.root} holds an interrupted run: add --resume to go on, or --overwrite to start anew"
             )
+    check_replaceable(folder.root)
     return folder
 
 
@@ -209,33 +89,43 @@ def begin(
         UserError: they are others, or the folder cannot be written.
     """
     now = _settings(config, settled)
-    restart, lines = config.output.restart_training, list[str]()
-    record: dict[str, Any] = {_BEGUN_WITH: _versions(), _INPUTS: dict(inputs), _REPLACES: _manifest_hash(folder)}
-    record[_CONTENTS] = hashes_of_inputs(now.typed)
+    restart, lines, before = config.output.restart_training, list[str](), dict[str, str]()
     if config.output.resume:
-        before, kept = _kept(folder)
-        if not restart:
-            record[_REPLACES] = kept.get(_REPLACES)
+        kept, record = folder.kept()
         finished = folder.finished(restart_training=restart)
-        changed = changed_keys(before, now)
-        check_same_inputs(kept.get(_INPUTS, {}), inputs, changed, now.typed, finished)
-        check_changes(before, now, finished)
-    with writable(folder.root):
-        if not config.output.resume and folder.state.exists():
-            shutil.rmtree(folder.state)
-        folder.state.mkdir(exist_ok=True)
+        changed = changed_keys(kept, now)
+        check_same_inputs(record.get(INPUTS_HELD, {}), inputs, changed, now.typed, finished)
+        check_changes(kept, now, finished)
+        parts = folder.identity().parts
+        before = {part.name: parts[part.name] for part in finished}
+    contents = hashes_of_inputs(now.typed)
+    identity = identity_of(now, inputs, contents.values(), _versions(), kept=before)
+    recorded = {
+        BEGUN_WITH: _versions(),
+        INPUTS_HELD: dict(inputs),
+        CONTENTS: contents,
+        IDENTITY: identity.to_json(),
+        SETTLED: now.settled,
+    }
     if restart:
         # Before the settings are those of a training that has not begun.
         lines += filter(None, [folder.drop_training()])
-    write_text(folder.settings, json.dumps({**now.typed, **record, _SETTLED: now.settled}, indent=1) + "\n")
+    text = json.dumps({**now.typed, **recorded}, indent=1) + "\n"
+    if config.output.resume:
+        write_text(folder.settings, text)
+        return tuple(lines)
+    check_replaceable(folder.root)  # as it is now, after all that was read
+    with directory(folder.state, overwrite=True) as state:
+        write_text(state / SETTINGS, text)
     return tuple(lines)
 
 
 def clear(folder: RunFolder) -> None:
     """Take away what a killed run was just writing, and put back what it had just moved aside."""
-    for place in (folder.root, folder.state):
-        with writable(place):
-            clear_unfinished(place)
+    with writable(folder.root):
+        clear_unfinished(folder.root, OF_A_RUN)
+    with writable(folder.state):
+        clear_unfinished(folder.state)
 
 
 @contextlib.contextmanager
@@ -259,39 +149,17 @@ def _settings(config: RunConfig, settled: Mapping[str, Any] = MappingProxyType({
     return Settings(typed={key: value for key, value in typed.items() if key not in FREE}, settled=values)
 
 
-def _manifest_hash(folder: RunFolder) -> str | None:
-    """Which bundle is in the folder, or None where there is none."""
-    manifest = folder.bundle / MANIFEST
-    return sha256(manifest) if manifest.is_file() else None
-
-
 def _versions() -> dict[str, str]:
     """What a resumed run must share with its beginning, to end with the bytes of one that was not interrupted."""
     installed = versions()
     return {name: installed[name] for name in ("faqd", "torch")}
 
 
-def _steps_in(checkpoint: Path) -> str:
-    """How many steps of training a checkpoint is ahead, in words."""
-    steps = int(load_record(checkpoint)["step"])
-    return f"{steps} step" if steps == 1 else f"{steps} steps"
-
-
-def _kept(folder: RunFolder) -> tuple[Settings, dict[str, Any]]:
-    """The settings that the state belongs to, and what is recorded beside them."""
-    try:
-        kept: dict[str, Any] = json.loads(folder.settings.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{folder.settings} is damaged ({error}): start anew with --overwrite") from error
-    record = {key: kept.pop(key) for key in (_BEGUN_WITH, _INPUTS, _REPLACES, _SETTLED, _CONTENTS) if key in kept}
-    return Settings(typed=kept, settled=record.get(_SETTLED, {})), record
-
-
 def _check_resumable(folder: RunFolder, config: RunConfig) -> None:
     if not folder.settings.is_file():
         raise UserError(f"--resume: {folder.root} holds no run to go on with; leave --resume out to start one")
-    (before, record), now = _kept(folder), _settings(config)
-    begun, restart = record.get(_BEGUN_WITH, {}), config.output.restart_training
+    (before, record), now = folder.kept(), _settings(config)
+    begun, restart = record.get(BEGUN_WITH, {}), config.output.restart_training
     finished = folder.finished(restart_training=restart)
     changed = changed_keys(before, now)
     if not folder.is_finished() or restart:
@@ -302,7 +170,7 @@ def _check_resumable(folder: RunFolder, config: RunConfig) -> None:
             key
             for key in changed_keys(before, now)
             if key not in IDENTIFIED
-            or not same_files(before.typed.get(key), now.typed.get(key), record.get(_CONTENTS, {}))
+            or not same_files(before.typed.get(key), now.typed.get(key), record.get(CONTENTS, {}))
         ]
         if changed:
             key = changed[0]
@@ -316,6 +184,7 @@ def _check_resumable(folder: RunFolder, config: RunConfig) -> None:
                 f"--resume: --{key} was {was} and is {is_now} now, and the run in {folder.root} is finished: {other},"
                 " or start anew with --overwrite"
             )
+        _check_contents(folder, record.get(CONTENTS, {}))
         return
     check_changes(before, now, finished, later=BY_INPUTS)
     if begun != (running := _versions()):
@@ -324,3 +193,13 @@ def _check_resumable(folder: RunFolder, config: RunConfig) -> None:
             f"--resume: the run in {folder.root} was begun with {first or 'an older faqd'}, this is {second}, which may"
             " end it with other weights: go on with those versions, or start anew with --overwrite"
         )
+
+
+def _check_contents(folder: RunFolder, contents: Mapping[str, str]) -> None:
+    """Raise UserError where a file that a finished run was made from holds something else now; one may be gone."""
+    for path, held in contents.items():
+        if path_identity(Path(path)) not in (None, held):
+            raise UserError(
+                f"--resume: {path} holds something else than when the run in {folder.root} was made from it, which is"
+                " finished: start anew with --overwrite, or make another run beside it with --output"
+            )

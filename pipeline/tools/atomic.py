@@ -6,13 +6,14 @@ import contextlib
 import errno
 import os
 import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import final
 
 from calibration.errors import UserError
+from pipeline.tools.exchange import exchanged
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG})
@@ -30,8 +31,8 @@ class NoRoom(UserError):
 
 
 _SUFFIX = ".part"
-_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}" + re.escape(_SUFFIX))
-"""Names of what is being written, as Python's tempfile chooses them."""
+_TEMPORARY = re.compile(r"\.(?P<name>.+?)(\.old)?\.[a-z0-9_]{8}" + re.escape(_SUFFIX))
+"""Names of what is being written, see `_beside`."""
 
 
 def write_text(path: Path, text: str, *, flag: str = "--output") -> None:
@@ -65,11 +66,10 @@ def whole_file(path: Path, *, flag: str = "--output") -> Iterator[Path]:
     with writable(path, flag=flag):
         with _making(path, flag=flag):
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = _empty_file(path.parent, path.name)
+            temporary = _beside(path, _make_file)
         try:
             yield temporary
             _sync(temporary)
-            temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -90,9 +90,8 @@ def directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     with writable(target):
         with _making(target, flag="--output"):
             target.parent.mkdir(parents=True, exist_ok=True)
-            building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_SUFFIX, dir=target.parent))
+            building = _beside(target, Path.mkdir)
         try:
-            building.chmod(0o777 & ~_umask())
             yield building
             for path in sorted(building.rglob("*"), reverse=True):
                 _sync(path)
@@ -125,7 +124,7 @@ def check_place(path: Path, *, flag: str) -> None:
         raise UserError(f"{flag} {path}: {present} cannot be written; name another place")
     # What may be written need not be able to: /proc and its like refuse files to everybody.
     with writable(path, flag=flag), _making(path, flag=flag):
-        _empty_file(present, path.name).unlink()
+        _beside(present / path.name, _make_file).unlink()
 
 
 def remove(path: Path) -> None:
@@ -138,22 +137,30 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def clear_unfinished(folder: Path) -> None:
+def unfinished(folder: Path, names: Collection[str] | None = None) -> list[Path]:
+    """What is being written in a folder, or was when a process was killed.
+
+    `names`: of the files and folders that are meant, where others may lie beside them; None: all of the folder is ours.
+    """
+    left = list[Path]()
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        matched = _TEMPORARY.fullmatch(path.name)
+        if matched is not None and (names is None or matched["name"] in names):
+            left.append(path)
+    return left
+
+
+def clear_unfinished(folder: Path, names: Collection[str] | None = None) -> None:
     """Remove the temporary files and folders that killed processes have left, and put back what they had moved aside.
 
-    Only for a folder that no other process writes into meanwhile.
+    Only for a folder that no other process writes into meanwhile; `names` as for `unfinished`.
     """
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if not _TEMPORARY.fullmatch(path.name):
-            continue
+    for path in unfinished(folder, names):
         if ".old." in path.name and path.is_dir():
             for old in path.iterdir():
                 if not (target := folder / old.name).exists():
                     old.rename(target)
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        _remove_all(path)
 
 
 @contextlib.contextmanager
@@ -187,11 +194,20 @@ def _making(path: Path, *, flag: str) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {error.strerror or error}: choose another place with {flag}") from error
 
 
-def _empty_file(folder: Path, name: str) -> Path:
-    """Make the empty file in a folder that is to become the one of this name."""
-    descriptor, path = tempfile.mkstemp(prefix=f".{name}.", suffix=_SUFFIX, dir=folder)
-    os.close(descriptor)
-    return Path(path)
+def _make_file(path: Path) -> None:
+    """Make an empty file that was not there, as readable to others as the user's files are."""
+    path.open("xb").close()
+
+
+def _beside(target: Path, make: Callable[[Path], None], *, word: str = "") -> Path:
+    """Make something empty beside a place, of a name that nothing has: what is being written."""
+    while True:
+        path = target.with_name(f".{target.name}{word}.{secrets.token_hex(4)}{_SUFFIX}")
+        try:
+            make(path)
+        except FileExistsError:
+            continue
+        return path
 
 
 def _concerns(error: OSError, path: Path) -> bool:
@@ -211,8 +227,11 @@ def _rename_over(building: Path, target: Path) -> None:
     if not target.exists():
         building.rename(target)
         return
-    # A folder cannot replace a filled one in one step: the old one steps aside and comes back if that fails.
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", suffix=_SUFFIX, dir=target.parent))
+    if exchanged(building, target):
+        _remove_all(building)
+        return
+    # The old one steps aside and comes back if that fails, or when the next run clears up.
+    aside = _beside(target, Path.mkdir, word=".old")
     old = aside / target.name
     target.rename(old)
     try:
@@ -224,16 +243,17 @@ def _rename_over(building: Path, target: Path) -> None:
     shutil.rmtree(aside)
 
 
+def _remove_all(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    # The mask can only be read by setting it; temporary files are made private and get the usual mode back.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

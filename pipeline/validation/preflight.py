@@ -24,8 +24,8 @@ from pipeline.networks.checkpoints.files import split_part
 from pipeline.networks.outputs.class_order import read_class_names
 from pipeline.networks.outputs.meaning import Output, primary
 from pipeline.setup.identity import images_identity, network_identity, sample
+from pipeline.setup.own_files import STATE
 from pipeline.setup.settled import float_steps, settled_by_configuration
-from pipeline.setup.state import STATE
 from pipeline.tools.atomic import check_place
 from pipeline.validation.evaluation import Scored, evaluation_of
 from pipeline.validation.label_tally import check_labels

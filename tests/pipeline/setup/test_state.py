@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -28,8 +29,9 @@ from pipeline.config import (
 from pipeline.config.distillation import DistillationConfig
 from pipeline.setup.folder_lock import locked
 from pipeline.setup.resumption import FREE, IDENTIFIED
+from pipeline.setup.run_folder import RunFolder
 from pipeline.setup.settled import BY_INPUTS, settled_by_configuration
-from pipeline.setup.state import RunFolder, begin, clear, open_run_folder
+from pipeline.setup.state import begin, clear, open_run_folder
 
 INPUTS = {"teacher": "a network", "data": "some images"}
 
@@ -61,13 +63,21 @@ def begun(config: RunConfig, inputs: dict[str, str] = INPUTS, settled: dict[str,
     return folder
 
 
+def finish(folder: RunFolder) -> None:
+    """What a run leaves that has come to its end: its bundle, whose manifest says which run it is of."""
+    if folder.bundle.exists():
+        shutil.rmtree(folder.bundle)
+    folder.bundle.mkdir()
+    (folder.bundle / "manifest.json").write_text(json.dumps({"run": folder.identity().run, "files": {}}))
+
+
 def test_a_new_folder_is_made(tmp_path: Path) -> None:
     assert begun(config(tmp_path / "deep" / "run")).settings.is_file()
     assert [path.name for path in (tmp_path / "deep" / "run").iterdir()] == ["state"]
 
 
 def test_a_finished_run_is_not_replaced_by_accident(tmp_path: Path) -> None:
-    (tmp_path / "bundle").mkdir()
+    finish(begun(config(tmp_path)))
 
     with pytest.raises(UserError, match="bundle exists already: add --overwrite"):
         open_run_folder(config(tmp_path))
@@ -78,15 +88,14 @@ def test_a_finished_run_is_not_replaced_by_accident(tmp_path: Path) -> None:
 def test_a_bundle_that_is_to_be_replaced_is_not_the_end_of_the_run_that_replaces_it(tmp_path: Path) -> None:
     folder = begun(config(tmp_path))
     folder.trained.write_bytes(b"")
-    folder.bundle.mkdir()
-    (folder.bundle / "manifest.json").write_text("the first")
+    finish(folder)
     assert folder.is_finished()
 
-    begun(config(tmp_path, overwrite=True))
+    begun(config(tmp_path, overwrite=True, steps=6))
     assert not folder.is_finished()
-    begun(config(tmp_path, resume=True))
+    begun(config(tmp_path, resume=True, steps=6))
     assert not folder.is_finished()
-    (folder.bundle / "manifest.json").write_text("the second")
+    finish(folder)
     assert folder.is_finished()
 
 
@@ -222,8 +231,7 @@ def test_a_finished_run_is_trained_otherwise_where_asked_for(tmp_path: Path) -> 
     folder = begun(config(tmp_path))
     left_at(folder.trained, 5)
     folder.prepared.write_bytes(b"hours of work")
-    folder.bundle.mkdir()
-    (folder.bundle / "manifest.json").write_text("the first")
+    finish(folder)
     with pytest.raises(UserError, match=r"--steps was 5 and is 6 now, .* finished: train it otherwise with --restart"):
         open_run_folder(config(tmp_path, resume=True, steps=6))
 
@@ -262,8 +270,7 @@ def test_a_default_and_the_same_value_typed_are_one(
         for kept in (folder.checkpoint, folder.float_student, folder.prepared):
             left_at(kept, 3)
         begun(RunConfig.from_json(teacher | place | second | {"resume": True}))
-        (folder.bundle).mkdir()
-        (folder.bundle / "manifest.json").touch()
+        finish(folder)
         open_run_folder(RunConfig.from_json(teacher | place | first | {"resume": True}))
 
 
@@ -307,8 +314,7 @@ def test_every_setting_is_in_the_tables() -> None:
 
 def test_a_finished_run_takes_no_other_setting(tmp_path: Path) -> None:
     folder = begun(config(tmp_path))
-    folder.bundle.mkdir()
-    (folder.bundle / "manifest.json").touch()
+    finish(folder)
 
     open_run_folder(config(tmp_path, resume=True, data=DataConfig(workers=3)))
     with pytest.raises(UserError, match=r"--eval-data was not given .* is finished: score it otherwise with faqd"):
@@ -334,8 +340,7 @@ def test_a_finished_run_knows_its_files_at_other_paths(
         return config(tmp_path / "out", resume=resume, teacher=teacher, data=DataConfig(source=data))
 
     folder = begun(named("cls.pth", "images:photos", resume=False))
-    folder.bundle.mkdir()
-    (folder.bundle / "manifest.json").touch()
+    finish(folder)
     for weights in ("./cls.pth", str(tmp_path / "cls.pth"), "copy.pth", "cls.pth"):
         open_run_folder(named(weights, f"images:{tmp_path}/photos"))
     open_run_folder(named("cls.pth", "images:mirror"))
@@ -383,14 +388,13 @@ def test_the_same_inputs_may_come_from_elsewhere_and_others_may_not(tmp_path: Pa
 
 
 def test_another_version_does_not_end_what_this_one_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun(config(tmp_path))
+    folder = begun(config(tmp_path))
     used = {"faqd": __version__, "torch": "9.9.9"}
     monkeypatch.setattr("pipeline.setup.state.versions", lambda: used)
 
     with pytest.raises(UserError, match=rf"was begun with faqd {__version__} and torch \d.*, this is .* torch 9\.9\.9"):
         open_run_folder(config(tmp_path, resume=True))
-    (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle" / "manifest.json").touch()
+    finish(folder)
     open_run_folder(config(tmp_path, resume=True))  # nothing is left to do
 
 
