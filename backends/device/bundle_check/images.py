@@ -132,7 +132,7 @@ def scored(images: ScoredFiles, run: Run, manifest: dict[str, Any], say: Callabl
     """Run the images, say what came out, and return it for the report; with "outputs", every output of every image."""
     parts = [run(batch) for batch in images.batches]
     if not parts:
-        raise DeviceError(f"--images: none can be decoded: {shown(next(iter(images.unreadable.values())))}")
+        raise DeviceError(f"--images: none can be decoded: {printable(next(iter(images.unreadable.values())))}")
     outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     read = [index for index in range(len(images.names)) if index not in images.unreadable]
     names, labels = [images.names[index] for index in read], images.labels
@@ -141,7 +141,7 @@ def scored(images: ScoredFiles, run: Run, manifest: dict[str, Any], say: Callabl
         left = [images.names[index] for index in images.unreadable]
         figures["unreadable"] = left
         more = f" and {len(left) - MOST_SHOWN} more" if len(left) > MOST_SHOWN else ""
-        say(f"left out           {len(left)} that cannot be decoded: {', '.join(map(shown, left[:MOST_SHOWN]))}{more}")
+        say(f"left out           {len(left)} that cannot be decoded: {', '.join(map(printable, left[:MOST_SHOWN]))}{more}")
     if labels is not None:
         labels = labels[read] if images.unreadable else labels
         figures |= _accuracy(outputs, labels, manifest["outputs"])
@@ -155,7 +155,7 @@ def scored(images: ScoredFiles, run: Run, manifest: dict[str, Any], say: Callabl
     return figures | {"outputs": outputs}
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """A name of foreign origin as one line that no terminal obeys."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
 
@@ -193,7 +193,7 @@ def _accuracy(
 def _lines(values: NDArray[Any], entry: dict[str, Any], names: list[str]) -> Iterator[str]:
     """What an output says of the first images: classes by their names, of maps the commonest, of values the range."""
     for index, name in enumerate(names[:MOST_SHOWN]):
-        yield f"{entry['name']:<18} {shown(name)}: {_answer(values[index : index + 1], entry)}"
+        yield f"{entry['name']:<18} {printable(name)}: {_answer(values[index : index + 1], entry)}"
     if len(names) > MOST_SHOWN:
         yield f"{'':<18} and {len(names) - MOST_SHOWN} more images"
 

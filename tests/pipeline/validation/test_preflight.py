@@ -114,7 +114,7 @@ def test_a_mistyped_source_removes_nothing_of_the_folder_that_is_to_be_overwritt
     kept = {"state/trained.safetensors", "state/settings.json", "bundle/manifest.json"}
     for name in kept:
         (folder / "old" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "old" / name).write_bytes(b"{}")
+        (folder / "old" / name).write_bytes(b'{"data": "digits", "files": {}}')
     assert main(["run", *QUICK, "--data", "npz:sets.npz", "--output", "old", "--overwrite"]) == 2
     assert "there is no file sets.npz" in capsys.readouterr().err
     assert {str(path.relative_to("old")) for path in Path("old").rglob("*") if path.is_file()} == kept
