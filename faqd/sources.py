@@ -33,10 +33,10 @@ from pipeline.networks.outputs.class_order import read_class_names
 from pipeline.networks.sources.returned import unwrapped
 from pipeline.networks.sources.sourced import SourcedModel
 from pipeline.networks.unsuitable_parts import check_parts
-from pipeline.setup.machine.memory import freed_memory_kept
 from pipeline.setup.networks import like_teacher, untrained
 from pipeline.setup.run_images import imagined_images, in_order, set_apart
 from pipeline.stages.teacher import check_same_outputs, load_network, network_of
+from pipeline.tools.memory import freed_memory_kept
 from pipeline.tools.progress import Progress
 from pipeline.tools.source_text import shortened
 from pipeline.validation.preflight import check_readable, check_taught_labels

@@ -33,7 +33,6 @@ from pipeline.images.data import EvaluationSet, open_evaluation, open_held
 from pipeline.networks.outputs.class_order import named_outputs, read_class_names
 from pipeline.report.schema import Report
 from pipeline.setup.chosen_backend import chosen_backends, prepared_for
-from pipeline.setup.machine.memory import freed_memory_kept
 from pipeline.setup.networks import Networks
 from pipeline.setup.ways import calibrated
 from pipeline.stages.convert import compile_model
@@ -44,6 +43,7 @@ from pipeline.stages.observe import suited
 from pipeline.stages.targets import lesson_for
 from pipeline.stages.teacher import check_same_outputs
 from pipeline.tools.atomic import remove
+from pipeline.tools.memory import freed_memory_kept
 from pipeline.tools.progress import Progress
 from pipeline.validation.advice import advice
 from pipeline.validation.bundle_of_result import write_result

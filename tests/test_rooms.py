@@ -63,8 +63,7 @@ BEHIND_THE_FACE = {
     "test_step_cost": {
         "pipeline.distillation": "the parts of one step of training",
         "pipeline.images": "one batch as training reads it",
-        "pipeline.setup": "memory as a run keeps it",
-        "pipeline.tools": "targets drawn as a run draws",
+        "pipeline.tools": "targets drawn as a run draws, memory as a run keeps it",
     },
     "test_zoo_latency": {
         "backends.base": "types of runtimes and of what they run",

@@ -8,10 +8,10 @@ from backends.device.bundle_check.records import from_json, to_json
 from pipeline.artifacts import Network, PreparedStudent, TrainedStudent, load_tensors, save_tensors
 from pipeline.report.schema import Distillation
 from pipeline.setup.job import Job
-from pipeline.setup.machine.memory import freed_memory_kept
 from pipeline.stages.distill import distil
 from pipeline.stages.float_student import teach_float, what_was_learned, with_weights
 from pipeline.tools.atomic import remove
+from pipeline.tools.memory import freed_memory_kept
 
 
 def taught_in_float(job: Job, steps: int) -> tuple[Network, str]:

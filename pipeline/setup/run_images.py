@@ -18,9 +18,9 @@ from pipeline.images.sources.image_source import EvaluationSet, ImageSource
 from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.class_order import in_network_order
 from pipeline.networks.outputs.meaning import primary
-from pipeline.setup.machine.memory import freed_memory_kept
 from pipeline.setup.run_folder import RunFolder
 from pipeline.stages.imagine import check_imaginable, imagine, preview
+from pipeline.tools.memory import freed_memory_kept
 from pipeline.tools.progress import Progress
 
 

@@ -25,7 +25,7 @@ from torch.nn import functional
 import faqd
 from pipeline.distillation.training.trainer import Trainer
 from pipeline.images.data import training_batches
-from pipeline.setup.machine.memory import freed_memory_kept
+from pipeline.tools.memory import freed_memory_kept
 from pipeline.tools.randomness import generator_for
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only 
 _ALLOCATING = """
 import resource
 from contextlib import nullcontext
-from pipeline.setup.machine.memory import freed_memory_kept
+from pipeline.tools.memory import freed_memory_kept
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def pages():
