@@ -34,9 +34,9 @@ from pipeline.networks.sources.returned import unwrapped
 from pipeline.networks.sources.sourced import SourcedModel
 from pipeline.networks.unsuitable_parts import check_parts
 from pipeline.setup.networks import like_teacher, untrained
-from pipeline.setup.run_images import imagined_images, in_order, set_apart
+from pipeline.setup.run_images import generated_split, in_order, set_apart
+from pipeline.stages.imagine import imagine
 from pipeline.stages.teacher import check_same_outputs, load_network, network_of
-from pipeline.tools.memory import freed_memory_kept
 from pipeline.tools.progress import Progress
 from pipeline.tools.source_text import shortened
 from pipeline.validation.preflight import check_readable, check_taught_labels
@@ -219,9 +219,10 @@ def opened_images(
     if named == NO_DATA:
         if not isinstance(network, Network) or labels:
             raise UserError("open_images('none') generates images from the network itself, without labels: give it")
-        with progress.stage("imagine"), freed_memory_kept():
-            generated = imagined_images(network, data, seed=seed, progress=progress)
-        return Images(split=generated, preprocessing=preprocessing, seed=seed)
+        with progress.stage("imagine"):
+            generated = imagine(network, data, seed=seed, progress=progress)
+        split = generated_split(generated, data, seed=seed)
+        return Images(split=split, preprocessing=preprocessing, seed=seed)
     known, order = None, ""
     if labels:
         assert isinstance(network, Network)

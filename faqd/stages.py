@@ -17,7 +17,7 @@ from calibration.graph.interface import interface_of
 from faqd.checks import OPEN, check_bundle_place, check_images, check_kind, section
 from faqd.results import Artifact, Images, Simulation, Student, snapshot
 from faqd.running import AT_HAND
-from pipeline.artifacts import FLOAT_MODEL, Lesson, Network, QuantisedStudent, TrainedStudent
+from pipeline.artifacts import FLOAT_MODEL, Lesson, Network, QuantisedStudent, TrainingFiles
 from pipeline.bundle.bundle import Bundle, read_bundle, write_model
 from pipeline.config import (
     DistillationConfig,
@@ -34,16 +34,15 @@ from pipeline.networks.outputs.class_order import named_outputs, read_class_name
 from pipeline.report.schema import Report
 from pipeline.setup.chosen_backend import chosen_backends, prepared_for
 from pipeline.setup.networks import Networks
-from pipeline.setup.ways import calibrated
-from pipeline.stages.convert import compile_model
+from pipeline.stages.choose import choose_profile
+from pipeline.stages.convert import check_loads, convert
 from pipeline.stages.distill import distil
 from pipeline.stages.first_link import check_float_file
 from pipeline.stages.float_student import teach_float, what_was_learned, with_weights
-from pipeline.stages.observe import suited
+from pipeline.stages.observe import corrected, prepare, suited
 from pipeline.stages.targets import lesson_for
 from pipeline.stages.teacher import check_same_outputs
 from pipeline.tools.atomic import remove
-from pipeline.tools.memory import freed_memory_kept
 from pipeline.tools.progress import Progress
 from pipeline.validation.advice import advice
 from pipeline.validation.bundle_of_result import write_result
@@ -85,7 +84,10 @@ def prepared_student(
         for note in notes:
             progress.say(note)
         student = suited(network, candidates[0].profile, asked.widths, check=shown)
-        prepared, backend = calibrated(student, networks.teacher, images.split, candidates, asked, progress=progress)
+        prepared = prepare(student, candidates[0], images.split, asked, progress=progress)
+        prepared = choose_profile(prepared, candidates, networks.teacher, images.split, corrected)
+        backend = prepared_for(candidates, prepared.plan)
+        check_loads(prepared, networks.teacher, backend)
     names, p = tuple(output.name for output in network.outputs), network.preprocessing
     sizes = (p.channels, p.height, p.width) if network.other is None else (p.channels, None, None)
     return Student(
@@ -131,27 +133,12 @@ def distilled_student(
         raise UserError(
             f"distil(checkpoint={str(checkpoint)!r}) keeps one student, not {asked.generations} generations"
         )
-    trained: TrainedStudent | None = None
     with progress.stage("distil"):
         lesson, said = lesson_for(tuple(teachers), images.split, asked)
         for line in said:
             progress.say(line)
-        for generation in range(asked.generations):
-            if asked.generations > 1:
-                progress.say(f"student {generation + 1} of {asked.generations}")
-            with freed_memory_kept():
-                trained = distil(
-                    student.prepared,
-                    lesson,
-                    asked,
-                    execution,
-                    predecessor=None if trained is None else trained.network,
-                    checkpoint=checkpoint,
-                    progress=progress,
-                )
-    assert trained is not None
-    if checkpoint is not None:
-        remove(checkpoint)
+        files = None if checkpoint is None else TrainingFiles(checkpoint=checkpoint)
+        trained = distil(student.prepared, lesson, asked, execution, files=files, progress=progress)
     return replace(
         student,
         module=Simulation(trained.network, student.module.names, student.module.sizes),
@@ -188,15 +175,12 @@ def taught_network(
         for line in said:
             progress.say(line)
         shown = checked_on_images(config, Networks(teachers=tuple(teachers), student=student), images.split)
-        with freed_memory_kept():
-            weights, agreement = teach_float(
-                student, lesson, asked, execution, steps=steps, checkpoint=checkpoint, progress=progress
-            )
-        taught = with_weights(student, weights)
+        weights = teach_float(student, lesson, asked, execution, steps=steps, checkpoint=checkpoint, progress=progress)
+        taught = with_weights(student, weights.tensors)
         check_taught(config, taught, shown)
     if checkpoint is not None:
         remove(checkpoint)
-    remark = what_was_learned(student, teachers[0], agreement, steps=steps)
+    remark = what_was_learned(student, teachers[0], weights.agreement, steps=steps)
     return replace(taught, notes=(*taught.notes, remark))
 
 
@@ -206,20 +190,10 @@ def converted(student: Student, progress: Progress) -> Artifact:
     teacher = student.lesson.teacher
     with progress.stage("convert"):
         network = snapshot(student.module)
-        compiled = compile_model(student.prepared, network, teacher, student.backend)
+        quantised = convert(student.prepared, network, teacher, student.backend, distillation=student.distillation)
         batch = student.prepared.quantisation.static_batch
-        check_float_file(compiled.float_model, teacher, student.shown, batch=batch)
-    return Artifact(
-        student=student,
-        quantised=QuantisedStudent(
-            backend=student.backend,
-            compiled=compiled,
-            plan=student.prepared.plan,
-            prepared=student.prepared,
-            simulated=network,
-            distillation=student.distillation,
-        ),
-    )
+        check_float_file(quantised.compiled.float_model, teacher, student.shown, batch=batch)
+    return Artifact(student=student, quantised=quantised)
 
 
 def validated(

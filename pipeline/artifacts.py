@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from backends.base import Backend
+from backends.device.bundle_check.records import from_json, to_json
 from backends.onnx_file.serialised import Serialised
 from calibration.errors import UserError
 from calibration.graph.copies import Unpicklable
@@ -90,6 +94,26 @@ def _held(output: Output) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GeneratedImages:
+    """Images made from a network alone, as a decoder would hand them over."""
+
+    pixels: NDArray[np.uint8]
+    """[N, C, H, W]."""
+    remarks: tuple[str, ...]
+    """What there is to say of them."""
+
+    def save(self, path: Path) -> None:
+        """Keep them as one file."""
+        save_tensors(path, {"images": torch.from_numpy(self.pixels)}, {"remarks": self.remarks})
+
+    @classmethod
+    def load(cls, path: Path) -> GeneratedImages:
+        """What `save` kept. Raises UserError when the file is damaged."""
+        tensors, record = load_tensors(path)
+        return cls(pixels=tensors["images"].numpy(), remarks=tuple(record["remarks"]))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lesson:
     """What a student is to learn: to be its teachers, on these images."""
 
@@ -104,6 +128,26 @@ class Lesson:
     def teacher(self) -> Network:
         """The first teacher."""
         return self.teachers[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatWeights:
+    """What a float student has learned."""
+
+    tensors: Mapping[str, Tensor]
+    """Its parameters and statistics by name, on the CPU."""
+    agreement: float
+    """The share of held-out images, 0 to 1, that it decides as it was asked to; of values, R2."""
+
+    def save(self, path: Path) -> None:
+        """Keep them as one file."""
+        save_tensors(path, self.tensors, {"agreement": self.agreement})
+
+    @classmethod
+    def load(cls, path: Path) -> FloatWeights:
+        """What `save` kept. Raises UserError when the file is damaged."""
+        tensors, record = load_tensors(path)
+        return cls(tensors=tensors, agreement=float(record["agreement"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +206,28 @@ class TrainedStudent:
 
     network: PreparedNetwork
     distillation: Distillation
+
+    def save(self, path: Path) -> None:
+        """Keep weights and record as one file."""
+        save_tensors(path, self.network.state_dict(), to_json(self.distillation))
+
+    @classmethod
+    def load(cls, path: Path, prepared: PreparedStudent) -> TrainedStudent:
+        """What `save` kept of a student that was prepared so. Raises UserError when the file is damaged."""
+        tensors, record = load_tensors(path)
+        network = prepared.network(trainable=True)
+        network.load_state_dict(tensors)
+        return cls(network=network.eval(), distillation=from_json(Distillation, record, where=str(path)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFiles:
+    """Where training keeps what a killed run goes on with."""
+
+    checkpoint: Path
+    """Position within the training of one student; it goes when that is finished."""
+    students: tuple[Path, ...] = ()
+    """Of each generation, the last one included, once it is finished; empty where that is handed over alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from backends.base import Backend
-from pipeline.artifacts import QuantisedStudent
+from calibration.errors import require_package
+from pipeline.artifacts import FloatWeights, GeneratedImages, PreparedStudent
 from pipeline.bundle.bundle import REPORT, read_bundle, write_model
 from pipeline.config import EngineConfig, RunConfig, ValidationConfig, check_engine
 from pipeline.config.compare import CompareConfig
 from pipeline.config.meaning import check_bundle_meanings
 from pipeline.report.comparison import ComparisonReport
 from pipeline.report.schema import Report, read_report
-from pipeline.setup.chosen_backend import chosen_backends, emulated_backend, stored_backend
+from pipeline.setup.chosen_backend import chosen_backends, emulated_backend, prepared_for, stored_backend
 from pipeline.setup.folder_lock import locked
-from pipeline.setup.job import Job
-from pipeline.setup.learning import taught_in_float
 from pipeline.setup.run_folder import RunFolder
-from pipeline.setup.run_images import imagined
+from pipeline.setup.run_images import generated_split
 from pipeline.setup.settled import float_steps
 from pipeline.setup.stage_seconds import StageSeconds
 from pipeline.setup.state import begin, clear, is_finished, open_run_folder, told_to_resume
-from pipeline.setup.ways import QUANTISERS, Quantiser
+from pipeline.stages.choose import choose_profile
+from pipeline.stages.convert import check_loads, check_opset, convert
+from pipeline.stages.distill import distil
 from pipeline.stages.first_link import check_float_file
-from pipeline.stages.observe import suited
+from pipeline.stages.float_student import teach_float, what_was_learned, with_weights
+from pipeline.stages.imagine import imagine
+from pipeline.stages.observe import corrected, prepare, suited
+from pipeline.stages.post_training import quantise_after_training
+from pipeline.tools.atomic import remove
 from pipeline.tools.progress import Progress
 from pipeline.validation.advice import advice, advice_on_bundle
 from pipeline.validation.bundle_of_result import write_result
-from pipeline.validation.evaluation import Scored, evaluation_of
+from pipeline.validation.evaluation import evaluation_of
 from pipeline.validation.inputs import generated_material, read_inputs
 from pipeline.validation.layer_by_layer import compare_bundle
 from pipeline.validation.network_check import check_taught
 from pipeline.validation.opening import opening
 from pipeline.validation.preflight import check_machine
-from pipeline.validation.validate import Validated, validate_network, validate_stored
+from pipeline.validation.validate import validate_network, validate_stored
 
 
 def run(config: RunConfig, progress: Progress) -> Report:
@@ -43,8 +47,8 @@ def run(config: RunConfig, progress: Progress) -> Report:
 
     Raises UserError for the user's mistakes; nothing half-written is left behind by one.
     """
-    quantiser = QUANTISERS[config.quantisation.quantiser]
-    quantiser.require()
+    if config.quantisation.quantiser == "nncf":
+        require_package("nncf", extra="nncf", needed_for="--quantiser nncf")
     candidates = chosen_backends(config, progress)
     if is_finished(config) and (folder := open_run_folder(config)).is_whole():
         return read_report(folder.bundle / REPORT)
@@ -54,76 +58,101 @@ def run(config: RunConfig, progress: Progress) -> Report:
         open_run_folder(config)
         with told_to_resume(folder, overwrite=config.output.overwrite):
             if not is_finished(config):
-                return _run(config, quantiser, candidates, folder, progress)
+                return _run(config, candidates, folder, progress)
             folder.make_whole()  # an earlier run was killed just before
             return read_report(folder.bundle / REPORT)
 
 
-def _run(
-    config: RunConfig,
-    quantiser: Quantiser,
-    candidates: tuple[Backend, ...],
-    folder: RunFolder,
-    progress: Progress,
-) -> Report:
-    """The stages of a run in a folder that no other run works in."""
+def _run(config: RunConfig, candidates: tuple[Backend, ...], folder: RunFolder, progress: Progress) -> Report:
+    """The stages of a run in a folder that no other run works in.
+
+    What lies in the folder once `begin` has been through it is this run's own, finished before it was interrupted.
+    """
+    asked, learning, execution = config.quantisation, config.distillation, config.execution
+    trains = asked.quantiser == "faqd"
     progress = times = StageSeconds(progress)
+
     with progress.stage("teacher"):
-        inputs = read_inputs(config, folder.root, candidates[0], trains=quantiser.trains)
-        networks, material = inputs.networks, inputs.material
+        inputs = read_inputs(config, folder.root, candidates[0], trains=trains)
         # Nothing that was there has been touched until here.
         for line in begin(folder, config, inputs.identities, inputs.settled):
             progress.say(line)
         times.keep_in(folder.seconds, resumed=config.output.resume)
+    networks, material = inputs.networks, inputs.material
+    teacher, student = networks.teacher, networks.student
+
     if material is None:
         with progress.stage("imagine"):
-            images = imagined(config, folder, networks.teacher, progress)
-            material = generated_material(config, networks, images, trains=quantiser.trains)
+            if folder.generated.exists():
+                generated = GeneratedImages.load(folder.generated)
+            else:
+                generated = imagine(teacher, config.data, seed=execution.seed, progress=progress)
+                generated.save(folder.generated)
+            split = generated_split(generated, config.data, seed=execution.seed)
+            material = generated_material(config, networks, split, trains=trains)
+    lesson, shown, images = material.lesson, material.shown, material.lesson.images
+    scored = inputs.scored or evaluation_of(config, images, teacher)
     notes = (*inputs.notes, *material.notes)
-    lesson, shown, student = material.lesson, material.shown, networks.student
-    scored = inputs.scored or evaluation_of(config, lesson.images, networks.teacher)
-    for line in (*opening(config, networks.teacher, scored), *notes):
+    for line in (*opening(config, teacher, scored), *notes):
         progress.say(line)
-    job = Job(config=config, folder=folder, candidates=candidates, student=student, lesson=lesson, progress=progress)
+
     if steps := float_steps(config):
         with progress.stage("float"):
-            student, remark = taught_in_float(job, steps)
+            if folder.float_student.exists():
+                weights = FloatWeights.load(folder.float_student)
+            else:
+                place = folder.float_checkpoint
+                weights = teach_float(
+                    student, lesson, learning, execution, steps=steps, checkpoint=place, progress=progress
+                )
+                weights.save(folder.float_student)
+                remove(place)
+            notes = (*notes, remark := what_was_learned(student, teacher, weights.agreement, steps=steps))
+            progress.say(remark)
+            student = with_weights(student, weights.tensors)
+            del weights  # of which the student has copies
             check_taught(config, student, shown)
-            notes = (*notes, remark)
-    student = suited(student, candidates[0].profile, config.quantisation.widths, check=shown)
-    job = replace(job, student=student)
-    quantised = quantiser.quantise(job)
+
+    student = suited(student, candidates[0].profile, asked.widths, check=shown)
+    if asked.quantiser == "nncf":
+        with progress.stage("quantise"):  # short enough to be done again by a resumed run
+            quantised = quantise_after_training(student, teacher, candidates[0], images, asked, progress=progress)
+    else:
+        with progress.stage("observe"):
+            if folder.prepared.exists():
+                prepared = PreparedStudent.load(folder.prepared, student, asked)
+                check_opset(prepared.plan, asked.opset)
+                backend = prepared_for(candidates, prepared.plan)
+            else:
+                prepared = prepare(student, candidates[0], images, asked, progress=progress)
+                prepared = choose_profile(prepared, candidates, teacher, images, corrected)
+                backend = prepared_for(candidates, prepared.plan)
+                check_loads(prepared, teacher, backend)
+                prepared.save(folder.prepared)
+        with progress.stage("distil"):
+            files = folder.training(learning.generations)
+            trained = distil(prepared, lesson, learning, execution, files=files, progress=progress)
+        with progress.stage("convert"):
+            quantised = convert(prepared, trained.network, teacher, backend, distillation=trained.distillation)
     float_model = quantised.compiled.float_model
-    check_float_file(float_model, networks.teacher, shown, batch=config.quantisation.static_batch)
+    check_float_file(float_model, teacher, shown, batch=asked.static_batch)
     write_model(folder.float_of_next_bundle, float_model)
+
     with progress.stage("validate"):
         notes = (*notes, *quantised.notes)
         validated = validate_network(config, student, lesson, quantised, scored, progress, notes=notes)
-    return _write_results(job, quantised, validated, scored, times.seconds())
-
-
-def _write_results(
-    job: Job, quantised: QuantisedStudent, validated: Validated, scored: Scored, seconds: Mapping[str, float]
-) -> Report:
-    """Write bundle and report, which has the stages' times and advice now."""
-    config, folder = job.config, job.folder
-    report = replace(
-        validated.report,
-        seconds={name: round(value, 3) for name, value in seconds.items()},
-        notes=(
-            *validated.report.notes,
-            *advice(config, validated.report, bundle=folder.bundle, variant=quantised.plan.variant),
-        ),
-        run=folder.identity().run,
-    )
+    judged = validated.report
+    hints = advice(config, judged, bundle=folder.bundle, variant=quantised.plan.variant)
+    seconds = {name: round(value, 3) for name, value in times.seconds().items()}
+    report = replace(judged, seconds=seconds, notes=(*judged.notes, *hints), run=folder.identity().run)
     # Where the bundle is, the run is finished; what belongs beside it follows.
     write_result(
         folder.bundle,
         quantised=quantised,
         validated=validated,
         report=report,
-        teacher=job.lesson.teacher,
-        student=job.student,
+        teacher=teacher,
+        student=student,
         scored=scored,
         overwrite=config.output.overwrite or config.output.resume,
     )

@@ -26,7 +26,8 @@ BEHIND_THE_FACE = {
         "pipeline.stages": "the targets that `faqd.distil` learns, before it does",
     },
     "test_affinity_ablation": {
-        "pipeline.stages": "training over another schedule than a run's, and what it is to learn",
+        "pipeline.distillation": "training over another schedule than a run's",
+        "pipeline.stages": "one student taught, and what it is to learn",
         "pipeline.tools": "lines of a progress that goes to the test's output",
     },
     "test_affinity_cost": {"pipeline.distillation": "one form of a loss at a time"},
@@ -170,8 +171,8 @@ def test_no_file_is_endless(package: str) -> None:
 #: Names that stand for one thing told in several places: the public face, the command line and what does the work;
 #: programs that devices run without our packages; a function that each runtime's table or each program has.
 SAME_THING = {
-    "capture", "compare", "distil", "load_network", "open_images", "prepare", "read_bundle", "run", "validate",
-    "write_bundle",
+    "capture", "compare", "convert", "distil", "load_network", "open_images", "prepare", "read_bundle", "run",
+    "validate", "write_bundle",
     "check", "cosine_similarity", "host_profile", "load", "main", "manifest_digest", "normalised", "to_channels",
 }  # fmt: skip
 

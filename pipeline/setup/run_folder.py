@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from backends.onnx_file.serialised import DATA_SUFFIX
 from calibration.errors import UserError
-from pipeline.artifacts import FLOAT_MODEL, load_record
+from pipeline.artifacts import FLOAT_MODEL, TrainingFiles, load_record
 from pipeline.bundle.bundle import REPORT, float_digest, run_of, sha256
 from pipeline.setup.folder_lock import LOCK
 from pipeline.setup.own_files import BUNDLE, OF_A_RUN, PAGE, SETTINGS, STATE
@@ -142,9 +142,10 @@ class RunFolder:
         """Position within float distillation."""
         return self.state / "float-checkpoint.safetensors"
 
-    def generation(self, number: int) -> Path:
-        """A student of the chain that is not the last, numbered from 0, after distillation."""
-        return self.state / f"generation{number}.safetensors"
+    def training(self, generations: int) -> TrainingFiles:
+        """Where distillation keeps its position, and its students: those before the last are numbered from 0."""
+        earlier = (self.state / f"generation{number}.safetensors" for number in range(generations - 1))
+        return TrainingFiles(checkpoint=self.checkpoint, students=(*earlier, self.trained))
 
     @property
     def float_model(self) -> Path:

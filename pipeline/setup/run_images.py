@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts import Network, load_tensors, save_tensors
+from pipeline.artifacts import GeneratedImages, Network
 from pipeline.config import NO_DATA, DataConfig, RunConfig
 from pipeline.images.batches import suggested_workers
 from pipeline.images.calibration_images import drawn_to_calibrate
@@ -18,10 +17,7 @@ from pipeline.images.sources.image_source import EvaluationSet, ImageSource
 from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.class_order import in_network_order
 from pipeline.networks.outputs.meaning import primary
-from pipeline.setup.run_folder import RunFolder
-from pipeline.stages.imagine import check_imaginable, imagine, preview
-from pipeline.tools.memory import freed_memory_kept
-from pipeline.tools.progress import Progress
+from pipeline.stages.imagine import check_imaginable, preview
 
 
 def images_named(config: RunConfig, teacher: Network) -> SplitImages | None:
@@ -93,31 +89,10 @@ def set_apart(
     )
 
 
-def imagined(config: RunConfig, folder: RunFolder, teacher: Network, progress: Progress) -> SplitImages:
-    """Images generated from the teacher, or those that an interrupted run had generated."""
-    data, seed = config.data, config.execution.seed
-    if config.output.resume and folder.generated.exists():
-        tensors, record = load_tensors(folder.generated)
-        pixels, remarks = tensors["images"].numpy(), tuple(record["remarks"])
-    else:
-        with freed_memory_kept():
-            pixels, remarks = imagine(teacher, data, seed=seed, progress=progress)
-        save_tensors(folder.generated, {"images": torch.from_numpy(pixels)}, {"remarks": remarks})
-    return _of_pixels(pixels, remarks, data, seed=seed)
-
-
-def imagined_images(teacher: Network, data: DataConfig, *, seed: int, progress: Progress) -> SplitImages:
-    """Images generated from a network.
-
-    Raises UserError for one that nothing can be generated from.
-    """
-    check_imaginable(teacher)
-    return _of_pixels(*imagine(teacher, data, seed=seed, progress=progress), data, seed=seed)
-
-
-def _of_pixels(pixels: NDArray[np.uint8], remarks: tuple[str, ...], data: DataConfig, *, seed: int) -> SplitImages:
-    source = ArraySource(NO_DATA, pixels)
-    source.notes = remarks
+def generated_split(generated: GeneratedImages, data: DataConfig, *, seed: int) -> SplitImages:
+    """Generated images, apart in those that train, of which some calibrate, and those that are held out."""
+    source = ArraySource(NO_DATA, generated.pixels)
+    source.notes = generated.remarks
     training, held_out = split_held_out(len(source), seed, count_held_out=data.held_out_images)
     return SplitImages(
         source=source,
@@ -125,5 +100,5 @@ def _of_pixels(pixels: NDArray[np.uint8], remarks: tuple[str, ...], data: DataCo
         held_out=held_out,
         calibration=drawn_to_calibrate(training, count=data.calibration_images, seed=seed),
         augmentation=data.augmentation,
-        preview=preview(pixels),
+        preview=preview(generated.pixels),
     )

@@ -28,22 +28,22 @@ def choose_profile(
     candidates: Sequence[Backend],
     teacher: Network,
     images: SplitImages,
-    corrected: Callable[[PreparedStudent], PreparedStudent],
+    corrected: Callable[[PreparedStudent, SplitImages], PreparedStudent],
 ) -> PreparedStudent:
     """The student prepared for one of the candidates, which differ in their weights alone and are the fastest first.
 
-    `corrected` puts the means and spreads of a calibrated student right: it is judged, and returned, as training would
-    begin with it. Each is judged by how much of what the teacher decides for the held-out images its student decides
-    alike (for an output of values: by the squared difference); a slower one is taken only where it gains more than two
-    standard errors of the mean difference per image. `prepared` is the first candidate's, judged against none where
-    there is no other.
+    `corrected` puts the means and spreads of a calibrated student right, by its images: it is judged, and returned, as
+    training would begin with it. Each is judged by how much of what the teacher decides for the held-out images its
+    student decides alike (for an output of values: by the squared difference); a slower one is taken only where it
+    gains more than two standard errors of the mean difference per image. `prepared` is the first candidate's, judged
+    against none where there is no other.
     """
     if len(candidates) == 1:
-        return corrected(prepared)
+        return corrected(prepared, images)
     students = [prepared]
     widths = prepared.quantisation.widths
     students += [replace(prepared, plan=place(prepared.folded, other.profile, widths)) for other in candidates[1:]]
-    students = [corrected(student) for student in students]
+    students = [corrected(student, images) for student in students]
     output = teacher.outputs[primary(teacher.outputs)]
     scores = _scores(students, teacher, images)
     best = 0

@@ -14,8 +14,9 @@ from calibration.errors import MissingExtra, UserError
 from calibration.plan import Plan
 from calibration.simulation.freeze import freeze
 from calibration.simulation.prepared import PreparedNetwork
-from pipeline.artifacts import FLOAT_MODEL, MODEL, CompiledModel, Network, PreparedStudent
+from pipeline.artifacts import FLOAT_MODEL, MODEL, CompiledModel, Network, PreparedStudent, QuantisedStudent
 from pipeline.config.quantisation import QuantisationConfig
+from pipeline.report.schema import Distillation
 
 # The float counterpart is only compared with: any opset that all runtimes read serves.
 _FLOAT_OPSET = 20
@@ -57,8 +58,9 @@ def check_loads(prepared: PreparedStudent, teacher: Network, backend: Backend) -
     """Convert the calibrated, untrained student and let the runtime that is here load it, and run the float file.
 
     TensorRT's compiler is asked where no GPU is. Nothing is asked where no runtime is here. Raises UserError naming
-    the nodes that the runtime refuses, before anything is trained.
+    the nodes that the runtime refuses, before anything is trained, and for an opset that has no type for the plan.
     """
+    check_opset(prepared.plan, prepared.quantisation.opset)
     compiled = compile_model(prepared, prepared.network(), teacher, backend)
     for model, word in ((compiled.model, "quantised"), (compiled.float_model, "float")):
         try:
@@ -76,6 +78,28 @@ def check_loads(prepared: PreparedStudent, teacher: Network, backend: Backend) -
                 f"the {word} file, tried before anything is trained, is refused{where}: {error}; write that part"
                 " otherwise in a builder given as --teacher python:package.module:function (docs/networks.md)"
             ) from error
+
+
+def convert(
+    prepared: PreparedStudent,
+    network: PreparedNetwork,
+    teacher: Network,
+    backend: Backend,
+    *,
+    distillation: Distillation | None = None,
+) -> QuantisedStudent:
+    """The artifact of a student's network, as `distillation` left it or as it was calibrated, for the backend.
+
+    Raises UserError when the file would break one of the backend's rules.
+    """
+    return QuantisedStudent(
+        backend=backend,
+        compiled=compile_model(prepared, network, teacher, backend),
+        plan=prepared.plan,
+        prepared=prepared,
+        simulated=network,
+        distillation=distillation,
+    )
 
 
 def compile_model(

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from calibration.simulation.prepared import PreparedNetwork
-from pipeline.artifacts import Lesson, PreparedStudent, TrainedStudent
+from pipeline.artifacts import Lesson, PreparedStudent, TrainedStudent, TrainingFiles
 from pipeline.config.distillation import DistillationConfig
 from pipeline.config.execution import ExecutionConfig
 from pipeline.distillation.training.learner import load_checkpoint, train
-from pipeline.distillation.training.schedule import Schedule, is_fast
 from pipeline.distillation.training.trainer import Trainer
+from pipeline.tools.atomic import remove
+from pipeline.tools.memory import freed_memory_kept
 from pipeline.tools.progress import SILENT, Progress
 
 
@@ -24,20 +24,47 @@ def distil(
     settings: DistillationConfig,
     execution: ExecutionConfig,
     *,
-    schedule: Schedule | None = None,
-    predecessor: PreparedNetwork | None = None,
-    checkpoint: Path | None = None,
+    files: TrainingFiles | None = None,
     progress: Progress = SILENT,
 ) -> TrainedStudent:
-    """Distil the teachers into the calibrated student; the last step's weights if they are better, or the calibrated.
+    """Distil the teachers into the calibrated student, over as many generations as the settings ask for.
+
+    Each generation begins with the calibrated student and learns from the one before it in place of the first teacher;
+    the last is returned. With `files` one that is kept there is not taught again, and a run that was killed goes on
+    within one, to the same weights.
+    """
+    generations = settings.generations
+    places = (None,) * generations if files is None or not files.students else files.students
+    if len(places) != generations or (files is not None and generations > 1 and None in places):
+        raise ValueError(f"{generations} generations cannot go on with {files}: a checkpoint is of one student")
+    trained: TrainedStudent | None = None
+    for generation, place in enumerate(places):
+        if place is not None and place.exists():
+            trained = TrainedStudent.load(place, student)
+            continue
+        if generations > 1:
+            progress.say(f"student {generation + 1} of {generations}")
+        with freed_memory_kept():
+            predecessor = None if trained is None else trained.network
+            trainer = Trainer(student, lesson, settings, execution, predecessor=predecessor)
+            trained = teach(trainer, checkpoint=None if files is None else files.checkpoint, progress=progress)
+        if place is not None:
+            trained.save(place)
+        if files is not None:
+            remove(files.checkpoint)
+    assert trained is not None
+    return trained
+
+
+def teach(trainer: Trainer, *, checkpoint: Path | None = None, progress: Progress = SILENT) -> TrainedStudent:
+    """Train one student; the last step's weights if they are better, or the calibrated.
 
     Better is a distillation loss on held-out unlabelled images that is lower beyond chance, image by image: no label is
     read there. A run whose loss diverges starts again at a lower learning rate, at most three times, and says so.
     `checkpoint` is written every few seconds and when interrupted; a run that finds it goes on from there and ends with
-    the same weights. `schedule` and `predecessor`: see `Trainer`.
+    the same weights.
     """
-    trainer = Trainer(student, lesson, settings, execution, schedule=schedule, predecessor=predecessor)
-    with _matmul_precision(is_fast(execution, trainer.device) and trainer.device.type == "cuda"):
+    with _matmul_precision(trainer.fast and trainer.device.type == "cuda"):
         trainer.measure_start()
         if trainer.schedule.steps:
             _begin(trainer, checkpoint, progress)

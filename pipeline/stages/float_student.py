@@ -14,7 +14,7 @@ from calibration.capture.eager import own_copy
 from calibration.errors import UserError
 from calibration.graph.training_mode import in_training
 from calibration.rewrites.fold import fold
-from pipeline.artifacts import Lesson, Network
+from pipeline.artifacts import FloatWeights, Lesson, Network
 from pipeline.config.distillation import DistillationConfig
 from pipeline.config.execution import ExecutionConfig
 from pipeline.distillation.build import build_objective
@@ -27,9 +27,11 @@ from pipeline.distillation.training.schedule import resolve_device
 from pipeline.distillation.training.teachers import Teachers
 from pipeline.networks.outputs.agreement import OutputTally
 from pipeline.networks.outputs.meaning import primary
+from pipeline.tools.memory import freed_memory_kept
 from pipeline.tools.progress import SILENT, Progress
 
 
+@freed_memory_kept()
 def teach_float(
     student: Network,
     lesson: Lesson,
@@ -39,8 +41,8 @@ def teach_float(
     steps: int,
     checkpoint: Path | None = None,
     progress: Progress = SILENT,
-) -> tuple[dict[str, Tensor], float]:
-    """The student's weights and statistics after distillation, and the share of held-out images it classes as asked.
+) -> FloatWeights:
+    """The student's weights and statistics after distillation, and how it then decides held-out images.
 
     Of the first teacher alone, by Adam; the last step's weights. `checkpoint` is written every few seconds and when
     interrupted, and gone on from. Raises UserError when the loss stops being finite.
@@ -54,7 +56,9 @@ def teach_float(
             f"the float student {reason}: use a lower --float-learning-rate than {settings.float_learning_rate:g}"
         )
     weights = {name: tensor.detach().cpu() for name, tensor in learner.pupil.network.state_dict().items()}
-    return weights, _agreement(with_weights(student, weights), lesson, learner, resolve_device(execution.device))
+    device = resolve_device(execution.device)
+    agreement = _agreement(with_weights(student, weights), lesson, learner, device)
+    return FloatWeights(tensors=weights, agreement=agreement)
 
 
 def with_weights(student: Network, weights: Mapping[str, Tensor]) -> Network:
@@ -108,7 +112,6 @@ def _learner(
         Teachers(lesson, objective, device=device),
         LessonImages(lesson, batch_size=batch_size, device=device, seed=seed),
         optimiser_of_float(trained, rate=settings.float_learning_rate, steps=steps),
-        seed=seed,
     )
 
 

@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from calibration.errors import UserError
-from pipeline.artifacts import Network
+from pipeline.artifacts import GeneratedImages, Network
 from pipeline.config.sources import DataConfig
 from pipeline.distillation.generator import LATENT, Generator, Impressed, generator_loss, generator_losses
 from pipeline.distillation.taps import pooled_features
 from pipeline.images.preprocessing import Preprocessing
+from pipeline.tools.memory import freed_memory_kept
 from pipeline.tools.progress import SILENT, Progress
 from pipeline.tools.randomness import generator_for
 
@@ -44,10 +45,9 @@ def check_imaginable(teacher: Network) -> str:
     return pooled
 
 
-def imagine(
-    teacher: Network, data: DataConfig, *, seed: int = 0, progress: Progress = SILENT
-) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Train a generator against the teacher and draw images, uint8 [N, C, H, W], with remarks on them.
+@freed_memory_kept()
+def imagine(teacher: Network, data: DataConfig, *, seed: int = 0, progress: Progress = SILENT) -> GeneratedImages:
+    """Train a generator against the teacher and draw images.
 
     Raises UserError when the teacher lacks what is needed, or the images collapse to so few classes that they teach
     nothing.
@@ -75,7 +75,7 @@ def imagine(
     remarks = [f"no images were given: {count} were generated from {teacher.source} alone (DAFL, {steps} steps)"]
     if not teacher_view.norms:
         remarks.append(f"{teacher.source} has no BatchNorm statistics: its images follow its logits and features alone")
-    return pixels, (*remarks, *_judged(probabilities))
+    return GeneratedImages(pixels=pixels, remarks=(*remarks, *_judged(probabilities)))
 
 
 def _drawn(generator: Generator, teacher: Network, count: int, seed: int) -> tuple[NDArray[np.uint8], Tensor]:

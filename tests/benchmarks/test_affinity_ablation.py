@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.stages.distill import distil
+from pipeline.distillation.training.trainer import Trainer
+from pipeline.stages.distill import teach
 from pipeline.stages.targets import target_outputs
 from pipeline.tools.progress import LineProgress
 
@@ -114,12 +115,8 @@ def _weights(settings: faqd.DistillationConfig) -> str:
 
 def _measured(student: Ready, loss: str, steps: int, cifar: Cifar, folder: Path) -> Row:
     """Train unless `steps` is 0, and judge what comes out."""
-    trained = distil(
-        *student.training(FORMS.get(loss, "none")),
-        schedule=student.schedule(steps),
-        checkpoint=folder / "checkpoint.safetensors",
-        progress=LineProgress(print),
-    )
+    trainer = Trainer(*student.training(FORMS.get(loss, "none")), schedule=student.schedule(steps))
+    trained = teach(trainer, checkpoint=folder / "checkpoint.safetensors", progress=LineProgress(print))
     record = trained.distillation
     scored = cifar.labelled(student.teacher)
     labels = torch.cat([labels for _, labels in scored]).numpy()

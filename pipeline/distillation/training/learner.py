@@ -49,8 +49,8 @@ class Pupil:
 class Learner:
     """A network on its way: what it is compared with, where it stands, and how it takes a step.
 
-    `watch`: says when the run is lost; None: when its loss is no finite number. `beside`: JSON values that checkpoints
-    hold as well, for who made the learner.
+    What it draws, it draws by the seed of its images. `watch`: says when the run is lost; None: when its loss is no
+    finite number. `beside`: JSON values that checkpoints hold as well, for who made the learner.
     """
 
     def __init__(
@@ -61,12 +61,11 @@ class Learner:
         images: LessonImages,
         optimiser: ScheduledOptimiser,
         *,
-        seed: int,
         watch: DivergenceWatch | None = None,
         beside: Mapping[str, Any] | None = None,
     ) -> None:
         self.pupil, self.objective, self.teachers, self.images = pupil, objective, teachers, images
-        self.optimiser, self.seed, self.watch, self.beside = optimiser, seed, watch, dict(beside or {})
+        self.optimiser, self.seed, self.watch, self.beside = optimiser, images.seed, watch, dict(beside or {})
         self.step, self.curve = 0, list[tuple[int, float]]()
         self._logit_part = 0.0
 

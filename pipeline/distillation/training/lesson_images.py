@@ -26,7 +26,7 @@ class LessonImages:
 
     def __init__(self, lesson: Lesson, *, batch_size: int, device: torch.device, seed: int) -> None:
         self._images, self._preprocessing, self._mirror = lesson.images, lesson.teacher.preprocessing, lesson.mirror
-        self._batch_size, self._device, self._seed = batch_size, device, seed
+        self._batch_size, self._device, self.seed = batch_size, device, seed
         self._labels = None if lesson.images.labels is None else torch.from_numpy(lesson.images.labels)
 
     def training(self, first_step: int, steps: int) -> Iterator[Batch]:
@@ -38,7 +38,7 @@ class LessonImages:
             batch_size=(self._batch_size + 1) // 2 if self._mirror else self._batch_size,
             first_step=first_step,
             steps=steps,
-            seed=self._seed,
+            seed=self.seed,
             augmentation=self._images.augmentation,
             workers=self._images.workers,
             pin_memory=self._device.type == "cuda",

@@ -58,10 +58,11 @@ class Trainer:
         schedule: Schedule | None = None,
         predecessor: PreparedNetwork | None = None,
     ) -> None:
-        self.student, self.lesson, self.settings, self.seed = student, lesson, settings, execution.seed
+        self.student, self.lesson, self.settings = student, lesson, settings
         count = len(lesson.images.training)
         self.schedule = schedule or schedule_of(settings, student.quantisation, images=count)
         self.device = resolve_device(execution.device)
+        self.fast = is_fast(execution, self.device)
         self.images = LessonImages(lesson, batch_size=self.schedule.batch_size, device=self.device, seed=execution.seed)
         graphs = [teacher.folded for teacher in lesson.teachers]
         if predecessor is not None:
@@ -71,7 +72,7 @@ class Trainer:
             lesson,
             self._fresh,
             device=self.device,
-            fast=is_fast(execution, self.device),
+            fast=self.fast,
             predecessor=None if predecessor is None else (student.student, predecessor),
         )
         self.backoffs, self.diverged = 0, False
@@ -108,7 +109,6 @@ class Trainer:
                 steps=steps,
                 device=self.device,
             ),
-            seed=self.seed,
             watch=self._watch(),
             beside=self._beside(),
         )

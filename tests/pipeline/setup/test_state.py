@@ -220,7 +220,7 @@ def test_training_begins_anew_where_asked_for_and_costs_nothing_else(tmp_path: P
     folder.float_student.unlink()
     left_at(folder.float_checkpoint, 1)
     left_at(folder.trained, 3)
-    left_at(folder.generation(0), 3)
+    left_at(folder.training(2).students[0], 3)
     with pytest.raises(UserError, match=r"and 1 step of the float student's training in .* --restart-training"):
         begun(config(tmp_path, resume=True, **smaller))
     begun(config(tmp_path, resume=True, restart=True, **smaller))

@@ -17,6 +17,7 @@ from backends.onnxruntime.backend import OnnxRuntime
 from backends.placement.place import place
 from pipeline.artifacts import PreparedStudent
 from pipeline.config import QuantisationConfig
+from pipeline.images.split_images import SplitImages
 from pipeline.stages.choose import choose_profile
 
 EIGHT_BITS = QuantisationConfig(bits=8)
@@ -29,7 +30,7 @@ def choose(example: SimpleNamespace, *profiles: Any, **changes: Any) -> Prepared
     backend = changes.pop("backend", OnnxRuntime)
     candidates = [backend(profile) for profile in profiles]
     teacher = replace(example.teacher, outputs=changes.pop("outputs", example.teacher.outputs))
-    corrected = changes.pop("corrected", lambda student: student)
+    corrected = changes.pop("corrected", lambda student, images: student)
     images = replace(example.images, **changes)
     return choose_profile(prepared, candidates, teacher, images, corrected)
 
@@ -100,8 +101,9 @@ def test_one_profile_is_no_choice(example: SimpleNamespace) -> None:
 
 
 def test_candidates_are_judged_as_training_would_begin_with_them(example: SimpleNamespace) -> None:
-    def corrected(student: PreparedStudent) -> PreparedStudent:
+    def corrected(student: PreparedStudent, images: SplitImages) -> PreparedStudent:
         """What ruins the student of one profile alone."""
+        assert len(images.training) == len(example.images.training)
         if student.plan.variant != "x86-avx2-limited":
             return student
         scales = {name: replace(chosen, scale=chosen.scale * 100) for name, chosen in student.ranges.items()}

@@ -16,11 +16,11 @@ from torch import Tensor
 from calibration.errors import UserError
 from calibration.ranges.observation import Range
 from calibration.simulation.prepared import PreparedNetwork
-from pipeline.artifacts import Lesson, Network, PreparedStudent, TrainedStudent
+from pipeline.artifacts import Lesson, Network, PreparedStudent, TrainedStudent, TrainingFiles
 from pipeline.config import DistillationConfig, ExecutionConfig, QuantisationConfig
 from pipeline.distillation.training.schedule import Schedule, schedule_of
 from pipeline.distillation.training.trainer import Trainer
-from pipeline.stages.distill import distil
+from pipeline.stages.distill import distil, teach
 from pipeline.tools.progress import SILENT, Progress, SilentProgress
 
 #: Settings that are of the grids.
@@ -70,7 +70,8 @@ class Watched(SilentProgress):
 
 def train(example: SimpleNamespace, folder: Path, *, progress: Progress = SILENT, **changes: Any) -> TrainedStudent:
     arguments, schedule = made(example, **changes)
-    return distil(*arguments, schedule=schedule, checkpoint=folder / "checkpoint.safetensors", progress=progress)
+    checkpoint = folder / "checkpoint.safetensors"
+    return teach(Trainer(*arguments, schedule=schedule), checkpoint=checkpoint, progress=progress)
 
 
 def stepped(example: SimpleNamespace, **changes: Any) -> PreparedNetwork:
@@ -105,6 +106,35 @@ def test_a_student_and_a_lesson_are_enough(example: SimpleNamespace) -> None:
     settings = DistillationConfig(steps=2, batch_size=16, affinity="none", learning_rate=1e-5)
     record = distil(example.prepared, lesson, settings, ExecutionConfig(device="cpu")).distillation
     assert record.steps == 2 and len(record.curve) == 2 and record.learning_rate == 1e-5
+
+
+def test_generations_that_are_kept_are_not_taught_again(example: SimpleNamespace, tmp_path: Path) -> None:
+    (student, lesson, settings, execution), _ = made(example, steps=4, generations=3, learning_rate=1e-3)
+    kept = tuple(tmp_path / f"{number}.safetensors" for number in range(3))
+    files = TrainingFiles(checkpoint=tmp_path / "checkpoint.safetensors", students=kept)
+    whole, quick = Watched(), Watched()
+    last = distil(student, lesson, settings, execution, files=files, progress=whole)
+    assert [line for line in whole.said if "student" in line] == [f"student {number} of 3" for number in (1, 2, 3)]
+    assert same(last.network.state_dict(), distil(student, lesson, settings, execution).network.state_dict())
+    assert not files.checkpoint.exists() and all(file.exists() for file in kept)
+
+    first = TrainedStudent.load(kept[0], student)
+    trainer = Trainer(student, lesson, settings, execution, predecessor=first.network)
+    assert same(TrainedStudent.load(kept[1], student).network.state_dict(), teach(trainer).network.state_dict())
+    assert not same(first.network.state_dict(), TrainedStudent.load(kept[1], student).network.state_dict())
+    kept[2].unlink()
+    again = distil(student, lesson, settings, execution, files=files, progress=quick)
+    assert quick.steps == [1, 2, 3, 4] and "student 3 of 3" in quick.said and "student 2 of 3" not in quick.said
+    assert same(last.network.state_dict(), again.network.state_dict()) and again.distillation == last.distillation
+
+
+def test_one_checkpoint_cannot_stand_for_several_generations(example: SimpleNamespace, tmp_path: Path) -> None:
+    (student, lesson, settings, execution), _ = made(example, steps=1, generations=2)
+    for students in ((), (tmp_path / "one.safetensors",)):
+        files = TrainingFiles(checkpoint=tmp_path / "checkpoint.safetensors", students=students)
+        with pytest.raises(ValueError, match="2 generations cannot go on"):
+            distil(student, lesson, settings, execution, files=files)
+    assert not any(tmp_path.iterdir())
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits(example: SimpleNamespace, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def teach(
     settings: dict[str, Any] = {"batch_size": 32, "float_learning_rate": 3e-3, "speq_weight": 1.0}
     folder.mkdir(exist_ok=True)
     mirror = changes.get("targets") == "mirror"
-    return teach_float(
+    taught = teach_float(
         untaught or student(example),
         Lesson(teachers=(example.teacher,), images=example.images, mirror=mirror),
         DistillationConfig(**settings | changes),
@@ -64,6 +64,7 @@ def teach(
         checkpoint=folder / "float.safetensors",
         progress=progress,
     )
+    return dict(taught.tensors), taught.agreement
 
 
 def test_it_learns_and_resumes_to_the_same_bits(example: SimpleNamespace, tmp_path: Path) -> None:

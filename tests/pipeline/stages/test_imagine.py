@@ -23,13 +23,13 @@ def test_images_follow_the_teacher_and_the_seed(example: SimpleNamespace) -> Non
     losses: list[float] = []
     data, progress = DataConfig(generator_steps=8, generated_images=70), SilentProgress()
     progress.step = lambda done, total, **figures: losses.append(figures["loss"])  # type: ignore[method-assign]
-    pixels, remarks = imagine(example.teacher, data, progress=progress)
+    generated = imagine(example.teacher, data, progress=progress)
+    pixels, remarks = generated.pixels, generated.remarks
     assert pixels.shape == (70, 1, 8, 8) and pixels.dtype == np.uint8
     assert losses[-1] < losses[0]
     assert "generated from digits alone (DAFL, 8 steps)" in remarks[0]
     assert all(parameter.requires_grad for parameter in example.teacher.captured.parameters())
-    again, _ = imagine(example.teacher, data)
-    np.testing.assert_array_equal(pixels, again)
+    np.testing.assert_array_equal(pixels, imagine(example.teacher, data).pixels)
     sheet = Image.open(io.BytesIO(base64.b64decode(preview(pixels))))
     assert sheet.size == (64, 32)
     np.testing.assert_array_equal(np.asarray(sheet)[:8, :8], pixels[0, 0])

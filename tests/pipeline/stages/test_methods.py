@@ -16,7 +16,8 @@ from calibration.simulation.prepared import PreparedNetwork
 from pipeline.artifacts import Lesson, Network, TrainedStudent
 from pipeline.config import DistillationConfig, ExecutionConfig, QuantisationConfig
 from pipeline.distillation.training.speq import stochastic_precision
-from pipeline.stages.distill import distil
+from pipeline.distillation.training.trainer import Trainer
+from pipeline.stages.distill import teach
 from pipeline.stages.targets import joint_targets
 from pipeline.tools.progress import SILENT, Progress, SilentProgress
 
@@ -64,15 +65,14 @@ def train(
     grids = {name: changes.pop(name) for name in OF_GRIDS if name in changes}
     settings = {"steps": 16, "batch_size": 32, "learning_rate": 3e-4, "scale_learning_rate": 1e-3}
     labelled = replace(example.images, labels=np.arange(len(example.images.source), dtype=np.int64) % 10)
-    return distil(
+    trainer = Trainer(
         replace(example.prepared, quantisation=QuantisationConfig(bits=4, **grids)),
         Lesson(teachers=(example.teacher, *co_teachers), images=labelled),
         DistillationConfig(**settings | changes),
         ExecutionConfig(device="cpu"),
         predecessor=predecessor,
-        checkpoint=folder / "checkpoint.safetensors",
-        progress=progress,
     )
+    return teach(trainer, checkpoint=folder / "checkpoint.safetensors", progress=progress)
 
 
 @pytest.mark.parametrize("name", METHODS)
