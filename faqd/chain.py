@@ -70,20 +70,18 @@ def capture(
     Raises:
         UserError: the network cannot be captured, or its graph is not what it computes.
     """
+    from faqd.checks import declared_of
     from faqd.sources import captured_network
 
-    return captured_network(
-        model,
-        example,
-        preprocessing=preprocessing,
-        name=name,
+    declared = declared_of(
+        "capture",
         output_kinds=output_kinds,
         submodule=submodule,
         classes=classes,
         dynamic_size=dynamic_size,
         static_batch=static_batch,
-        overrides=overrides,
     )
+    return captured_network(model, example, declared, preprocessing=preprocessing, name=name, overrides=overrides)
 
 
 @_among_own
@@ -111,19 +109,18 @@ def load_network(
     Raises:
         UserError: whatever is wrong with the source, the file or the network.
     """
+    from faqd.checks import declared_of, path_of
     from faqd.sources import named_network
 
-    return named_network(
-        source,
-        weights=weights,
-        like=like,
+    declared = declared_of(
+        "load_network",
         output_kinds=output_kinds,
         submodule=submodule,
-        classes=classes,
+        classes=None if classes is None else path_of(classes, "load_network(classes=...)", "the path of a file"),
         dynamic_size=dynamic_size,
         static_batch=static_batch,
-        overrides=overrides,
     )
+    return named_network(source, declared, weights=weights, like=like, overrides=overrides)
 
 
 @_among_own

@@ -23,9 +23,12 @@ from pipeline.config import (
     QuantisationConfig,
 )
 from pipeline.images.preprocessing_overrides import FLAGS, Overrides
+from pipeline.networks.declared import Declared
+from pipeline.networks.outputs.class_order import read_class_names
 from pipeline.tools.atomic import check_place
 from pipeline.tools.printing import console
 from pipeline.tools.progress import SILENT, Progress, progress_on
+from pipeline.tools.source_text import shortened
 
 Configuration = TypeVar("Configuration")
 Section = TypeVar("Section", DataConfig, QuantisationConfig, DistillationConfig)
@@ -84,10 +87,13 @@ def _is_number(value: object, *, whole: bool) -> bool:
     return isinstance(value, int if whole else int | float) and not isinstance(value, bool)
 
 
-def check_captured(
-    function: str, *, output_kinds: object, submodule: object, dynamic_size: object, static_batch: object
-) -> None:
-    """Raise UserError unless these keywords of `faqd.capture` and `faqd.load_network` are of their kinds."""
+def declared_of(
+    function: str, *, output_kinds: Any, submodule: Any, classes: Any, dynamic_size: Any, static_batch: Any
+) -> Declared:
+    """What these keywords of `faqd.capture` and `faqd.load_network` say of a network; `classes`: names, or their file.
+
+    Raises UserError unless they are of their kinds.
+    """
     words = isinstance(output_kinds, Sequence) and all(isinstance(pair, str) for pair in output_kinds)
     if not words or isinstance(output_kinds, str):
         raise UserError(f'{function}(output_kinds={output_kinds!r}): must be a list, such as ["boxes=values"]')
@@ -100,6 +106,26 @@ def check_captured(
             f"{function}(static_batch={static_batch!r}): 1, for a network whose code is for one image at a time, or"
             " nothing; the batch size that a file fixes is said to faqd.prepare"
         )
+    names, said_by = _class_names(classes)
+    return Declared(
+        output_kinds=tuple(output_kinds),
+        submodule=submodule,
+        class_names=names,
+        classes_said_by=said_by,
+        dynamic_size=dynamic_size,
+        static_batch=static_batch,
+    )
+
+
+def _class_names(classes: Any) -> tuple[tuple[str, ...], str]:
+    """Names of classes, of a file or at hand, and who says so."""
+    if classes is None:
+        return (), ""
+    if isinstance(classes, str | Path):
+        return read_class_names(Path(classes)), f"--classes {classes}"
+    if not isinstance(classes, Sequence) or not all(isinstance(each, str) for each in classes):
+        raise UserError(f"classes={classes!r:.60}: must be names in the order of the outputs, or a file of them")
+    return tuple(classes), f"classes={shortened(tuple(classes))}"
 
 
 def path_of(value: object, function: str, expected: str) -> Path:

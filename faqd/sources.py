@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from calibration.errors import UserError
 from calibration.graph.sharing import derived
 from calibration.proof.module_and_graph import check_first_link
-from faqd.checks import OPEN, check_captured, check_kind, overrides_of, path_of, section
+from faqd.checks import OPEN, check_kind, overrides_of, path_of, section
 from faqd.results import Images
 from faqd.running import AT_HAND, opened_source
 from pipeline.artifacts import Network
@@ -28,8 +28,8 @@ from pipeline.config import (
 from pipeline.images.data import EvaluationSet, open_held, open_labelled
 from pipeline.images.preprocessing import Preprocessing, preprocessing_from_fields
 from pipeline.images.preprocessing_overrides import Overrides
+from pipeline.networks.declared import Declared
 from pipeline.networks.models import completed
-from pipeline.networks.outputs.class_order import read_class_names
 from pipeline.networks.sources.returned import unwrapped
 from pipeline.networks.sources.sourced import SourcedModel
 from pipeline.networks.unsuitable_parts import check_parts
@@ -38,34 +38,22 @@ from pipeline.setup.run_images import generated_split, in_order, set_apart
 from pipeline.stages.imagine import imagine
 from pipeline.stages.teacher import check_same_outputs, load_network, network_of
 from pipeline.tools.progress import Progress
-from pipeline.tools.source_text import shortened
 from pipeline.validation.preflight import check_readable, check_taught_labels
 
 
 def captured_network(
     model: nn.Module,
     example: Any,
+    declared: Declared,
     *,
     preprocessing: Preprocessing | Mapping[str, Any] | None,
     name: str | None,
-    output_kinds: Sequence[str],
-    submodule: str | None,
-    classes: Sequence[str] | str | Path | None,
-    dynamic_size: bool,
-    static_batch: int | None,
     overrides: Overrides,
 ) -> Network:
     """See `faqd.capture`."""
     if not isinstance(model, nn.Module):
         raise UserError(f"capture takes the network itself, an nn.Module, not a {type(model).__name__}")
     overrides = overrides_of(overrides, "capture")
-    check_captured(
-        "capture",
-        output_kinds=output_kinds,
-        submodule=submodule,
-        dynamic_size=dynamic_size,
-        static_batch=static_batch,
-    )
     source = str(name or type(model).__name__)
     images = None if example is None else _example(example, source)
     if images is not None:
@@ -86,19 +74,10 @@ def captured_network(
             " fields, such as height, width, mean, std"
         )
     sourced = SourcedModel(module=module, preprocessing=preprocessing, notes=notes)
-    loaded = completed(sourced, source, submodule=submodule, **overrides)
+    loaded = completed(sourced, source, submodule=declared.submodule, **overrides)
     if images is not None:
         _check_shape(images, loaded.preprocessing, source)
-    names, said_by = _class_names(classes)
-    network = network_of(
-        loaded,
-        output_kinds=output_kinds,
-        submodule=submodule,
-        dynamic_size=dynamic_size,
-        static_batch=static_batch,
-        classes=names,
-        classes_said_by=said_by,
-    )
+    network = network_of(loaded, declared)
     if images is not None:
         check_first_link(network.module, network.captured, images, source=source, shown="the example", numbers=True)
     return network
@@ -126,28 +105,8 @@ def _check_shape(images: Tensor, p: Preprocessing, source: str) -> None:
         )
 
 
-def _class_names(classes: Sequence[str] | str | Path | None) -> tuple[tuple[str, ...], str]:
-    """Names of classes, of a file or at hand, and who says so."""
-    if classes is None:
-        return (), ""
-    if isinstance(classes, str | Path):
-        return read_class_names(Path(classes)), f"--classes {classes}"
-    if not isinstance(classes, Sequence) or not all(isinstance(each, str) for each in classes):
-        raise UserError(f"classes={classes!r:.60}: must be names in the order of the outputs, or a file of them")
-    return tuple(classes), f"classes={shortened(tuple(classes))}"
-
-
 def named_network(
-    source: str,
-    *,
-    weights: str | Path | None,
-    like: Network | None,
-    output_kinds: Sequence[str],
-    submodule: str | None,
-    classes: str | Path | None,
-    dynamic_size: bool,
-    static_batch: int | None,
-    overrides: Overrides,
+    source: str, declared: Declared, *, weights: str | Path | None, like: Network | None, overrides: Overrides
 ) -> Network:
     """See `faqd.load_network`."""
     if not isinstance(source, str):
@@ -156,42 +115,16 @@ def named_network(
             " faqd.capture(model)"
         )
     overrides = overrides_of(overrides, "load_network")
-    check_captured(
-        "load_network",
-        output_kinds=output_kinds,
-        submodule=submodule,
-        dynamic_size=dynamic_size,
-        static_batch=static_batch,
-    )
     file = None if weights is None else path_of(weights, "load_network(weights=...)", "the path of a checkpoint")
-    kept = None if classes is None else path_of(classes, "load_network(classes=...)", "the path of a file")
     if like is None:
-        return load_network(
-            source,
-            weights=file,
-            output_kinds=output_kinds,
-            submodule=submodule,
-            dynamic_size=dynamic_size,
-            static_batch=static_batch,
-            classes=kept,
-            **overrides,
-        )
+        return load_network(source, declared, weights=file, **overrides)
     check_kind(like, Network, "load_network(like=...)", "a network, as faqd.capture or faqd.load_network makes one")
-    if dynamic_size:
+    if declared.dynamic_size:
         raise UserError("dynamic_size takes the teacher as the student: leave like out")
     p = like.preprocessing
     said: Overrides = {**overrides, **like_teacher(p)}
-    network = load_network(
-        untrained(source) if file is None else source,
-        weights=file,
-        output_kinds=output_kinds,
-        submodule=submodule,
-        static_batch=static_batch,
-        otherwise=p,
-        like=like.outputs,
-        classes=kept,
-        **said,
-    )
+    beginning = untrained(source) if file is None else source
+    network = load_network(beginning, declared, weights=file, otherwise=p, like=like.outputs, **said)
     check_same_outputs(network, like)
     return network
 

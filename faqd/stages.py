@@ -223,7 +223,6 @@ def bundled(
         folder,
         quantised=judged.quantised,
         validated=judged.validated,
-        report=judged.validated.report,
         teacher=artifact.student.lesson.teacher,
         student=artifact.student.prepared.student,
         scored=judged.scored,

@@ -188,6 +188,55 @@ def test_one_name_is_one_thing() -> None:
     assert twice.keys() >= SAME_THING, "a name that is single again leaves the list"
 
 
+#: A record that is checked at birth is one argument; only what a user types in one line may be more.
+MOST_ARGUMENTS = 7
+KEYWORDS_OF_THE_FACE = {"faqd.chain.capture", "faqd.chain.distil", "faqd.chain.load_network"}
+
+
+def arguments(root: Path) -> dict[str, int]:
+    """How many arguments each function takes, without `self` and `cls`; a method by its class."""
+    counts: dict[str, int] = {}
+
+    def count(node: ast.AST, name: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            own = name
+            if isinstance(child, ast.ClassDef):
+                own = f"{name}.{child.name}"
+            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                own = f"{name}.{'lambda' if isinstance(child, ast.Lambda) else child.name}"
+                taken = child.args
+                every = [*taken.posonlyargs, *taken.args, *taken.kwonlyargs, taken.vararg, taken.kwarg]
+                names = [each.arg for each in every if each is not None and each.arg not in ("self", "cls")]
+                counts[own] = max(counts.get(own, 0), len(names))
+            count(child, own)
+
+    for name, path in modules(root).items():
+        count(ast.parse(path.read_text()), name)
+    return counts
+
+
+def test_arguments_are_few_but_for_what_users_type() -> None:
+    counts = arguments(ROOT)
+    assert {name for name, count in counts.items() if count > MOST_ARGUMENTS} == KEYWORDS_OF_THE_FACE
+
+
+def test_what_arguments_are(tmp_path: Path) -> None:
+    (tmp_path / "faqd").mkdir()
+    (tmp_path / "faqd/a.py").write_text(
+        "def one(a, /, b, *c, d=1, **e):\n    def inner(x): return lambda y, z: x\n"
+        "class Two:\n    def three(self, a): ...\n    @staticmethod\n    def four(a, b): ...\n"
+        "    if True:\n        def five(self, a, b, c): ...\n"
+    )
+    assert arguments(tmp_path) == {
+        "faqd.a.one": 5,
+        "faqd.a.one.inner": 1,
+        "faqd.a.one.inner.lambda": 2,
+        "faqd.a.Two.three": 1,
+        "faqd.a.Two.four": 2,
+        "faqd.a.Two.five": 3,
+    }
+
+
 def private_rooms(path: Path) -> set[str]:
     """The rooms behind the face, as package.room or a package itself, that a file imports from."""
     entered = set[str]()

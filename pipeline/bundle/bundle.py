@@ -20,6 +20,7 @@ from backends.onnxruntime.oldest_version import least_runtime
 from calibration.errors import UserError
 from calibration.plan import Plan
 from pipeline.artifacts import MODEL
+from pipeline.bundle.bundle_contents import BundleContents
 from pipeline.bundle.golden import Golden
 from pipeline.images.preprocessing import Preprocessing, preprocessing_from_fields
 from pipeline.networks.outputs.meaning import Output
@@ -172,30 +173,10 @@ class Bundle(Shown):
         return Plan.from_json(self.manifest["plan"])
 
 
-def write_bundle(
-    target: Path,
-    *,
-    model: Serialised,
-    golden: Golden,
-    plan: Plan,
-    preprocessing: Preprocessing,
-    outputs: Sequence[Output],
-    report: Report,
-    device_files: Mapping[str, bytes],
-    session_options: Mapping[str, str],
-    least_parity: float,
-    float_digest: str,
-    overwrite: bool,
-    float_outputs: Sequence[Output] | None = None,
-) -> None:
-    """Write a complete bundle, or nothing. Raises UserError when the place is taken, full or not writable.
-
-    `device_files`: what the device needs beside model and golden inputs, by path below the bundle; `session_options`:
-    what it must set before it loads the model; `least_parity`: the share of answers, 0 to 1, that must be the golden
-    ones; `float_digest`: `digest_of` the float model that the run leaves beside the bundle; `float_outputs`: its
-    outputs, where it ends in other activations.
-    """
-    files = {**files_of(model, MODEL), GOLDEN: golden.to_bytes(), **device_files}
+def write_bundle(target: Path, contents: BundleContents, *, overwrite: bool) -> None:
+    """Write a complete bundle, or nothing. Raises UserError when the place is taken, full or not writable."""
+    model, report = contents.model, contents.report
+    files = {**files_of(model, MODEL), GOLDEN: contents.golden.to_bytes(), **contents.device_files}
     with directory(target, overwrite=overwrite) as folder:
         for name, content in files.items():
             write_bytes(folder / name, content)
@@ -205,21 +186,21 @@ def write_bundle(
             "format": FORMAT,
             "backend": report.backend,
             "target": report.target,
-            "session_options": dict(session_options),
-            "least_parity": least_parity,
+            "session_options": dict(contents.session_options),
+            "least_parity": contents.least_parity,
             **_runtime(model, report.backend),
             "bits": {"weights": report.bits.weights, "activations": report.bits.activations},
             "teacher": report.teacher,
             "student": report.student,
             "seed": report.seed,
             "quantiser": report.quantiser,
-            **_tensors(model, outputs, float_outputs or outputs),
-            "preprocessing": preprocessing.to_json(),
+            **_tensors(model, contents.outputs, contents.float_outputs),
+            "preprocessing": contents.preprocessing.to_json(),
             "versions": report.versions,
             **({} if report.run is None else {"run": report.run}),
             "files": {name: sha256(folder / name) for name in written},
-            "float_model": float_digest,
-            "plan": plan.to_json(),
+            "float_model": contents.float_digest,
+            "plan": contents.plan.to_json(),
         }
         manifest[DIGEST] = manifest_digest(json.loads(json.dumps(manifest)))
         write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")

@@ -14,6 +14,7 @@ from pipeline.images.augmentation import choose_augmentation
 from pipeline.images.loading import Batch, OrderedLoader, Reader, TrainingLoader, iterate, none_readable
 from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.sources.image_source import ImageSource
+from pipeline.images.split_images import SplitImages
 from pipeline.tools.randomness import generator_for
 
 __all__ = ["Batch", "images_at_once", "ordered_batches", "split_held_out", "suggested_workers", "training_batches"]
@@ -67,30 +68,28 @@ def suggested_workers(source: ImageSource, preprocessing: Preprocessing) -> int:
 
 
 def training_batches(
-    source: ImageSource,
-    indices: NDArray[np.int64],
+    images: SplitImages,
     preprocessing: Preprocessing,
     *,
     batch_size: int,
     first_step: int,
     steps: int,
     seed: int,
-    augmentation: str = "auto",
-    workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """Yield `steps` full batches from `first_step` on, shuffled anew each time all `indices` have been seen.
+    """Yield `steps` full batches from `first_step` on, shuffled anew each time all that train have been seen.
 
     Batch number s depends on the seed and s alone: a run resumed at s sees what an unbroken one would have
-    seen. An unreadable image is replaced by the next readable one of `indices` and recorded in
-    `source.unreadable`.
+    seen. An unreadable image is replaced by the next readable one of those that train and recorded in
+    `images.source.unreadable`.
 
     Raises:
         UserError: no image is readable, or a worker process died.
     """
-    chosen = choose_augmentation(augmentation, source, preprocessing)
-    loader = TrainingLoader(Reader(source, preprocessing), indices, batch_size, first_step, steps, seed, chosen)
-    yield from iterate(loader, source, workers=workers, pin_memory=pin_memory)
+    source = images.source
+    chosen = choose_augmentation(images.augmentation, source, preprocessing)
+    loader = TrainingLoader(Reader(source, preprocessing), images.training, batch_size, first_step, steps, seed, chosen)
+    yield from iterate(loader, source, workers=images.workers, pin_memory=pin_memory)
 
 
 def ordered_batches(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import cast
 
 from pipeline.artifacts import Network
 from pipeline.config import RunConfig
 from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.preprocessing_overrides import Overrides
+from pipeline.networks.declared import Declared
+from pipeline.networks.outputs.class_order import read_class_names
 from pipeline.stages.teacher import check_same_outputs, load_network
 
 
@@ -48,29 +49,38 @@ def networks_of(config: RunConfig) -> Networks:
 
     Raises UserError for whatever is wrong with one of them.
     """
-    asked, classes = config.teacher, config.validation.classes
+    asked = config.teacher
     said = cast(Overrides, config.preprocessing.overrides())
-    load = partial(load_network, output_kinds=asked.output_kinds, static_batch=config.quantisation.static_batch)
-    teacher = load(
-        asked.source,
-        weights=asked.weights[0],
-        submodule=asked.submodule,
-        dynamic_size=config.quantisation.dynamic_size,
-        classes=classes,
-        **said,
-    )
+    declared = declared_by(config)
+    teacher = load_network(asked.source, declared, weights=asked.weights[0], **said)
     p = teacher.preprocessing
-    beside = partial(load, otherwise=p, like=teacher.outputs, **{**said, **like_teacher(p)})
+    alike: Overrides = {**said, **like_teacher(p)}
+    whole = replace(declared, submodule=None, dynamic_size=False)
     student = teacher
     if config.student.source is not None:
         source = untrained(config.student.source) if config.student.weights is None else config.student.source
-        student = beside(source, weights=config.student.weights, classes=classes)
+        student = load_network(
+            source, whole, weights=config.student.weights, otherwise=p, like=teacher.outputs, **alike
+        )
         check_same_outputs(student, teacher)
-    others = list[Network]()
+    others, unnamed = list[Network](), replace(whole, class_names=(), classes_said_by="")
     for source, weights in zip(asked.sources[1:], asked.weights[1:], strict=True):
-        others.append(beside(source, weights=weights))
+        others.append(load_network(source, unnamed, weights=weights, otherwise=p, like=teacher.outputs, **alike))
         check_same_outputs(others[-1], teacher, flag="teacher")
     return Networks(teachers=(teacher, *others), student=student)
+
+
+def declared_by(config: RunConfig) -> Declared:
+    """What a run says of its teacher. Raises UserError for a file of classes that is none."""
+    quantisation, classes = config.quantisation, config.validation.classes
+    return Declared(
+        output_kinds=config.teacher.output_kinds,
+        submodule=config.teacher.submodule,
+        class_names=() if classes is None else read_class_names(classes),
+        classes_said_by="" if classes is None else f"--classes {classes}",
+        dynamic_size=quantisation.dynamic_size,
+        static_batch=quantisation.static_batch,
+    )
 
 
 def like_teacher(p: Preprocessing) -> Overrides:

@@ -23,80 +23,48 @@ from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.preprocessing_overrides import Overrides
 from pipeline.images.probe_images import noise
 from pipeline.networks.checked_capture import checked_capture, of_one_image
+from pipeline.networks.declared import NOTHING, Declared
 from pipeline.networks.models import LoadedModel, load_model
-from pipeline.networks.outputs.class_order import named_outputs, read_class_names
+from pipeline.networks.outputs.class_order import named_outputs
 from pipeline.networks.outputs.described import describe_outputs
-from pipeline.networks.outputs.meaning import Output, parse_kinds, said_aloud
+from pipeline.networks.outputs.meaning import Output, said_aloud
 
 
 def load_network(
     source: str,
+    declared: Declared = NOTHING,
     *,
     weights: Path | None = None,
-    output_kinds: Sequence[str] = (),
-    submodule: str | None = None,
-    dynamic_size: bool = False,
-    static_batch: int | None = None,
     otherwise: Preprocessing | None = None,
     like: Sequence[Output] = (),
-    classes: Path | None = None,
     **overrides: Unpack[Overrides],
 ) -> Network:
     """Load `kind:rest`, capture it over a free batch size and fold it; the fold is checked on random images.
 
-    `output_kinds`: NAME=KIND of outputs whose kind the source does not say and the shape does not show. `like`: the
-    outputs of a network that this one is to answer like. `classes`: a file of class names in the order of the outputs,
-    instead of the source's own names. `submodule`: the part of the network to take instead of the
-    whole. `dynamic_size`: the height and width of images are free in
-    what is written, and the network must allow it. `static_batch`: the only batch size of what is written, None for
-    any; a network whose code is for one image at a time is taken where it is 1. `otherwise` and overrides: as of
-    `load_model`.
+    `like`: the outputs of a network that this one is to answer like. `otherwise` and overrides: as of `load_model`.
 
     Raises UserError for whatever is wrong with the source, and RewriteChangedOutputs when a row of
     `FOLDING` changed the network.
     """
-    loaded = load_model(source, weights=weights, submodule=submodule, otherwise=otherwise, **overrides)
-    return network_of(
-        loaded,
-        output_kinds=output_kinds,
-        submodule=submodule,
-        dynamic_size=dynamic_size,
-        static_batch=static_batch,
-        like=like,
-        classes=() if classes is None else read_class_names(classes),
-        classes_said_by="" if classes is None else f"--classes {classes}",
-    )
+    loaded = load_model(source, weights=weights, submodule=declared.submodule, otherwise=otherwise, **overrides)
+    return network_of(loaded, declared, like=like)
 
 
-def network_of(
-    loaded: LoadedModel,
-    *,
-    output_kinds: Sequence[str] = (),
-    submodule: str | None = None,
-    dynamic_size: bool = False,
-    static_batch: int | None = None,
-    like: Sequence[Output] = (),
-    classes: Sequence[str] = (),
-    classes_said_by: str = "",
-) -> Network:
-    """Capture what was loaded and fold it; arguments as of `load_network`.
-
-    `submodule` names the part that `loaded` is. `classes`: names in the order of the outputs, instead of the source's
-    own, and `classes_said_by` who says so.
-    """
+def network_of(loaded: LoadedModel, declared: Declared = NOTHING, *, like: Sequence[Output] = ()) -> Network:
+    """Capture what was loaded, of which `declared.submodule` names the part, and fold it; see `load_network`."""
     p, source = loaded.preprocessing, loaded.source
-    named = source if submodule is None else f"{source} (sub-module {submodule})"
-    captured, example = checked_capture(loaded.module, p, source=named, static_batch=static_batch)
+    named = source if declared.submodule is None else f"{source} (sub-module {declared.submodule})"
+    captured, example = checked_capture(loaded.module, p, source=named, static_batch=declared.static_batch)
     one_image = interface_of(captured).one_image
     folded = fold(captured, check=example)
     difference = _difference_of(captured, folded, example)
-    other = _at_another_size(loaded.module, p, named, one_image=one_image) if dynamic_size else None
+    other = _at_another_size(loaded.module, p, named, one_image=one_image) if declared.dynamic_size else None
     if other is not None:
         set_free_size(folded, other)
     of_source = {name: kind for name, kind in loaded.output_kinds.items() if name in interface_of(folded).outputs}
-    kinds = {**of_source, **parse_kinds(output_kinds)}
+    kinds = {**of_source, **declared.kinds}
     outputs = describe_outputs(folded, kinds, source=source, features=loaded.features, like=like, example=example)
-    outputs = named_outputs(outputs, tuple(classes) or loaded.class_names, said_by=classes_said_by)
+    outputs = named_outputs(outputs, declared.class_names or loaded.class_names, said_by=declared.classes_said_by)
     known = {output.name for output in outputs} if loaded.features or like else kinds
     remarks = [*said_aloud(outputs, known), _of_fixed_layers(folded, source)]
     remarks += [of_one_image(source)] if one_image else []

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pipeline.artifacts import FLOAT_MODEL, Network, QuantisedStudent
 from pipeline.bundle.bundle import digest_of, write_bundle
+from pipeline.bundle.bundle_contents import BundleContents
 from pipeline.networks.outputs.class_order import named_outputs
 from pipeline.networks.outputs.meaning import Output
-from pipeline.report.schema import Report
 from pipeline.validation.evaluation import Scored
 from pipeline.validation.gates import least_parity_for
 from pipeline.validation.validate import Validated
@@ -19,7 +19,6 @@ def write_result(
     *,
     quantised: QuantisedStudent,
     validated: Validated,
-    report: Report,
     teacher: Network,
     student: Network,
     scored: Scored,
@@ -30,8 +29,7 @@ def write_result(
     Args:
         target: the bundle's folder.
         quantised: the artifact.
-        validated: brings golden images and the device's files.
-        report: that goes into it: the validation's, with what was added since.
+        validated: brings golden images, the device's files and the report that goes into it.
         teacher: first of the float networks; says the preprocessing, and what the outputs of float.onnx hold.
         student: says what the model's outputs hold.
         scored: images that it was judged by; their class folders name classes that nobody else has named.
@@ -40,21 +38,20 @@ def write_result(
     Raises:
         UserError: the place is taken, full or not writable.
     """
-    write_bundle(
-        target,
+    contents = BundleContents(
         model=quantised.compiled.model,
-        golden=validated.golden,
         plan=quantised.plan,
         preprocessing=teacher.preprocessing,
         outputs=_with_folders_names(student.outputs, scored),
-        report=report,
+        float_outputs=teacher.outputs,
+        float_digest=digest_of(quantised.compiled.float_model, FLOAT_MODEL),
+        golden=validated.golden,
         device_files=validated.device_files,
         session_options=quantised.backend.profile.session_options,
         least_parity=least_parity_for(quantised.plan, quantised.backend),
-        float_digest=digest_of(quantised.compiled.float_model, FLOAT_MODEL),
-        overwrite=overwrite,
-        float_outputs=teacher.outputs,
+        report=validated.report,
     )
+    write_bundle(target, contents, overwrite=overwrite)
 
 
 def _with_folders_names(outputs: tuple[Output, ...], scored: Scored) -> tuple[Output, ...]:

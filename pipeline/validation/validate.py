@@ -55,6 +55,21 @@ class Validated:
     device_files: Mapping[str, bytes]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Background:
+    """What is known of a quantised student beside the student itself and its teacher."""
+
+    outputs: Sequence[Output] | None = None
+    """The student's, where nothing prepared says them; they may end in other activations than the teacher's, whose
+    answers are then compared in the student's form."""
+    target: Outputs | None = None
+    """What the student was asked for; None: the teacher's own outputs."""
+    origin: Origin | None = None
+    """What the report says of networks and widths; None: of a student that is its teacher's quantised form."""
+    notes: Sequence[str] = ()
+    """For the report."""
+
+
 def validate_student(
     quantised: QuantisedStudent,
     teacher: Network,
@@ -62,28 +77,24 @@ def validate_student(
     limits: ValidationConfig | None = None,
     progress: Progress | None = None,
     *,
-    outputs: Sequence[Output] | None = None,
-    target: Outputs | None = None,
-    origin: Origin | None = None,
-    notes: Sequence[str] = (),
+    background: Background | None = None,
 ) -> Validated:
     """Score teacher, simulation, oracle and runtime on the same images and measure the artifact on its runtime.
 
-    The first three arguments suffice. `outputs`: the student's, where nothing prepared says them; they may end in other
-    activations than the teacher's, whose answers are then compared in the student's form. `target`: what the student
-    was asked for, the teacher's own outputs where left out. `origin`: what the report says of networks and widths.
-    `notes` go into the report.
+    The first three arguments suffice.
 
     Raises UserError where no image can be read, a label is no class, or the artifact does not take `limits.batch`.
     """
     limits, progress = limits or ValidationConfig(), progress or SilentProgress()
+    known = background or Background()
     backend, compiled, preprocessing = quantised.backend, quantised.compiled, teacher.preprocessing
+    outputs = known.outputs
     if outputs is None and quantised.prepared is not None:
         outputs = quantised.prepared.student.outputs
     judged = in_student_form(teacher.outputs, outputs)
     float_outputs, oracle = _module_outputs(teacher.folded), oracle_of(compiled.model, backend)
     plain = answers_in_form(judged, teacher.outputs, float_outputs)
-    asked = plain if target is None else answers_in_form(judged, teacher.outputs, target)
+    asked = plain if known.target is None else answers_in_form(judged, teacher.outputs, known.target)
     columns: dict[str, Outputs] = {"target": asked, "teacher": plain, "oracle": oracle}
     calibrated, simulated = quantised.prepared, quantised.simulated
     if calibrated is not None:
@@ -93,7 +104,7 @@ def validate_student(
     inputs = _first_images(scored, preprocessing, _SQNR_IMAGES)
     most = images_at_once(preprocessing, _BATCH)
     subject = Subject(
-        origin=origin or Origin(teacher=teacher.source, student=teacher.source, bits=bits_of(quantised.plan)),
+        origin=known.origin or Origin(teacher=teacher.source, student=teacher.source, bits=bits_of(quantised.plan)),
         backend=backend,
         absent=backend.unavailable(),
         model=compiled.model,
@@ -110,7 +121,7 @@ def validate_student(
         noise=_noise(quantised, torch.split(inputs, images_at_once(preprocessing, _SQNR_IMAGES))),
         target=backend.profile.cpu,
         graph=teacher.folded,
-        notes=tuple(notes),
+        notes=tuple(known.notes),
         remarks=(*scored.evaluation.images.notes, *scored.remarks),
     )
     report = report_of(
@@ -136,12 +147,7 @@ def validate_network(
 ) -> Validated:
     """Validate what a run has made of a float student against what its lesson asked it for."""
     bits, teacher, images = config.quantisation, lesson.teacher, lesson.images
-    validated = validate_student(
-        quantised,
-        teacher,
-        replace(scored, workers=images.workers),
-        config.validation,
-        progress,
+    background = Background(
         outputs=student.outputs,
         target=joint_targets(
             [network.folded for network in lesson.teachers],
@@ -158,6 +164,8 @@ def validate_network(
         ),
         notes=(*notes, *((_HALF,) if bits.rest == "fp16" else ())),
     )
+    scored = replace(scored, workers=images.workers)
+    validated = validate_student(quantised, teacher, scored, config.validation, progress, background=background)
     unreadable = images.source.unreadable
     data = Data(
         images=len(images.source),

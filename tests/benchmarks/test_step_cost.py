@@ -110,14 +110,7 @@ def _steps(student: Ready, module: nn.Module) -> dict[str, Callable[[], object]]
     """Every step as a function without arguments, each with a network and an optimiser of its own."""
     p, schedule = student.teacher.preprocessing, student.schedule(_ENDLESS)
     (batch,) = training_batches(
-        student.images.source,
-        student.images.training,
-        p,
-        batch_size=schedule.batch_size,
-        first_step=0,
-        steps=1,
-        seed=0,
-        augmentation=student.images.augmentation,
+        replace(student.images, workers=0), p, batch_size=schedule.batch_size, first_step=0, steps=1, seed=0
     )
 
     def trainer(affinity: str, *, mirror: bool = False) -> Trainer:

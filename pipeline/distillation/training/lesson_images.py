@@ -32,15 +32,12 @@ class LessonImages:
     def training(self, first_step: int, steps: int) -> Iterator[Batch]:
         """Images of these steps, with labels where they were asked for; half a batch where mirror images join it."""
         for batch in training_batches(
-            self._images.source,
-            self._images.training,
+            self._images,
             self._preprocessing,
             batch_size=(self._batch_size + 1) // 2 if self._mirror else self._batch_size,
             first_step=first_step,
             steps=steps,
             seed=self.seed,
-            augmentation=self._images.augmentation,
-            workers=self._images.workers,
             pin_memory=self._device.type == "cuda",
         ):
             labels = None if self._labels is None else self._labels[batch.indices].to(self._device, non_blocking=True)

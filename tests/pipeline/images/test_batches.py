@@ -22,6 +22,7 @@ from pipeline.images.sources.arrays import ArraySource
 from pipeline.images.sources.folder import FolderSource, open_folder
 from pipeline.images.sources.image_source import ImageSource
 from pipeline.images.sources.items import ItemSource
+from pipeline.images.split_images import SplitImages
 
 SMALL = preprocessing_from_fields({"height": 16}, where="test")
 LARGE = preprocessing_from_fields({"height": 72}, where="test")
@@ -49,10 +50,15 @@ def _every(source: ImageSource) -> NDArray[np.int64]:
     return np.arange(len(source))
 
 
+def _split(source: ImageSource, training: NDArray[np.int64] | None = None, **own: Any) -> SplitImages:
+    every = _every(source)
+    return SplitImages(source=source, training=every if training is None else training, held_out=every[:0], **own)
+
+
 def _train(source: ImageSource, preprocessing: Preprocessing, **changes: Any) -> list[Batch]:
     arguments: dict[str, Any] = {"batch_size": 4, "first_step": 0, "steps": 5, "seed": 3} | changes
-    indices = arguments.pop("indices", _every(source))
-    return list(training_batches(source, indices, preprocessing, **arguments))
+    own = {name: arguments.pop(name) for name in ("workers", "augmentation") if name in arguments}
+    return list(training_batches(_split(source, arguments.pop("indices", None), **own), preprocessing, **arguments))
 
 
 def _same(first: list[Batch], second: list[Batch]) -> bool:
@@ -201,9 +207,7 @@ def test_a_worker_that_dies_is_one_line() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_may_be_left_half_way(tmp_path: Path, workers: int) -> None:
     source = _folder(tmp_path)
-    batches = training_batches(
-        source, np.arange(7), LARGE, batch_size=2, first_step=0, steps=1000, seed=0, workers=workers
-    )
+    batches = training_batches(_split(source, workers=workers), LARGE, batch_size=2, first_step=0, steps=1000, seed=0)
     next(batches)
     batches.close()  # type: ignore[attr-defined]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from pipeline.images.data import (
     training_batches,
 )
 from pipeline.images.preprocessing import preprocessing_from_fields
+from pipeline.images.split_images import SplitImages
 
 CIFAR = preprocessing_from_fields({"height": 32}, where="test")
 IMAGENET = preprocessing_from_fields({}, where="test")
@@ -53,7 +55,8 @@ def test_embedded_digits_train_without_labels_and_score_with_them() -> None:
     assert (len(training), len(evaluation.images)) == (1347, 450)
     assert evaluation.labels is not None
     assert evaluation.labels.shape == (450,)
-    (batch,) = training_batches(training, np.arange(1347), preprocessing, batch_size=64, first_step=7, steps=1, seed=0)
+    split = SplitImages(source=training, training=np.arange(1347), held_out=np.arange(0))
+    (batch,) = training_batches(split, preprocessing, batch_size=64, first_step=7, steps=1, seed=0)
     assert batch.images.shape == (64, 1, 8, 8)
     assert training.notes == ()
 
@@ -76,9 +79,9 @@ def test_the_shared_sample(shared_folder: Path) -> None:
 
 def test_shared_photographs_from_worker_processes(shared_folder: Path) -> None:
     source = open_images(f"images:{shared_folder / 'data' / 'photos'}", IMAGENET)
-    arguments = {"batch_size": 8, "first_step": 3, "steps": 2, "seed": 1}
+    split = SplitImages(source=source, training=np.arange(93), held_out=np.arange(0))
     here, there = (
-        list(training_batches(source, np.arange(93), IMAGENET, workers=workers, **arguments))  # type: ignore[arg-type]
+        list(training_batches(replace(split, workers=workers), IMAGENET, batch_size=8, first_step=3, steps=2, seed=1))
         for workers in (0, 2)
     )
     for one, other in zip(here, there, strict=True):

@@ -13,6 +13,7 @@ from torch import nn
 from calibration.errors import UserError
 from calibration.graph.interface import interface_of
 from pipeline.images.preprocessing import normalise
+from pipeline.networks.declared import Declared
 from pipeline.stages.first_link import check_on_images
 from pipeline.stages.teacher import load_network
 from tests.user_builders import BUILDERS
@@ -93,8 +94,8 @@ def test_what_cannot_be_captured_is_one_line(builder: str, words: str) -> None:
     ],
 )
 def test_outputs_in_objects_and_odd_networks_are_taken(builder: str, names: tuple[str, ...]) -> None:
-    kinds = [f"{name}=values" for name in names] if len(names) > 1 else []
-    network = load_network(f"python:users_nets:{builder}", image_size=16, output_kinds=kinds)
+    kinds = tuple(f"{name}=values" for name in names) if len(names) > 1 else ()
+    network = load_network(f"python:users_nets:{builder}", Declared(output_kinds=kinds), image_size=16)
     assert tuple(interface_of(network.captured).outputs) == names
     assert network.fold_difference < 1e-5
     parameters = [parameter for parameter in network.folded.parameters() if parameter.is_floating_point()]
@@ -112,8 +113,8 @@ def test_images_for_which_a_network_has_no_numbers_are_told_with_the_first_opera
 
 
 def test_outputs_of_a_dataclass_hold_what_the_network_returns() -> None:
-    kinds = [f"{name}=values" for name in ("logits", "features_0", "features_1_k")]
-    network = load_network("python:users_nets:dataclass_output", image_size=16, output_kinds=kinds)
+    kinds = tuple(f"{name}=values" for name in ("logits", "features_0", "features_1_k"))
+    network = load_network("python:users_nets:dataclass_output", Declared(output_kinds=kinds), image_size=16)
     import users_nets  # type: ignore[import-not-found]  # the module of the test's own folder
 
     images = torch.randn((2, 3, 16, 16), generator=torch.Generator().manual_seed(0))

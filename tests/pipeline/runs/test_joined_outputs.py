@@ -15,6 +15,7 @@ from torch import Tensor
 from backends.device.bundle_check.compare import same_share
 from backends.device.bundle_check.value_tally import Spread, ValueTally, axis_of_kinds
 from pipeline.cli import main
+from pipeline.networks.declared import Declared
 from pipeline.networks.outputs.entries import entries_of, ranges_of
 from pipeline.networks.outputs.joined import Join, join_of, lost_entries, why_lost
 from pipeline.report.schema import Entries, OutputScore, Report, read_report
@@ -124,7 +125,7 @@ def test_what_is_joined_is_found_through_movement_or_not_at_all(
     network: str, axis: int, parts: tuple[str, ...] | None
 ) -> None:
     kinds = ("output_0=values", "output_1=values") if parts is None else ("output=values",)
-    graph = load_network(f"python:joined_nets:{network}", output_kinds=kinds).folded
+    graph = load_network(f"python:joined_nets:{network}", Declared(output_kinds=kinds)).folded
     join = join_of(graph, 0, axis)
     if parts is None:
         assert join is None

@@ -15,6 +15,7 @@ import torch
 
 from pipeline.cli import main
 from pipeline.images.preprocessing import normalise
+from pipeline.networks.declared import Declared
 from pipeline.report.schema import read_report
 from pipeline.stages.teacher import load_network
 from tests.refused import refused
@@ -114,7 +115,7 @@ def test_a_network_for_one_image_is_trained_with_batches_and_deployed_with_one(
     done = subprocess.run([sys.executable, str(bundle / "check.py")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     torch.manual_seed(0)
-    network = load_network(f"python:nets_of_one_image:{builder}", static_batch=1)
+    network = load_network(f"python:nets_of_one_image:{builder}", Declared(static_batch=1))
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "float.onnx"), providers=["CPUExecutionProvider"])
     with np.load("images.npz") as arrays:
         images = normalise(torch.from_numpy(arrays["images"][:5]), network.preprocessing)

@@ -14,6 +14,7 @@ from calibration.graph.nearness import LARGEST_DIFFERENCE
 from calibration.graph.operators import fixed_layers
 from calibration.rewrites.fold import FOLDING
 from calibration.rewrites.rewrite import RewriteChangedOutputs
+from pipeline.networks.declared import Declared
 from pipeline.stages.teacher import load_network
 
 BUILDER = """
@@ -89,8 +90,8 @@ def test_a_network_that_multiplies_rounding_is_loaded() -> None:
 
 
 def test_an_output_that_is_nothing_but_rounding_is_loaded() -> None:
-    kinds = ["output_0=values", "output_1=values"]
-    assert load_network("python:chaotic_net:cancelling", output_kinds=kinds).fold_difference > 0.1
+    kinds = ("output_0=values", "output_1=values")
+    assert load_network("python:chaotic_net:cancelling", Declared(output_kinds=kinds)).fold_difference > 0.1
 
 
 def test_layers_that_training_cannot_reach_are_told() -> None:

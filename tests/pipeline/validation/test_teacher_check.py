@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import faqd
 from calibration.errors import UserError
 from pipeline.artifacts import Network
 from pipeline.cli import main
@@ -60,11 +61,11 @@ def test_folders_in_another_order_end_the_run_before_it_begins_and_a_file_of_nam
     assert main(arguments) == 2
     assert "in another order" in capsys.readouterr().err and not (tmp_path / "o" / "bundle").exists()
     (tmp_path / "classes.txt").write_text("\n".join(NAMES))
-    remarks = judged(load_network("digits", classes=tmp_path / "classes.txt"), folders)
+    remarks = judged(faqd.load_network("digits", classes=tmp_path / "classes.txt"), folders)
     assert remarks == (f"--eval-data images:{folders}: class folders are matched by name",)
     (tmp_path / "classes.txt").write_text("\n".join(("cow", *NAMES[1:])))
     with pytest.raises(UserError, match="class folders six are not among the 10 class names"):
-        judged(load_network("digits", classes=tmp_path / "classes.txt"), folders)
+        judged(faqd.load_network("digits", classes=tmp_path / "classes.txt"), folders)
 
 
 def test_a_teacher_that_guesses_is_refused_and_a_poor_one_is_warned_of(teacher: Network) -> None:
