@@ -22,7 +22,7 @@ from backends.onnx_file.serialised import Serialised, size_of
 from calibration.errors import UserError
 from calibration.graph.copies import Unpicklable
 from calibration.simulation.prepared import PreparedNetwork
-from faqd.running import run_model
+from faqd.images_at_hand import run_model
 from pipeline.artifacts import Lesson, Network, PreparedStudent, QuantisedStudent
 from pipeline.bundle.bundle import write_model
 from pipeline.config import DistillationConfig

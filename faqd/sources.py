@@ -16,8 +16,8 @@ from calibration.errors import UserError
 from calibration.graph.sharing import derived
 from calibration.proof.module_and_graph import check_first_link
 from faqd.checks import OPEN, check_kind, overrides_of, path_of, section
+from faqd.images_at_hand import AT_HAND, opened_source
 from faqd.results import Images
-from faqd.running import AT_HAND, opened_source
 from pipeline.artifacts import Network
 from pipeline.config import (
     NO_DATA,

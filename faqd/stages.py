@@ -15,8 +15,8 @@ import torch
 from calibration.errors import UserError
 from calibration.graph.interface import interface_of
 from faqd.checks import OPEN, check_bundle_place, check_images, check_kind, section
+from faqd.images_at_hand import AT_HAND
 from faqd.results import Artifact, Images, Simulation, Student, snapshot
-from faqd.running import AT_HAND
 from pipeline.artifacts import FLOAT_MODEL, Lesson, Network, QuantisedStudent, TrainingFiles
 from pipeline.bundle.bundle import Bundle, read_bundle, write_model
 from pipeline.config import (

@@ -38,8 +38,8 @@ from pipeline import __version__
 from pipeline.config import ENGINE_GROUP, EngineConfig, RunConfig, ValidationConfig
 from pipeline.config.compare import CompareConfig
 from pipeline.config.file import read_toml
+from pipeline.config.flag_meaning import NEEDS, check_meanings, meaningful
 from pipeline.config.flags import check_whole_numbers
-from pipeline.config.meaning import NEEDS, check_meanings, meaningful
 from pipeline.config.recipes import all_recipes, recipe_named
 from pipeline.config.run import default_settings
 from pipeline.tools import interruption
@@ -392,7 +392,7 @@ def _command_on_target(bundle: Path) -> str:
 
 
 def _show(report: Report) -> int:
-    from pipeline.report.table import render_report
+    from pipeline.report.printed_table import render_report
 
     console(width=TABLE_COLUMNS).print(render_report(report))
     return report.exit_status

@@ -11,7 +11,7 @@ from pipeline.artifacts import FloatWeights, GeneratedImages, PreparedStudent
 from pipeline.bundle.bundle import REPORT, read_bundle, write_model
 from pipeline.config import EngineConfig, RunConfig, ValidationConfig, check_engine
 from pipeline.config.compare import CompareConfig
-from pipeline.config.meaning import check_bundle_meanings
+from pipeline.config.flag_meaning import check_bundle_meanings
 from pipeline.report.comparison import ComparisonReport
 from pipeline.report.schema import Report, read_report
 from pipeline.setup.chosen_backend import chosen_backends, emulated_backend, prepared_for, stored_backend

@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from calibration.capture.eager import own_copy
 from calibration.capture.one_image import changes_constants, of_any_batch
 from calibration.capture.preconditions import check_outputs, check_parameters, tell_of_hooks
-from calibration.capture.results import make_known
+from calibration.capture.returned_containers import make_known
 from calibration.errors import UserError, is_ours_to_report, message_of
 from calibration.graph.arguments import check_kept
 from calibration.graph.interface import Interface, make_graph_module

@@ -25,7 +25,7 @@ from pipeline.bundle.golden import Golden
 from pipeline.images.preprocessing import Preprocessing, preprocessing_from_fields
 from pipeline.networks.outputs.meaning import Output
 from pipeline.report.cards import Card, Shown
-from pipeline.report.files import write_report
+from pipeline.report.report_files import write_report
 from pipeline.report.schema import Report, read_report
 from pipeline.report.wording import TONES, VERDICTS, headline
 from pipeline.tools.atomic import directory, remove, write_bytes, write_text

@@ -14,7 +14,7 @@ from calibration.errors import UserError
 from pipeline.config import flags
 from pipeline.config.distillation import DistillationConfig
 from pipeline.config.execution import ExecutionConfig, OutputConfig
-from pipeline.config.meaning import check_meanings
+from pipeline.config.flag_meaning import check_meanings
 from pipeline.config.post_training import check_post_training
 from pipeline.config.preprocessing import PreprocessingConfig
 from pipeline.config.quantisation import QuantisationConfig

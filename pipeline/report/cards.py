@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.report.charts import Bar, LineChart
-from pipeline.report.table import fact_table
+from pipeline.report.printed_table import fact_table
 from pipeline.report.templates import rendered
 from pipeline.tools.printing import plain, text_of
 

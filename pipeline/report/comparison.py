@@ -13,7 +13,7 @@ from rich.text import Text
 
 from backends.device.bundle_check import records
 from pipeline.report.cards import Card, Shown
-from pipeline.report.table import LABEL_COLUMNS, fact_table
+from pipeline.report.printed_table import LABEL_COLUMNS, fact_table
 from pipeline.report.wording import percentage
 from pipeline.tools.printing import plain, text_of
 

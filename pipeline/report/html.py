@@ -10,7 +10,7 @@ from pipeline.report import wording
 from pipeline.report.cards import Card
 from pipeline.report.charts import Bar, line_chart
 from pipeline.report.fields import ReportFields
-from pipeline.report.table import fact_rows
+from pipeline.report.printed_table import fact_rows
 from pipeline.report.templates import rendered
 from pipeline.tools.printing import plain
 

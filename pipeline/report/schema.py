@@ -33,7 +33,7 @@ from pipeline.report.fields import (
 )
 from pipeline.report.gate import OPTIONAL_OF_GATES
 from pipeline.report.html import report_card
-from pipeline.report.table import render_report
+from pipeline.report.printed_table import render_report
 from pipeline.tools.printing import text_of
 
 __all__ = [

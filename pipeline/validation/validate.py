@@ -26,7 +26,7 @@ from pipeline.images.batches import images_at_once
 from pipeline.images.data import open_evaluation, ordered_batches
 from pipeline.images.preprocessing import Preprocessing, normalise
 from pipeline.networks.outputs.class_order import named_outputs, read_class_names
-from pipeline.networks.outputs.forms import answers_in_form, in_student_form
+from pipeline.networks.outputs.common_form import answers_in_form, in_student_form
 from pipeline.networks.outputs.meaning import Output
 from pipeline.report.schema import Bits, Data, Report
 from pipeline.stages.targets import joint_targets

@@ -17,11 +17,11 @@ from rich.console import Console
 from calibration.errors import UserError
 from pipeline.report import wording
 from pipeline.report.charts import line_chart
-from pipeline.report.files import write_report
 from pipeline.report.gate import Gate, verdict
 from pipeline.report.html import page
+from pipeline.report.printed_table import render_report
+from pipeline.report.report_files import write_report
 from pipeline.report.schema import Accuracy, Data, FloatLayer, Kernels, Parity, Report, read_report
-from pipeline.report.table import render_report
 
 SCHEMA_1 = {
     "schema": None,

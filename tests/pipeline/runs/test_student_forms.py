@@ -11,7 +11,7 @@ import torch
 
 from backends.device.bundle_check.__main__ import main as check
 from pipeline.cli import main
-from pipeline.networks.outputs.forms import answers_in_form, in_student_form
+from pipeline.networks.outputs.common_form import answers_in_form, in_student_form
 from pipeline.networks.outputs.meaning import Output
 from pipeline.report.schema import Report, read_report
 from tests.users_desk import at_a_desk, blocks_of_four

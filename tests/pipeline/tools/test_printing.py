@@ -17,8 +17,8 @@ from rich.text import Text
 
 from pipeline.report.comparison import ComparedTensor, ComparisonReport, render_comparison
 from pipeline.report.html import page
+from pipeline.report.printed_table import render_report
 from pipeline.report.schema import Data, FloatLayer, Kernels, Report
-from pipeline.report.table import render_report
 from pipeline.tools.printing import PlainConsole, console, plain
 from pipeline.tools.progress import LineProgress, TerminalProgress
 

@@ -10,8 +10,8 @@ import pytest
 from calibration.errors import UserError
 from pipeline.cli import app, main
 from pipeline.config import RunConfig
+from pipeline.config.flag_meaning import ALWAYS, NEEDS, check_meanings, lacking, may_learn_in_float, meaningful
 from pipeline.config.flags import flags
-from pipeline.config.meaning import ALWAYS, NEEDS, check_meanings, lacking, may_learn_in_float, meaningful
 from pipeline.config.run import default_settings
 
 UNTRAINED = {"steps": 0}
