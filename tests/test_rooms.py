@@ -188,6 +188,43 @@ def test_one_name_is_one_thing() -> None:
     assert twice.keys() >= SAME_THING, "a name that is single again leaves the list"
 
 
+#: Names of files that stand for one role in each of their folders.
+SAME_ROLE = {
+    "__init__": "what a folder is for",
+    "__main__": "what `python -m` runs",
+    "backend": "a runtime's `Backend`, in the folder of its name",
+    "digits": "the embedded network, as architecture and as source",
+    "errors": "what ends a program in one line: of the packages, and of what runs without them",
+    "table": "the rows of its folder, to which one is added for what is new",
+}
+#: Folders whose files are named after what they are about, which has a file of its own elsewhere: a section of the
+#: configuration after what it configures; what devices run without our packages after what it does again there.
+NAMED_AFTER_ANOTHER = ("pipeline/config/", "backends/device/")
+
+
+def same_names(root: Path) -> dict[str, set[str]]:
+    """Files of one name in unlike roles, by that name."""
+    files: dict[str, set[str]] = {}
+    for path in modules(root).values():
+        file = path.relative_to(root).as_posix()
+        if path.stem not in SAME_ROLE and not file.startswith(NAMED_AFTER_ANOTHER):
+            files.setdefault(path.stem, set()).add(file)
+    return {name: places for name, places in files.items() if len(places) > 1}
+
+
+def test_one_name_is_one_file() -> None:
+    assert same_names(ROOT) == {}
+    stems = [path.stem for path in modules(ROOT).values()]
+    assert all(stems.count(name) > 1 for name in SAME_ROLE), "a name that is single again leaves the list"
+
+
+def test_which_files_have_one_name(tmp_path: Path) -> None:
+    for file in ("faqd/a.py", "pipeline/b/a.py", "pipeline/config/a.py", "backends/c/table.py", "faqd/table.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("")
+    assert same_names(tmp_path) == {"a": {"faqd/a.py", "pipeline/b/a.py"}}
+
+
 #: A record that is checked at birth is one argument; only what a user types in one line may be more.
 MOST_ARGUMENTS = 7
 KEYWORDS_OF_THE_FACE = {"faqd.chain.capture", "faqd.chain.distil", "faqd.chain.load_network"}
