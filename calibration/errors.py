@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import re
 
 
 class UserError(Exception):
@@ -29,9 +31,49 @@ def is_ours_to_report(error: BaseException | None) -> bool:
     """Whether an exception that came out of code that is not ours is to become the user's line.
 
     SystemExit and other exceptions that are no Exception are: a library that ends the program has not done what it was
-    asked for. An interruption by the user goes on upwards, and so does what is a line already.
+    asked for. An interruption by the user goes on upwards, and so do a lack of memory and what is a line already.
     """
-    return error is not None and not isinstance(error, (UserError, KeyboardInterrupt, GeneratorExit))
+    if error is None or isinstance(error, (UserError, KeyboardInterrupt, GeneratorExit)):
+        return False
+    return not is_out_of_memory(error)
+
+
+# How torch, ONNX Runtime, C++ and the operating system say it; not all have an exception of its own for it.
+_NO_MEMORY = re.compile(
+    r"(can't|cannot|failed to) allocate memory|out of memory|std::bad_alloc|bad allocation",
+    re.IGNORECASE,
+)
+_TRIED = re.compile(r"tried to allocate ([\d.]+ ?(?:bytes|[KMGT]iB))", re.IGNORECASE)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory was lacking, or came from one that says so."""
+    seen = set[int]()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM):
+            return True
+        if isinstance(cause, RuntimeError) and _NO_MEMORY.search(message_of(cause)):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def out_of_memory_line(error: BaseException) -> str:
+    """The line of a lack of memory: how much was asked for last, where that is known, and what takes less."""
+    tried = _TRIED.search(message_of(error))
+    asked = f", asked for {tried[1]} more" if tried else ""
+    return (
+        f"out of memory{asked}: lower --batch-size or --workers, take smaller images or a smaller network, or run where"
+        " more memory is free"
+    )
+
+
+def raise_lack_of_memory(error: BaseException) -> None:
+    """Raise an exception again that says that memory was lacking: that is not the network's own condition."""
+    if is_out_of_memory(error):
+        raise error
 
 
 class MissingExtra(UserError):

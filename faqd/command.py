@@ -12,7 +12,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on arguments (default: the process's own) and return the exit status."""
     with own():
         from pipeline.tools.interruption import leave_at_once
+        from pipeline.tools.streams import open_closed_streams
 
+        open_closed_streams()
         leave_at_once("interrupted")
         from pipeline.cli import main as command_line
 

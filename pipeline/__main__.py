@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 from pipeline.setup.machine.siblings import shadowed_sibling
 from pipeline.tools.interruption import leave_at_once
+from pipeline.tools.streams import open_closed_streams
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on arguments (default: the process's own) and return the exit status."""
+    open_closed_streams()
     if stranger := shadowed_sibling():
         print(f"faqd: {stranger}", file=sys.stderr)
         return 2

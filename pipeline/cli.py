@@ -33,7 +33,7 @@ from rich.table import Table
 
 from backends import BACKENDS
 from backends.device.bundle_check import records
-from calibration.errors import UserError
+from calibration.errors import UserError, is_out_of_memory, out_of_memory_line
 from pipeline import __version__
 from pipeline.config import ENGINE_GROUP, EngineConfig, RunConfig, ValidationConfig
 from pipeline.config.compare import CompareConfig
@@ -43,15 +43,17 @@ from pipeline.config.flags import check_whole_numbers
 from pipeline.config.recipes import all_recipes, recipe_named
 from pipeline.config.run import default_settings
 from pipeline.tools import interruption
-from pipeline.tools.atomic import NO_ROOM
+from pipeline.tools.atomic import NO_ROOM, UNUSABLE
 from pipeline.tools.printing import console, plain, take_any_text
 from pipeline.tools.progress import progress_on
+from pipeline.tools.streams import PIPE_CLOSED, flush_results, give_up_results, messages_may_fail
 
 if TYPE_CHECKING:
     from pipeline.report.schema import Report
 
 USER_MISTAKE = 2
-OUTPUT_CLOSED = 141
+LONGEST_NAME = 200
+"""Characters of a path that a line shows: some are refused for their length."""
 """128 + SIGPIPE, as shells count it."""
 
 _ONCE = ("--overwrite", "--resume", "--restart-training")
@@ -308,10 +310,16 @@ def main(arguments: Sequence[str]) -> int:
     # soon as anything else runs on the machine; sleeping ones cost 10 to 15 % where nothing does (measured, 2 cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     take_any_text()
+    with messages_may_fail():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str]) -> int:
     errors = console(stderr=True, wrapped=False)
     interruption.leave_at_once(_interrupted_line(arguments, begun=False))
     try:
         status = app(list(arguments), exit_on_error=False, print_error=False)
+        flush_results()
     except UserError as error:
         errors.print(plain(f"error: {error}"))
         return USER_MISTAKE
@@ -323,12 +331,20 @@ def main(arguments: Sequence[str]) -> int:
         errors.print(_interrupted_line(arguments, begun=begun))
         return interruption.STATUS
     except BrokenPipeError:
-        # Who read the output wants no more of it. Python would fail once more where it flushes what is left.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OUTPUT_CLOSED
+        give_up_results()
+        return PIPE_CLOSED
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        errors.print(plain(f"error: {out_of_memory_line(error)}"))
+        return USER_MISTAKE
     except OSError as error:
+        if error.errno in UNUSABLE and error.filename is not None:
+            errors.print(plain(f"error: cannot use {str(error.filename)[:LONGEST_NAME]}: {error.strerror}"))
+            return USER_MISTAKE
         if error.errno not in NO_ROOM:
             raise
+        give_up_results()
         errors.print(plain(f"error: cannot write {error.filename or 'the output'}: {error.strerror}: make room there"))
         return USER_MISTAKE
     finally:

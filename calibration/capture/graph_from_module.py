@@ -27,7 +27,7 @@ from calibration.capture.eager import own_copy
 from calibration.capture.one_image import changes_constants, of_any_batch
 from calibration.capture.preconditions import check_outputs, check_parameters, tell_of_hooks
 from calibration.capture.returned_containers import make_known
-from calibration.errors import UserError, is_ours_to_report, message_of
+from calibration.errors import UserError, is_ours_to_report, message_of, raise_lack_of_memory
 from calibration.graph.arguments import check_kept
 from calibration.graph.interface import Interface, make_graph_module
 from calibration.graph.sharing import sharing_copy
@@ -140,6 +140,7 @@ def _of_any_batch(module: nn.Module, example: Tensor) -> ExportedProgram:
     try:
         return exported(module)
     except Exception as error:  # the network's own code runs here; the second attempt reports it
+        raise_lack_of_memory(error)
         if not _is_of_one_batch_size(error):
             raise
     recalled = own_copy(module)
@@ -167,7 +168,8 @@ def _arguments(module: nn.Module) -> list[inspect.Parameter]:
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     try:
         parameters = inspect.signature(module.forward).parameters.values()
-    except Exception:  # no signature, or the user's own code failed: the call will tell
+    except Exception as error:  # no signature, or the user's own code failed: the call will tell
+        raise_lack_of_memory(error)
         return []
     return [p for p in parameters if p.kind not in variadic]
 

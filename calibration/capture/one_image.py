@@ -20,7 +20,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from calibration.capture.batched_forms import Forms
 from calibration.capture.batched_layout import Layout, Layouts
 from calibration.capture.batched_trial import SameForAll, Trial, called, exact_values
-from calibration.errors import UserError
+from calibration.errors import UserError, raise_lack_of_memory
 from calibration.graph.operators import attribute
 from calibration.graph.origin import module_path
 from calibration.normal_form.mutation import is_in_place
@@ -88,6 +88,7 @@ class _Rewriting:
         try:
             exact = exact_values(self._captured, self._image, generator)
         except Exception as error:  # the network's own conditions, which random images may break
+            raise_lack_of_memory(error)
             raise self._refusal(self._image, f"for a random image its graph ends in {type(error).__name__}") from error
         forms = Forms(self._graph, self._copies, self._layouts, self._count)
         for node in self._captured.graph.nodes:
@@ -108,6 +109,7 @@ class _Rewriting:
                 try:
                     trial = Trial(node, self._layouts, self._constants, exact, generator)
                 except Exception as error:  # an operator on random numbers
+                    raise_lack_of_memory(error)
                     raise self._refusal(node, f"on random numbers it ends in {type(error).__name__}") from error
                 self._write(node, forms, trial)
         batched = GraphModule(self._captured, self._graph)
@@ -128,7 +130,8 @@ class _Rewriting:
             try:
                 result = build()
                 layout = trial.layout(trial.result(mark.next, self._copies, self._count))
-            except Exception:  # torch's own refusal of a form that does not fit
+            except Exception as error:  # torch's own refusal of a form that does not fit
+                raise_lack_of_memory(error)
                 layout = None
             if layout is not None:
                 self._copies[node] = result
@@ -188,6 +191,7 @@ class _Rewriting:
             with enable_python_dispatcher(), torch.no_grad():
                 FakeTensorProp(batched, mode).propagate_dont_convert_inputs(example)
         except Exception as error:  # torch's own refusal of a free size
+            raise_lack_of_memory(error)
             unknown = (node for node in self._layouts if "val" not in self._copies[node].meta)
             node = next(unknown, self._image)
             raise self._refusal(node, f"for a free number of images it ends in {type(error).__name__}") from error

@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from calibration.capture.eager import Eager
 from calibration.capture.graph_from_module import exported_graph
+from calibration.errors import raise_lack_of_memory
 from calibration.graph.constants import LOWEST
 from calibration.graph.interface import Interface, make_graph_module
 from calibration.graph.nearness import LARGEST_DIFFERENCE, LARGEST_OF_THE_SAME, apart
@@ -67,7 +68,8 @@ def first_mixing(eager: Eager, images: Tensor, place: int) -> str:
     largest, double = LARGEST_OF_THE_SAME, images.double()
     try:
         among, alone = (_results_of_parts(eager.in_double(), part) for part in (double, double[place:][:1]))
-    except Exception:  # the network's own code, which float64 may not fit
+    except Exception as error:  # the network's own code, which float64 may not fit
+        raise_lack_of_memory(error)
         largest = LARGEST_DIFFERENCE
         among, alone = _results_of_parts(eager, images), _results_of_parts(eager, images[place:][:1])
     for path in among:

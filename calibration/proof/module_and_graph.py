@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 from calibration.capture.eager import Eager, changed
 from calibration.capture.graph_from_module import reported
-from calibration.errors import UserError
+from calibration.errors import UserError, raise_lack_of_memory
 from calibration.graph.interface import interface_of
 from calibration.graph.nearness import (
     LARGEST_DIFFERENCE,
@@ -143,7 +143,8 @@ def _read(later: Eager, kept: Sequence[str], images: Tensor) -> list[str]:
             disturbed.disturb([name])
             answers = disturbed(images[-1:])
             same = all(apart(a, b) <= LARGEST_DIFFERENCE for a, b in zip(answers, expected, strict=True))
-        except Exception:  # the network's own code on values that it would not have left there itself
+        except Exception as error:  # the network's own code on values that it would not have left there itself
+            raise_lack_of_memory(error)
             same = False
         if not same:
             read.append(name)
@@ -230,7 +231,8 @@ def _mixing_in_double(
                 outputs = differing(single, among, network, image, largest=LARGEST_OF_THE_SAME)
                 moved[place] = outputs, equal_in_double(single, among)
             return moved
-        except Exception:  # the network's own code, which float64 may not fit
+        except Exception as error:  # the network's own code, which float64 may not fit
+            raise_lack_of_memory(error)
             continue
     return None
 
@@ -274,6 +276,7 @@ def _same_algebra(eager: Eager, captured: GraphModule, images: Tensor) -> bool:
     """Whether graph and module agree in float64, so that only float32's rounding tells them apart."""
     try:
         theirs, ours = eager.in_double()(images.double()), _in_double(captured)(images.double())
-    except Exception:  # code that insists on float32
+    except Exception as error:  # code that insists on float32
+        raise_lack_of_memory(error)
         return False
     return all(a.dtype == b.dtype for a, b in zip(ours, theirs, strict=True)) and equal_in_double(ours, theirs)

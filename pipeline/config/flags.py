@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, get_args, get_origin
@@ -75,6 +75,17 @@ def check_fields(configuration: Any) -> None:
             if number is not None and records.fits(number, flag.hint):
                 raise UserError(f"--{flag.key} {value!r} is text: must be a number, such as {value}")
             raise UserError(f"--{flag.key} {as_typed(value)}: must be {records.describe(flag.hint)}")
+        if any("\0" in text for text in _texts_of(value)):
+            raise UserError(f"--{flag.key} {as_typed(value)}: holds a character NUL, which no name can hold")
+
+
+def _texts_of(value: Any) -> Iterator[str]:
+    """All text in the value of a field."""
+    if isinstance(value, str | Path):
+        yield str(value)
+    elif isinstance(value, tuple | frozenset):
+        for one in value:
+            yield from _texts_of(one)
 
 
 def _from_python(value: Any, hint: Any) -> Any:

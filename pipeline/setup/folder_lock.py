@@ -49,8 +49,10 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 def _make(folder: Path) -> list[Path]:
     """Make a folder with its parents; those that were missing, the deepest first."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     with writable(folder):
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        if (link := missing[-1] if missing else folder).is_symlink() and not link.exists():
+            raise UserError(f"{link} is a link that leads nowhere: choose another place with --output")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError as error:  # what /proc and its like say: its parents were to be made as well

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from calibration.errors import UserError
+from calibration.errors import UserError, is_out_of_memory, out_of_memory_line
 from pipeline.config import EngineConfig, RunConfig, ValidationConfig, flags
 from pipeline.setup.identity import path_identity
 from pipeline.setup.machine.circumstances import versions
@@ -130,9 +130,14 @@ def clear(folder: RunFolder) -> None:
 
 @contextlib.contextmanager
 def told_to_resume(folder: RunFolder, *, overwrite: bool) -> Iterator[None]:
-    """Say in the line of a disk that is full how to go on, where something is kept that another --output would lose."""
+    """Say in the line of a full disk or memory how to go on, where something is kept that would be lost otherwise."""
     try:
         yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        kept = f"; then add --resume{' in place of --overwrite' if overwrite else ''}: what is finished is kept"
+        raise UserError(out_of_memory_line(error) + (kept if folder.holds_work() else "")) from error
     except NoRoom as error:
         if not folder.holds_work() or folder.is_finished():
             raise

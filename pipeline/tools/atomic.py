@@ -17,6 +17,8 @@ from pipeline.tools.exchange import exchanged
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG})
+UNUSABLE = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE})
+"""What is said of a name that leads nowhere, of too many open files, and of a medium that is broken or gone."""
 FAILED = frozenset({errno.EIO, errno.ESTALE})
 """What a medium says that is broken or gone."""
 

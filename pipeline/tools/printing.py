@@ -45,6 +45,10 @@ class PlainConsole(Console):
                 renderable.plain = shown  # as long as it was: styles stay in their places
         return super().render(renderable, options)
 
+    def on_broken_pipe(self) -> None:
+        """Leave it to who prints what a closed pipe means: rich would end the process with the status of a gate."""
+        raise  # rich calls this where it handles the BrokenPipeError
+
 
 def console(*, stderr: bool = False, width: int | None = None, wrapped: bool = True) -> PlainConsole:
     """Return a console for standard output or standard error; unless `wrapped`, long lines are left to the terminal."""

@@ -141,8 +141,8 @@ def scored(images: ScoredFiles, run: Run, manifest: dict[str, Any], say: Callabl
         left = [images.names[index] for index in images.unreadable]
         figures["unreadable"] = left
         more = f" and {len(left) - MOST_SHOWN} more" if len(left) > MOST_SHOWN else ""
-        names = ", ".join(map(printable, left[:MOST_SHOWN]))
-        say(f"left out           {len(left)} that cannot be decoded: {names}{more}")
+        first = ", ".join(map(printable, left[:MOST_SHOWN]))
+        say(f"left out           {len(left)} that cannot be decoded: {first}{more}")
     if labels is not None:
         labels = labels[read] if images.unreadable else labels
         figures |= _accuracy(outputs, labels, manifest["outputs"])

@@ -10,6 +10,7 @@ from calibration.errors import UserError
 from pipeline.cli import app
 from pipeline.config import RunConfig
 from pipeline.config.file import LARGEST_FILE, read_toml, to_toml
+from tests.command_line import command
 
 
 @pytest.mark.parametrize(
@@ -90,3 +91,9 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text(to_toml(RunConfig()), encoding="utf-8")
     assert RunConfig.from_json(read_toml(file)) == RunConfig()
+
+
+def test_a_character_that_no_name_can_hold_is_said(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text('output = "a\\u0000b"\n')
+    refusal = command("run", "--quiet", "--config", str(tmp_path / "settings.toml")).refusal
+    assert "--output a␀b: holds a character NUL, which no name can hold" in refusal

@@ -16,6 +16,7 @@ import pytest
 
 from calibration.errors import UserError
 from pipeline.setup.folder_lock import LOCK, locked
+from tests.command_line import command
 
 # Holds the folder, and forks a child that outlives it as a process that decodes images may.
 _OWNER = """
@@ -103,3 +104,21 @@ def test_an_unreadable_owner_is_no_crash(tmp_path: Path) -> None:
         (tmp_path / LOCK).write_text("no json")
         with pytest.raises(UserError, match="which has just begun"), locked(tmp_path, print):
             pass
+
+
+def test_a_link_that_leads_nowhere_is_said(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    for place in (tmp_path / "link", tmp_path / "link" / "run"):
+        line = f"{tmp_path}/link is a link that leads nowhere: choose another place with --output"
+        with pytest.raises(UserError, match=line), locked(place, print):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("a" * 300, "File name too long"), ("loop/run", "levels of symbolic links")]
+)
+def test_names_that_cannot_be_used_are_one_line(name: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    done = command("run", "--quiet", "--output", str(tmp_path / name))
+    assert reason in done.refusal and len(done.err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
