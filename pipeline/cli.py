@@ -33,7 +33,7 @@ from rich.table import Table
 
 from backends import BACKENDS
 from backends.device.bundle_check import records
-from calibration.errors import UserError, is_out_of_memory, out_of_memory_line
+from calibration.errors import UserError
 from pipeline import __version__
 from pipeline.config import ENGINE_GROUP, EngineConfig, RunConfig, ValidationConfig
 from pipeline.config.compare import CompareConfig
@@ -43,17 +43,14 @@ from pipeline.config.flags import check_whole_numbers
 from pipeline.config.recipes import all_recipes, recipe_named
 from pipeline.config.run import default_settings
 from pipeline.tools import interruption
-from pipeline.tools.atomic import NO_ROOM, UNUSABLE
+from pipeline.tools.endings import USER_MISTAKE, ending_of
 from pipeline.tools.printing import console, plain, take_any_text
 from pipeline.tools.progress import progress_on
-from pipeline.tools.streams import PIPE_CLOSED, flush_results, give_up_results, messages_may_fail
+from pipeline.tools.streams import flush_results, messages_may_fail
 
 if TYPE_CHECKING:
     from pipeline.report.schema import Report
 
-USER_MISTAKE = 2
-LONGEST_NAME = 200
-"""Characters of a path that a line shows: some are refused for their length."""
 """128 + SIGPIPE, as shells count it."""
 
 _ONCE = ("--overwrite", "--resume", "--restart-training")
@@ -320,9 +317,6 @@ def _main(arguments: Sequence[str]) -> int:
     try:
         status = app(list(arguments), exit_on_error=False, print_error=False)
         flush_results()
-    except UserError as error:
-        errors.print(plain(f"error: {error}"))
-        return USER_MISTAKE
     except CycloptsError as error:
         errors.print(plain(f"error: {_one_line(error)}"))
         return USER_MISTAKE
@@ -330,23 +324,11 @@ def _main(arguments: Sequence[str]) -> int:
         begun = isinstance(stopped, _Interrupted) and stopped.begun
         errors.print(_interrupted_line(arguments, begun=begun))
         return interruption.STATUS
-    except BrokenPipeError:
-        give_up_results()
-        return PIPE_CLOSED
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    except Exception as error:
+        ending = ending_of(error, lambda line: errors.print(plain(line)))
+        if ending is None:
             raise
-        errors.print(plain(f"error: {out_of_memory_line(error)}"))
-        return USER_MISTAKE
-    except OSError as error:
-        if error.errno in UNUSABLE and error.filename is not None:
-            errors.print(plain(f"error: cannot use {str(error.filename)[:LONGEST_NAME]}: {error.strerror}"))
-            return USER_MISTAKE
-        if error.errno not in NO_ROOM:
-            raise
-        give_up_results()
-        errors.print(plain(f"error: cannot write {error.filename or 'the output'}: {error.strerror}: make room there"))
-        return USER_MISTAKE
+        return ending
     finally:
         interruption.work_begins()
     return status if isinstance(status, int) else 0
