@@ -37,6 +37,7 @@ def _line_of(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename is not None:
         return f"cannot use {str(error.filename)[:LONGEST_NAME]}: {error.strerror}"
     if isinstance(error, OSError) and error.errno in NO_ROOM:
-        give_up_results()
+        if error.filename is None:
+            give_up_results()
         return f"cannot write {error.filename or 'the output'}: {error.strerror}: make room there"
     return None
