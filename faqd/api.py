@@ -40,6 +40,7 @@ def validate(
     *,
     engine: EngineConfig | None = None,
     emulate: str | None = None,
+    key: str | PathLike[str] | None = None,
     progress: Progress | bool | None = None,
 ) -> Report:
     """Judge an artifact, or the bundle of a run, on this machine's runtime.
@@ -52,6 +53,7 @@ def validate(
         config: limits, threads and batch.
         engine: how TensorRT's engines are built.
         emulate: a processor to run a bundle on instead, x86-avx2 or arm64.
+        key: file of the key that the bundle is signed by.
         progress: True for a bar, or who else is to hear.
 
     Raises:
@@ -59,7 +61,7 @@ def validate(
     """
     with own():
         from calibration.errors import UserError
-        from faqd.checks import configured, path_of, progress_of
+        from faqd.checks import configured, key_file, path_of, progress_of
         from faqd.results import Artifact
         from faqd.stages import validated
         from pipeline.bundle.bundle import Bundle
@@ -70,13 +72,16 @@ def validate(
             raise UserError("validate takes images second: give the ValidationConfig as config=...")
         limits, engines = configured(config, ValidationConfig), configured(engine, EngineConfig)
         if isinstance(artifact, Artifact):
-            if emulate is not None:
-                raise UserError(f"validate(emulate={emulate!r}) is for the bundle of a run, not for an artifact")
+            for name, value in {"emulate": emulate, "key": key}.items():
+                if value is not None:
+                    raise UserError(f"validate({name}={value!r}) is for the bundle of a run, not for an artifact")
             return validated(artifact, images, limits, engines, progress_of(progress))
         taken = "an artifact of faqd.convert, a bundle or its folder, first"
         folder = artifact.folder if isinstance(artifact, Bundle) else path_of(artifact, "validate", taken)
         limits = _with_images(limits, images)
-        return validate_bundle(folder, limits, engines, progress_of(progress), emulate=emulate)
+        return validate_bundle(
+            folder, limits, engines, progress_of(progress), emulate=emulate, key=key_file(key, "validate")
+        )
 
 
 def write_bundle(
@@ -126,21 +131,25 @@ def compare(
     bundle: Bundle | str | PathLike[str],
     config: CompareConfig | None = None,
     *,
+    key: str | PathLike[str] | None = None,
     progress: Progress | bool | None = None,
 ) -> ComparisonReport:
     """Compare a bundle's integers with its runtime's, or with another model's, tensor by tensor.
+
+    `key`: file of the key that it is signed by.
 
     Raises:
         UserError: a mistake in the input, as one line.
     """
     with own():
-        from faqd.checks import configured, path_of, progress_of
+        from faqd.checks import configured, key_file, path_of, progress_of
         from pipeline.bundle.bundle import Bundle
         from pipeline.config.compare import CompareConfig
         from pipeline.run import compare as compare_models
 
         folder = bundle.folder if isinstance(bundle, Bundle) else path_of(bundle, "compare", "a bundle or its folder")
-        return compare_models(folder, configured(config, CompareConfig), progress_of(progress))
+        settings = configured(config, CompareConfig)
+        return compare_models(folder, settings, progress_of(progress), key=key_file(key, "compare"))
 
 
 def _with_images(limits: ValidationConfig, images: Any) -> ValidationConfig:

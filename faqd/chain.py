@@ -258,13 +258,13 @@ def convert(student: Student, *, progress: Progress | bool | None = None) -> Art
 
 
 @_among_own
-def read_bundle(folder: str | PathLike[str]) -> Bundle:
-    """Read the bundle of a run, once every file in it is what its manifest says.
+def read_bundle(folder: str | PathLike[str], *, key: str | PathLike[str] | None = None) -> Bundle:
+    """Read the bundle of a run, once every file in it is what its manifest says; `key`: file of its signature's key.
 
     Raises:
-        UserError: it is no bundle, or a file is missing or changed.
+        UserError: it is no bundle, a file is missing, more or changed, or it is signed otherwise.
     """
-    from faqd.checks import path_of
+    from faqd.checks import key_file, path_of
     from pipeline.bundle.bundle import read_bundle
 
-    return read_bundle(path_of(folder, "read_bundle", "the folder of a bundle"))
+    return read_bundle(path_of(folder, "read_bundle", "the folder of a bundle"), key=key_file(key, "read_bundle"))

@@ -11,11 +11,11 @@ import numpy as np
 from torch import Tensor
 
 from backends.device.bundle_check import records
+from backends.device.bundle_check.manifest import MANIFEST
 from backends.onnx_file.serialised import Serialised, files_of
 from calibration.errors import UserError
 from faqd.results import Images
 from pipeline.artifacts import Network
-from pipeline.bundle.bundle import MANIFEST
 from pipeline.config import (
     DataConfig,
     DistillationConfig,
@@ -133,6 +133,11 @@ def path_of(value: object, function: str, expected: str) -> Path:
     if not isinstance(value, str | PathLike):
         raise UserError(f"{function} takes {expected}, not a {type(value).__name__}")
     return Path(value)
+
+
+def key_file(value: object, function: str) -> Path | None:
+    """The file of a signature's key. Raises UserError for what is no path."""
+    return None if value is None else path_of(value, f"{function}(key=...)", "the path of a file")
 
 
 def check_bundle_place(folder: Path, float_file: Path, float_model: Serialised, *, overwrite: bool) -> None:

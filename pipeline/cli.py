@@ -13,19 +13,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts.config
 from cyclopts import (
     App,
     Argument,
     ArgumentCollection,
-    CoercionError,
     CycloptsError,
     Group,
     Parameter,
-    UnknownOptionError,
-    UnusedCliTokensError,
 )
 from rich.console import Console
 from rich.logging import RichHandler
@@ -47,6 +44,7 @@ from pipeline.tools.endings import USER_MISTAKE, ending_of
 from pipeline.tools.printing import console, plain, take_any_text
 from pipeline.tools.progress import progress_on
 from pipeline.tools.streams import flush_results, messages_may_fail
+from pipeline.tools.wrong_flags import mistake_of
 
 if TYPE_CHECKING:
     from pipeline.report.schema import Report
@@ -55,18 +53,6 @@ if TYPE_CHECKING:
 
 _ONCE = ("--overwrite", "--resume", "--restart-training")
 """Flags that a command to go on with does not repeat: what they were to do has been done."""
-
-_KNOWN_ELSEWHERE = {
-    "--letterbox": "--fit letterbox",
-    "--stretch": "--fit stretch",
-    "--epochs": "--steps",
-    "--lr": "--learning-rate",
-    "--model": "--teacher",
-    "--checkpoint": "--weights",
-    "--imgsz": "--image-size",
-    "--dataset": "--data",
-}
-"""What other tools call a flag, which no spelling leads to -> the flag here."""
 
 TABLE_COLUMNS = 100
 """Width that every table fits, characters."""
@@ -83,6 +69,8 @@ class Talk:
 
 
 _TALK = Parameter(name="*", group=Group.create_ordered("Talk"))
+_BUNDLE = Parameter(help="Folder DIR/bundle that a run has made.")
+_KEY = Parameter(metavar="FILE", help="File of the key that signs the bundle: 16 bytes or more.")
 _QUIETLY = Talk()
 _DEFAULT_RUN = RunConfig()
 _DEFAULT_VALIDATION = ValidationConfig()
@@ -193,7 +181,7 @@ def run(
 
 @app.command(sort_key=2)
 def validate(
-    bundle: Annotated[Path, Parameter(help="Folder DIR/bundle that a run has made.")],
+    bundle: Annotated[Path, _BUNDLE],
     /,
     *,
     config: Annotated[ValidationConfig, Parameter(name="*")] = _DEFAULT_VALIDATION,
@@ -202,6 +190,7 @@ def validate(
         Literal["x86-avx2", "arm64"] | None,
         Parameter(help="Run ONNX Runtime on this processor, emulated by QEMU, instead of the one here."),
     ] = None,
+    key: Annotated[Path | None, _KEY] = None,
     report_file: Annotated[
         Path | None, Parameter(name="--report", metavar="FILE.json", help="Write the report there as well.")
     ] = None,
@@ -215,7 +204,7 @@ def validate(
     interruption.work_begins()
     if report_file is not None:
         check_place(report_file, flag="--report")
-    report = validate_bundle(bundle, config, engine, progress, emulate=emulate)
+    report = validate_bundle(bundle, config, engine, progress, emulate=emulate, key=key)
     # Shown before it is written: a disk that is full by now shall not cost the user what took so long.
     status = _show(report)
     if report_file is not None:
@@ -239,10 +228,11 @@ def recipes() -> int:
 
 @app.command(sort_key=3)
 def compare(
-    bundle: Annotated[Path, Parameter(help="Folder DIR/bundle that a run has made.")],
+    bundle: Annotated[Path, _BUNDLE],
     /,
     *,
     config: Annotated[CompareConfig, Parameter(name="*")] = _DEFAULT_COMPARISON,
+    key: Annotated[Path | None, _KEY] = None,
     report_file: Annotated[
         Path | None, Parameter(name="--report", metavar="FILE.json", help="Write what was found there as well.")
     ] = None,
@@ -260,11 +250,27 @@ def compare(
     interruption.work_begins()
     if report_file is not None:
         check_place(report_file, flag="--report")
-    comparison = compare_models(bundle, config, progress)
+    comparison = compare_models(bundle, config, progress, key=key)
     console(width=TABLE_COLUMNS).print(render_comparison(comparison))
     if report_file is not None:
         write_text(report_file, comparison.to_text(), flag="--report")
     return comparison.exit_status
+
+
+@app.command(name="sign", sort_key=5)
+def sign_by_key(
+    bundle: Annotated[Path, _BUNDLE],
+    /,
+    *,
+    key: Annotated[Path, _KEY],
+) -> int:
+    """Sign a bundle with a key that its device shares; from then on it is read with that key alone."""
+    from pipeline.bundle.bundle import sign_bundle
+
+    interruption.work_begins()
+    sign_bundle(bundle, key=key)
+    console(wrapped=False).print(plain(f"signed: {bundle}; on the device: python3 check.py --key FILE"))
+    return 0
 
 
 @app.command(sort_key=4)
@@ -318,7 +324,7 @@ def _main(arguments: Sequence[str]) -> int:
         status = app(list(arguments), exit_on_error=False, print_error=False)
         flush_results()
     except CycloptsError as error:
-        errors.print(plain(f"error: {_one_line(error)}"))
+        errors.print(plain(f"error: {mistake_of(error)}"))
         return USER_MISTAKE
     except KeyboardInterrupt as stopped:
         begun = isinstance(stopped, _Interrupted) and stopped.begun
@@ -340,23 +346,6 @@ class _Interrupted(KeyboardInterrupt):
     def __init__(self, *, begun: bool) -> None:
         super().__init__()
         self.begun = begun
-
-
-_NUMBERS: Final[dict[type, str]] = {int: "a whole number", float: "a number"}
-
-
-def _one_line(error: CycloptsError) -> str:
-    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
-        return f'unexpected argument "{error.unused_tokens[0]}": options start with --, see faqd --help'
-    if isinstance(error, UnknownOptionError) and (known := _KNOWN_ELSEWHERE.get(error.token.keyword or "")):
-        return f"unknown option: {error.token.keyword}. Did you mean {known}?"
-    if isinstance(error, CoercionError) and error.token and error.token.keyword and error.target_type in _NUMBERS:
-        where = "" if error.token.source == "cli" else f"--config {error.token.source}: "
-        flag = f"--{error.token.keyword.strip('[]-')}"
-        return f"{where}{flag} {error.token.value}: must be {_NUMBERS[error.target_type]}"
-    error.verbose = False
-    line = " ".join(str(error).split())
-    return line[:1].lower() + line[1:]
 
 
 def _interrupted_line(arguments: Sequence[str], *, begun: bool) -> str:

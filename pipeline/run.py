@@ -160,14 +160,20 @@ def _run(config: RunConfig, candidates: tuple[Backend, ...], folder: RunFolder, 
 
 
 def validate_bundle(
-    path: Path, config: ValidationConfig, engine: EngineConfig, progress: Progress, *, emulate: str | None = None
+    path: Path,
+    config: ValidationConfig,
+    engine: EngineConfig,
+    progress: Progress,
+    *,
+    emulate: str | None = None,
+    key: Path | None = None,
 ) -> Report:
-    """Validate a finished bundle on this machine's runtime, or on an emulated processor.
+    """Validate a finished bundle, signed by the key of a file, on this machine's runtime, or on an emulated processor.
 
     Nothing is written but the kernel timings of an engine.
     """
     with progress.stage("validate"):
-        bundle = read_bundle(path)
+        bundle = read_bundle(path, key=key)
         check_engine(engine, backend=bundle.backend, batch=config.batch)
         check_bundle_meanings(config, engine, backend=bundle.backend, emulated=emulate)
         if emulate is not None:
@@ -179,7 +185,7 @@ def validate_bundle(
         return replace(report, notes=(*report.notes, *advice_on_bundle(path, report, bundle.report)))
 
 
-def compare(path: Path, config: CompareConfig, progress: Progress) -> ComparisonReport:
+def compare(path: Path, config: CompareConfig, progress: Progress, *, key: Path | None = None) -> ComparisonReport:
     """Compare a finished bundle's oracle with its runtime, or with another model, tensor by tensor."""
     with progress.stage("compare"):
-        return compare_bundle(read_bundle(path), config, progress)
+        return compare_bundle(read_bundle(path, key=key), config, progress)

@@ -56,6 +56,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     space: dict[str, object] = {}
     exec(BUILDER, space)  # the builder that the command names, to make weights that fit it
     torch.save(space["build"]().state_dict(), folder / "best.pth")  # type: ignore[operator]
+    (folder / "key").write_bytes(bytes(range(32)))
     (folder / "settings.toml").write_text('output = "from-settings"\nseed = 3\n')
     return folder
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from calibration.errors import UserError
+from backends.device.bundle_check.golden import read_arrays
 from pipeline.networks.outputs.meaning import Output
 
 MOST_IMAGES = 16
@@ -39,20 +38,11 @@ class Golden:
 
     @classmethod
     def read(cls, path: Path, names: Sequence[str]) -> Golden:
-        """What `to_bytes` wrote, for the outputs of these names. Raises UserError where it is something else."""
-        try:
-            with np.load(path, allow_pickle=False) as kept:
-                columns = [{name: kept[f"{word}.{name}"] for name in names} for word in ("outputs", "teacher")]
-                golden = cls(inputs=kept["inputs"], outputs=columns[0], teacher=columns[1])
-        except KeyError as error:
-            raise UserError(f"{path} has no array {error}: make the bundle anew") from None
-        except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} cannot be read ({error}): make the bundle anew") from error
-        arrays = (golden.inputs, *golden.outputs.values(), *golden.teacher.values())
-        counts = {values.shape[:1] for values in arrays}
-        if len(counts) != 1 or counts <= {(), (0,)}:
-            raise UserError(f"{path} holds no images with their outputs: make the bundle anew")
-        return golden
+        """What `to_bytes` wrote, for the outputs of these names. Raises DamagedError where it is something else."""
+        words = ("outputs", "teacher")
+        arrays = read_arrays(path, ["inputs", *(f"{word}.{name}" for word in words for name in names)])
+        outputs, teacher = ({name: arrays[f"{word}.{name}"] for name in names} for word in words)
+        return cls(inputs=arrays["inputs"], outputs=outputs, teacher=teacher)
 
 
 def golden_of(

@@ -38,6 +38,7 @@ GATES = {
     "min-speedup": ("speed-up", "at least", "x"),
     "parity": ("same argmax everywhere", "at least", "%"),
     "parity-values": ("same values everywhere, R2", "at least", "%"),
+    "golden": ("golden outputs equal to the bit", "at least", "%"),
     "dynamic-size": ("the same at another size of images", "at least", "%"),
     "kernels": ("planned integer layers run in float", "at most", "layers"),
 }

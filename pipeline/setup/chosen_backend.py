@@ -49,7 +49,7 @@ def stored_backend(bundle: Bundle, engine: EngineConfig, *, batch: int, progress
     check_engine(engine, backend=bundle.backend, batch=batch)
     if bundle.backend == "onnxruntime" and importlib.util.find_spec("onnxruntime") is not None:
         try:
-            refuse_old("onnxruntime", importlib.metadata.version("onnxruntime"), bundle.manifest.get("runtime", {}))
+            refuse_old("onnxruntime", importlib.metadata.version("onnxruntime"), bundle.manifest.runtime)
         except DeviceError as error:
             raise UserError(str(error)) from None
         except importlib.metadata.PackageNotFoundError:

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from backends.device.bundle_check.manifest import MANIFEST
 from backends.onnx_file.serialised import DATA_SUFFIX
 from calibration.errors import UserError
 from pipeline.artifacts import FLOAT_MODEL
-from pipeline.bundle.bundle import MANIFEST, REPORT
+from pipeline.bundle.bundle import REPORT
 
 #: Names of the folders of what --resume needs, and of what the device gets.
 STATE: Final = "state"

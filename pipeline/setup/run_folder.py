@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from backends.device.bundle_check.stored import digest_of_file
 from backends.onnx_file.serialised import DATA_SUFFIX
 from calibration.errors import UserError
 from pipeline.artifacts import FLOAT_MODEL, TrainingFiles, load_record
-from pipeline.bundle.bundle import REPORT, float_digest, run_of, sha256
+from pipeline.bundle.bundle import REPORT, float_digest, run_of
 from pipeline.setup.folder_lock import LOCK
 from pipeline.setup.own_files import BUNDLE, OF_A_RUN, PAGE, SETTINGS, STATE
 from pipeline.setup.resumption import Finished, Settings
@@ -184,7 +185,7 @@ class RunFolder:
                 data, place = (file.with_name(FLOAT_MODEL + DATA_SUFFIX) for file in (waiting, self.float_model))
                 if data.exists():
                     data.replace(place)
-                elif sha256(waiting) == float_digest(self.bundle):  # there is no second file
+                elif digest_of_file(waiting) == float_digest(self.bundle):  # there is no second file
                     place.unlink(missing_ok=True)
                 waiting.replace(self.float_model)
         for name in (REPORT, PAGE):

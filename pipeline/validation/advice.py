@@ -80,7 +80,7 @@ def _line(config: RunConfig, report: Report, gate: Gate, bundle: Path | None, va
 
 def _of_runtime(gate: Gate, report: Report, bundle: Path | None) -> str | None:
     """What to do where the runtime does not do what it should: the same for a run and for its bundle."""
-    if gate.name.startswith("parity"):
+    if gate.name.startswith("parity") or gate.name == "golden":
         if bundle is None:
             return "for the parity gate: faqd.compare, of what faqd.write_bundle writes, names what differs first"
         return f"for the parity gate: faqd compare {shlex.quote(str(bundle))} names what differs first"

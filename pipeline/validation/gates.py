@@ -38,14 +38,19 @@ def gates_of(
     *,
     least: float,
     earlier: Report | None = None,
+    exact: bool = False,
 ) -> tuple[Gate, ...]:
     """Every gate with its limit and what was measured; None where the target itself has not been asked.
 
     `least`: the share of answers, 0 to 1, that must be the same in simulation, oracle and runtime (`least_parity_for`).
     `earlier` is the report of the bundle's run where the images here are its golden ones, whose number decides no
-    accuracy: what that run lost is judged, unless these few images alone show that it is too much.
+    accuracy: what that run lost is judged, unless these few images alone show that it is too much. `exact`: every
+    number of the runtime must be the oracle's to the bit as well.
     """
     gates = [*_drops(config, scores, earlier), *_parities(scores, least)]
+    if exact:
+        equal = scores.parity.exact_fraction
+        gates.append(Gate(name="golden", limit=EXACT, value=equal, passed=None if equal is None else equal == EXACT))
     refused = None if census is None else float(len(census.floating))
     # Only the target itself can pass this gate: what a compiler elsewhere says is a signal.
     said_here = census is not None and not census.elsewhere and scores.accuracy.runtime is not None

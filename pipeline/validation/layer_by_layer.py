@@ -33,6 +33,7 @@ from pipeline.report.comparison import ComparedOutput, ComparedTensor, Compariso
 from pipeline.setup.chosen_backend import stored_backend
 from pipeline.tools.progress import Progress
 from pipeline.validation.gates import least_parity_of_bundle
+from pipeline.validation.golden_check import check_golden
 from pipeline.validation.running import filled_up
 
 _BATCH = 16
@@ -46,6 +47,7 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
     """
     backend = stored_backend(bundle, EngineConfig(), batch=bundle.fixed_batch or _BATCH, progress=progress)
     notes = list[str]()
+    check_golden(bundle, backend)
     absent = backend.unavailable()
     model = parsed(bundle.model)
     other = None if config.against is None else _read(config.against)

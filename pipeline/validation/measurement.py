@@ -88,7 +88,7 @@ def report_of(
     """
     scores, plan, backend = measurement.scores, subject.plan, subject.backend
     census, latency, least = measurement.census, measurement.latency, subject.least_parity
-    gates = gates_of(limits, scores, census, latency, least=least, earlier=earlier)
+    gates = gates_of(limits, scores, census, latency, least=least, earlier=earlier, exact=subject.exact)
     gates += () if measurement.other_size is None else (measurement.other_size,)
     notes = (
         *subject.notes,

@@ -65,6 +65,8 @@ class Subject:
     """Images of another size, for a file that takes any; None for other files."""
     noise: Mapping[str, float] = field(default_factory=dict)
     """Of weighted layers, in the simulation, dB."""
+    exact: bool = False
+    """Whether every number of the runtime must be the oracle's to the bit: those of a bundle on its golden inputs."""
     target: str | None = None
     """Processor that the artifact is for."""
     graph: torch.fx.GraphModule | None = None

@@ -34,6 +34,7 @@ from pipeline.stages.teacher import other_size
 from pipeline.tools.progress import Progress, SilentProgress
 from pipeline.validation.evaluation import Scored, scored_images, usable_labels
 from pipeline.validation.gates import check_output_names, least_parity_for, least_parity_of_bundle, with_limits_of
+from pipeline.validation.golden_check import check_golden
 from pipeline.validation.measurement import measured, report_of
 from pipeline.validation.preflight import check_scored
 from pipeline.validation.score import Outputs, ScoredImages, oracle_outputs
@@ -43,6 +44,7 @@ from pipeline.validation.subject import ImagesToScore, Origin, Subject, bits_of,
 _BATCH = 64
 _SQNR_IMAGES = 32
 _OTHER_SIZE_IMAGES = 8
+_ORACLE_IMAGES = 4
 _HALF = "all that is not integer is float16: so computes the oracle, while the simulation computes it in float32"
 
 
@@ -191,17 +193,20 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
     float_model = read_model(float_file) if float_file.is_file() else None
     if float_model is not None:
         bundle.check_counterpart(float_model, FLOAT_MODEL)
+    golden = limits.eval_data is None
+    # Without other images the runtime gives all of the golden outputs as well: a few by the oracle suffice.
+    check_golden(bundle, backend, most=_ORACLE_IMAGES if golden else None)
     columns, images, remarks = _golden_images(bundle)
     if limits.eval_data is not None:
         columns, images, remarks = _named_images(bundle, limits, backend, float_model)
     said = bundle.manifest
     subject = Subject(
         origin=Origin(
-            teacher=str(said["teacher"]),
-            student=str(said["student"]),
-            bits=Bits(**said["bits"]),
-            seed=int(said["seed"]),
-            quantiser=said.get("quantiser"),
+            teacher=said.teacher,
+            student=said.student,
+            bits=Bits(weights=said.bits.weights, activations=said.bits.activations),
+            seed=said.seed,
+            quantiser=said.quantiser,
         ),
         backend=backend,
         absent=absent,
@@ -212,6 +217,7 @@ def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, 
         outputs=bundle.outputs,
         fixed_batch=bundle.fixed_batch,
         least_parity=least_parity_of_bundle(bundle, backend),
+        exact=golden and bundle.manifest.exact,
         columns=columns,
         images=images,
         example=torch.from_numpy(bundle.golden.inputs),

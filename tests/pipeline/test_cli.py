@@ -241,16 +241,35 @@ def test_validate_hands_over_the_bundle_and_writes_the_report(
     seen: list[Any] = []
 
     def validated(
-        bundle: Path, config: ValidationConfig, engine: EngineConfig, progress: Progress, *, emulate: str | None
+        bundle: Path,
+        config: ValidationConfig,
+        engine: EngineConfig,
+        progress: Progress,
+        *,
+        emulate: str | None,
+        key: Path | None,
     ) -> Report:
-        seen.extend([bundle, config, engine, emulate])
+        seen.extend([bundle, config, engine, emulate, key])
         return make_report()
 
     chain(validated)
     file = tmp_path / "made" / "report.json"
-    flags = ["--threads", "2", "--batches", "1,2,4", "--emulate", "arm64", "--report", str(file), "--quiet"]
+    flags = [
+        "--threads",
+        "2",
+        "--batches",
+        "1,2,4",
+        "--emulate",
+        "arm64",
+        "--key",
+        "a",
+        "--report",
+        str(file),
+        "--quiet",
+    ]
     assert main(["validate", "some/bundle", *flags]) == 0
-    assert seen == [Path("some/bundle"), ValidationConfig(threads=2), EngineConfig(batches=(1, 2, 4)), "arm64"]
+    engine = EngineConfig(batches=(1, 2, 4))
+    assert seen == [Path("some/bundle"), ValidationConfig(threads=2), engine, "arm64", Path("a")]
     assert read_report(file) == make_report()
 
 

@@ -20,8 +20,9 @@ from .ending import ended
 from .errors import DeviceError
 from .golden import check_gives, check_takes, read_golden
 from .images import open_images, scored
-from .manifest import least_parity, read_manifest, remark, write_whole
-from .runtimes import latency, load, run_all
+from .manifest import check_made_for, check_outside, read_manifest, remark, write_whole
+from .runtimes import latency, load, run_all, suits
+from .signature import read_key
 
 BACKENDS = ("onnxruntime", "openvino", "reference")
 
@@ -50,6 +51,7 @@ def _parser(folder: Path) -> argparse.ArgumentParser:
     add("--outputs", type=Path, metavar="FILE.npz", help="write every output for --images there")
     add("--batch", type=int, default=1, help="images per call in the latency measurement; default 1")
     add("--threads", type=int, default=1, help="threads of the runtime; default 1")
+    add("--key", type=Path, metavar="FILE", help="the key that the bundle is signed by; such a bundle needs it")
     add("--report", type=Path, metavar="FILE.json", help="write all figures there")
     return parser
 
@@ -62,22 +64,25 @@ def check(chosen: argparse.Namespace, *, say: Callable[[str], None]) -> dict[str
     if chosen.outputs is not None and chosen.images is None:
         raise DeviceError(f"--outputs {chosen.outputs} needs --images, whose outputs are written")
     bundle: Path = chosen.bundle
-    manifest = read_manifest(bundle, BACKENDS)
+    check_outside(bundle, {"--outputs": chosen.outputs, "--report": chosen.report})
+    manifest = read_manifest(bundle, key=None if chosen.key is None else read_key(chosen.key))
+    check_made_for(manifest, bundle, BACKENDS)
     if (line := remark(manifest)) is not None:
         say(f"note               {line}")
     inputs, expected = read_golden(bundle, manifest)
     session, runtime = load(bundle / "model.onnx", manifest, chosen.threads)
     say(f"device             {platform.machine()}, {runtime}")
-    if manifest.get("target"):
-        say(f"made for           {manifest['target']}")
-    least = least_parity(manifest)
+    exact = manifest.exact and suits(manifest.target)
+    if manifest.target:
+        elsewhere = ": its integers are other ones here, so answers are compared" if manifest.exact != exact else ""
+        say(f"made for           {manifest.target}{elsewhere}")
     check_takes(session, inputs)
     outputs = run_all(session, inputs)
     check_gives(outputs, expected)
     report: dict[str, Any] = {"format": 1, "device": {"machine": platform.machine(), "runtime": runtime}, "golden": {}}
-    for entry in manifest["outputs"]:
-        name = entry["name"]
-        report["golden"][name] = compared(outputs[name], expected[name], entry, least)
+    for entry in manifest.outputs:
+        name = entry.name
+        report["golden"][name] = compared(outputs[name], expected[name], entry, manifest.least, exact=exact)
         say(golden_line("runtime vs oracle", name, report["golden"][name]))
     report["latency"] = {**latency(session, inputs, chosen.batch), "threads": chosen.threads}
     say(
@@ -86,7 +91,7 @@ def check(chosen: argparse.Namespace, *, say: Callable[[str], None]) -> dict[str
     )
     if chosen.images is not None:
         images = open_images(chosen.images, bundle, manifest)
-        report["accuracy"] = scored(images, lambda batch: run_all(session, batch), manifest, say)
+        report["accuracy"] = scored(images, lambda batch: run_all(session, batch), manifest.outputs, say)
         values = report["accuracy"].pop("outputs")
         if chosen.outputs is not None:
             content = io.BytesIO()
@@ -97,4 +102,4 @@ def check(chosen: argparse.Namespace, *, say: Callable[[str], None]) -> dict[str
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:], Path(__file__).resolve().parents[2]))
+    raise SystemExit(main(sys.argv[1:], Path(__file__).absolute().parents[2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DeviceError
+from .manifest import Manifest, Needed
 
 # A measurement ends after so many calls, or so many seconds with at least three.
 _CALLS, _SECONDS = 100, 5.0
@@ -47,26 +49,26 @@ def _described(port: Any) -> SimpleNamespace:
     return SimpleNamespace(name=port.any_name, shape=sizes)
 
 
-def load(model: Path, manifest: dict[str, Any], threads: int) -> tuple[Any, str]:
+def load(model: Path, manifest: Manifest, threads: int) -> tuple[Any, str]:
     """A session of the bundle's runtime with the options that its manifest asks for, and the runtime's name.
 
     Raises DeviceError where the runtime is missing, too old for the model, or refuses it.
     """
-    name = "openvino" if manifest["backend"] == "openvino" else "onnxruntime"
+    name = "openvino" if manifest.backend == "openvino" else "onnxruntime"
     try:
         runtime = __import__(name) if name == "onnxruntime" else None
         version = _openvino_version() if runtime is None else str(runtime.__version__)
     except ImportError as error:
         raise DeviceError(f"the package {name} is not installed here ({error}): pip install {name}") from error
     shown = f"{'ONNX Runtime' if name == 'onnxruntime' else 'OpenVINO'} {version}"
-    refuse_old(name, version, manifest.get("runtime", {}))
+    refuse_old(name, version, manifest.runtime)
     try:
         if runtime is None:
             return OpenVINOSession(model, threads), shown
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        for key, value in {"session.intra_op.allow_spinning": "0", **manifest.get("session_options", {})}.items():
+        for key, value in {"session.intra_op.allow_spinning": "0", **manifest.session_options}.items():
             options.add_session_config_entry(key, value)
         return runtime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"]), shown
     except (RuntimeError, ValueError) as error:
@@ -77,19 +79,24 @@ def load(model: Path, manifest: dict[str, Any], threads: int) -> tuple[Any, str]
         raise DeviceError(f"{shown} cannot load {model}: {str(error)[:400]}") from error
 
 
+def suits(target: str | None) -> bool:
+    """Whether this machine's processor is of the kind that a bundle was made for, whose integers are its own."""
+    arm = platform.machine().lower() in ("aarch64", "arm64")
+    return target is None or (target == "arm64") == arm
+
+
 def _openvino_version() -> str:
     from importlib.metadata import version
 
     return version("openvino")
 
 
-def refuse_old(name: str, version: str, needed: dict[str, str]) -> None:
+def refuse_old(name: str, version: str, needed: Needed | None) -> None:
     """Raise DeviceError where a runtime is older than the oldest that runs the model."""
-    least = needed.get("least")
-    if least is not None and needed.get("name") == name and _numbers(version) < _numbers(least):
+    if needed is not None and needed.name == name and _numbers(version) < _numbers(needed.least):
         raise DeviceError(
-            f"{name} {version} is too old for this bundle's model, which needs {least} or newer ({needed['why']}):"
-            f" pip install --upgrade {name}, or make the bundle with {needed['way_out']}"
+            f"{name} {version} is too old for this bundle's model, which needs {needed.least} or newer ({needed.why}):"
+            f" pip install --upgrade {name}, or make the bundle with {needed.way_out}"
         )
 
 

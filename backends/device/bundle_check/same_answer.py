@@ -56,6 +56,11 @@ def value_tally(shape: tuple[int, ...], *, embedding: bool, negligible: float) -
     return ValueTally(Spread(None if embedding else axis_of_kinds(shape), negligible=negligible))
 
 
+def equal_share(output: NDArray[Any], expected: NDArray[Any]) -> float:
+    """The share of numbers that are equal to the bit, 0 to 1; what is no number equals what is none."""
+    return float(((output == expected) | (np.isnan(output) & np.isnan(expected))).mean())
+
+
 def largest_difference(output: NDArray[Any], expected: NDArray[Any]) -> float:
     """Largest absolute difference of two numbers, of those that are numbers."""
     with np.errstate(invalid="ignore"):  # infinite on both sides

@@ -7,4 +7,4 @@ from pathlib import Path
 
 from .check import main
 
-raise SystemExit(main(sys.argv[1:], Path(__file__).resolve().parents[2]))
+raise SystemExit(main(sys.argv[1:], Path(__file__).absolute().parents[2]))

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from ..bundle_check.compare import compared, golden_line
 from ..bundle_check.ending import ended
 from ..bundle_check.errors import DeviceError
-from ..bundle_check.golden import check_gives, read_golden
+from ..bundle_check.golden import check_gives, read_golden, read_layers
 from ..bundle_check.images import open_images, scored
-from ..bundle_check.manifest import least_parity, read_manifest, remark, write_whole
+from ..bundle_check.manifest import check_made_for, check_outside, read_manifest, remark, write_whole
+from ..bundle_check.signature import read_key
+from ..bundle_check.stored import DamagedError, parse_json, read_whole
 from .build import HARDWARE, BuiltEngine, EngineOptions, build_engine, engine_facts
 from .compare import sampled, sqnr_db
 from .cuda import Cuda
@@ -34,6 +36,7 @@ from .sdk import load_sdk, product
 
 #: Least time between two lines of progress, seconds.
 _PATIENCE = 5.0
+_MOST_RECORD = 1 << 20
 
 
 def timing_cache() -> Path:
@@ -78,6 +81,7 @@ def _parser(folder: Path) -> argparse.ArgumentParser:
         help="kernel timings of earlier builds; default %(default)s",
     )
     add("--no-layers", action="store_true", help="skip the second build that compares layer by layer")
+    add("--key", type=Path, metavar="FILE", help="the key that the bundle is signed by; such a bundle needs it")
     add("--report", type=Path, metavar="FILE.json", help="write all figures there")
     return parser
 
@@ -108,7 +112,10 @@ def check(
     bundle: Path, options: EngineOptions, chosen: argparse.Namespace, *, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """All figures of one bundle on this device; raises DeviceError for what the user can mend."""
-    manifest = read_manifest(bundle, ("tensorrt",))
+    places = {"--engine": chosen.engine, "--report": chosen.report, "--timing-cache": options.timing_cache}
+    check_outside(bundle, places)
+    manifest = read_manifest(bundle, key=None if chosen.key is None else read_key(chosen.key))
+    check_made_for(manifest, bundle, ("tensorrt",))
     if (line := remark(manifest)) is not None:
         say(f"note               {line}")
     inputs, expected = read_golden(bundle, manifest)
@@ -118,8 +125,8 @@ def check(
     say(f"device             {facts['gpu']}, compute capability {facts['compute']}, {product(sdk)}")
     _make_folder(options.timing_cache)
     plan, record = _engine(sdk, model, options, facts, chosen.engine, say)
-    layers = [entry["layer"] for entry in manifest["plan"]["weights"] if not entry.get("weight_only")]
-    described = {entry["name"]: entry for entry in manifest["outputs"]}
+    planned = manifest.kernels
+    layers = [entry.layer for entry in planned.layers("plan") if not entry.weight_only]
     report: dict[str, Any] = {"format": 1, "device": facts, "engine": record}
     where = str(chosen.engine or "the engine")
     with loaded_engine(
@@ -127,21 +134,21 @@ def check(
     ) as engine:
         outputs = engine.run(inputs)
         check_gives(outputs, expected)
-        kernels = census(parse_inspection(engine.inspection()), layers, planned_products(manifest["plan"]))
+        products = planned_products(planned.kinds, planned.float_nodes)
+        kernels = census(parse_inspection(engine.inspection()), layers, products)
         say(kernel_line(kernels))
         report["kernels"] = asdict(kernels)
-        least = least_parity(manifest)
         report["golden"] = {
-            name: compared(outputs[name], expected[name], entry, least)
-            | {"sqnr_db": sqnr_db(expected[name], outputs[name])}
-            for name, entry in described.items()
+            entry.name: compared(outputs[entry.name], expected[entry.name], entry, manifest.least, exact=manifest.exact)
+            | {"sqnr_db": sqnr_db(expected[entry.name], outputs[entry.name])}
+            for entry in manifest.outputs
         }
         for name, golden in report["golden"].items():
             noise = "" if golden["sqnr_db"] is None else f", {golden['sqnr_db']:.1f} dB"
             say(golden_line("engine vs oracle", name, golden) + noise)
         if chosen.images is not None:
             images = open_images(chosen.images, bundle, manifest)
-            report["accuracy"] = scored(images, engine.run, manifest, say)
+            report["accuracy"] = scored(images, engine.run, manifest.outputs, say)
             del report["accuracy"]["outputs"]
         batch = min(max(chosen.batch, engine.smallest), engine.largest)  # a file may fix its batch size
         latency = engine.latency(np.resize(inputs, (batch, *inputs.shape[1:])))
@@ -151,7 +158,7 @@ def check(
             f"latency            {latency.median_ms:.4f} ms (p90 {latency.p90_ms:.4f}), batch {latency.batch},"
             f" on the device between CUDA events, {way}"
         )
-    if not chosen.no_layers and (bundle / "layers.npz").is_file():
+    if not chosen.no_layers and "layers.npz" in manifest.files:
         report["layers"] = _layers(sdk, cuda, bundle, model, options, inputs, say)
     same = all(golden["passed"] for golden in report["golden"].values())
     report["passed"] = same and not kernels.floating
@@ -200,7 +207,12 @@ def _record(record_file: Path | None, built_from: dict[str, Any], path: Path) ->
     """What is known of an engine file; raises DeviceError when it was built from something else."""
     if record_file is None or not record_file.is_file():
         return {}
-    record: dict[str, Any] = json.loads(record_file.read_text(encoding="utf-8"))
+    try:
+        record = parse_json(read_whole(record_file, most=_MOST_RECORD), record_file)
+        if not isinstance(record, dict) or not isinstance(record.get("facts", {}), dict):
+            raise DamagedError(f"{record_file} is no record of an engine")
+    except DamagedError as error:
+        raise DeviceError(f"{error}: remove it and {path}, and this command builds the engine anew") from error
     for key, what in (("model", "another model"), ("options", "other options")):
         if record.get(key) != built_from[key]:
             raise DeviceError(f"{path} was built from {what}: remove it, and this command builds it anew")
@@ -219,9 +231,9 @@ class _Patient:
             self._say(f"building           {phase}: {done} of {total}")
 
 
-def planned_products(plan: dict[str, Any]) -> list[str]:
-    """Products of two activations that a bundle's plan has on integers."""
-    return [name for name, kind in plan["kinds"].items() if kind == "matmul" and name not in plan["float_nodes"]]
+def planned_products(kinds: Mapping[str, str], float_nodes: Mapping[str, str]) -> list[str]:
+    """Products of two activations that a plan has on integers, by its kinds of nodes and its float ones."""
+    return [name for name, kind in kinds.items() if kind == "matmul" and name not in float_nodes]
 
 
 def kernel_line(census: EngineCensus) -> str:
@@ -252,9 +264,7 @@ def _layers(
 
     Written outputs stop TensorRT from fusing over them, so this engine is another one than the timed one.
     """
-    with np.load(bundle / "layers.npz", allow_pickle=False) as kept:
-        names, tensors = [str(name) for name in kept["layers"]], [str(name) for name in kept["tensors"]]
-        references = [kept[f"values_{index}"] for index in range(len(names))]
+    names, tensors, references = read_layers(bundle / "layers.npz")
     count = len(references[0]) if references else 0
     alone = replace(options, batches=(1, 1, max(count, 1)))
     built: BuiltEngine = build_engine(sdk, model, alone, outputs=tensors, step=_Patient(say))

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backends.device.bundle_check.manifest import digest
 from backends.device.tensorrt_device import check as device_check
 from backends.device.tensorrt_device.build import EngineOptions, build_engine
 from backends.oracle.backend import IntegerOracle
@@ -22,6 +21,7 @@ from backends.tensorrt.backend import TensorRT
 from calibration.errors import UserError
 from tests.backends.device import tensorrt_stand_in as stand_in
 from tests.backends.device.cuda_stand_in import FakeCuda
+from tests.vouched import vouch
 
 Build = Callable[..., Any]
 HERE = Path(__file__).parent
@@ -50,12 +50,10 @@ def bundle(build: Build, tmp_path: Path) -> Path:
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     np.savez(folder / "golden.npz", inputs=built.images.numpy(), **{"outputs.output": outputs.numpy()})  # type: ignore[arg-type]
     (folder / "layers.npz").write_bytes(oracle_layers(model, built.plan, built.images[:2]))
-    digests = {path.name: digest(path) for path in sorted(folder.iterdir())}
     preprocessing = {"channels": 3, "height": 12, "width": 12, "channel_order": "RGB"}
     preprocessing |= {"mean": [0.0] * 3, "std": [1.0] * 3}
-    manifest = {"backend": "tensorrt", "files": digests, "plan": built.plan.to_json(), "preprocessing": preprocessing}
-    manifest["outputs"] = [{"name": "output", "holds": "classes", "class_axis": 1}]
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    outputs_of_model = [{"name": "output", "holds": "classes", "class_axis": 1}]
+    vouch(folder, backend="tensorrt", plan=built.plan.to_json(), preprocessing=preprocessing, outputs=outputs_of_model)
     return folder
 
 
@@ -167,9 +165,7 @@ def test_other_outputs_fail(bundle: Path, on_device: Any, capsys: pytest.Capture
     with np.load(bundle / "golden.npz") as golden:
         arrays = dict(golden)
     np.savez(bundle / "golden.npz", **arrays | {"outputs.output": -arrays["outputs.output"]})
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["files"]["golden.npz"] = digest(bundle / "golden.npz")
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    vouch(bundle)
     assert on_device(bundle, "--no-layers") == 1
     assert "status             FAILED" in capsys.readouterr().out
 
@@ -197,7 +193,7 @@ def test_mistakes_are_one_line(
 def test_a_damaged_bundle_is_not_run(bundle: Path, on_device: Any, capsys: pytest.CaptureFixture[str]) -> None:
     (bundle / "model.onnx").write_bytes(b"")
     assert on_device(bundle) == 2
-    assert "is damaged: model.onnx" in capsys.readouterr().err
+    assert "model.onnx is not what was written: it has 0 bytes" in capsys.readouterr().err
     (bundle / "manifest.json").write_text("{}")
     assert on_device(bundle) == 2
     (bundle / "manifest.json").unlink()
@@ -212,6 +208,7 @@ def test_the_devices_code_needs_nothing_of_ours(bundle: Path, repository: Path, 
     for name, content in check_files("tensorrt").items():
         (bundle / name).parent.mkdir(parents=True, exist_ok=True)
         (bundle / name).write_bytes(content)
+    vouch(bundle)
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nfor name in ('torch', 'onnx', 'backends', 'calibration', 'pipeline', 'tensorrt'):\n"
         "    sys.modules[name] = None\n"

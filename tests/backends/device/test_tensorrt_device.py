@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 from backends.device.bundle_check.compare import compared, same_share
 from backends.device.bundle_check.images import normalised
+from backends.device.bundle_check.manifest import InputPixels, OutputEntry
 from backends.device.bundle_check.same_answer import WITH_FLOAT
 from backends.device.tensorrt_device.build import EngineOptions, build_engine
 from backends.device.tensorrt_device.compare import sampled, sqnr_db
@@ -309,10 +311,11 @@ def test_samples_come_from_the_same_places() -> None:
 
 def test_answers_are_counted_by_what_an_output_holds() -> None:
     first = np.array([[[1.0, 5.0], [2.0, 0.0]]])
-    classes, labels, values = ({"holds": holds, "class_axis": 1} for holds in ("classes", "labels", "values"))
+    kinds: tuple[Literal["classes", "labels", "values"], ...] = ("classes", "labels", "values")
+    classes, labels, values = (OutputEntry(name="y", holds=holds) for holds in kinds)
     assert same_share(first, first, classes) == 1 and same_share(first, first[:, ::-1], classes) == 0
     assert same_share(first, first - 1.5, labels) == 0.75
-    assert same_share(first, first - 0.3, labels | {"threshold": 1.8}) == 0.75
+    assert same_share(first, first - 0.3, replace(labels, threshold=1.8)) == 0.75
     # By hand: squared errors 4 * 0.01 over a variance of 1 + 9 + 0 + 4 around the mean 2.
     assert same_share(first + 0.1, first, values) == pytest.approx(1 - 0.04 / 14)
     assert same_share(-first, first, values) == 0 and same_share(first * np.nan, first, values) == 0
@@ -324,10 +327,11 @@ def test_ties_may_flip_a_pixel_of_a_map_and_no_class_of_few_images() -> None:
     for (same, count), passed in cases.items():
         expected = np.tile(np.array([1, 0], np.float32), (count, 1))
         output = np.concatenate([expected[:same], expected[same:, ::-1]])
-        entry = compared(output, expected, {"holds": "classes", "class_axis": 1}, WITH_FLOAT)
+        entry = compared(output, expected, OutputEntry(name="y", holds="classes"), WITH_FLOAT)
         assert (entry["same"], entry["answers"], entry["passed"]) == (same, count, passed)
 
 
 def test_images_are_normalised_per_channel() -> None:
     images = np.array([0, 255], np.uint8).reshape(1, 2, 1, 1)
-    assert normalised(images, {"mean": [0.5, 0.25], "std": [0.5, 0.25]}).reshape(-1).tolist() == [-1.0, 3.0]
+    pixels = InputPixels(channels=2, height=1, width=1, channel_order="LA", mean=(0.5, 0.25), std=(0.5, 0.25))
+    assert normalised(images, pixels).reshape(-1).tolist() == [-1.0, 3.0]

@@ -118,8 +118,8 @@ def test_products_of_int4_weights_are_counted() -> None:
 def test_products_of_two_activations_are_counted_alone_and_as_attention() -> None:
     attention = EngineKernel(kind="kgen", nodes=("qk", "softmax", "v"), inputs=("Int8", "Int8", "Int8"))
     half = EngineKernel(kind="gemm", nodes=("other",), inputs=("Half", "Half"))
-    plan = {"kinds": dict.fromkeys(("qk", "v", "other", "left"), "matmul") | {"a": "conv"}, "float_nodes": {"left": ""}}
-    counted = census([attention, half], [], planned_products(plan))
+    kinds = dict.fromkeys(("qk", "v", "other", "left"), "matmul") | {"a": "conv"}
+    counted = census([attention, half], [], planned_products(kinds, {"left": ""}))
     assert (counted.integer_products, counted.float_products) == (("qk", "v"), ("other",))
     assert kernel_line(counted).endswith("; products of two activations: 2 of 3 int8; not int8: other")
 

@@ -104,7 +104,7 @@ def counts(name: str, backend: TensorRT, widths: Widths = Widths()) -> Counts:  
     left = _of_kind(plan, "conv", "linear", integer=False) - weight_only
     assert planned == set(engine.integer_layers)
     assert left | weight_only == set(engine.float_layers)
-    counted = census(engine.kernels, [], planned_products(plan.to_json()))
+    counted = census(engine.kernels, [], planned_products(plan.kinds, plan.float_nodes))
     assert counted.float_products == (), "every planned product reads two tensors of int8"
     return Counts(
         int8=len(engine.integer_layers),

@@ -14,12 +14,14 @@ from calibration.errors import UserError
 from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.golden import Golden
 from pipeline.setup.chosen_backend import emulated_backend
+from tests.vouched import manifest_with
 
 
 def bundle_for(cpu: str | None, *, backend: str = "onnxruntime") -> Bundle:
     """A bundle of a network on 4 bits of which nothing but the manifest is read."""
     nothing = Golden(inputs=np.zeros((1, 1, 1, 1), np.float32), outputs={}, teacher={})
-    manifest = {"backend": backend, "target": cpu, "teacher": "cifar:resnet20", "bits": {"weights": 4}}
+    bits = {"weights": 4, "activations": 8}
+    manifest = manifest_with(backend=backend, target=cpu, teacher="cifar:resnet20", bits=bits)
     return Bundle(folder=Path("out/bundle"), model=b"", golden=nothing, manifest=manifest)
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,10 +20,11 @@ from PIL import Image
 
 from backends.device.bundle_check.errors import DeviceError
 from backends.device.bundle_check.images import ScoredFiles, open_images, scored
-from backends.device.bundle_check.manifest import digest, manifest_digest
+from backends.device.bundle_check.manifest import Needed, OutputEntry
 from backends.device.bundle_check.runtimes import refuse_old
 from pipeline.bundle.device_files import check_files
 from pipeline.images.preprocessing import Preprocessing
+from tests.vouched import manifest_with, vouch
 
 
 def make_model(folder: Path, batch: str | int = "batch") -> None:
@@ -51,25 +53,20 @@ def save(bundle: Path, inputs: np.ndarray, outputs: dict[str, np.ndarray], **cha
     np.savez(bundle / "golden.npz", inputs=inputs, **arrays)
     same = {"name": "same", "holds": changes.pop("holds", "values")}
     twice = {"name": "twice", "holds": "classes", "class_axis": 1}
-    preprocessing = {"channels": 1, "height": 2, "width": 2, "channel_order": "L", "mean": [0.5], "std": [0.5]}
-    manifest: dict[str, Any] = {
-        "format": 3,
-        "backend": "onnxruntime",
-        "least_parity": 1.0,
-        "files": {name: digest(bundle / name) for name in ("model.onnx", "golden.npz")},
-        "outputs": [twice, same],
-        "preprocessing": preprocessing,
-    } | changes
-    manifest["sha256"] = manifest_digest(manifest)
-    (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (bundle / "manifest.json").unlink(missing_ok=True)
+    vouch(bundle, **{"least_parity": 1.0, "outputs": [twice, same]} | changes)
 
 
-def check(bundle: Path, *arguments: str, without: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def check(
+    bundle: Path, *arguments: str, without: tuple[str, ...] = (), vouched: bool = True
+) -> subprocess.CompletedProcess[str]:
     """Run the bundle's own check.py, where neither the project nor torch can be imported."""
     backend = json.loads((bundle / "manifest.json").read_text())["backend"] if not without else "onnxruntime"
     for name, content in check_files(backend).items():
         (bundle / name).parent.mkdir(parents=True, exist_ok=True)
         (bundle / name).write_bytes(content)
+    if vouched:
+        vouch(bundle)
     hidden = ("torch", "onnx", "backends", "calibration", "pipeline", *without)
     before = bundle.with_name(f"{bundle.name}-before")  # beside it: what check.py leaves in its folder is looked at
     before.mkdir(exist_ok=True)
@@ -91,7 +88,7 @@ def golden(bundle: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def test_a_good_bundle_passes_with_a_line_per_output(bundle: Path) -> None:
-    done = check(bundle, "--report", "out.json", "--batch", "3", "--threads", "2")
+    done = check(bundle, "--report", "../out.json", "--batch", "3", "--threads", "2")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("device             ") and "ONNX Runtime" in lines[0]
@@ -101,7 +98,7 @@ def test_a_good_bundle_passes_with_a_line_per_output(bundle: Path) -> None:
     ]
     assert lines[3].startswith("latency            ") and lines[3].endswith("batch 3, threads 2")
     assert lines[4] == "status             as it should be"
-    report = json.loads((bundle / "out.json").read_text())
+    report = json.loads((bundle.parent / "out.json").read_text())
     assert (
         report["passed"] is True and report["latency"]["median_ms"] > 0 and set(report["golden"]) == {"twice", "same"}
     )
@@ -153,17 +150,18 @@ def test_the_limit_is_the_one_of_the_runs_own_gate(bundle: Path) -> None:
 
 def test_a_damaged_or_edited_bundle_is_not_run(bundle: Path) -> None:
     inputs, outputs = golden(bundle)
+    check(bundle)
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["preprocessing"]["mean"] = [0.0]
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
-    assert "manifest.json was changed after the run" in refused(check(bundle))
+    (bundle / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    assert "manifest.json was changed after it was written" in refused(check(bundle, vouched=False))
     save(bundle, inputs, outputs, backend="tensorrt")
-    assert "is a bundle for tensorrt: make one with --backend onnxruntime" in refused(check(bundle, without=("x",)))
+    assert "is a bundle for 'tensorrt': make one with --backend onnxruntime" in refused(check(bundle, without=("x",)))
     save(bundle, inputs, outputs)
     (bundle / "model.onnx").write_bytes(b"")
-    assert "is damaged: model.onnx" in refused(check(bundle))
+    assert "model.onnx is not what was written: it has 0 bytes" in refused(check(bundle, vouched=False))
     (bundle / "manifest.json").unlink()
-    assert "it has no manifest.json" in refused(check(bundle, without=("x",)))
+    assert "manifest.json is missing" in refused(check(bundle, without=("x",), vouched=False))
 
 
 def test_what_the_runtime_lacks_is_one_line(bundle: Path) -> None:
@@ -194,8 +192,10 @@ def test_the_manifests_session_options_are_set(bundle: Path) -> None:
         (("--images", "absent"), "--images absent: is no folder of images and no FILE.npz#IMAGES"),
         (("--images", "absent.npz#x"), "--images absent.npz#x: cannot be read"),
         (("--images", "."), "has no preprocess.py to prepare images by"),
-        (("--outputs", "a.npz"), "--outputs a.npz needs --images"),
-        (("--report", "model.onnx/a.json"), "cannot write model.onnx/a.json: File exists"),
+        (("--outputs", "../a.npz"), "--outputs ../a.npz needs --images"),
+        (("--report", "out.json"), "--report out.json lies in the bundle, whose files are those of its manifest alone"),
+        (("--images", "a#b", "--outputs", "a.npz"), "--outputs a.npz lies in the bundle"),
+        (("--report", "/dev/null/a.json"), "cannot write /dev/null/a.json: "),
     ],
 )
 def test_mistakes_are_one_line(bundle: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -205,14 +205,15 @@ def test_mistakes_are_one_line(bundle: Path, arguments: tuple[str, ...], message
 class Answers:
     """Manifests and runs of three kinds of networks, as `scored` gets them."""
 
-    CLASSES: ClassVar = {"name": "y", "holds": "classes", "class_axis": 1, "class_names": ["cat", "dog", "cow"]}
+    CLASSES: ClassVar = OutputEntry(name="y", holds="classes", class_names=("cat", "dog", "cow"))
+    VALUES: ClassVar = OutputEntry(name="y", holds="values")
 
     @staticmethod
-    def of(entry: dict[str, Any], values: np.ndarray, labels: np.ndarray | None = None) -> tuple[dict[str, Any], str]:
+    def of(entry: OutputEntry, values: np.ndarray, labels: np.ndarray | None = None) -> tuple[dict[str, Any], str]:
         said: list[str] = []
         names = [f"{index}.jpg" for index in range(len(values))]
         images = ScoredFiles(names=names, labels=labels, batches=iter([np.zeros((len(values), 1, 2, 2), np.float32)]))
-        return scored(images, lambda batch: {"y": values}, {"outputs": [entry]}, said.append), "\n".join(said)
+        return scored(images, lambda batch: {"y": values}, [entry], said.append), "\n".join(said)
 
 
 def test_images_are_scored_or_named_whatever_the_network_says() -> None:
@@ -229,13 +230,13 @@ def test_images_are_scored_or_named_whatever_the_network_says() -> None:
     )
     _, said = Answers.of(Answers.CLASSES, maps)
     assert said.endswith("0.jpg: dog 75.0 %, cat 25.0 %")
-    _, said = Answers.of({"name": "y", "holds": "values"}, np.array([[-1.5, 2.0]], np.float32))
+    _, said = Answers.of(Answers.VALUES, np.array([[-1.5, 2.0]], np.float32))
     assert said.endswith("values -1.5 to 2")
-    labels = Answers.CLASSES | {"holds": "labels", "threshold": 0.5}
+    labels = replace(Answers.CLASSES, holds="labels", threshold=0.5)
     _, said = Answers.of(labels, np.array([[0.4, 0.9, 0.6]], np.float32))
     assert said.endswith("2 of 3 yes: dog, cow")
     with pytest.raises(DeviceError, match="no output of this network holds classes"):
-        Answers.of({"name": "y", "holds": "values"}, logits, np.zeros(4, np.int64))
+        Answers.of(Answers.VALUES, logits, np.zeros(4, np.int64))
     with pytest.raises(DeviceError, match="labels 0 to 3, but there are 3 classes"):
         Answers.of(Answers.CLASSES, logits, np.array([0, 1, 2, 3]))
     with pytest.raises(DeviceError, match=r"labels \[4\] for the decisions \[1, 2, 2\]"):
@@ -245,7 +246,7 @@ def test_images_are_scored_or_named_whatever_the_network_says() -> None:
 def test_arrays_of_bytes_are_prepared_as_the_manifest_says(tmp_path: Path) -> None:
     preprocessing = {"channels": 3, "height": 4, "width": 5, "channel_order": "RGB"}
     preprocessing |= {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.25, 0.2], "divisor": 255.0}
-    manifest = {"preprocessing": preprocessing, "outputs": []}
+    manifest = manifest_with(preprocessing=preprocessing)
     pixels = np.random.default_rng(0).integers(0, 256, (70, 3, 4, 5), np.uint8)
     np.savez(tmp_path / "a.npz", first=pixels, last=pixels.transpose(0, 2, 3, 1), y=np.arange(70), short=np.arange(3))
     expected = (pixels / 255 - np.reshape([0.1, 0.2, 0.3], (3, 1, 1))) / np.reshape([0.5, 0.25, 0.2], (3, 1, 1))
@@ -274,8 +275,8 @@ def test_a_folder_of_images_is_prepared_by_the_bundles_own_file(
         channel_order="L",
     ).to_json()
     outputs = [{"name": "y", "holds": "classes", "class_names": ["cat", "dog"]}]
-    manifest = {"preprocessing": preprocessing, "outputs": outputs}
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    vouch(bundle, preprocessing=preprocessing, outputs=outputs)
+    manifest = manifest_with(**json.loads((bundle / "manifest.json").read_bytes()))
     photos = bundle / "photos"
     for name, grey in (("cat/1.png", 0), ("dog/2.png", 255), ("dog/10.png", 51)):
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
@@ -289,7 +290,9 @@ def test_a_folder_of_images_is_prepared_by_the_bundles_own_file(
     (photos / "cat" / "b\nroken.png").write_bytes(b"no image")
     images = open_images(str(photos), bundle, manifest)
     said: list[str] = []
-    result = scored(images, lambda batch: {"y": np.eye(2)[(batch[:, 0, 0, 0] > -2).astype(int)]}, manifest, said.append)
+    result = scored(
+        images, lambda batch: {"y": np.eye(2)[(batch[:, 0, 0, 0] > -2).astype(int)]}, manifest.outputs, said.append
+    )
     assert result["images"] == result["scored"] == 3 and result["top1"] == 1.0
     assert said[0] == "left out           1 that cannot be decoded: cat/b\N{REPLACEMENT CHARACTER}roken.png"
     assert result["unreadable"] == ["cat/b\nroken.png"]
@@ -298,7 +301,7 @@ def test_a_folder_of_images_is_prepared_by_the_bundles_own_file(
     shutil.rmtree(photos / "cat")
     shutil.rmtree(photos / "dog")
     with pytest.raises(DeviceError, match=r"none can be decoded: .*broken\.png"):
-        scored(open_images(str(photos), bundle, manifest), lambda batch: {}, manifest, said.append)
+        scored(open_images(str(photos), bundle, manifest), lambda batch: {}, manifest.outputs, said.append)
     (bundle / "empty").mkdir()
     with pytest.raises(DeviceError, match="empty: holds no images"):
         open_images(str(bundle / "empty"), bundle, manifest)
@@ -315,7 +318,7 @@ def test_a_folder_of_images_is_prepared_by_the_bundles_own_file(
     [
         ((0, 4), {"twice": (0, 4), "same": (0, 4)}, "holds no images with their outputs (inputs [0, 4]"),
         ((5, 4), {"twice": (4, 4), "same": (5, 4)}, "holds no images with their outputs (inputs [5, 4]"),
-        ((5, 4), {"twice": (5, 4)}, "holds no golden images"),
+        ((5, 4), {"twice": (5, 4)}, "golden.npz has no array 'outputs.same'"),
         ((5, 3), {"twice": (5, 3), "same": (5, 3)}, "golden inputs are float32 [5, 3], model.onnx takes images of"),
         ((5, 4), {"twice": (5, 4), "same": (5, 2)}, "model.onnx gives same as [5, 4], golden.npz has [5, 2]"),
     ],
@@ -328,15 +331,15 @@ def test_whoever_vouches_for_it_a_bundle_that_cannot_be_compared_is_one_line(
 
 
 def test_a_manifest_that_does_not_say_what_outputs_hold_is_one_line(bundle: Path) -> None:
-    save(bundle, np.ones((5, 4), np.float32), {"twice": np.ones((5, 4)), "same": np.ones((5, 4))}, holds=None)
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    del manifest["outputs"][0]["holds"]
-    (bundle / "manifest.json").write_text(json.dumps(manifest | {"sha256": manifest_digest(manifest)}))
-    assert "manifest.json is damaged ('holds')" in refused(check(bundle))
+    said = json.loads((bundle / "manifest.json").read_bytes())["outputs"]
+    vouch(bundle, outputs=[said[0], {"name": "same"}])
+    assert "manifest.json: outputs[1] lacks the key 'holds'" in refused(check(bundle))
+    vouch(bundle, outputs=[said[0], said[1] | {"holds": None}])
+    assert "manifest.json: outputs[1].holds is None: must be classes, labels or values" in refused(check(bundle))
 
 
 def test_versions_are_compared_by_numbers() -> None:
-    needed = {"name": "onnxruntime", "least": "1.17", "why": "its opset is 20", "way_out": "--opset 17"}
+    needed = Needed(name="onnxruntime", least="1.17", why="its opset is 20", way_out="--opset 17")
     for version, old in (("1.9.1", True), ("1.16.3", True), ("1.17.0", False), ("1.31.1", False), ("2.0.0rc1", False)):
         if old:
             with pytest.raises(DeviceError, match=r"needs 1\.17 or newer"):
@@ -344,4 +347,4 @@ def test_versions_are_compared_by_numbers() -> None:
         else:
             refuse_old("onnxruntime", version, needed)
     refuse_old("openvino", "1.0", needed)
-    refuse_old("onnxruntime", "1.0", {})
+    refuse_old("onnxruntime", "1.0", None)

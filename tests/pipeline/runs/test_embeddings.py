@@ -16,6 +16,7 @@ from torch import Tensor
 
 from backends.base import Census
 from backends.device.bundle_check import compare as device
+from backends.device.bundle_check.manifest import OutputEntry
 from pipeline.cli import main
 from pipeline.config import ValidationConfig
 from pipeline.networks.outputs.cosine_tally import CosineTally, cosine_similarity
@@ -112,7 +113,7 @@ def test_a_length_that_only_the_runtime_gets_wrong_fails_parity() -> None:
     judged = gates(scored(torch.zeros(40), runtime=1.5))
     assert judged["max-drop"].passed is True and judged["parity-values"].passed is False
     exact = torch.randn(9, 4, generator=torch.Generator().manual_seed(1)).numpy()
-    line = device.compared(1.5 * exact, exact, EMBEDDING.to_json(), 0.99)
+    line = device.compared(1.5 * exact, exact, OutputEntry(name="y", holds="values", embedding=True), 0.99)
     assert line["passed"] is False and line["cosine"] == pytest.approx(1) == line["least_cosine"]
     assert "cosine 100 % (least 100 %)" in device.golden_line("runtime vs oracle", "face", line)
 

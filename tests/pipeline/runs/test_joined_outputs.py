@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from backends.device.bundle_check.compare import same_share
+from backends.device.bundle_check.manifest import OutputEntry
 from backends.device.bundle_check.value_tally import Spread, ValueTally, axis_of_kinds
 from pipeline.cli import main
 from pipeline.networks.declared import Declared
@@ -189,11 +190,11 @@ def test_values_are_measured_kind_by_kind_as_loops_do(shape: tuple[int, ...]) ->
     for part in (slice(0, 3), slice(3, 7)):
         tally.add(exact[part], other[part])
         tally.spread.add(exact[part])
-    share = same_share(other.numpy(), exact.numpy(), {"holds": "values"})
+    share = same_share(other.numpy(), exact.numpy(), OutputEntry(name="y", holds="values"))
     slow = [explained_slowly(one, two) for one, two in zip(kinds, answers, strict=True)]
     assert share == pytest.approx(min(slow), abs=1e-6) and tally.fraction() == pytest.approx(min(slow), abs=1e-6)
     assert [kind.explained for kind in entries_of(tally)] == pytest.approx(
         slow[::-1] if len(slow) > 1 else [], abs=1e-6
     )
     assert share < 0.95
-    assert same_share(exact.numpy(), exact.numpy(), {"holds": "values"}) == 1.0
+    assert same_share(exact.numpy(), exact.numpy(), OutputEntry(name="y", holds="values")) == 1.0

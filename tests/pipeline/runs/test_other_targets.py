@@ -62,7 +62,7 @@ def test_another_processor_ends_unvalidated_with_what_was_chosen_for_it(tmp_path
     report, bundle = read_report(tmp_path / "t" / "report.json"), read_bundle(tmp_path / "t" / "bundle")
 
     assert done.status == 3, done.err
-    assert report.target == bundle.target == bundle.manifest["target"] == target
+    assert report.target == bundle.target == bundle.manifest.target == target
     assert report.host["target"] == host_cpu()
     assert report.accuracy.runtime is None and report.kernels.integer == 10
     (gate,) = [gate for gate in report.gates if gate.name == "max-drop"]

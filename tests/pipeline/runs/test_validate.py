@@ -15,13 +15,14 @@ import pytest
 from PIL import Image
 
 from backends.base import Runner
+from backends.device.bundle_check.stored import text_as_written
 from backends.onnx_file.serialised import Serialised
 from backends.onnxruntime.backend import OnnxRuntime
-from pipeline.bundle.bundle import manifest_digest, sha256
 from pipeline.cli import main
 from pipeline.images import embedded
 from pipeline.report.schema import read_report
 from tests.command_line import command
+from tests.vouched import vouch
 
 
 def copied(finished: Path, tmp_path: Path) -> Path:
@@ -45,41 +46,39 @@ def test_an_edited_manifest_is_refused(finished: Path, tmp_path: Path, capsys: p
     bundle = copied(finished, tmp_path)
     manifest = json.loads((bundle / "manifest.json").read_text())
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-    assert main(["validate", str(bundle), "--quiet"]) == 0, "another layout of the text says the same"
+    assert (
+        "manifest.json was changed after it was written (its layout is another)"
+        in command("validate", str(bundle)).refusal
+    )
     manifest["preprocessing"]["mean"] = [0.0]
     (bundle / "manifest.json").write_text(json.dumps(manifest, indent=1))
     capsys.readouterr()
     assert main(["validate", str(bundle), "--quiet"]) == 2
-    assert "manifest.json was changed after the run (its own SHA-256 differs)" in capsys.readouterr().err
+    assert "manifest.json was changed after it was written (its own SHA-256 differs)" in capsys.readouterr().err
     done = subprocess.run([sys.executable, str(bundle / "check.py")], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "manifest.json was changed after the run" in done.stderr
+    assert done.returncode == 2 and "manifest.json was changed after it was written" in done.stderr
 
 
 def test_a_bundle_that_was_changed_and_vouched_for_anew_is_one_line(finished: Path, tmp_path: Path) -> None:
     bundle = copied(finished, tmp_path)
     original = json.loads((bundle / "manifest.json").read_text())
-
-    def vouched(**changes: object) -> None:
-        said = {key: value for key, value in (original | changes).items() if value is not None}
-        said["files"] = {**said["files"], "golden.npz": sha256(bundle / "golden.npz")}
-        (bundle / "manifest.json").write_text(json.dumps(said | {"sha256": manifest_digest(said)}))
-
+    plan = original["plan"]
     for changes, line in (
-        ({"plan": None}, "manifest.json has no sound plan (KeyError: 'plan'): make the bundle anew"),
-        ({"plan": {"activations": [3]}}, "manifest.json has no sound plan"),
-        ({"outputs": "all"}, "manifest.json has no sound inputs and outputs"),
-        ({"preprocessing": {"mean": "grey"}}, "manifest.json"),
+        ({"plan": None}, "manifest.json: lacks the key 'plan': copy the bundle anew, or make it anew"),
+        ({"plan": plan | {"activations": [3]}}, "manifest.json: plan.activations[0] is 3: must be a JSON object"),
+        ({"outputs": "all"}, "manifest.json: outputs is 'all': must be a list, each of them"),
+        ({"preprocessing": {"mean": "grey"}}, "manifest.json: preprocessing.mean is 'grey': must be a list"),
     ):
-        vouched(**changes)
+        vouch(bundle, **(original | changes))
         for verb in ("validate", "compare"):
             assert line in command(verb, str(bundle)).refusal
     with np.load(bundle / "golden.npz") as arrays:
         none = {name: values[:0] for name, values in arrays.items()}
     np.savez(bundle / "golden.npz", allow_pickle=False, **none)
-    vouched()
+    vouch(bundle, **original)
     assert "golden.npz holds no images with their outputs" in command("validate", str(bundle)).refusal
     (bundle / "golden.npz").write_bytes(b"nothing")
-    vouched()
+    vouch(bundle, **original)
     assert "golden.npz cannot be read" in command("validate", str(bundle)).refusal
 
 
@@ -99,16 +98,21 @@ def test_a_bundle_from_before_manifests_were_hashed_is_read_and_says_so(
 ) -> None:
     bundle = copied(finished, tmp_path)
     manifest = json.loads((bundle / "manifest.json").read_text()) | {"format": 2}
-    for key in ("sha256", "float_model", "least_parity"):
+
+    def write(tree: dict[str, object]) -> None:
+        (bundle / "manifest.json").write_bytes(text_as_written(tree))
+
+    for key in ("sha256", "float_model", "least_parity", "sizes", "exact"):
         del manifest[key]
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    write(manifest)
     assert main(["validate", str(bundle), "--quiet"]) == 0
     assert "of format 2, made before manifests were hashed" in " ".join(capsys.readouterr().out.split())
     done = subprocess.run([sys.executable, str(bundle / "check.py")], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "of format 2, made before manifests were hashed" in done.stdout, done.stderr
-    (bundle / "manifest.json").write_text(json.dumps(manifest | {"format": 4}))
-    assert main(["validate", str(bundle), "--quiet"]) == 2
-    assert "has format 4: this version reads 2 or 3" in capsys.readouterr().err
+    write(manifest | {"exact": True})
+    assert "has format 2, and exact, which such manifests have not" in command("validate", str(bundle)).refusal
+    write(manifest | {"format": 5})
+    assert "has format 5: this version reads 2, 3 or 4" in command("validate", str(bundle)).refusal
 
 
 def test_few_images_are_undecided_and_more_decide_without_a_new_run(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from backends.base import Census
 from backends.device.bundle_check.compare import same_share
+from backends.device.bundle_check.manifest import OutputEntry
 from backends.device.bundle_check.value_tally import Spread, ValueTally
 from calibration.errors import UserError
 from pipeline.cli import main
@@ -42,9 +43,9 @@ def test_anchors_explain_nothing_by_hand() -> None:
     # Half of each move is left: errors of 0.5, squared 0.25, of a variance of 1.
     for other, explained in ((anchors + 0.5 * moves, 0.75), (exact, 1.0), (exact + 0.1, 0.99), (anchors - moves, 0.0)):
         assert tallied(exact, other).fraction() == pytest.approx(explained, abs=1e-5)
-        assert same_share(other.numpy(), exact.numpy(), {"holds": "values", "embedding": True}) == pytest.approx(
-            explained, abs=1e-5
-        )
+        assert same_share(
+            other.numpy(), exact.numpy(), OutputEntry(name="y", holds="values", embedding=True)
+        ) == pytest.approx(explained, abs=1e-5)
     # One image moves nothing: whether it is the same is told by what its numbers spread among each other.
     assert tallied(exact[:1], exact[:1] + 1).fraction() == pytest.approx(
         1 - 3 / float((exact[0] - exact[0].mean()).square().sum())
