@@ -77,7 +77,7 @@ def prepared_student(
             check_kind(teacher, Network, "prepare(teacher=...)", "a network")
             check_same_outputs(network, teacher)
         check_networks(config, networks, candidates[0], trains=False)
-        shown = checked_on_images(config, networks, images.split)
+        shown = checked_on_images(networks, images.split, asked, seed=images.seed)
         name = images.split.source.name
         warnings = check_teacher(networks.teacher, images.split, None, data=name, eval_data=None)
         notes = (*warnings, *networks.notes, *images.split.source.notes)
@@ -174,10 +174,11 @@ def taught_network(
         lesson, said = lesson_for(tuple(teachers), images.split, asked)
         for line in said:
             progress.say(line)
-        shown = checked_on_images(config, Networks(teachers=tuple(teachers), student=student), images.split)
+        networks = Networks(teachers=tuple(teachers), student=student)
+        shown = checked_on_images(networks, images.split, config.quantisation, seed=execution.seed)
         weights = teach_float(student, lesson, asked, execution, steps=steps, checkpoint=checkpoint, progress=progress)
         taught = with_weights(student, weights.tensors)
-        check_taught(config, taught, shown)
+        check_taught(taught, shown, config.quantisation)
     if checkpoint is not None:
         remove(checkpoint)
     remark = what_was_learned(student, teachers[0], weights.agreement, steps=steps)

@@ -111,7 +111,7 @@ def _run(config: RunConfig, candidates: tuple[Backend, ...], folder: RunFolder, 
             progress.say(remark)
             student = with_weights(student, weights.tensors)
             del weights  # of which the student has copies
-            check_taught(config, student, shown)
+            check_taught(student, shown, asked)
 
     student = suited(student, candidates[0].profile, asked.widths, check=shown)
     if asked.quantiser == "nncf":

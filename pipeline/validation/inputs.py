@@ -66,7 +66,9 @@ def read_inputs(config: RunConfig, root: Path, backend: Backend, *, trains: bool
     objective = check_networks(config, networks, backend, trains=trains)
     images = images_named(config, networks.teacher)
     scored = check_inputs(config, root, networks.teacher, networks.student, images)
-    shown = None if images is None else checked_on_images(config, networks, images)
+    shown = (
+        None if images is None else checked_on_images(networks, images, config.quantisation, seed=config.execution.seed)
+    )
     evaluation = None if scored is None else scored.evaluation
     data, eval_data = config.data.source, config.evaluation_source
     warnings = check_teacher(networks.teacher, images, evaluation, data=data, eval_data=eval_data)
@@ -90,7 +92,8 @@ def generated_material(config: RunConfig, networks: Networks, images: SplitImage
     Raises:
         UserError: a graph computes something else than its module, or targets cannot be mirrored as asked for.
     """
-    return _material(config, networks, images, checked_on_images(config, networks, images), trains=trains)
+    shown = checked_on_images(networks, images, config.quantisation, seed=config.execution.seed)
+    return _material(config, networks, images, shown, trains=trains)
 
 
 def _material(config: RunConfig, networks: Networks, images: SplitImages, shown: Tensor, *, trains: bool) -> Material:

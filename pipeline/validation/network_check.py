@@ -7,7 +7,7 @@ from torch import Tensor
 from backends.base import Backend
 from backends.placement.place import place
 from pipeline.artifacts import Network
-from pipeline.config import RunConfig
+from pipeline.config import QuantisationConfig, RunConfig
 from pipeline.distillation.build import build_objective
 from pipeline.distillation.objective import Objective
 from pipeline.images.probe_images import probe_images
@@ -46,30 +46,32 @@ def check_networks(config: RunConfig, networks: Networks, backend: Backend, *, t
     )
 
 
-def checked_on_images(config: RunConfig, networks: Networks, images: SplitImages) -> Tensor:
+def checked_on_images(
+    networks: Networks, images: SplitImages, quantisation: QuantisationConfig, *, seed: int
+) -> Tensor:
     """Some of the images, on which all graphs, and the teacher's float file, compute what their modules do.
 
     Raises:
         UserError: one does not.
     """
-    shown = some_images(images, networks.teacher.preprocessing, seed=config.execution.seed)
+    shown = some_images(images, networks.teacher.preprocessing, seed=seed)
     for network in networks.distinct:
         check_on_images(network, shown)
     # Before training as well as at the end: a mistake of the file must not cost the user an hour first.
-    _check_own_float_file(config, networks.teacher, shown)
+    _check_own_float_file(networks.teacher, shown, quantisation)
     return shown
 
 
-def check_taught(config: RunConfig, student: Network, shown: Tensor) -> None:
+def check_taught(student: Network, shown: Tensor, quantisation: QuantisationConfig) -> None:
     """Hold a student that has learned in float against its module: before, it was with its first weights.
 
     Raises:
         UserError: graph or file compute something else with images float32 [B, C, H, W].
     """
     check_on_images(student, shown)
-    _check_own_float_file(config, student, shown)
+    _check_own_float_file(student, shown, quantisation)
 
 
-def _check_own_float_file(config: RunConfig, network: Network, shown: Tensor) -> None:
-    model = float_counterpart(network, config.quantisation)
-    check_float_file(model, network, shown, batch=config.quantisation.static_batch)
+def _check_own_float_file(network: Network, shown: Tensor, quantisation: QuantisationConfig) -> None:
+    model = float_counterpart(network, quantisation)
+    check_float_file(model, network, shown, batch=quantisation.static_batch)
