@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from backends.facts.profile import LayerShape, Profile, Rule, WeightOnly
 from calibration.grid import Grid
+from calibration.rewrites.gaps import GAPS_GATHERED
 from calibration.rewrites.parts import LAYERS_PER_PART
 from calibration.rewrites.subpixel import TRANSPOSED_AS_CONVOLUTIONS
 
@@ -136,5 +137,7 @@ PROFILE = Profile(
         # the tokens of an image stay together, the compiler takes the product of queries, keys and values apart, and
         # expands its int8 weight to floats for that. Three layers of one input it multiplies as one int8 product.
         LAYERS_PER_PART,
+        # TensorRT-RTX 1.7.1's parser: "does not support dilations other than 1" (measured).
+        GAPS_GATHERED,
     ),
 )

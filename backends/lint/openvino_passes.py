@@ -82,11 +82,17 @@ def joined_positions(view: OnnxView, rules: LintRules) -> Found:
 
 def _is_shifted(view: OnnxView, tensor: str) -> bool:
     """Whether a tensor is moved from dequantised integers whose zero point is another than 0."""
+    dequantise = _moved_from(view, tensor)
+    zero = view.zero_point(dequantise) if dequantise is not None else None
+    return zero is not None and bool(zero.any())
+
+
+def _moved_from(view: OnnxView, tensor: str) -> NodeProto | None:
+    """The DequantizeLinear whose values a tensor is, moved or not; None where something else computes them."""
     node = view.producer(tensor)
     while node is not None and node.op_type in _MOVES:
         node = view.producer(node.input[0])
-    zero = view.zero_point(node) if node is not None and node.op_type == "DequantizeLinear" else None
-    return zero is not None and bool(zero.any())
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
 def _is_moved_to_a_layer(view: OnnxView, node: NodeProto) -> bool:
@@ -95,6 +101,15 @@ def _is_moved_to_a_layer(view: OnnxView, node: NodeProto) -> bool:
         view.has_integer_weight(reader) or (reader.op_type in _MOVES and _is_moved_to_a_layer(view, reader))
         for reader in readers
     )
+
+
+def dilated_maxima(view: OnnxView, rules: LintRules) -> Found:
+    """Rule 41."""
+    for node in view.nodes:
+        if node.op_type != "MaxPool" or {*attributes(node).get("dilations", [1])} == {1}:
+            continue
+        if _moved_from(view, node.input[0]) is not None and _is_moved_to_a_layer(view, node):
+            yield node_name(node), "it reads reals and is dilated: the layer behind it would run in float"
 
 
 def computed_sizes(view: OnnxView, rules: LintRules) -> Found:

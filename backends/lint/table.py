@@ -293,6 +293,13 @@ RULES: tuple[LintRule, ...] = (
         check=openvino.computed_sizes,
         source=f"the size is read from a convolution's sums, whose bias is then lost: wrong outputs ({_OV})",
     ),
+    LintRule(
+        number=41,
+        title="dilated maxima read integers",
+        breach={"openvino": "float"},
+        check=openvino.dilated_maxima,
+        source=f"of reals no pass takes the integers over a dilated pooling: the layer behind it runs in float ({_OV})",
+    ),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from backends.onnx_file.group_merging import groups_in_one, merged_weight
 from backends.onnx_file.int4 import INT4_BITS, int4_tensor
 from calibration.errors import UserError
 from calibration.graph.interface import interface_of
-from calibration.graph.operators import argument, attribute, kind, static_shape
+from calibration.graph.operators import argument, attribute, kind, pair, static_shape
 from calibration.graph.origin import module_path
 from calibration.rewrites.own_borders import one_sided_border
 from calibration.simulation.freeze import FrozenConstant, FrozenNetwork
@@ -40,21 +40,33 @@ def _joins_positions(node: Node) -> bool:
     return kind(node) == "concat" and int(argument(node, 1, "dim", 0)) % len(static_shape(node)) != 1
 
 
-def _around_borders(frozen: FrozenNetwork) -> frozenset[str]:
-    """What has to be written on integers whose zero point is not 0, in every file.
+def _is_dilated(node: Node) -> bool:
+    """Whether it is the largest value of windows with gaps."""
+    return kind(node) == "max_pool" and any(gap > 1 for gap in pair(argument(node, 4, "dilation", 1)))
 
-    Paddings, concatenations along other axes than that of channels, and what moves the same integers before and behind.
+
+def _around_borders(frozen: FrozenNetwork) -> frozenset[str]:
+    """What has to be written on integers in every file, and what moves the same integers before and behind.
+
+    Whose zero point is not 0: paddings, and concatenations along other axes than that of channels. Whatever it is:
+    dilated maxima.
     """
-    movement = frozen.plan.passthrough
+    movement, nodes = frozen.plan.passthrough, list(frozen.graph_module.graph.nodes)
     shifted = {name for name, tensor in movement.items() if frozen.activations[tensor].zero_point}
-    borders = [node for node in frozen.graph_module.graph.nodes if kind(node) == "pad" or _joins_positions(node)]
-    around, stack = set[str](), [node for node in borders if one_sided_border(node) is None]
+    borders = [node for node in nodes if kind(node) == "pad" or _joins_positions(node)]
+    return frozenset(_moved_with(borders, shifted) | _moved_with(list(filter(_is_dilated, nodes)), movement.keys()))
+
+
+def _moved_with(nodes: list[Node], moved: Collection[str]) -> set[str]:
+    """Those of some nodes that only move values, and what hands the same values to them or takes them."""
+    together, stack = set[str](), [node for node in nodes if one_sided_border(node) is None]
     while stack:
         node = stack.pop()
-        if node.name in shifted and node.name not in around and one_sided_border(node) is None:
-            around.add(node.name)
-            stack.extend([*node.all_input_nodes, *node.users])
-    return frozenset(around)
+        if node.name in moved and node.name not in together and one_sided_border(node) is None:
+            together.add(node.name)
+            # Behind integers that were transposed OpenVINO has a convolution in float (measured on 2026.4.1).
+            stack.extend([*node.all_input_nodes, *(user for user in node.users if kind(user) != "transpose")])
+    return together
 
 
 def _flat(node: Node) -> str:

@@ -1,9 +1,9 @@
-"""Poolings that round their size up, in the one form that all runtimes compute alike.
+"""Poolings that round their size up, or divide by a number of their own, in the form that all runtimes compute alike.
 
 A window that reaches beyond the map and its border is cut short. Where the border counts in an average, torch divides
 by the places inside of the two, and so does ONNX Runtime's float kernel, while its integer kernel divides by the whole
 window; where no border counts they agree. A last window that would start behind the map is left out by torch and ONNX
-Runtime, not by OpenVINO; all agree where nothing is rounded up (each measured).
+Runtime, not by OpenVINO; all agree where nothing is rounded up (each measured). No runtime has a divisor of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ from calibration.graph.operators import argument, kind, pair, static_shape, tens
 from calibration.normal_form.decompositions import before
 
 aten = torch.ops.aten
+
+_WAYS_ROUND = (
+    "ceil_mode=False has one, in a builder given as --teacher python:package.module:function; or leave out"
+    " --dynamic-size"
+)
 
 
 def cut_windows(graph: Graph, node: Node) -> None:
@@ -51,7 +56,10 @@ def _maximum(graph: Graph, node: Node) -> None:
 
 def _average(graph: Graph, node: Node) -> None:
     divisor = argument(node, 6, "divisor_override")
-    if not argument(node, 4, "ceil_mode", False) or divisor is not None:
+    if divisor is not None:
+        _own_divisor(graph, node, int(divisor))
+        return
+    if not argument(node, 4, "ceil_mode", False):
         return
     (source,) = tensor_inputs(node)
     kernel = pair(argument(node, 1, "kernel_size"))
@@ -71,10 +79,40 @@ def _average(graph: Graph, node: Node) -> None:
     elif counted and any(padding):
         raise UserError(
             f"{node.name}: an average pooling with ceil_mode=True and a border of zeros that counts, over a map whose"
-            " size is free, has no translation: count_include_pad=False or ceil_mode=False has one, in a builder given"
-            " as --teacher python:package.module:function; or leave out --dynamic-size"
+            f" size is free, has no translation: count_include_pad=False or {_WAYS_ROUND}"
         )
     node.args, node.kwargs = (source, list(kernel), list(stride), list(padding), True, False), {}
+
+
+def _own_divisor(graph: Graph, node: Node, divisor: int) -> None:
+    """Let an average pooling with a divisor of its own be one over whole windows, multiplied by a number.
+
+    What lies outside of the map is zero, whether borders count or not: the divisor is the same everywhere.
+    """
+    (source,) = tensor_inputs(node)
+    kernel = pair(argument(node, 1, "kernel_size"))
+    stride, padding = pair(argument(node, 2, "stride") or kernel), pair(argument(node, 3, "padding", 0))
+    if argument(node, 4, "ceil_mode", False):
+        reach, sizes = _reach(node, stride, kernel), static_shape(source)[2:]
+        if reach is None:
+            raise UserError(
+                f"{node.name}: an average pooling with ceil_mode=True and a divisor of its own, over a map whose size"
+                f" is free, has no translation: {_WAYS_ROUND}"
+            )
+        if any(end > size + 2 * border for end, size, border in zip(reach, sizes, padding, strict=True)):
+            bottom, right = (
+                max(end - size - border, 0) for border, end, size in zip(padding, reach, sizes, strict=True)
+            )
+            amounts = [padding[1], right, padding[0], bottom]
+            source, padding = before(graph, node, aten.constant_pad_nd.default, (source, amounts, 0.0)), (0, 0)
+    node.args, node.kwargs = (source, list(kernel), list(stride), list(padding), False, True), {}
+    number = kernel[0] * kernel[1] / divisor
+    if number == 1:
+        return
+    with graph.inserting_after(node):
+        result = graph.call_function(aten.mul.Tensor, (node, number))
+    result.meta = dict(node.meta)
+    node.replace_all_uses_with(result, delete_user_cb=lambda user: user is not result)
 
 
 def _reach(node: Node, stride: tuple[int, ...], spans: tuple[int, ...] | list[int]) -> list[int] | None:

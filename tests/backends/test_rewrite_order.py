@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule
 
@@ -58,6 +59,9 @@ CHANGED: dict[str, str | Callable[[], nn.Module]] = {
     "strided_pointwise": "strided_pointwise",
     "scores": "scores",
     "residual": "residual",
+    "gaps": lambda: Net(
+        lambda n, x: n.b(F.max_pool2d(n.a(x), 3, 1, 1, dilation=2)), a=nn.Conv2d(3, 16, 3), b=nn.Conv2d(16, 16, 3)
+    ),
     "number_behind_a_product": lambda: Net(
         _number_behind, a=nn.Conv2d(3, 64, 4, stride=4), qkv=nn.Linear(64, 192), p=nn.Linear(64, 64)
     ),

@@ -35,6 +35,7 @@ def average_pool(e: Writer, node: Node) -> list[str]:
     windows = equal_windows(node)
     if windows is not None and e.frozen is not None and e.frozen.plan.exact_averages and e.runs_on_integers(node):
         return _sums(e, node, windows)
+    # Folding leaves none; what was not folded has no counterpart.
     if argument(node, 6, "divisor_override") is not None:
         raise e.unsupported("an average pooling with a divisor of its own has no translation to ONNX")
     kernel = pair(node.args[1])

@@ -1,4 +1,4 @@
-"""Positions that are joined and constants that are spread over a batch: what OpenVINO's passes make of either form."""
+"""Positions that are joined, windows with gaps and constants that are spread: what OpenVINO makes of either form."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backends.facts.openvino_rules import PROFILE
@@ -61,6 +62,7 @@ JOINED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a row written": _row,
     "a window written": _window,
     "rolled": lambda n, y: n.b(y.roll(1, 2)),
+    "rows and columns changed": lambda n, y: n.b(torch.cat([y, y.flip(2)], 3).transpose(2, 3)),
     "features of tokens": lambda n, y: n.features(torch.cat([_rows_of(y), _rows_of(y.flip(3))], 2)),
 }
 SPREAD: dict[str, Callable[[Any, Tensor], Tensor]] = {
@@ -91,9 +93,16 @@ def floating(built: Any, model: Any) -> tuple[str, ...]:
     return tuple(BACKEND.census(model.SerializeToString(), layers).floating)
 
 
-@pytest.mark.parametrize("name", [*JOINED, *SPREAD])
+DILATED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "dilated maxima": lambda n, y: n.b(F.max_pool2d(y, 3, 1, 1, dilation=2)),
+    "of values that are not negative": lambda n, y: n.b(F.max_pool2d(y.relu(), 2, 2, dilation=(1, 2))),
+    "moved before and behind": lambda n, y: n.b(F.max_pool2d(y.flip(3), (2, 3), dilation=2).transpose(2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", [*JOINED, *SPREAD, *DILATED])
 def test_they_are_written_so_that_integers_stay_and_nothing_is_lost(name: str, build: Build) -> None:
-    built = built_of((JOINED | SPREAD)[name], build)
+    built = built_of((JOINED | SPREAD | DILATED)[name], build)
     model = BACKEND.emit(built.frozen)
     assert not rules_broken(built, model) and not floating(built, model)
     assert error(built, model) < 0.01
@@ -109,6 +118,16 @@ def test_joined_reals_of_signed_integers_leave_the_layer_behind_in_float_and_are
     assert rules_broken(built, model) == {39} and len(floating(built, model)) == 1
 
 
+@pytest.mark.parametrize("name", DILATED)
+def test_dilated_maxima_of_reals_leave_the_layer_behind_in_float_and_are_refused(
+    name: str, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = built_of(DILATED[name], build)
+    monkeypatch.setattr(writer, "_is_dilated", lambda node: False)
+    model = built.model()
+    assert rules_broken(built, model) == {41} and len(floating(built, model)) == 1
+
+
 @pytest.mark.parametrize("name", SPREAD)
 def test_a_constant_spread_to_a_computed_size_is_wrong_and_refused(name: str, build: Build) -> None:
     built = built_of(SPREAD[name], build, replace(PROFILE, form=replace(PROFILE.form, spreads_by_values=False)))
@@ -120,6 +139,12 @@ def test_what_is_not_negative_may_be_joined_as_reals(build: Build, monkeypatch: 
     """The rule is about zero points, which such a map has not."""
     built = built_of(lambda n, y: n.b(y.relu().roll(1, 2)), build)
     monkeypatch.setattr(writer, "_joins_positions", lambda node: False)
+    model = BACKEND.emit(built.frozen)
+    assert not rules_broken(built, model) and not floating(built, model) and error(built, model) < 0.01
+
+
+def test_a_border_may_be_transposed(build: Build) -> None:
+    built = built_of(lambda n, y: n.b(F.pad(y, (1, 1, 1, 2)).transpose(2, 3)), build)
     model = BACKEND.emit(built.frozen)
     assert not rules_broken(built, model) and not floating(built, model) and error(built, model) < 0.01
 

@@ -72,6 +72,7 @@ index_put(y, [None, n.places, n.places - 1], y[:, 0, :2]) | index_fill.int_Scala
 tensor_split.sections(y, 3, 1)[0] | tensor_split.indices(y, [1, 3], -3)[1] | hsplit.int(y, 2)[1]
 dsplit.array(y, [1, 4])[1] | hstack([y, y]) | dstack([y, y]) | fmax(y, y.sin()) | fmin(y, y.sin())
 where.self(y > 0, y, y.sin()) | where.ScalarOther(y.sin() <= y, y, 0.5) | masked_fill.Scalar(y, y >= 0, -1.5)
+avg_pool2d(y, [2, 2], divisor_override=3) | avg_pool2d(y, [3, 2], [2, 3], [1, 0], True, False, -2)
 masked_fill.Tensor(y, (y > -1) & ~(y.sin() < 0), n.low) | heaviside(y, n.low) | where.Scalar(y != 0, 2, 1) * y
 softmax.int(aten.masked_fill.Scalar(y, y < y.mean(-1, True), -math.inf), -1)
 """
@@ -79,7 +80,7 @@ softmax.int(aten.masked_fill.Scalar(y, y < y.mean(-1, True), -math.inf), -1)
 #: Calls that the captured graph computes as torch does, and that no file holds.
 CAPTURED = """
 diff(y, 2, 1) | avg_pool3d(y.unsqueeze(1), [2, 1, 1], [1, 1, 1], [1, 0, 0]) | diff(y, 1, 1, y[:, :1], y[:, :1])
-avg_pool2d(y, [2, 2], divisor_override=3) | full_like(y, 2, dtype=torch.float64, pin_memory=False)
+full_like(y, 2, dtype=torch.float64, pin_memory=False)
 ones_like(y, dtype=torch.float64) | zeros_like(y, dtype=torch.float64)
 new_full(y, [2, 3], 2.0, dtype=torch.float64) * y[..., :1, :3]
 new_ones(y, [2, 3], dtype=torch.float64) * y[..., :1, :3] | new_zeros(y, [2, 3], dtype=torch.float64) * y[..., :1, :3]

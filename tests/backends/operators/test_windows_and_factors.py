@@ -41,6 +41,11 @@ CUT: dict[str, Line] = {
 }
 WHOLE: dict[str, Line] = {
     "average, last window left out": lambda x: F.avg_pool2d(x[..., :11, :11], 3, 3, 1, ceil_mode=True),
+    "average, divided by 5, cut": lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, divisor_override=5),
+    "average, divided by -3, a window fewer": lambda x: F.avg_pool2d(
+        x[..., :11, :11], 3, 3, 1, True, False, divisor_override=-3
+    ),
+    "average, divided by what it would be": lambda x: F.avg_pool2d(x, 3, 2, divisor_override=9),
     "average, windows fit": lambda x: F.avg_pool2d(x, (2, 4), 2, ceil_mode=True),
     "maximum, last window left out": lambda x: F.max_pool2d(x[..., :11, :11], 3, 3, 1, ceil_mode=True),
 }

@@ -17,6 +17,7 @@ from calibration.graph.interface import interface_of
 from calibration.rewrites.channels_last import ROWS_OF_CHANNELS_LAST
 from calibration.rewrites.explicit_borders import BORDERS_BEFORE_AVERAGES, STRIDES_BEFORE_POINTWISE
 from calibration.rewrites.fold import FOLDING, fold
+from calibration.rewrites.gaps import GAPS_GATHERED
 from calibration.rewrites.multipliers import NUMBERS_BEFORE_PRODUCTS
 from calibration.rewrites.parts import LAYERS_PER_PART
 from calibration.rewrites.rewrite import RewriteChangedOutputs, check_order, names_of, rewritten
@@ -31,6 +32,7 @@ OF_PROFILES = (
     SIGNED_TRANSPOSED_AS_CONVOLUTIONS,
     BORDERS_BEFORE_AVERAGES,
     STRIDES_BEFORE_POINTWISE,
+    GAPS_GATHERED,
     NUMBERS_BEFORE_PRODUCTS,
     LAYERS_PER_PART,
     ROWS_OF_CHANNELS_LAST,
@@ -80,6 +82,7 @@ CHANGED: dict[str, Callable[[], nn.Module]] = {
     ),
     BORDERS_BEFORE_AVERAGES.name: lambda: Net(lambda n, x: F.avg_pool2d(n.a(x), 3, 1, 1), a=C(3, 8, 3)),
     STRIDES_BEFORE_POINTWISE.name: lambda: Net(lambda n, x: n.b(n.a(x)), a=C(3, 8, 3), b=C(8, 8, 1, stride=2)),
+    GAPS_GATHERED.name: lambda: Net(lambda n, x: F.max_pool2d(n.a(x), 3, 2, 1, dilation=2), a=C(3, 8, 3)),
     NUMBERS_BEFORE_PRODUCTS.name: _attention_net,
     LAYERS_PER_PART.name: _attention_net,
     ROWS_OF_CHANNELS_LAST.name: _attention_net,
