@@ -32,6 +32,7 @@ from calibration.graph.operators import (
 from calibration.graph.sharing import sharing_copy
 from calibration.graph.windows import equal_windows
 from calibration.plan import ActivationPlacement, Plan, WeightPlacement
+from calibration.ranges.means import resolvable_means
 from calibration.ranges.observation import Range
 from calibration.ranges.observers import weight_scale
 from calibration.simulation.learned_grids import ActivationGrid, MultipliedGrid, TensorGrid, WeightGrid
@@ -110,6 +111,7 @@ class _Insertion:
             raise ValueError(f"the plan names nodes that the graph does not have: {sorted(unknown)}")
         if missing := self.groups.keys() - ranges.keys():
             raise ValueError(f"there is no range for the tensors {sorted(missing)}")
+        ranges = resolvable_means(module, plan, ranges)
         self.activation_grids = {
             group: ActivationGrid(
                 placement.grid,

@@ -88,7 +88,7 @@ class Poolings(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.first(x)
         x = x if self.signed else x.relu()
-        return tuple(layer(f(x, **given)) for layer, (f, given) in zip(self.behind, self.options, strict=True))
+        return tuple(layer(f(x, **how)) for layer, (f, how) in zip(self.behind, self.options, strict=True))
 
 
 def differences(build: Build, target: str, options: list[Pooling], size: tuple[int, int], **form: bool) -> list[str]:
