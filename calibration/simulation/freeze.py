@@ -12,14 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from calibration.arithmetic.integer_products import LARGEST_ACTIVATION
 from calibration.errors import UserError
-from calibration.graph.operators import argument, constant, output_groups
+from calibration.graph.operators import argument, constant
 from calibration.graph.sharing import sharing_copy
 from calibration.plan import Plan
 from calibration.simulation.prepared import PreparedNetwork
-
-_INT32_MAX = 2**31 - 1
+from calibration.simulation.sums import INT32_MAX, check_sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +80,8 @@ def freeze(prepared: PreparedNetwork, folded: GraphModule) -> FrozenNetwork:
             if placement.integer_bias and argument(layer, 2, "bias") is not None:
                 biases[layer.name] = _bias(prepared, trained, layer)
             if not placement.weight_only:
-                _check_sums(layer, weights[layer.name], biases.get(layer.name))
+                weight, bias = weights[layer.name], biases.get(layer.name)
+                check_sums(layer, weight.integers, weight.axis, None if bias is None else bias.integers)
     return FrozenNetwork(graph_module=trained, plan=plan, activations=activations, weights=weights, biases=biases)
 
 
@@ -120,23 +119,10 @@ def _bias(prepared: PreparedNetwork, trained: GraphModule, layer: Node) -> Froze
     module, bias = prepared.bias_integers(layer.name), constant(trained, argument(layer, 2, "bias"))
     assert bias is not None
     integers, scale = module(bias), module.scale()
-    if float(integers.abs().max()) > _INT32_MAX:
+    if float(integers.abs().max()) > INT32_MAX:
         raise UserError(
             f"{layer.name}: its bias does not fit int32 at the scales of its input and weight, which training has"
             " made too small; use a lower learning rate for the scales"
         )
     axis = 0 if scale.dim() else None
     return FrozenConstant(integers=_integers(integers, np.int32), scale=scale.numpy(), axis=axis, bits=32)
-
-
-def _check_sums(layer: Node, weight: FrozenConstant, bias: FrozenConstant | None) -> None:
-    """Refuse a layer whose largest possible sum leaves int32."""
-    channels = np.moveaxis(weight.integers.astype(np.int64), weight.axis or 0, 0)
-    sums = np.abs(channels).reshape(channels.shape[0], -1).sum(1) * LARGEST_ACTIVATION
-    if bias is not None:
-        sums = np.tile(sums, output_groups(layer)) + np.abs(bias.integers.astype(np.int64))
-    if int(sums.max()) > _INT32_MAX:
-        raise UserError(
-            f"{layer.name}: its integer sums may reach {int(sums.max())}, beyond int32's {_INT32_MAX};"
-            " quantise it to fewer bits or split it"
-        )

@@ -93,8 +93,9 @@ class DistillationConfig:
     affinity: Annotated[
         AffinityChoice,
         Parameter(
-            help="Loss between features. auto: FAQD's (fa, ffa, gram), the cheapest per layer; none: logits only; sp, "
-            "rkd-d, rkd-a, pkt: named losses between images; else an affinity of the grid.",
+            help="Loss between features. auto: FAQD's (fa, ffa, gram), the cheapest per layer, none where no map has "
+            "several positions; none: logits only; sp, rkd-d, rkd-a, pkt: named losses between images; else an "
+            "affinity of the grid.",
         ),
     ] = "auto"
     affinity_order: Annotated[

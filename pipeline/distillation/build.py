@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -19,7 +19,7 @@ from pipeline.distillation.losses.feed import feed_loss, non_linear_transform, s
 from pipeline.distillation.losses.sakd import SemanticBranch
 from pipeline.distillation.losses.table import AFFINITY_FORMS, LOGIT_LOSSES, FormFunction, Metric
 from pipeline.distillation.objective import Objective, affinity_form
-from pipeline.distillation.taps import TapKind, match_taps
+from pipeline.distillation.taps import TapKind, match_taps, stage_ends
 from pipeline.distillation.terms import BranchTerm, ClassTerm, EnsembleTerm, FeatureTerm, LogitTerm, Term
 from pipeline.networks.outputs.meaning import Output
 from pipeline.tools.randomness import generator_for
@@ -78,7 +78,8 @@ class _Builder:
             if getattr(config, name) is not None:
                 self._needs_classifier(name.replace("_", "-"))
                 terms["labels" if labelled else "classes"] = ClassTerm(config.ramp(name), labelled=labelled)
-        if config.affinity != "none":
+        remarks = tuple(self._without_maps())
+        if config.affinity != "none" and not remarks:
             terms["affinity"] = self._affinity()
         if config.feed_weight is not None:
             terms["feed"] = self._feed()
@@ -88,7 +89,17 @@ class _Builder:
         if config.speq_weight is not None:
             self._needs_classifier("speq-weight")
             terms["ensemble"] = EnsembleTerm(config.ramp("speq_weight"), temperature)
-        return Objective(config, terms, self.taps, reals=self.reals)
+        return Objective(config, terms, self.taps, reals=self.reals, remarks=remarks)
+
+    def _without_maps(self) -> Iterator[str]:
+        """That features are compared where there are any, and here there are none."""
+        config = self.config
+        as_it_comes = config.affinity == "auto" and config.taps is None and config.adapters == "identity"
+        if as_it_comes and not all(stage_ends(graph) for graph in (self.student, self.teachers[0])):
+            yield (
+                "no map of the network has more than one position: there are no features to compare (--affinity auto"
+                " means none here), and the outputs alone are learned"
+            )
 
     def _needs_classifier(self, flag: str) -> None:
         first = self.outputs[0]
@@ -98,8 +109,8 @@ class _Builder:
                 f"of shape {batch_shape(first.shape)}"
             )
 
-    def _match(self, teacher: int, kind: TapKind, names: Sequence[str] | None) -> dict[str, str]:
-        pairs = match_taps(self.student, self.teachers[teacher], names, kind=kind)
+    def _match(self, teacher: int, kind: TapKind, names: Sequence[str] | None, asked: str) -> dict[str, str]:
+        pairs = match_taps(self.student, self.teachers[teacher], names, kind=kind, asked=asked)
         self.taps[teacher].update(pairs)
         return pairs
 
@@ -112,13 +123,13 @@ class _Builder:
         if point is not None:
             over_pixels = point.over == "pixels"
             kind: TapKind = "stages" if over_pixels else "last" if config.affinity == "sp" else "pooled"
-            pairs = self._match(0, kind, self.config.taps)
+            pairs = self._match(0, kind, self.config.taps, f"--affinity {config.affinity}")
             self.reals = True
             metrics: dict[str, Metric] = dict.fromkeys(pairs, _without_generator(partial(grid_loss, point=point)))
             if over_pixels:
                 self._refuse_vectors(pairs, f"--affinity {config.affinity} --over pixels")
         else:
-            pairs = self._match(0, "stages", self.config.taps)
+            pairs = self._match(0, "stages", self.config.taps, f"--affinity {config.affinity}")
             self._refuse_vectors(pairs, f"--affinity {config.affinity}")
             metrics = {}
             for tap, teacher_tap in pairs.items():
@@ -144,14 +155,14 @@ class _Builder:
         transforms = []
         tap = ""
         for index, teacher in enumerate(self.teachers):
-            ((tap, teacher_tap),) = self._match(index, "last", None).items()
+            ((tap, teacher_tap),) = self._match(index, "last", None, "--feed-weight").items()
             channels = self._shape(self.student, tap)[1], self._shape(teacher, teacher_tap)[1]
             transforms.append({tap: non_linear_transform(*channels, generator_for(self.seed, "feed", index))})
         return FeatureTerm(self.config.ramp("feed_weight"), {tap: _without_generator(feed_loss)}, transforms)
 
     def _branches(self, classes: int, temperature: Ramp) -> Term:
         self.reals = True
-        pairs = self._match(0, "stages", self.config.taps)
+        pairs = self._match(0, "stages", self.config.taps, "--sakd-weight")
         self._refuse_vectors(pairs, "--sakd-weight")
         branches: tuple[dict[str, nn.Module], dict[str, nn.Module]] = ({}, {})
         for tap, teacher_tap in pairs.items():

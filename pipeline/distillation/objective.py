@@ -22,14 +22,22 @@ class Objective(nn.Module):
     """The terms with what they train beside the student, and the taps that they look at.
 
     `taps`: per teacher, the student's taps with the teacher's that they are compared with. `reals`: whether a term
-    minds the scale of features, which the student's integers do not have.
+    minds the scale of features, which the student's integers do not have. `remarks`: what a user should know of what
+    is compared.
     """
 
     def __init__(
-        self, config: DistillationConfig, terms: Mapping[str, Term], taps: Sequence[Mapping[str, str]], *, reals: bool
+        self,
+        config: DistillationConfig,
+        terms: Mapping[str, Term],
+        taps: Sequence[Mapping[str, str]],
+        *,
+        reals: bool,
+        remarks: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.config, self.taps, self.reals = config, tuple(dict(pairs) for pairs in taps), reals
+        self.remarks = remarks
         self.terms = nn.ModuleDict(terms)
 
     @property

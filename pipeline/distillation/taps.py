@@ -249,22 +249,25 @@ def match_taps(
     names: Sequence[str] | None,
     *,
     kind: TapKind = "stages",
+    asked: str = "this loss",
 ) -> dict[str, str]:
     """Student taps and the teacher's that they are compared with, coarsest map last.
 
     Named taps must exist in both graphs. Without names the pooled features are taken, or each network's stage ends are
     found and paired from the coarsest on ("last": that one alone): networks of other depth have the same number of
-    stages more often than the same names. Raises UserError when a name is unknown or nothing can be paired.
+    stages more often than the same names. `asked` names what compares them in errors. Raises UserError when a name is
+    unknown or nothing can be paired.
     """
     graphs = ((student, "the student"), (teacher, "the teacher"))
     if names is not None:
         first, second = (named_taps(graph, names, source=source) for graph, source in graphs)
         return dict(zip(first, second, strict=True))
     if kind == "pooled":
-        one, other = (_required_pooled(graph, "this affinity loss", source) for graph, source in graphs)
+        one, other = (_required_pooled(graph, asked, source) for graph, source in graphs)
         return {one: other}
     student_taps, teacher_taps = stage_ends(student), stage_ends(teacher)
     pairs = list(zip(reversed(student_taps), reversed(teacher_taps), strict=False))
     if not pairs:
-        raise UserError("no feature map was found to compare: name some with --taps, or use --affinity none")
+        bare = "the student" if not student_taps else "the teacher"
+        raise UserError(f"{asked} compares feature maps, and {bare} has none of more than one position; leave it out")
     return dict(pairs[:1] if kind == "last" else reversed(pairs))

@@ -17,6 +17,7 @@ from calibration.graph.interface import set_free_size
 from calibration.ranges.observation import choose_ranges, observe
 from calibration.rewrites.rewrite import rewritten
 from calibration.simulation.correction import find_corrections
+from calibration.simulation.sums import check_first_sums
 from pipeline.artifacts import Network, PreparedStudent
 from pipeline.config.quantisation import QuantisationConfig
 from pipeline.images.batches import images_at_once
@@ -58,6 +59,7 @@ def prepare(
     Raises UserError when nothing can be quantised.
     """
     plan = place(student.folded, backend.profile, quantisation.widths)
+    check_first_sums(student.folded, plan)
     batches = _calibration(student, images, calibration_indices(images), progress)
     ranges = choose_ranges(observe(student.folded, plan, batches), plan, quantisation.range_method)
     return PreparedStudent(student=student, plan=plan, ranges=ranges, quantisation=quantisation)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from backends.base import Backend
 from backends.placement.place import place
+from calibration.simulation.sums import check_first_sums
 from pipeline.artifacts import Network
 from pipeline.config import QuantisationConfig, RunConfig
 from pipeline.distillation.build import build_objective
@@ -34,9 +35,11 @@ def check_networks(config: RunConfig, networks: Networks, backend: Backend, *, t
             size = other_size(network.preprocessing)
             example = probe_images(network.module, network.other, size, "free size", source=network.source)
             check_other_size(network.folded, network.other, example)
+    if config.quantisation.quantiser == "faqd":
+        plan = place(networks.student.folded, backend.profile, config.quantisation.widths)
+        check_first_sums(networks.student.folded, plan)
     if not trains:
         return None
-    place(networks.student.folded, backend.profile, config.quantisation.widths)
     return build_objective(
         config.distillation,
         networks.student.folded,

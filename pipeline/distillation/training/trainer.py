@@ -278,7 +278,7 @@ class Trainer:
             curve=tuple(self.learner.curve),
             gain=None if verdict is None else verdict.gain,
             gain_error=None if verdict is None else verdict.error,
-            remarks=(*self.first_steps, *self._given_up(), *remarks),
+            remarks=(*(self._fresh.remarks if steps else ()), *self.first_steps, *self._given_up(), *remarks),
         )
         for parameter in network.parameters():
             parameter.grad = None  # as large as the network itself

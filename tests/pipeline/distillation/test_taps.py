@@ -54,8 +54,8 @@ def test_a_network_without_maps_is_named() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
     folded = fold(capture(flat, torch.zeros(2, 3, 2, 2), source="flat"))
 
-    with pytest.raises(UserError, match="--affinity none"):
-        match_taps(folded, folded, None)
+    with pytest.raises(UserError, match="--affinity fa compares feature maps, and the student has none"):
+        match_taps(folded, folded, None, asked="--affinity fa")
 
 
 def test_maps_of_a_prepared_network_point_where_the_float_ones_do() -> None:
