@@ -43,6 +43,7 @@ from pipeline.stages.observe import corrected, prepare, suited
 from pipeline.stages.targets import lesson_for
 from pipeline.stages.teacher import check_same_outputs
 from pipeline.tools.atomic import remove
+from pipeline.tools.kept import Kept
 from pipeline.tools.progress import Progress
 from pipeline.validation.advice import advice
 from pipeline.validation.bundle_of_result import write_result
@@ -137,7 +138,7 @@ def distilled_student(
         lesson, said = lesson_for(tuple(teachers), images.split, asked)
         for line in said:
             progress.say(line)
-        files = None if checkpoint is None else TrainingFiles(checkpoint=checkpoint)
+        files = None if checkpoint is None else TrainingFiles(checkpoint=Kept(checkpoint))
         trained = distil(student.prepared, lesson, asked, execution, files=files, progress=progress)
     return replace(
         student,
@@ -176,7 +177,8 @@ def taught_network(
             progress.say(line)
         networks = Networks(teachers=tuple(teachers), student=student)
         shown = checked_on_images(networks, images.split, config.quantisation, seed=execution.seed)
-        weights = teach_float(student, lesson, asked, execution, steps=steps, checkpoint=checkpoint, progress=progress)
+        place = None if checkpoint is None else Kept(checkpoint)
+        weights = teach_float(student, lesson, asked, execution, steps=steps, checkpoint=place, progress=progress)
         taught = with_weights(student, weights.tensors)
         check_taught(taught, shown, config.quantisation)
     if checkpoint is not None:

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from backends.base import Backend
 from backends.device.bundle_check.records import from_json, to_json
 from backends.onnx_file.serialised import Serialised
-from calibration.errors import UserError
 from calibration.graph.copies import Unpicklable
 from calibration.plan import Plan
 from calibration.ranges.observation import Range
@@ -35,7 +27,7 @@ from pipeline.networks.models import preprocessing_words
 from pipeline.networks.outputs.meaning import Output
 from pipeline.report.cards import Card, Shown
 from pipeline.report.schema import Distillation
-from pipeline.tools.atomic import whole_file, write_text
+from pipeline.tools.kept import Kept
 
 #: Names of the files that the artifact and its float counterpart are written to.
 MODEL, FLOAT_MODEL = "model.onnx", "float.onnx"
@@ -102,14 +94,14 @@ class GeneratedImages:
     remarks: tuple[str, ...]
     """What there is to say of them."""
 
-    def save(self, path: Path) -> None:
+    def save(self, place: Kept) -> None:
         """Keep them as one file."""
-        save_tensors(path, {"images": torch.from_numpy(self.pixels)}, {"remarks": self.remarks})
+        place.save({"images": torch.from_numpy(self.pixels)}, {"remarks": self.remarks})
 
     @classmethod
-    def load(cls, path: Path) -> GeneratedImages:
-        """What `save` kept. Raises UserError when the file is damaged."""
-        tensors, record = load_tensors(path)
+    def load(cls, place: Kept) -> GeneratedImages:
+        """What `save` kept. Raises UserError when the file is damaged, or another run's."""
+        tensors, record = place.load()
         return cls(pixels=tensors["images"].numpy(), remarks=tuple(record["remarks"]))
 
 
@@ -139,14 +131,14 @@ class FloatWeights:
     agreement: float
     """The share of held-out images, 0 to 1, that it decides as it was asked to; of values, R2."""
 
-    def save(self, path: Path) -> None:
+    def save(self, place: Kept) -> None:
         """Keep them as one file."""
-        save_tensors(path, self.tensors, {"agreement": self.agreement})
+        place.save(self.tensors, {"agreement": self.agreement})
 
     @classmethod
-    def load(cls, path: Path) -> FloatWeights:
-        """What `save` kept. Raises UserError when the file is damaged."""
-        tensors, record = load_tensors(path)
+    def load(cls, place: Kept) -> FloatWeights:
+        """What `save` kept. Raises UserError when the file is damaged, or another run's."""
+        tensors, record = place.load()
         return cls(tensors=tensors, agreement=float(record["agreement"]))
 
 
@@ -178,17 +170,18 @@ class PreparedStudent:
         network = insert(self.folded, self.plan, self.ranges, shared=not trainable, first_scales=self._first_scales)
         return self.corrections.apply(network) if corrected else network
 
-    def save(self, path: Path) -> None:
+    def save(self, place: Kept) -> None:
         """Keep plan, ranges, corrections and notes as one JSON file."""
         ranges = {name: [chosen.scale, chosen.zero_point] for name, chosen in self.ranges.items()}
         corrections = self.corrections.to_json()
-        kept = {"plan": self.plan.to_json(), "ranges": ranges, "corrections": corrections, "notes": self.notes}
-        write_text(path, json.dumps(kept, indent=1))
+        place.save_json(
+            {"plan": self.plan.to_json(), "ranges": ranges, "corrections": corrections, "notes": self.notes}
+        )
 
     @classmethod
-    def load(cls, path: Path, student: Network, quantisation: QuantisationConfig) -> PreparedStudent:
-        """What `save` kept, for the same student."""
-        tree = json.loads(path.read_text(encoding="utf-8"))
+    def load(cls, place: Kept, student: Network, quantisation: QuantisationConfig) -> PreparedStudent:
+        """What `save` kept, for the same student. Raises UserError when the file is damaged, or another run's."""
+        tree = place.load_json()
         ranges = {name: Range(scale=scale, zero_point=zero) for name, (scale, zero) in tree["ranges"].items()}
         return cls(
             student=student,
@@ -207,26 +200,26 @@ class TrainedStudent:
     network: PreparedNetwork
     distillation: Distillation
 
-    def save(self, path: Path) -> None:
+    def save(self, place: Kept) -> None:
         """Keep weights and record as one file."""
-        save_tensors(path, self.network.state_dict(), to_json(self.distillation))
+        place.save(self.network.state_dict(), to_json(self.distillation))
 
     @classmethod
-    def load(cls, path: Path, prepared: PreparedStudent) -> TrainedStudent:
+    def load(cls, place: Kept, prepared: PreparedStudent) -> TrainedStudent:
         """What `save` kept of a student that was prepared so. Raises UserError when the file is damaged."""
-        tensors, record = load_tensors(path)
+        tensors, record = place.load()
         network = prepared.network(trainable=True)
         network.load_state_dict(tensors)
-        return cls(network=network.eval(), distillation=from_json(Distillation, record, where=str(path)))
+        return cls(network=network.eval(), distillation=from_json(Distillation, record, where=str(place)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingFiles:
     """Where training keeps what a killed run goes on with."""
 
-    checkpoint: Path
+    checkpoint: Kept
     """Position within the training of one student; it goes when that is finished."""
-    students: tuple[Path, ...] = ()
+    students: tuple[Kept, ...] = ()
     """Of each generation, the last one included, once it is finished; empty where that is handed over alone."""
 
 
@@ -259,42 +252,3 @@ class QuantisedStudent:
         """What was decided and found on the way, for the report."""
         decided = () if self.prepared is None else self.prepared.notes
         return decided if self.distillation is None else (*decided, *self.distillation.remarks)
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON record into one safetensors file, at once."""
-    kept, places = dict[str, Tensor](), set[int]()
-    for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        # No two tensors of a file may lie in one place; all others are written from where they are.
-        place = plain.untyped_storage().data_ptr()
-        kept[name] = plain.clone() if place in places else plain
-        places.add(place)
-    with whole_file(path) as temporary:
-        try:
-            save_file(kept, temporary, {"record": json.dumps(record)})
-        except SafetensorError as error:
-            # The library tells the system's refusals in words alone.
-            if (code := re.search(r"\(os error (\d+)\)", str(error))) is None:
-                raise
-            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
-
-
-def load_record(path: Path) -> dict[str, Any]:
-    """The JSON record of what `save_tensors` wrote, alone. Raises UserError when the file is damaged."""
-    return _loaded(path, tensors=False)[1]
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_tensors` wrote. Raises UserError when the file is damaged."""
-    return _loaded(path, tensors=True)
-
-
-def _loaded(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            record = json.loads((file.metadata() or {})["record"])
-            names = file.keys() if tensors else ()
-            return {name: file.get_tensor(name) for name in names}, record
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): start anew with --overwrite") from error

@@ -29,7 +29,6 @@ from pipeline.stages.float_student import teach_float, what_was_learned, with_we
 from pipeline.stages.imagine import imagine
 from pipeline.stages.observe import corrected, prepare, suited
 from pipeline.stages.post_training import quantise_after_training
-from pipeline.tools.atomic import remove
 from pipeline.tools.progress import Progress
 from pipeline.validation.advice import advice, advice_on_bundle
 from pipeline.validation.bundle_of_result import write_result
@@ -83,11 +82,11 @@ def _run(config: RunConfig, candidates: tuple[Backend, ...], folder: RunFolder, 
 
     if material is None:
         with progress.stage("imagine"):
-            if folder.generated.exists():
-                generated = GeneratedImages.load(folder.generated)
+            if (place := folder.of("generated images")).exists():
+                generated = GeneratedImages.load(place)
             else:
                 generated = imagine(teacher, config.data, seed=execution.seed, progress=progress)
-                generated.save(folder.generated)
+                generated.save(place)
             split = generated_split(generated, config.data, seed=execution.seed)
             material = generated_material(config, networks, split, trains=trains)
     lesson, shown, images = material.lesson, material.shown, material.lesson.images
@@ -98,15 +97,15 @@ def _run(config: RunConfig, candidates: tuple[Backend, ...], folder: RunFolder, 
 
     if steps := float_steps(config):
         with progress.stage("float"):
-            if folder.float_student.exists():
-                weights = FloatWeights.load(folder.float_student)
+            if (place := folder.of("float student")).exists():
+                weights = FloatWeights.load(place)
             else:
-                place = folder.float_checkpoint
+                checkpoint = folder.position_of_float()
                 weights = teach_float(
-                    student, lesson, learning, execution, steps=steps, checkpoint=place, progress=progress
+                    student, lesson, learning, execution, steps=steps, checkpoint=checkpoint, progress=progress
                 )
-                weights.save(folder.float_student)
-                remove(place)
+                weights.save(place)
+                checkpoint.remove()
             notes = (*notes, remark := what_was_learned(student, teacher, weights.agreement, steps=steps))
             progress.say(remark)
             student = with_weights(student, weights.tensors)
@@ -119,8 +118,8 @@ def _run(config: RunConfig, candidates: tuple[Backend, ...], folder: RunFolder, 
             quantised = quantise_after_training(student, teacher, candidates[0], images, asked, progress=progress)
     else:
         with progress.stage("observe"):
-            if folder.prepared.exists():
-                prepared = PreparedStudent.load(folder.prepared, student, asked)
+            if (place := folder.of("calibration")).exists():
+                prepared = PreparedStudent.load(place, student, asked)
                 check_opset(prepared.plan, asked.opset)
                 backend = prepared_for(candidates, prepared.plan)
             else:
@@ -128,7 +127,7 @@ def _run(config: RunConfig, candidates: tuple[Backend, ...], folder: RunFolder, 
                 prepared = choose_profile(prepared, candidates, teacher, images, corrected)
                 backend = prepared_for(candidates, prepared.plan)
                 check_loads(prepared, teacher, backend)
-                prepared.save(folder.prepared)
+                prepared.save(place)
         with progress.stage("distil"):
             files = folder.training(learning.generations)
             trained = distil(prepared, lesson, learning, execution, files=files, progress=progress)

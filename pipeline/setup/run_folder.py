@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from backends.device.bundle_check.stored import digest_of_file
 from backends.onnx_file.serialised import DATA_SUFFIX
 from calibration.errors import UserError
-from pipeline.artifacts import FLOAT_MODEL, TrainingFiles, load_record
+from pipeline.artifacts import FLOAT_MODEL, TrainingFiles
 from pipeline.bundle.bundle import REPORT, float_digest, run_of
 from pipeline.setup.folder_lock import LOCK
 from pipeline.setup.own_files import BUNDLE, OF_A_RUN, PAGE, SETTINGS, STATE
 from pipeline.setup.resumption import Finished, Settings
-from pipeline.setup.run_identity import RUN, RunIdentity
+from pipeline.setup.run_identity import RunIdentity
 from pipeline.tools.atomic import remove, unfinished, writable, write_bytes
+from pipeline.tools.kept import RUN, Kept
 
 #: Keys of SETTINGS beside the settings: versions that the run was begun with, what its inputs hold by flag and by path,
 #: its identity, and the settings as they came out.
@@ -26,6 +27,8 @@ CONTENTS: Final = "contents"
 IDENTITY: Final = "identity"
 SETTLED: Final = "settled"
 RECORDED: Final = (BEGUN_WITH, INPUTS_HELD, CONTENTS, IDENTITY, SETTLED)
+
+Part = Literal["generated images", "float student", "calibration"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +146,29 @@ class RunFolder:
         """Position within float distillation."""
         return self.state / "float-checkpoint.safetensors"
 
+    def of(self, part: Part) -> Kept:
+        """Where one of the parts that are finished at once is kept.
+
+        Raises UserError where the state does not say which run it belongs to.
+        """
+        places = {
+            "generated images": self.generated,
+            "float student": self.float_student,
+            "calibration": self.prepared,
+        }
+        return Kept(places[part], self.identity().parts[part])
+
+    def position_of_float(self) -> Kept:
+        """Position within float distillation, as the run that it is of writes and reads it."""
+        return Kept(self.float_checkpoint, self.identity().parts["float student"])
+
     def training(self, generations: int) -> TrainingFiles:
         """Where distillation keeps its position, and its students: those before the last are numbered from 0."""
+        run = self.identity().parts["training"]
         earlier = (self.state / f"generation{number}.safetensors" for number in range(generations - 1))
-        return TrainingFiles(checkpoint=self.checkpoint, students=(*earlier, self.trained))
+        return TrainingFiles(
+            checkpoint=Kept(self.checkpoint, run), students=tuple(Kept(file, run) for file in (*earlier, self.trained))
+        )
 
     @property
     def float_model(self) -> Path:
@@ -212,5 +234,5 @@ def _content(file: Path) -> bytes | None:
 
 def _steps_in(checkpoint: Path) -> str:
     """How many steps of training a checkpoint is ahead, in words."""
-    steps = int(load_record(checkpoint)["step"])
+    steps = int(Kept(checkpoint).record()["step"])
     return f"{steps} step" if steps == 1 else f"{steps} steps"

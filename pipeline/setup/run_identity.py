@@ -6,13 +6,11 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from calibration.errors import UserError
 from pipeline.setup.resumption import DECIDED_BY, FREE, IDENTIFIED, Settings, decides
-
-#: Key of the identity in records and files.
-RUN: Final = "run"
+from pipeline.tools.kept import RUN
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
@@ -13,7 +12,7 @@ from pipeline.config.distillation import DistillationConfig
 from pipeline.config.execution import ExecutionConfig
 from pipeline.distillation.training.learner import load_checkpoint, train
 from pipeline.distillation.training.trainer import Trainer
-from pipeline.tools.atomic import remove
+from pipeline.tools.kept import Kept
 from pipeline.tools.memory import freed_memory_kept
 from pipeline.tools.progress import SILENT, Progress
 
@@ -51,12 +50,12 @@ def distil(
         if place is not None:
             trained.save(place)
         if files is not None:
-            remove(files.checkpoint)
+            files.checkpoint.remove()
     assert trained is not None
     return trained
 
 
-def teach(trainer: Trainer, *, checkpoint: Path | None = None, progress: Progress = SILENT) -> TrainedStudent:
+def teach(trainer: Trainer, *, checkpoint: Kept | None = None, progress: Progress = SILENT) -> TrainedStudent:
     """Train one student; the last step's weights if they are better, or the calibrated.
 
     Better is a distillation loss on held-out unlabelled images that is lower beyond chance, image by image: no label is
@@ -76,7 +75,7 @@ def teach(trainer: Trainer, *, checkpoint: Path | None = None, progress: Progres
         return trainer.finish()
 
 
-def _begin(trainer: Trainer, checkpoint: Path | None, progress: Progress) -> None:
+def _begin(trainer: Trainer, checkpoint: Kept | None, progress: Progress) -> None:
     """Go on where an earlier run was, or do what comes before the first step."""
     if (kept := load_checkpoint(checkpoint)) is not None:
         trainer.restore(*kept)

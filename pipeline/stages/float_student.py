@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from pipeline.distillation.training.schedule import resolve_device
 from pipeline.distillation.training.teachers import Teachers
 from pipeline.networks.outputs.agreement import OutputTally
 from pipeline.networks.outputs.meaning import primary
+from pipeline.tools.kept import Kept
 from pipeline.tools.memory import freed_memory_kept
 from pipeline.tools.progress import SILENT, Progress
 
@@ -39,7 +39,7 @@ def teach_float(
     execution: ExecutionConfig,
     *,
     steps: int,
-    checkpoint: Path | None = None,
+    checkpoint: Kept | None = None,
     progress: Progress = SILENT,
 ) -> FloatWeights:
     """The student's weights and statistics after distillation, and how it then decides held-out images.

@@ -25,6 +25,7 @@ from torch import Tensor
 from pipeline.distillation.training.trainer import Trainer
 from pipeline.stages.distill import teach
 from pipeline.stages.targets import target_outputs
+from pipeline.tools.kept import Kept
 from pipeline.tools.progress import LineProgress
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _weights(settings: faqd.DistillationConfig) -> str:
 def _measured(student: Ready, loss: str, steps: int, cifar: Cifar, folder: Path) -> Row:
     """Train unless `steps` is 0, and judge what comes out."""
     trainer = Trainer(*student.training(FORMS.get(loss, "none")), schedule=student.schedule(steps))
-    trained = teach(trainer, checkpoint=folder / "checkpoint.safetensors", progress=LineProgress(print))
+    trained = teach(trainer, checkpoint=Kept(folder / "checkpoint.safetensors"), progress=LineProgress(print))
     record = trained.distillation
     scored = cifar.labelled(student.teacher)
     labels = torch.cat([labels for _, labels in scored]).numpy()

@@ -6,14 +6,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from calibration.errors import UserError
-from pipeline.artifacts import load_tensors, save_tensors
 from pipeline.distillation.objective import Objective
 from pipeline.distillation.taps import Tapped
 from pipeline.distillation.terms import Seen, Signals
@@ -21,6 +19,7 @@ from pipeline.distillation.training.divergence import DivergenceWatch
 from pipeline.distillation.training.lesson_images import Batch, LessonImages
 from pipeline.distillation.training.optimiser import ScheduledOptimiser
 from pipeline.distillation.training.teachers import Teachers
+from pipeline.tools.kept import Kept
 from pipeline.tools.progress import Progress
 from pipeline.tools.randomness import generator_for
 
@@ -138,14 +137,14 @@ class Learner:
         return self.pupil.second_pass(images, generator_for(self.seed, "precision", self.step))
 
 
-def load_checkpoint(checkpoint: Path | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def load_checkpoint(checkpoint: Kept | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """What `train` kept of a run that was killed or interrupted; None where it kept nothing.
 
     Raises UserError when the file is damaged, or another version's.
     """
     if checkpoint is None or not checkpoint.exists():
         return None
-    tensors, record = load_tensors(checkpoint)
+    tensors, record = checkpoint.load()
     if record.get("form") != _FORM:
         raise UserError(
             f"{checkpoint} was written by another version of faqd: add --restart-training, which trains anew from the"
@@ -154,7 +153,7 @@ def load_checkpoint(checkpoint: Path | None) -> tuple[dict[str, Tensor], dict[st
     return tensors, record
 
 
-def train(learner: Learner, *, checkpoint: Path | None, progress: Progress) -> str | None:
+def train(learner: Learner, *, checkpoint: Kept | None, progress: Progress) -> str | None:
     """Train to the last step, or return why the run is lost.
 
     The state is kept in `checkpoint` every few seconds and when interrupted; a learner that is restored from it ends
@@ -168,10 +167,10 @@ def train(learner: Learner, *, checkpoint: Path | None, progress: Progress) -> s
                 return reason
             progress.step(learner.step, learner.steps, loss=loss)
             if checkpoint is not None and time.monotonic() - kept > CHECKPOINT_SECONDS:
-                save_tensors(checkpoint, *learner.state())
+                checkpoint.save(*learner.state())
                 kept = time.monotonic()
     except KeyboardInterrupt:
         if checkpoint is not None:
-            save_tensors(checkpoint, *learner.state())
+            checkpoint.save(*learner.state())
         raise
     return None

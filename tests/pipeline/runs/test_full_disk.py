@@ -18,9 +18,9 @@ import torch
 
 from backends.onnx_file.scratch import scratch_folder
 from calibration.errors import UserError
-from pipeline.artifacts import load_tensors, save_tensors
 from pipeline.bundle.bundle import write_bundle
 from pipeline.cli import main
+from pipeline.tools.kept import Kept
 
 RUN = ("run", "--quiet", "--steps", "2", "--calibration-images", "16", "--max-drop", "100")
 
@@ -54,13 +54,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_tensors_that_find_no_room_are_the_users_line_and_leave_what_was_there(tmp_path: Path) -> None:
     file = tmp_path / "state" / "checkpoint.safetensors"
-    save_tensors(file, {"a": torch.ones(3)}, {"step": 1})
+    Kept(file).save({"a": torch.ones(3)}, {"step": 1})
     with (
         files_of_at_most(100_000),
         pytest.raises(UserError, match=f"cannot write .*{file.name}: {os.strerror(errno.EFBIG)}: make room there"),
     ):
-        save_tensors(file, {"a": torch.zeros(100_000)}, {"step": 2})
-    tensors, record = load_tensors(file)
+        Kept(file).save({"a": torch.zeros(100_000)}, {"step": 2})
+    tensors, record = Kept(file).load()
     assert record == {"step": 1} and tensors["a"].tolist() == [1, 1, 1]
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from backends.facts.cpu import host_cpu
 from calibration.errors import UserError
-from pipeline import __version__
-from pipeline.artifacts import save_tensors
 from pipeline.config import (
     DataConfig,
     ExecutionConfig,
-    OutputConfig,
     PreprocessingConfig,
     QuantisationConfig,
     RunConfig,
@@ -29,46 +23,9 @@ from pipeline.config import (
 from pipeline.config.distillation import DistillationConfig
 from pipeline.setup.folder_lock import locked
 from pipeline.setup.resumption import FREE, IDENTIFIED
-from pipeline.setup.run_folder import RunFolder
 from pipeline.setup.settled import BY_INPUTS, settled_by_configuration
 from pipeline.setup.state import begin, clear, open_run_folder
-
-INPUTS = {"teacher": "a network", "data": "some images"}
-
-
-def config(
-    folder: Path,
-    *,
-    overwrite: bool = False,
-    resume: bool = False,
-    restart: bool = False,
-    steps: int | None = 5,
-    **groups: Any,
-) -> RunConfig:
-    learning = groups.pop("distillation", DistillationConfig(steps=steps))
-    output = OutputConfig(folder=folder, overwrite=overwrite, resume=resume, restart_training=restart)
-    return RunConfig(output=output, distillation=learning, **groups)
-
-
-def left_at(file: Path, step: int) -> None:
-    """A checkpoint."""
-    save_tensors(file, {"weight": torch.zeros(1)}, {"step": step})
-
-
-def begun(config: RunConfig, inputs: dict[str, str] = INPUTS, settled: dict[str, Any] | None = None) -> RunFolder:
-    """The folder of a run whose inputs have been checked."""
-    with locked(config.folder, print):
-        folder = open_run_folder(config)
-        begin(folder, config, inputs, {} if settled is None else settled)
-    return folder
-
-
-def finish(folder: RunFolder) -> None:
-    """What a run leaves that has come to its end: its bundle, whose manifest says which run it is of."""
-    if folder.bundle.exists():
-        shutil.rmtree(folder.bundle)
-    folder.bundle.mkdir()
-    (folder.bundle / "manifest.json").write_text(json.dumps({"run": folder.identity().run, "files": {}}))
+from tests.begun_runs import INPUTS, begun, config, finish, left_at
 
 
 def test_a_new_folder_is_made(tmp_path: Path) -> None:
@@ -83,20 +40,6 @@ def test_a_finished_run_is_not_replaced_by_accident(tmp_path: Path) -> None:
         open_run_folder(config(tmp_path))
     begun(config(tmp_path, overwrite=True))
     assert (tmp_path / "bundle").is_dir(), "only a new bundle may take the old one's place"
-
-
-def test_a_bundle_that_is_to_be_replaced_is_not_the_end_of_the_run_that_replaces_it(tmp_path: Path) -> None:
-    folder = begun(config(tmp_path))
-    folder.trained.write_bytes(b"")
-    finish(folder)
-    assert folder.is_finished()
-
-    begun(config(tmp_path, overwrite=True, steps=6))
-    assert not folder.is_finished()
-    begun(config(tmp_path, resume=True, steps=6))
-    assert not folder.is_finished()
-    finish(folder)
-    assert folder.is_finished()
 
 
 def test_nothing_goes_before_the_inputs_are_known_to_be_right(tmp_path: Path) -> None:
@@ -220,26 +163,11 @@ def test_training_begins_anew_where_asked_for_and_costs_nothing_else(tmp_path: P
     folder.float_student.unlink()
     left_at(folder.float_checkpoint, 1)
     left_at(folder.trained, 3)
-    left_at(folder.training(2).students[0], 3)
+    left_at(folder.training(2).students[0].path, 3)
     with pytest.raises(UserError, match=r"and 1 step of the float student's training in .* --restart-training"):
         begun(config(tmp_path, resume=True, **smaller))
     begun(config(tmp_path, resume=True, restart=True, **smaller))
     assert sorted(path.name for path in folder.state.iterdir()) == ["prepared.json", "settings.json"]
-
-
-def test_a_finished_run_is_trained_otherwise_where_asked_for(tmp_path: Path) -> None:
-    folder = begun(config(tmp_path))
-    left_at(folder.trained, 5)
-    folder.prepared.write_bytes(b"hours of work")
-    finish(folder)
-    with pytest.raises(UserError, match=r"--steps was 5 and is 6 now, .* finished: train it otherwise with --restart"):
-        open_run_folder(config(tmp_path, resume=True, steps=6))
-
-    begun(config(tmp_path, resume=True, restart=True, steps=6))
-    assert not folder.is_finished() and folder.bundle.exists(), "the first bundle stays until the next is there"
-    assert folder.prepared.exists() and not folder.trained.exists()
-    begun(config(tmp_path, resume=True, steps=6))
-    assert not folder.is_finished()
 
 
 SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -312,59 +240,6 @@ def test_every_setting_is_in_the_tables() -> None:
     assert named == set(flags(RunConfig))
 
 
-def test_a_finished_run_takes_no_other_setting(tmp_path: Path) -> None:
-    folder = begun(config(tmp_path))
-    finish(folder)
-
-    open_run_folder(config(tmp_path, resume=True, data=DataConfig(workers=3)))
-    with pytest.raises(UserError, match=r"--eval-data was not given .* is finished: score it otherwise with faqd"):
-        open_run_folder(config(tmp_path, resume=True, validation=ValidationConfig(eval_data="images:b")))
-    with pytest.raises(UserError, match=r"--bits was 8 and is 4 now, .* is finished: make another beside it with --ou"):
-        open_run_folder(config(tmp_path, resume=True, quantisation=QuantisationConfig(bits=4)))
-
-
-@pytest.mark.parametrize("whole", [2 << 30, 0], ids=["whole files", "pieces of images"])
-def test_a_finished_run_knows_its_files_at_other_paths(
-    whole: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.setup.identity._WHOLE", whole)
-    monkeypatch.chdir(tmp_path)
-    for name, content in (("cls.pth", b"weights"), ("copy.pth", b"weights"), ("other.pth", b"others!")):
-        (tmp_path / name).write_bytes(content)
-    for name, content in (("photos", b"1"), ("mirror", b"1"), ("others", b"2")):
-        (tmp_path / name / "cats").mkdir(parents=True)
-        (tmp_path / name / "cats" / "1.png").write_bytes(content)
-
-    def named(weights: str, data: str, *, resume: bool = True) -> RunConfig:
-        teacher = TeacherConfig(sources=("python:a:b",), files=(weights,))
-        return config(tmp_path / "out", resume=resume, teacher=teacher, data=DataConfig(source=data))
-
-    folder = begun(named("cls.pth", "images:photos", resume=False))
-    finish(folder)
-    for weights in ("./cls.pth", str(tmp_path / "cls.pth"), "copy.pth", "cls.pth"):
-        open_run_folder(named(weights, f"images:{tmp_path}/photos"))
-    open_run_folder(named("cls.pth", "images:mirror"))
-    for weights, data, flag in (
-        ("other.pth", "images:photos", "weights"),
-        ("cls.pth#ema", "images:photos", "weights"),
-        ("absent.pth", "images:photos", "weights"),
-        ("cls.pth", "images:others", "data"),
-    ):
-        with pytest.raises(UserError, match=f"--resume: --{flag} was .* and is .* is finished"):
-            open_run_folder(named(weights, data))
-    (tmp_path / "cls.pth").unlink()
-    open_run_folder(named("copy.pth", "images:photos"))  # known by what the other one held
-    with pytest.raises(UserError, match=r"--weights was cls\.pth and is other\.pth now.*is finished"):
-        open_run_folder(named("other.pth", "images:photos"))
-    (tmp_path / "photos" / "cats" / "1.png").rename(tmp_path / "photos" / "1.png")
-    with pytest.raises(UserError, match=r"--data was .* is finished"):  # a copy no longer
-        open_run_folder(named("copy.pth", "images:mirror"))
-    shutil.rmtree(tmp_path / "photos")
-    open_run_folder(named("copy.pth", "images:mirror"))
-    with pytest.raises(UserError, match=r"--data was .* is finished"):
-        open_run_folder(named("copy.pth", "images:others"))
-
-
 def test_the_same_inputs_may_come_from_elsewhere_and_others_may_not(tmp_path: Path) -> None:
     def named(data: str, teacher: str = "python:a:b", *, resume: bool = True) -> RunConfig:
         sources: dict[str, Any] = {"teacher": TeacherConfig(sources=(teacher,)), "data": DataConfig(source=data)}
@@ -385,17 +260,6 @@ def test_the_same_inputs_may_come_from_elsewhere_and_others_may_not(tmp_path: Pa
         begun(config(tmp_path, resume=True, **student), INPUTS | {"student": "another"})
     folder.prepared.unlink()
     begun(named("images:there"), {"teacher": "a network", "data": "others"})
-
-
-def test_another_version_does_not_end_what_this_one_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = begun(config(tmp_path))
-    used = {"faqd": __version__, "torch": "9.9.9"}
-    monkeypatch.setattr("pipeline.setup.state.versions", lambda: used)
-
-    with pytest.raises(UserError, match=rf"was begun with faqd {__version__} and torch \d.*, this is .* torch 9\.9\.9"):
-        open_run_folder(config(tmp_path, resume=True))
-    finish(folder)
-    open_run_folder(config(tmp_path, resume=True))  # nothing is left to do
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -19,6 +19,7 @@ from pipeline.artifacts import PreparedStudent
 from pipeline.config import QuantisationConfig
 from pipeline.images.split_images import SplitImages
 from pipeline.stages.choose import choose_profile
+from pipeline.tools.kept import Kept
 
 EIGHT_BITS = QuantisationConfig(bits=8)
 
@@ -61,8 +62,8 @@ def test_a_profile_that_ruins_the_weights_is_left(example: SimpleNamespace, tmp_
     assert {placement.grid.limit for placement in chosen.plan.weights} == {None}
     assert "x86-avx2-precise is taken: better beyond chance" in chosen.notes[0]
     assert chosen.ranges == example.prepared.ranges
-    chosen.save(tmp_path / "prepared.json")
-    assert PreparedStudent.load(tmp_path / "prepared.json", chosen.student, EIGHT_BITS).notes == chosen.notes
+    chosen.save(Kept(tmp_path / "prepared.json"))
+    assert PreparedStudent.load(Kept(tmp_path / "prepared.json"), chosen.student, EIGHT_BITS).notes == chosen.notes
 
 
 def test_a_difference_of_a_few_images_is_chance(example: SimpleNamespace) -> None:

@@ -21,6 +21,7 @@ from pipeline.config import DistillationConfig, ExecutionConfig, QuantisationCon
 from pipeline.distillation.training.schedule import Schedule, schedule_of
 from pipeline.distillation.training.trainer import Trainer
 from pipeline.stages.distill import distil, teach
+from pipeline.tools.kept import Kept
 from pipeline.tools.progress import SILENT, Progress, SilentProgress
 
 #: Settings that are of the grids.
@@ -70,7 +71,7 @@ class Watched(SilentProgress):
 
 def train(example: SimpleNamespace, folder: Path, *, progress: Progress = SILENT, **changes: Any) -> TrainedStudent:
     arguments, schedule = made(example, **changes)
-    checkpoint = folder / "checkpoint.safetensors"
+    checkpoint = Kept(folder / "checkpoint.safetensors")
     return teach(Trainer(*arguments, schedule=schedule), checkpoint=checkpoint, progress=progress)
 
 
@@ -110,8 +111,8 @@ def test_a_student_and_a_lesson_are_enough(example: SimpleNamespace) -> None:
 
 def test_generations_that_are_kept_are_not_taught_again(example: SimpleNamespace, tmp_path: Path) -> None:
     (student, lesson, settings, execution), _ = made(example, steps=16, generations=2)
-    kept = (tmp_path / "first.safetensors", tmp_path / "last.safetensors")
-    files = TrainingFiles(checkpoint=tmp_path / "checkpoint.safetensors", students=kept)
+    kept = (Kept(tmp_path / "first.safetensors"), Kept(tmp_path / "last.safetensors"))
+    files = TrainingFiles(checkpoint=Kept(tmp_path / "checkpoint.safetensors"), students=kept)
     whole, quick = Watched(), Watched()
     last = distil(student, lesson, settings, execution, files=files, progress=whole)
     assert [line for line in whole.said if line.startswith("student")] == ["student 1 of 2", "student 2 of 2"]
@@ -121,7 +122,7 @@ def test_generations_that_are_kept_are_not_taught_again(example: SimpleNamespace
     assert first.distillation.chosen == "trained" and not same(first.network.state_dict(), last.network.state_dict())
     taught = teach(Trainer(student, lesson, settings, execution, predecessor=first.network))
     assert same(last.network.state_dict(), taught.network.state_dict()) and taught.distillation == last.distillation
-    kept[1].unlink()
+    kept[1].remove()
     again = distil(student, lesson, settings, execution, files=files, progress=quick)
     assert [line for line in quick.said if line.startswith("student")] == ["student 2 of 2"] and quick.steps[-1] == 16
     assert same(last.network.state_dict(), again.network.state_dict()) and again.distillation == last.distillation
@@ -129,8 +130,8 @@ def test_generations_that_are_kept_are_not_taught_again(example: SimpleNamespace
 
 def test_one_checkpoint_cannot_stand_for_several_generations(example: SimpleNamespace, tmp_path: Path) -> None:
     (student, lesson, settings, execution), _ = made(example, steps=1, generations=2)
-    for students in ((), (tmp_path / "one.safetensors",)):
-        files = TrainingFiles(checkpoint=tmp_path / "checkpoint.safetensors", students=students)
+    for students in ((), (Kept(tmp_path / "one.safetensors"),)):
+        files = TrainingFiles(checkpoint=Kept(tmp_path / "checkpoint.safetensors"), students=students)
         with pytest.raises(ValueError, match="2 generations cannot go on"):
             distil(student, lesson, settings, execution, files=files)
     assert not any(tmp_path.iterdir())

@@ -21,6 +21,7 @@ from pipeline.networks.architectures.digits import DigitsNetwork
 from pipeline.stages.convert import float_counterpart
 from pipeline.stages.first_link import check_float_file, check_on_images
 from pipeline.stages.float_student import teach_float, what_was_learned, with_weights
+from pipeline.tools.kept import Kept
 from pipeline.tools.progress import SILENT, Progress, SilentProgress
 
 
@@ -61,7 +62,7 @@ def teach(
         DistillationConfig(**settings | changes),
         ExecutionConfig(device="cpu"),
         steps=steps,
-        checkpoint=folder / "float.safetensors",
+        checkpoint=Kept(folder / "float.safetensors"),
         progress=progress,
     )
     return dict(taught.tensors), taught.agreement

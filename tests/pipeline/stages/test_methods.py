@@ -19,6 +19,7 @@ from pipeline.distillation.training.speq import stochastic_precision
 from pipeline.distillation.training.trainer import Trainer
 from pipeline.stages.distill import teach
 from pipeline.stages.targets import joint_targets
+from pipeline.tools.kept import Kept
 from pipeline.tools.progress import SILENT, Progress, SilentProgress
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -72,7 +73,7 @@ def train(
         ExecutionConfig(device="cpu"),
         predecessor=predecessor,
     )
-    return teach(trainer, checkpoint=folder / "checkpoint.safetensors", progress=progress)
+    return teach(trainer, checkpoint=Kept(folder / "checkpoint.safetensors"), progress=progress)
 
 
 @pytest.mark.parametrize("name", METHODS)

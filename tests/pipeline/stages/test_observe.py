@@ -26,6 +26,7 @@ from pipeline.images.preprocessing import normalise
 from pipeline.images.sources.image_source import ImageSource
 from pipeline.images.split_images import SplitImages
 from pipeline.stages.observe import corrected, suited
+from pipeline.tools.kept import Kept
 from tests.recorded_rows import recording
 
 
@@ -66,8 +67,8 @@ def test_three_levels_decide_like_the_teacher_without_training(example: SimpleNa
 
 def test_it_is_kept_with_the_student(example: SimpleNamespace, tmp_path: Path) -> None:
     corrected = correct(example, example.prepared)
-    corrected.save(tmp_path / "prepared.json")
-    again = PreparedStudent.load(tmp_path / "prepared.json", corrected.student, corrected.quantisation)
+    corrected.save(Kept(tmp_path / "prepared.json"))
+    again = PreparedStudent.load(Kept(tmp_path / "prepared.json"), corrected.student, corrected.quantisation)
     weights, loaded = corrected.network().state_dict(), again.network().state_dict()
     assert all(torch.equal(weights[name], loaded[name]) for name in weights)
     plain = replace(corrected, corrections=Corrections()).network().state_dict()
