@@ -43,9 +43,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(autouse=True)
 def untouched_logging() -> None:
-    """Every test finds logging as Python makes it, whatever a command line before it has set."""
+    """Every test finds logging as Python makes it, whatever a command line before it has set.
+
+    And nobody listens to torch's structured trace, a logger that does not propagate: pytest would, and torch then
+    describes every node of every graph for it.
+    """
     logging.getLogger().setLevel(logging.WARNING)
     logging.captureWarnings(False)
+    trace = logging.getLogger("torch.__trace")
+    trace.propagate = True
+    trace.handlers.clear()
 
 
 @pytest.fixture(scope="session")
@@ -56,11 +63,11 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def little_time_for_latency() -> Iterator[None]:
-    """Latency takes half a second of every run instead of up to five: as many figures, of fewer rounds."""
+    """Latency takes a twentieth of a second of every run, or ten rounds, instead of up to five: as many figures."""
     from backends.timing import interleaved_latency  # here: some tests are about interpreters without torch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.validation.score.interleaved_latency", partial(interleaved_latency, seconds=0.5))
+        patch.setattr("pipeline.validation.score.interleaved_latency", partial(interleaved_latency, seconds=0.05))
         yield
 
 

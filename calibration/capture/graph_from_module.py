@@ -77,7 +77,7 @@ def exported_graph(
         if mutates_a_view(exported.graph, harmless=NO_OPERATION) or (one_image and changes_constants(exported.graph)):
             # A write through a view changes a tensor that other nodes read: only full functionalisation is right.
             exported = exported.run_decompositions({})
-        graph_module = exported.module()
+        graph_module = exported.module(check_guards=False)  # checks of what it is called with are no operators
         if one_image:
             graph_module = without_regions(graph_module, source)
             _check_chance(graph_module, source)
@@ -247,15 +247,16 @@ def _hushed() -> Iterator[None]:
     What the network itself writes to stderr is passed on when it could be captured.
     """
     chatter, written = logging.getLogger("torch.fx.experimental.symbolic_shapes"), io.StringIO()
-    level = chatter.level
+    disabled = chatter.disabled
     try:
-        chatter.setLevel(logging.CRITICAL)
+        # Another level would empty what all loggers of the process remember of theirs, and torch asks thousands of times.
+        chatter.disabled = True
         with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stderr(written):
             warnings.simplefilter("ignore")
             yield
         sys.stderr.write(written.getvalue())
     finally:
-        chatter.setLevel(level)
+        chatter.disabled = disabled
 
 
 def _reason(error: BaseException) -> str:

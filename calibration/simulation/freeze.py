@@ -64,7 +64,7 @@ def freeze(prepared: PreparedNetwork, folded: GraphModule) -> FrozenNetwork:
     Raises UserError when training has left a value that is not finite, or a layer's sums could leave int32, naming
     tensor or layer.
     """
-    prepared = sharing_copy(prepared).cpu().eval()
+    prepared = _to_read(prepared)
     plan, trained = prepared.plan, sharing_copy(folded).cpu()
     learned = dict(prepared.graph.named_parameters()) | dict(prepared.graph.named_buffers())
     weights: dict[str, FrozenConstant] = {}
@@ -83,6 +83,14 @@ def freeze(prepared: PreparedNetwork, folded: GraphModule) -> FrozenNetwork:
                 weight, bias = weights[layer.name], biases.get(layer.name)
                 check_sums(layer, weight.integers, weight.axis, None if bias is None else bias.integers)
     return FrozenNetwork(graph_module=trained, plan=plan, activations=activations, weights=weights, biases=biases)
+
+
+def _to_read(prepared: PreparedNetwork) -> PreparedNetwork:
+    """The network on the CPU in evaluation mode: itself where it is so, as copying takes most of the time."""
+    tensors = [*prepared.parameters(), *prepared.buffers()]
+    if all(tensor.is_cpu for tensor in tensors) and not any(part.training for part in prepared.modules()):
+        return prepared
+    return sharing_copy(prepared).cpu().eval()
 
 
 def _finite(values: Tensor, name: str) -> Tensor:
