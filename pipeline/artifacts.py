@@ -18,7 +18,7 @@ from calibration.graph.copies import Unpicklable
 from calibration.plan import Plan
 from calibration.ranges.observation import Range
 from calibration.simulation.correction import Corrections
-from calibration.simulation.insert import insert
+from calibration.simulation.insert import FirstScales, insert
 from calibration.simulation.prepared import PreparedNetwork
 from pipeline.config.quantisation import QuantisationConfig
 from pipeline.images.preprocessing import Preprocessing
@@ -154,8 +154,9 @@ class PreparedStudent:
     corrections: Corrections = field(default_factory=Corrections)
     notes: tuple[str, ...] = ()
     """What was decided on the way, for the report."""
-    _first_scales: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """What weights' grids begin with, searched for when the network is first built."""
+    _first_scales: dict[GraphModule, FirstScales] = field(default_factory=dict, repr=False, compare=False)
+    """What weights' grids begin with, by the float graph that holds the weights; searched for when a network is first
+    built of it, for this student and all that `replace` makes of it."""
 
     @property
     def folded(self) -> GraphModule:
@@ -167,7 +168,8 @@ class PreparedStudent:
 
         What is not corrected shares the float network's memory unless it is `trainable`.
         """
-        network = insert(self.folded, self.plan, self.ranges, shared=not trainable, first_scales=self._first_scales)
+        first_scales = self._first_scales.setdefault(self.folded, {})
+        network = insert(self.folded, self.plan, self.ranges, shared=not trainable, first_scales=first_scales)
         return self.corrections.apply(network) if corrected else network
 
     def save(self, place: Kept) -> None:

@@ -19,8 +19,8 @@ from pipeline.cli import main
 
 #: What makes a run short.
 SHORT = ("--steps", "12", "--calibration-images", "128")
-#: The same of the embedded digits, whose usual batches would take half of it.
-QUICK = (*SHORT, "--batch-size", "16")
+#: The same of the embedded digits, whose usual batches and held-out images would take half of it.
+QUICK = (*SHORT, "--batch-size", "16", "--held-out-images", "64")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,30 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+    if "torch" in sys.modules and "not benchmark" in session.config.option.markexpr:
+        _export_small_networks_quickly()
+
+
+def _export_small_networks_quickly() -> None:
+    """Spare torch.export, run thousands of times here, what pays for large networks alone.
+
+    Where sizes are free, its memory of what operators give is of one export, and few layers of a small network are
+    alike. And what it asks sympy of the batch size is the same for nearly every network.
+    """
+    import sympy.solvers.inequalities
+    import torch._dynamo.config
+
+    torch._dynamo.config.fake_tensor_cache_enabled = False
+    solved: dict[object, object] = {}
+    solve = sympy.solvers.inequalities.reduce_inequalities
+
+    def solved_once(inequalities: set[Any], *symbols: Any) -> object:
+        key = (frozenset(inequalities), symbols)
+        if key not in solved:
+            solved[key] = solve(inequalities, *symbols)
+        return solved[key]
+
+    sympy.solvers.inequalities.reduce_inequalities = solved_once
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +73,8 @@ def untouched_logging() -> None:
     And nobody listens to torch's structured trace, a logger that does not propagate: pytest would, and torch then
     describes every node of every graph for it.
     """
-    logging.getLogger().setLevel(logging.WARNING)
+    if logging.getLogger().level != logging.WARNING:  # setting it empties what every logger remembers
+        logging.getLogger().setLevel(logging.WARNING)
     logging.captureWarnings(False)
     trace = logging.getLogger("torch.__trace")
     trace.propagate = True

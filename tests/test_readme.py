@@ -21,7 +21,18 @@ from tests.command_line import Ended
 from tests.command_line import command as command_line
 
 #: What makes a run short enough for a test; results are not what is tested here.
-QUICK = ("--steps", "2", "--batch-size", "2", "--calibration-images", "4", "--max-drop", "100")
+QUICK = (
+    "--steps",
+    "2",
+    "--batch-size",
+    "2",
+    "--calibration-images",
+    "4",
+    "--held-out-images",
+    "4",
+    "--max-drop",
+    "100",
+)
 #: Networks of photographs get small ones.
 SMALL = ("--image-size", "64")
 

@@ -249,7 +249,7 @@ def _hushed() -> Iterator[None]:
     chatter, written = logging.getLogger("torch.fx.experimental.symbolic_shapes"), io.StringIO()
     disabled = chatter.disabled
     try:
-        # Another level would empty what all loggers of the process remember of theirs, and torch asks thousands of times.
+        # Another level would empty what all loggers of the process remember of theirs, and torch asks all the time.
         chatter.disabled = True
         with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stderr(written):
             warnings.simplefilter("ignore")

@@ -31,6 +31,7 @@ from calibration.graph.operators import (
 )
 from calibration.graph.sharing import sharing_copy
 from calibration.graph.windows import equal_windows
+from calibration.grid import Grid
 from calibration.plan import ActivationPlacement, Plan, WeightPlacement
 from calibration.ranges.means import resolvable_means
 from calibration.ranges.observation import Range
@@ -75,21 +76,25 @@ _INTEGER_FORMS: dict[str, Any] = {
 _LARGEST_FIRST_BIAS = 2.0**28
 
 
+#: By the dotted path of a stored weight and the grid that it is rounded to.
+FirstScales = dict[tuple[str, Grid], Tensor]
+
+
 def insert(
     graph_module: GraphModule,
     plan: Plan,
     ranges: Mapping[str, Range],
     *,
     shared: bool = False,
-    first_scales: dict[str, Tensor] | None = None,
+    first_scales: FirstScales | None = None,
 ) -> PreparedNetwork:
     """A trainable copy of a folded graph in which everything that the plan rounds is integers.
 
     `ranges` by group, as `choose_ranges` gives them. The copy owns its parameters, or with `shared`, for one
-    that is not to be trained, has them in the same memory. `first_scales`: of each stored weight, by dotted path, the
-    scale that its grid begins with; what it lacks is searched for and added, so that a second copy of the same graph
-    and plan takes no second search. Raises ValueError for a plan that names nodes which the graph does not have, or
-    groups that have no range.
+    that is not to be trained, has them in the same memory. `first_scales`: of each stored weight, by dotted path and
+    grid, the scale that it begins with; what it lacks is searched for and added, so that a second copy of the same
+    graph, by this plan or another, takes no second search. Raises ValueError for a plan that names nodes which the
+    graph does not have, or groups that have no range.
     """
     copied = sharing_copy(graph_module) if shared else copy.deepcopy(graph_module)
     return _Insertion(copied, plan, ranges, {} if first_scales is None else first_scales).run(
@@ -100,9 +105,7 @@ def insert(
 class _Insertion:
     """One pass over a graph: every node is given real inputs or centred integers, whichever it computes on."""
 
-    def __init__(
-        self, module: GraphModule, plan: Plan, ranges: Mapping[str, Range], first_scales: dict[str, Tensor]
-    ) -> None:
+    def __init__(self, module: GraphModule, plan: Plan, ranges: Mapping[str, Range], first_scales: FirstScales) -> None:
         self.module, self.plan, self.graph, self.first_scales = module, plan, module.graph, first_scales
         self.nodes = {node.name: node for node in module.graph.nodes}
         self.placements = {placement.tensor: placement for placement in plan.activations}
@@ -313,9 +316,10 @@ class _Insertion:
 
     def _first_scale(self, path: str, weight: Tensor, placement: WeightPlacement) -> Tensor:
         """The scale that a stored weight's grid begins with: 80 of each channel are tried below 8 bits, once."""
-        if path not in self.first_scales:
-            self.first_scales[path] = weight_scale(weight, placement.grid)
-        return self.first_scales[path]
+        key = (path, placement.grid)
+        if key not in self.first_scales:
+            self.first_scales[key] = weight_scale(weight, placement.grid)
+        return self.first_scales[key]
 
     def _weight_grid(self, layer: Node, placement: WeightPlacement) -> WeightGrid:
         """The grid of a layer's weight; layers that share a weight share it."""

@@ -84,7 +84,8 @@ def score(
     labelled = dict[str, LabelTally]()
     seen, first = set[bytes](), list[bool]()
     for batch in batches:
-        results = {name: run(batch.images) for name, run in columns.items()}
+        answers = {run: run(batch.images) for run in dict.fromkeys(columns.values())}  # teacher and target may be one
+        results = {name: answers[run] for name, run in columns.items()}
         images += len(batch.images)
         first += _unseen(batch.images, seen)
         if batch.labels is not None:

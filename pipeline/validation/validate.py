@@ -17,7 +17,8 @@ from backends.base import Backend
 from backends.facts.cpu import elsewhere, host_cpu
 from backends.onnx_file.serialised import Serialised, read_model
 from calibration.errors import UserError
-from pipeline.artifacts import FLOAT_MODEL, Lesson, Network, QuantisedStudent
+from calibration.simulation.prepared import PreparedNetwork
+from pipeline.artifacts import FLOAT_MODEL, Lesson, Network, PreparedStudent, QuantisedStudent
 from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.device_files import device_files
 from pipeline.bundle.golden import Golden, golden_of
@@ -98,11 +99,12 @@ def validate_student(
     plain = answers_in_form(judged, teacher.outputs, float_outputs)
     asked = plain if known.target is None else answers_in_form(judged, teacher.outputs, known.target)
     columns: dict[str, Outputs] = {"target": asked, "teacher": plain, "oracle": oracle}
-    calibrated, simulated = quantised.prepared, quantised.simulated
-    if calibrated is not None:
-        columns["simulated"] = _module_outputs(calibrated.network().eval() if simulated is None else simulated)
+    calibrated = None if quantised.prepared is None else quantised.prepared.network().eval()
+    simulated = calibrated if quantised.simulated is None else quantised.simulated
     if calibrated is not None and simulated is not None:
-        columns["calibrated"] = _module_outputs(calibrated.network().eval())
+        columns["simulated"] = _module_outputs(simulated)
+        if simulated is not calibrated:
+            columns["calibrated"] = _module_outputs(calibrated)
     inputs = _first_images(scored, preprocessing, _SQNR_IMAGES)
     most = images_at_once(preprocessing, _BATCH)
     subject = Subject(
@@ -120,7 +122,7 @@ def validate_student(
         images=scored_images(scored, preprocessing, most),
         example=inputs,
         other_size=None if teacher.other is None else _at_other_size(scored, preprocessing),
-        noise=_noise(quantised, torch.split(inputs, images_at_once(preprocessing, _SQNR_IMAGES))),
+        noise=_noise(quantised.prepared, simulated, torch.split(inputs, images_at_once(preprocessing, _SQNR_IMAGES))),
         target=backend.profile.cpu,
         graph=teacher.folded,
         notes=tuple(known.notes),
@@ -253,13 +255,13 @@ def _at_other_size(scored: Scored, preprocessing: Preprocessing) -> Tensor:
     return _first_images(scored, size, max(2, images_at_once(size, _OTHER_SIZE_IMAGES)))
 
 
-def _noise(quantised: QuantisedStudent, batches: Sequence[Tensor]) -> dict[str, float]:
+def _noise(
+    prepared: PreparedStudent | None, simulated: PreparedNetwork | None, batches: Sequence[Tensor]
+) -> dict[str, float]:
     """Noise of each layer in the simulation; nothing where nothing is simulated."""
-    prepared, simulated = quantised.prepared, quantised.simulated
-    if prepared is None:
+    if prepared is None or simulated is None:
         return {}
-    network = prepared.network().eval() if simulated is None else simulated
-    return layer_sqnr(prepared.folded, network, batches)
+    return layer_sqnr(prepared.folded, simulated, batches)
 
 
 # What a bundle has.

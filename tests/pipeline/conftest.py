@@ -118,3 +118,9 @@ def elsewhere() -> Report:
 @pytest.fixture(scope="session", autouse=True)
 def quick_runs(little_time_for_latency: None, digits_captured_once: None) -> None:
     """No test here is about times, nor about how the embedded network is captured."""
+
+
+@pytest.fixture
+def branches_learn_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SAKD's branches learn for 20 steps instead of 200, where the test is not about what they have learned."""
+    monkeypatch.setattr("pipeline.distillation.training.trainer._BRANCH_STEPS", 20)

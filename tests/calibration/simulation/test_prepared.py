@@ -21,7 +21,7 @@ from calibration.graph.operators import kind
 from calibration.plan import ActivationPlacement, Plan
 from calibration.ranges.observation import choose_ranges, observe
 from calibration.rewrites.fold import fold
-from calibration.simulation.insert import insert
+from calibration.simulation.insert import FirstScales, insert
 from calibration.simulation.prepared import PreparedNetwork
 from tests.one_line_net import c3, shared_layer
 from tests.one_line_net import residual as residual_block
@@ -104,7 +104,7 @@ def test_a_second_copy_begins_with_the_scales_that_the_first_searched(
     chain: BuildChain, residual: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = chain(residual.folded, residual.images, bits=4, trained=True)
-    first_scales, ranges = dict[str, Tensor](), ranges_of(built)
+    first_scales, ranges = FirstScales(), ranges_of(built)
     alone, first, second = (
         insert(built.folded, built.plan, ranges, first_scales=scales) for scales in (None, first_scales, first_scales)
     )

@@ -102,6 +102,7 @@ def test_weights_and_scales_learn_in_other_ways(name: str, example: SimpleNamesp
     assert not any(operation._forward_hooks for operation in network.modules())
 
 
+@pytest.mark.usefixtures("branches_learn_briefly")
 @pytest.mark.parametrize("name", [*OWN_WEIGHTS, *SCHEDULES])
 def test_it_resumes_to_the_same_bits(name: str, example: SimpleNamespace, tmp_path: Path) -> None:
     settings = {"steps": 5, "batch_size": 16, **METHODS.get(name, {}), **SCHEDULES.get(name, {})}

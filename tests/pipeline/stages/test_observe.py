@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from backends.facts import openvino_rules, tensorrt_rules
 from backends.facts.onnxruntime_rules import X64
@@ -106,3 +108,29 @@ def test_a_run_applies_the_shipped_rows_in_order(
     applied.clear()
     suited(example.teacher, monitored, Widths(activations=4))
     assert tuple(applied) == (*names_of(profile.rewrites), WIDE_BRANCHES.name)
+
+
+def test_first_scales_are_searched_once_for_all_that_is_made_of_a_student(
+    example: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: PreparedStudent = replace(example.prepared, _first_scales={})
+    first = prepared.network(corrected=False)
+    searched = sum(map(len, prepared._first_scales.values()))
+    assert searched == len(prepared.plan.weights)
+    two = replace(prepared, plan=two_bits(example).plan)
+    assert two.network().state_dict().keys() == first.state_dict().keys()
+    assert sum(map(len, prepared._first_scales.values())) > searched, "another grid has scales of its own"
+    other = copy.deepcopy(example.teacher.folded)
+    for parameter in other.parameters():
+        parameter.data.mul_(2)
+
+    def refuse(*arguments: object) -> Tensor:
+        raise AssertionError("searched again")
+
+    monkeypatch.setattr("calibration.simulation.insert.weight_scale", refuse)
+    for again in (prepared, replace(correct(example, prepared), notes=("chosen",)), replace(prepared, plan=two.plan)):
+        for name, value in again.network(corrected=False).weight_grids().items():
+            expected = (two if again.plan is two.plan else prepared).network(corrected=False).weight_grids()[name]
+            assert torch.equal(value.scale(), expected.scale())
+    with pytest.raises(AssertionError, match="searched again"):
+        replace(prepared, student=replace(example.teacher, folded=other)).network()
