@@ -38,6 +38,7 @@ GATES = {
     "min-speedup": ("speed-up", "at least", "x"),
     "parity": ("same argmax everywhere", "at least", "%"),
     "parity-values": ("same values everywhere, R2", "at least", "%"),
+    "simulation": ("simulated numbers off the oracle's", "at most", "of the largest"),
     "golden": ("golden outputs equal to the bit", "at least", "%"),
     "dynamic-size": ("the same at another size of images", "at least", "%"),
     "kernels": ("planned integer layers run in float", "at most", "layers"),
@@ -192,8 +193,8 @@ def speed_words(report: ReportFields) -> str | None:
 def _gate_number(value: float, unit: str) -> str:
     if unit == "%":
         return percentage(value) if 0 <= value <= 1 else f"{value:g}"
-    if unit == "layers":
-        return f"{value:g}"
+    if unit in ("layers", "of the largest"):
+        return f"{value:.3g}" if unit != "layers" else f"{value:g}"
     return f"{value:.2f}{unit}" if unit == "x" else f"{value:.2f} {unit}".rstrip()
 
 

@@ -84,6 +84,13 @@ def _of_runtime(gate: Gate, report: Report, bundle: Path | None) -> str | None:
         if bundle is None:
             return "for the parity gate: faqd.compare, of what faqd.write_bundle writes, names what differs first"
         return f"for the parity gate: faqd compare {shlex.quote(str(bundle))} names what differs first"
+    if gate.name == "simulation":
+        others = [f"{o.name} by {o.simulated_difference:.2g}" for o in report.outputs if o.simulated_difference]
+        return (
+            f"for the gate of simulated numbers: {', '.join(others)} of the largest value, where simulation and oracle"
+            " compute the same integers: what was trained is not quite what is deployed; the scores of oracle and"
+            " runtime hold; please report it"
+        )
     if gate.name == "kernels":
         names = [layer.name for layer in report.layers if layer.weight_bits is not None and layer.integer is False]
         shown = ", ".join(names[:_NAMED_LAYERS]) + (

@@ -47,7 +47,7 @@ def gates_of(
     accuracy: what that run lost is judged, unless these few images alone show that it is too much. `exact`: every
     number of the runtime must be the oracle's to the bit as well.
     """
-    gates = [*_drops(config, scores, earlier), *_parities(scores, least)]
+    gates = [*_drops(config, scores, earlier), *_parities(scores, least), *_simulation(scores, least)]
     if exact:
         equal = scores.parity.exact_fraction
         gates.append(Gate(name="golden", limit=EXACT, value=equal, passed=None if equal is None else equal == EXACT))
@@ -187,6 +187,17 @@ def _lost_in(report: Report, output: OutputScore, *, main: bool) -> PointsLost |
     # Images that repeat others did not count there.
     counted = [gate.images for gate in report.gates if gate.name == name and gate.images is not None]
     return PointsLost(points=points, at_least=-100.0, at_most=max([points, *bounds]), images=min([images, *counted]))
+
+
+def _simulation(scores: Scores, least: float) -> Iterator[Gate]:
+    """Whether the simulation gives the oracle's very numbers, where both compute the same integers.
+
+    Answers may be the same though numbers are not. Nothing where the network was not simulated, as behind a bundle.
+    """
+    apart = [output.simulated_difference for output in scores.outputs if output.simulated_difference is not None]
+    if least == EXACT and apart:
+        value = max(apart)
+        yield Gate(name="simulation", limit=0.0, value=value, passed=value == 0.0)
 
 
 def _parities(scores: Scores, least: float) -> Iterator[Gate]:

@@ -25,9 +25,6 @@ from pipeline.validation.running import filled_up, latency_batch, runner_outputs
 from pipeline.validation.score import Scores, count_kernels, measure_latency, no_latency, score
 from pipeline.validation.subject import ImagesToScore, Subject, oracle_of
 
-# Far above what float32 leaves behind integers, far below one step of 8 bits.
-_SAME_NUMBERS = 1e-3
-
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
@@ -99,7 +96,6 @@ def report_of(
         *measurement.remarks,
         *reasons(gates, scores.outputs, scores.main, subject.graph),
         *_of_profile(backend, plan),
-        *_of_simulation(scores, exact=not (backend.profile.inexact or plan.float_nodes)),
     )
     float_model, origin = subject.float_model, subject.origin
     return Report(
@@ -154,17 +150,6 @@ def _unscored(images: ImagesToScore, scored: int) -> tuple[str, ...]:
     """What to say of images to score on that could not be read."""
     broken = None if images.source is None else images.source.unreadable.summary()
     return () if broken is None else (f"{scored} of {images.count} images are scored: {broken}",)
-
-
-def _of_simulation(scores: Scores, *, exact: bool) -> tuple[str, ...]:
-    """Outputs whose numbers the simulation does not give although every answer is alike, where all is integers."""
-    return tuple(
-        f"WARNING: simulation and oracle differ by up to {output.simulated_difference:.2g} of the largest value of"
-        f" {output.name}, where both compute the same integers: what was trained is not quite what is deployed; the"
-        " scores of oracle and runtime hold; please report it"
-        for output in scores.outputs
-        if exact and output.simulated_difference is not None and output.simulated_difference > _SAME_NUMBERS
-    )
 
 
 def _of_profile(backend: Backend, plan: Plan) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from backends.base import Census, Runner
+from calibration.simulation.prepared import PreparedNetwork
 from pipeline.bundle.bundle import read_bundle
 from pipeline.cli import main
 from pipeline.images.preprocessing import normalise
@@ -130,6 +131,16 @@ CASES: dict[str, tuple[str, str, tuple[str, ...], Callable[[pytest.MonkeyPatch, 
 }
 
 
+def simulation_a_millionth_off(patch: pytest.MonkeyPatch) -> None:
+    """A fault of the simulation that changes no answer."""
+    own = PreparedNetwork.forward
+
+    def forward(network: PreparedNetwork, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(values * (1 + 1e-6) for values in own(network, images))
+
+    patch.setattr(PreparedNetwork, "forward", forward)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_planted_fault_fails_its_gate(
     case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -152,6 +163,29 @@ def test_a_planted_fault_fails_its_gate(
     shutil.rmtree(bundle)
 
 
+def test_simulated_numbers_that_are_not_the_oracles_fail_their_gate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a run: behind its bundle nothing is simulated."""
+    simulation_a_millionth_off(monkeypatch)
+    line = ("run", "--quiet", "--teacher", "python:failing_nets:heads", "--data", "npz:photos.npz#images")
+    assert main([*line, "--output-kinds", KINDS, "--steps", "0", "--max-drop", "20", "--output", "simulated"]) == 1
+    report = read_report(Path("simulated/report.json"))
+    failed = [gate for gate in report.gates if gate.passed is False]
+    assert [gate.name for gate in failed] == ["parity-values", "simulation"], "all classes are the same"
+    gate = failed[-1]
+    assert gate.value == pytest.approx(1e-6, rel=0.2)
+    assert gate.value == max(output.simulated_difference or 0.0 for output in report.outputs)
+    what, value, outcome = gate_words(gate)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{what} {value} {outcome}" in shown and outcome == "FAIL" and value == f"{gate.value:.3g}"
+    (advised,) = [note for note in report.notes if note.startswith("for the gate of simulated numbers")]
+    assert f"boxes by {report.outputs[1].simulated_difference:.2g}" in advised
+    assert "the scores of oracle and runtime hold" in shown
+    assert main(["validate", "simulated/bundle", "--quiet", "--report", "out.json"]) in (0, 4)
+    assert "simulation" not in {gate.name for gate in read_report(Path("out.json")).gates}
+
+
 def test_a_run_fails_by_every_gate_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """All gates that a run of these outputs has, by a runtime that answers otherwise and keeps a layer in float."""
 
@@ -163,6 +197,7 @@ def test_a_run_fails_by_every_gate_at_once(monkeypatch: pytest.MonkeyPatch, caps
         assert census is not None
         return replace(census, integer=census.integer[1:], floating=census.integer[:1]), remark
 
+    simulation_a_millionth_off(monkeypatch)
     monkeypatch.setattr("pipeline.validation.measurement.runner_outputs", otherwise)
     monkeypatch.setattr("pipeline.validation.measurement.count_kernels", refusing)
     line = (
@@ -190,7 +225,7 @@ def test_a_run_fails_by_every_gate_at_once(monkeypatch: pytest.MonkeyPatch, caps
 
 def test_no_gate_is_without_a_case(repository: Path) -> None:
     """Names of gates as the code makes them, and as the table of words has them."""
-    assert {case.partition(" ")[0].partition(":")[0] for case in CASES} == set(GATES)
+    assert {case.partition(" ")[0].partition(":")[0] for case in CASES} | {"simulation"} == set(GATES)
     named = set()
     for path in (repository / "pipeline" / "validation").glob("*.py"):
         for call in ast.walk(ast.parse(path.read_text())):

@@ -118,7 +118,7 @@ def test_every_output_has_a_gate() -> None:
     judged = gates(scored((CLASSES, BOXES, MASK), 400, oracle=noisy(0.17)))
     assert {name: gate.passed for name, gate in judged.items()} == {
         "max-drop": True, "max-drop:boxes": False, "max-drop:mask": True, "parity": True, "parity-values": True,
-        "kernels": True,
+        "simulation": True, "kernels": True,
     }  # fmt: skip
     assert judged["max-drop:boxes"].value == pytest.approx(17, abs=1.5)
     assert gates(scored((CLASSES, BOXES), 400, oracle=noisy(0.005)))["max-drop:boxes"].passed is True

@@ -53,19 +53,21 @@ def test_limits_and_a_part_of_the_images(made: tuple[QuantisedStudent, Network])
     assert [gate.name for gate in report.gates if gate.passed is False] == ["min-speedup"]
 
 
-def test_numbers_that_the_simulation_does_not_give_are_told_though_every_answer_is_alike(
+def test_numbers_that_the_simulation_does_not_give_fail_their_gate_though_every_answer_is_alike(
     made: tuple[QuantisedStudent, Network],
 ) -> None:
     quantised, teacher = made
     assert quantised.prepared is not None
     scored = Scored(evaluation=open_evaluation("digits", teacher.preprocessing), indices=np.arange(20))
     report = validate_student(quantised, teacher, scored).report
-    assert report.outputs[0].simulated_difference is not None and report.outputs[0].simulated_difference < 1e-6
-    assert not any("simulation and oracle differ" in note for note in report.notes)
+    (gate,) = [gate for gate in report.gates if gate.name == "simulation"]
+    assert report.outputs[0].simulated_difference == gate.value == 0.0 and gate.passed
 
     other = quantised.prepared.network().eval()
     other.register_forward_hook(lambda module, images, outputs: [1.01 * value for value in outputs])
     report = validate_student(replace(quantised, simulated=other), teacher, scored).report
     assert report.outputs[0].oracle_vs_simulated == 1.0, "no decision is another"
     assert report.outputs[0].simulated_difference == pytest.approx(0.01, rel=1e-3)
-    assert any("WARNING: simulation and oracle differ by up to 0.01 of the largest" in note for note in report.notes)
+    (gate,) = [gate for gate in report.gates if gate.passed is False]
+    assert (gate.name, gate.value) == ("simulation", report.outputs[0].simulated_difference)
+    assert report.exit_status == 1
