@@ -32,9 +32,19 @@ class ExecutionConfig:
         ),
     ] = "auto"
     seed: Annotated[int, Parameter(metavar="NUMBER", help="Seed of all randomness: same seed, same batches.")] = 0
+    training_threads: Annotated[
+        int | None,
+        Parameter(
+            metavar="COUNT",
+            help="Threads that calibrate and train, kept by --resume: another number is another seed in the last bits. "
+            "Default: as many as torch takes where the run begins.",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         flags.check_fields(self)
+        if self.training_threads is not None:
+            flags.check_at_least(self, training_threads=1)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise UserError(f"--device {self.device}: must be auto, cpu, cuda or cuda:N")
         if not 0 <= self.seed <= LARGEST_SEED:

@@ -257,6 +257,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "device": (_USES_IMAGES,),
     "precision": (_LEARNS,),
     "seed": ALWAYS,
+    "training-threads": ALWAYS,
     "output": ALWAYS,
     "overwrite": ALWAYS,
     "resume": ALWAYS,

@@ -25,7 +25,8 @@ IDENTIFIED: Final = frozenset(key for keys in INPUTS.values() for key in keys)
 #: Settings that decide nothing that is made, only where and how fast, or what of it is to be made again.
 FREE: Final = frozenset({"output", "overwrite", "resume", "restart-training", "workers", "device"})
 
-_TEACHER = frozenset({*INPUTS["teacher"], "seed"})
+# What every number that is computed hangs on, in its last bits at least.
+_TEACHER = frozenset({*INPUTS["teacher"], "seed", "training-threads"})
 _GENERATOR = frozenset({"generator-steps", "generated-images"})
 _IMAGES = frozenset({DATA, "held-out-images"}) | _GENERATOR
 _STUDENT = frozenset(INPUTS["student"])

@@ -20,13 +20,15 @@ from pipeline.tools.atomic import remove, unfinished, writable, write_bytes
 from pipeline.tools.kept import RUN, Kept
 
 #: Keys of SETTINGS beside the settings: versions that the run was begun with, what its inputs hold by flag and by path,
-#: its identity, and the settings as they came out.
+#: its identity, the settings as they came out, and the instruction sets of
+#: the processors that it was computed on.
 BEGUN_WITH: Final = "begun-with"
 INPUTS_HELD: Final = "inputs"
 CONTENTS: Final = "contents"
 IDENTITY: Final = "identity"
 SETTLED: Final = "settled"
-RECORDED: Final = (BEGUN_WITH, INPUTS_HELD, CONTENTS, IDENTITY, SETTLED)
+PROCESSORS: Final = "processors"
+RECORDED: Final = (BEGUN_WITH, INPUTS_HELD, CONTENTS, IDENTITY, SETTLED, PROCESSORS)
 
 Part = Literal["generated images", "float student", "calibration"]
 
@@ -186,6 +188,25 @@ class RunFolder:
         Raises UserError where it does not say, as versions before this one have left it.
         """
         return RunIdentity.from_json(self.kept()[1].get(IDENTITY), where=str(self.settings))
+
+    def is_trained(self) -> bool:
+        """Whether nothing is left to be computed but the files."""
+        return self.trained.exists()
+
+    def threads(self) -> int:
+        """Threads that calibrate and train in this run."""
+        return int(self.kept()[0].settled["training-threads"])
+
+    def remarks(self) -> tuple[str, ...]:
+        """What there is to say of how the run came about, a line each."""
+        processors = self.kept()[1].get(PROCESSORS, [])
+        if len(processors) < 2:
+            return ()
+        others = ", then ".join(processors[1:])
+        return (
+            f"WARNING: the run was begun on {processors[0]} and went on on {others}: weights may be others, in last"
+            " bits, than those of a run on one processor",
+        )
 
     def is_whole(self) -> bool:
         """Whether all that belongs beside a finished bundle is there, and nothing that a killed run left."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, Final
 
+import torch
+
 from backends import backends_for
 from pipeline.artifacts import Lesson
 from pipeline.config import RunConfig
@@ -51,6 +53,7 @@ def settled_by_configuration(config: RunConfig) -> dict[str, Any]:
         "float-steps": float_steps(config),
         "batch-norm": "kept" if normalised else "folded",
         "precision": config.execution.precision,
+        "training-threads": config.execution.training_threads or torch.get_num_threads(),
         "target": quantisation.target,
         "eval-data": config.evaluation_source,
         "max-drop": validation.drop_limit,

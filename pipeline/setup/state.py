@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -32,12 +33,14 @@ from pipeline.setup.run_folder import (
     CONTENTS,
     IDENTITY,
     INPUTS_HELD,
+    PROCESSORS,
     SETTLED,
     RunFolder,
 )
 from pipeline.setup.run_identity import identity_of
 from pipeline.setup.settled import BY_INPUTS, settled_by_configuration
 from pipeline.tools.atomic import NoRoom, clear_unfinished, directory, writable, write_text
+from pipeline.tools.threads import instruction_set
 
 
 def is_finished(config: RunConfig) -> bool:
@@ -90,8 +93,12 @@ def begin(
     """
     now = _settings(config, settled)
     restart, lines, before = config.output.restart_training, list[str](), dict[str, str]()
+    processors = [instruction_set()]
     if config.output.resume:
         kept, record = folder.kept()
+        now, processors = _with_threads_of(kept, now), [*record.get(PROCESSORS, [])]
+        if not folder.is_trained() and processors[-1:] != [instruction_set()]:
+            processors.append(instruction_set())
         finished = folder.finished(restart_training=restart)
         changed = changed_keys(kept, now)
         check_same_inputs(record.get(INPUTS_HELD, {}), inputs, changed, now.typed, finished)
@@ -99,13 +106,15 @@ def begin(
         parts = folder.identity().parts
         before = {part.name: parts[part.name] for part in finished}
     contents = hashes_of_inputs(now.typed)
-    identity = identity_of(now, inputs, contents.values(), _versions(), kept=before)
+    circumstances = {**_versions(), "processor": instruction_set()}
+    identity = identity_of(now, inputs, contents.values(), circumstances, kept=before)
     recorded = {
         BEGUN_WITH: _versions(),
         INPUTS_HELD: dict(inputs),
         CONTENTS: contents,
         IDENTITY: identity.to_json(),
         SETTLED: now.settled,
+        PROCESSORS: processors,
     }
     if restart:
         # Before the settings are those of a training that has not begun.
@@ -118,6 +127,14 @@ def begin(
     with directory(folder.state, overwrite=True) as state:
         write_text(state / SETTINGS, text)
     return tuple(lines)
+
+
+def _with_threads_of(before: Settings, now: Settings) -> Settings:
+    """The settings with the threads that a run was begun with, where no others are typed."""
+    key = "training-threads"
+    if now.typed.get(key) is not None or key not in before.settled:
+        return now
+    return replace(now, settled={**now.settled, key: before.settled[key]})
 
 
 def clear(folder: RunFolder) -> None:

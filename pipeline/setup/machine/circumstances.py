@@ -12,6 +12,7 @@ import torch
 from backends.facts.cpu import INTEGER_INSTRUCTIONS, cpu_flags, host_cpu
 from pipeline import __version__
 from pipeline.setup.machine.doctor import EXTRAS, REQUIRED
+from pipeline.tools.threads import instruction_set
 
 
 def versions() -> dict[str, str]:
@@ -35,6 +36,8 @@ def host() -> dict[str, str | int | float | bool | None]:
         "target": host_cpu(),
         "cores": os.cpu_count(),
         "integer_instructions": ", ".join(name for name in INTEGER_INSTRUCTIONS if name in flags) or "none known",
+        "instruction_set": instruction_set(),
+        "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
     }
 
