@@ -344,6 +344,6 @@ def test_a_part_can_be_quantised_where_the_whole_is_no_graph(refused: Refused) -
     (output,) = ended.report.outputs
     assert (output.holds, output.shape) == ("values", (8, 28, 28)) and output.runtime is not None
     assert ended.report.accuracy.metric == "r2" and ended.report.accuracy.runtime == output.runtime > 0.95
-    assert [gate.name for gate in ended.report.gates] == ["max-drop", "parity-values", "kernels"]
+    assert [gate.name for gate in ended.report.gates] == ["max-drop", "parity-values", "simulation", "kernels"]
     assert ended.report.parity.argmax_agreement is None and ended.report.parity.exact_fraction == 1.0
     assert any("sub-module backbone alone is quantised" in note for note in ended.report.notes)

@@ -162,7 +162,9 @@ def test_validate_judges_accuracy_against_the_float_file(
     assert main(arguments) == 0
     report, run = read_report(out), read_report(finished / "report.json")
     assert report.accuracy == replace(run.accuracy, simulated=None)
-    assert [(gate.name, gate.value) for gate in report.gates] == [(gate.name, gate.value) for gate in run.gates]
+    # Nothing is simulated behind a bundle.
+    judged = [(gate.name, gate.value) for gate in run.gates if gate.name != "simulation"]
+    assert [(gate.name, gate.value) for gate in report.gates] == judged and len(judged) == len(run.gates) - 1
     (tmp_path / "float.onnx").write_bytes((bundle / "model.onnx").read_bytes())
     assert main(arguments) == 2
     assert "float.onnx is not the float network of this bundle's run" in capsys.readouterr().err
