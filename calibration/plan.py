@@ -43,7 +43,7 @@ class WeightPlacement:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a backend wants: immutable, in graph order, JSON both ways.
+    """What a backend wants: immutable, in graph order, to JSON and from it.
 
     `absorbed` maps a node to the node whose kernel computes it; `passthrough` maps a node that only moves integers
     to the quantised tensor that it reads; `float_nodes` maps a node that computes in float to the reason;
@@ -131,40 +131,6 @@ class Plan:
             "kinds": dict(self.kinds),
             "fused_rounding": self.fused_rounding,
         }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """The plan that `to_json` wrote."""
-        return cls(
-            backend=data["backend"],
-            activations=tuple(
-                ActivationPlacement(
-                    tensor=entry["tensor"],
-                    grid=Grid(**entry["grid"]),
-                    readers=tuple(entry["readers"]),
-                    group=entry["group"],
-                    limit=entry["limit"],
-                )
-                for entry in data["activations"]
-            ),
-            weights=tuple(
-                WeightPlacement(
-                    layer=entry["layer"],
-                    grid=Grid(**entry["grid"]),
-                    integer_bias=entry["integer_bias"],
-                    weight_only=entry.get("weight_only", False),
-                )
-                for entry in data["weights"]
-            ),
-            absorbed=data["absorbed"],
-            passthrough=data["passthrough"],
-            float_nodes=data["float_nodes"],
-            kinds=data["kinds"],
-            fused_rounding=data.get("fused_rounding", True),
-            arm_arithmetic=data.get("arm_arithmetic", False),
-            exact_averages=data.get("exact_averages", False),
-            variant=data.get("variant", ""),
-        )
 
 
 def _refuse_duplicates(what: str, names: Iterable[str]) -> None:

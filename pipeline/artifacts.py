@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from backends.base import Backend
-from backends.device.bundle_check.records import from_json, to_json
 from backends.onnx_file.serialised import Serialised
 from calibration.graph.copies import Unpicklable
 from calibration.plan import Plan
@@ -96,13 +95,23 @@ class GeneratedImages:
 
     def save(self, place: Kept) -> None:
         """Keep them as one file."""
-        place.save({"images": torch.from_numpy(self.pixels)}, {"remarks": self.remarks})
+        place.save({"images": torch.from_numpy(self.pixels)}, _Remarks(remarks=self.remarks))
 
     @classmethod
     def load(cls, place: Kept) -> GeneratedImages:
         """What `save` kept. Raises UserError when the file is damaged, or another run's."""
-        tensors, record = place.load()
-        return cls(pixels=tensors["images"].numpy(), remarks=tuple(record["remarks"]))
+        tensors, record = place.load(_Remarks)
+        pixels = tensors.get("images", torch.zeros(0)).numpy()
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or not pixels.size:
+            raise place.damaged(f"it holds no images, but {pixels.dtype} {list(pixels.shape)}")
+        return cls(pixels=pixels, remarks=record.remarks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Remarks:
+    """What a file says of the images in it."""
+
+    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,13 +142,20 @@ class FloatWeights:
 
     def save(self, place: Kept) -> None:
         """Keep them as one file."""
-        place.save(self.tensors, {"agreement": self.agreement})
+        place.save(self.tensors, _Agreement(agreement=self.agreement))
 
     @classmethod
     def load(cls, place: Kept) -> FloatWeights:
         """What `save` kept. Raises UserError when the file is damaged, or another run's."""
-        tensors, record = place.load()
-        return cls(tensors=tensors, agreement=float(record["agreement"]))
+        tensors, record = place.load(_Agreement)
+        return cls(tensors=tensors, agreement=record.agreement)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Agreement:
+    """What a file says of the weights in it."""
+
+    agreement: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,25 +190,62 @@ class PreparedStudent:
 
     def save(self, place: Kept) -> None:
         """Keep plan, ranges, corrections and notes as one JSON file."""
-        ranges = {name: [chosen.scale, chosen.zero_point] for name, chosen in self.ranges.items()}
-        corrections = self.corrections.to_json()
+        biases, factors = (
+            {name: tuple(values.tolist()) for name, values in table.items()}
+            for table in (self.corrections.biases, self.corrections.factors)
+        )
         place.save_json(
-            {"plan": self.plan.to_json(), "ranges": ranges, "corrections": corrections, "notes": self.notes}
+            _KeptPreparation(plan=self.plan, ranges=self.ranges, biases=biases, factors=factors, notes=self.notes)
         )
 
     @classmethod
     def load(cls, place: Kept, student: Network, quantisation: QuantisationConfig) -> PreparedStudent:
         """What `save` kept, for the same student. Raises UserError when the file is damaged, or another run's."""
-        tree = place.load_json()
-        ranges = {name: Range(scale=scale, zero_point=zero) for name, (scale, zero) in tree["ranges"].items()}
+        kept = place.load_json(_KeptPreparation)
+        if (other := kept.not_in(student.folded)) is not None:
+            raise place.damaged(f"it speaks of {other}, which this network has not, or has otherwise")
+        biases, factors = (
+            {name: torch.tensor(values) for name, values in table.items()} for table in (kept.biases, kept.factors)
+        )
         return cls(
             student=student,
             quantisation=quantisation,
-            plan=Plan.from_json(tree["plan"]),
-            ranges=ranges,
-            corrections=Corrections.from_json(tree["corrections"]),
-            notes=tuple(tree["notes"]),
+            plan=kept.plan,
+            ranges=kept.ranges,
+            corrections=Corrections(biases=biases, factors=factors),
+            notes=kept.notes,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _KeptPreparation:
+    """What a file holds of a prepared student."""
+
+    plan: Plan
+    ranges: Mapping[str, Range]
+    biases: Mapping[str, tuple[float, ...]]
+    factors: Mapping[str, tuple[float, ...]]
+    notes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        groups = {placement.group: placement.grid for placement in self.plan.activations}
+        if groups.keys() != self.ranges.keys():
+            raise ValueError("ranges must be those of the plan's groups, no more and no fewer")
+        for name, chosen in self.ranges.items():
+            grid = groups[name]
+            if not chosen.scale > 0 or not grid.quant_min <= chosen.zero_point <= grid.quant_max:
+                raise ValueError(f"ranges.{name} is {chosen}: the scale must be above 0, the zero point on its grid")
+        if not all(factor > 0 for factors in self.factors.values() for factor in factors):
+            raise ValueError("factors must be above 0")
+
+    def not_in(self, folded: GraphModule) -> str | None:
+        """A node or parameter that it speaks of and a student has not; None where it is of that student."""
+        shapes = {name: parameter.shape for name, parameter in folded.named_parameters(remove_duplicate=False)}
+        nodes = {node.name for node in folded.graph.nodes} | {str(node.target) for node in folded.graph.nodes}
+        other = sorted(self.plan.names() - nodes)
+        other += [name for table in (self.biases, self.factors) for name in table if name not in shapes]
+        other += [name for name, bias in self.biases.items() if name in shapes and shapes[name] != (len(bias),)]
+        return other[0] if other else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,15 +257,15 @@ class TrainedStudent:
 
     def save(self, place: Kept) -> None:
         """Keep weights and record as one file."""
-        place.save(self.network.state_dict(), to_json(self.distillation))
+        place.save(self.network.state_dict(), self.distillation)
 
     @classmethod
     def load(cls, place: Kept, prepared: PreparedStudent) -> TrainedStudent:
         """What `save` kept of a student that was prepared so. Raises UserError when the file is damaged."""
-        tensors, record = place.load()
+        tensors, distillation = place.load(Distillation)
         network = prepared.network(trainable=True)
-        network.load_state_dict(tensors)
-        return cls(network=network.eval(), distillation=from_json(Distillation, record, where=str(place)))
+        place.give_weights(network, tensors)
+        return cls(network=network.eval(), distillation=distillation)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,12 @@ import torch
 from backends.base import Backend
 from calibration.errors import require_package
 from pipeline.artifacts import FloatWeights, GeneratedImages, PreparedStudent
-from pipeline.bundle.bundle import REPORT, read_bundle, write_model
+from pipeline.bundle.bundle import read_bundle, vouched_report, write_model
 from pipeline.config import EngineConfig, RunConfig, ValidationConfig, check_engine
 from pipeline.config.compare import CompareConfig
 from pipeline.config.flag_meaning import check_bundle_meanings
 from pipeline.report.comparison import ComparisonReport
-from pipeline.report.schema import Report, read_report
+from pipeline.report.schema import Report
 from pipeline.setup.chosen_backend import chosen_backends, emulated_backend, prepared_for, stored_backend
 from pipeline.setup.folder_lock import locked
 from pipeline.setup.run_folder import RunFolder
@@ -53,7 +53,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
         require_package("nncf", extra="nncf", needed_for="--quantiser nncf")
     candidates = chosen_backends(config, progress)
     if is_finished(config) and (folder := open_run_folder(config)).is_whole():
-        return read_report(folder.bundle / REPORT)
+        return vouched_report(folder.bundle)
     check_machine(config)
     with locked(config.folder, progress.say):
         clear(folder := RunFolder(root=config.folder))
@@ -63,7 +63,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
                 with computing_threads(torch.get_num_threads()):  # `_run` takes those of the run
                     return _run(config, candidates, folder, progress)
             folder.make_whole()  # an earlier run was killed just before
-            return read_report(folder.bundle / REPORT)
+            return vouched_report(folder.bundle)
 
 
 def _run(config: RunConfig, candidates: tuple[Backend, ...], folder: RunFolder, progress: Progress) -> Report:

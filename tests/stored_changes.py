@@ -70,8 +70,7 @@ def changes_of_json(file: str, tree: Any, *, reseal: Reseal | None, most: int, d
     """Every field of a JSON file deleted, doubled, and of another kind or size; `most` fields of those beyond it."""
     places = list(_places(tree))
     if len(places) > most:
-        first = [place for place in places if len(place) == 1]
-        places = first + draw.sample([place for place in places if len(place) > 1], max(0, most - len(first)))
+        places = draw.sample(places, most)
     for place in places:
         label = f"{file}: {_shown(place)}"
         yield _edited(f"{label} deleted", file, partial(_delete, place), reseal)
@@ -163,6 +162,7 @@ def _edited(name: str, file: str, edit: Callable[[Any], Any], reseal: Reseal | N
     def make(folder: Path) -> None:
         path = folder / file
         tree = edit(json.loads(path.read_bytes()))
+        path.unlink()
         path.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
         if reseal is not None:
             reseal(folder)
@@ -254,14 +254,9 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 20 else f"{text[:10]}..."
 
 
-def copy_of(folder: Path, target: Path) -> Path:
-    """A copy of a folder in place of what was there before."""
-    removed(target)
-    shutil.copytree(folder, target, symlinks=True)
-    return target
-
-
-def removed(target: Path) -> None:
-    """Remove a folder, whatever is in it."""
+def linked_copy(folder: Path, target: Path) -> Path:
+    """A copy of a folder in place of what was there before, its files the very same: changes make files anew."""
     if target.exists():
         shutil.rmtree(target)
+    shutil.copytree(folder, target, symlinks=True, copy_function=os.link)
+    return target

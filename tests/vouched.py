@@ -52,5 +52,6 @@ def vouch(bundle: Path, **changes: Any) -> dict[str, Any]:
 def seal(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
     """Write an object so that it vouches for itself."""
     vouching = sealed(tree)
+    path.unlink(missing_ok=True)  # the file may be one with that of the bundle which it was copied from
     path.write_bytes(text_as_written(vouching))
     return vouching

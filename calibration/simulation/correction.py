@@ -48,19 +48,6 @@ class Corrections:
             grid.log_scale.data.add_(factor.log())
         return network
 
-    def to_json(self) -> dict[str, dict[str, list[float]]]:
-        """Plain lists; float32 survive the way through JSON."""
-        return {
-            "biases": {path: values.tolist() for path, values in self.biases.items()},
-            "factors": {path: values.tolist() for path, values in self.factors.items()},
-        }
-
-    @classmethod
-    def from_json(cls, tree: Mapping[str, Mapping[str, list[float]]]) -> Corrections:
-        """What `to_json` gave."""
-        biases, factors = ({p: torch.tensor(v) for p, v in tree[name].items()} for name in ("biases", "factors"))
-        return cls(biases=biases, factors=factors)
-
 
 def find_corrections(network: PreparedNetwork, folded: GraphModule, batches: Iterable[Tensor]) -> Corrections:
     """The corrections of a calibrated network, in evaluation mode, towards the folded graph that it was made from.

@@ -267,6 +267,20 @@ def read_bundle(folder: Path, *, key: Path | None = None) -> Bundle:
     return bundle
 
 
+def vouched_report(folder: Path) -> Report:
+    """The report of a finished run out of its bundle, whoever signed that; of no file that its manifest does not vouch.
+
+    Raises UserError where the bundle is not as its run wrote it.
+    """
+    try:
+        manifest = read_manifest(folder, key=None, whoever_signed=True)
+    except DeviceError as error:
+        raise UserError(f"{error}; --overwrite makes it anew") from error
+    if REPORT not in manifest.files:
+        raise UserError(f"{folder / MANIFEST} vouches for no {REPORT}: --overwrite makes the bundle anew")
+    return read_report(folder / REPORT)
+
+
 def sign_bundle(folder: Path, *, key: Path) -> Bundle:
     """Sign the manifest of a finished bundle with the key of a file, in place of an earlier signature; read again.
 

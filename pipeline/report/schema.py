@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 from backends.device.bundle_check import records
+from backends.device.bundle_check.stored import DamagedError, read_object
 from calibration.errors import UserError
 from pipeline.report.cards import Shown
 from pipeline.report.fields import (
@@ -96,7 +97,8 @@ class Report(ReportFields, Shown):
             UserError: the object is no report of schema 1.
         """
         if isinstance(tree, dict) and tree.get("schema") != SCHEMA:
-            raise UserError(f"{where} has schema {tree.get('schema')!r}: this version reads schema {SCHEMA}")
+            schema, file = records.shown(tree.get("schema")), where.removesuffix(":")
+            raise UserError(f"{file} has schema {schema}: this version reads schema {SCHEMA}")
         try:
             return records.from_json(cls, tree, where=where)
         except ValueError as error:
@@ -110,9 +112,7 @@ def read_report(path: Path) -> Report:
         UserError: the file cannot be read or is no report of schema 1.
     """
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    return Report.from_json(tree, where=str(path))
+        tree, _ = read_object(path)
+    except DamagedError as error:
+        raise UserError(str(error)) from error
+    return Report.from_json(tree, where=f"{path}:")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from backends.device.bundle_check.manifest import MANIFEST
+from backends.device.bundle_check.records import value_from_json
+from backends.device.bundle_check.stored import DamagedError, read_object
 from backends.onnx_file.serialised import DATA_SUFFIX
 from calibration.errors import UserError
 from pipeline.artifacts import FLOAT_MODEL
@@ -79,12 +81,9 @@ def _was_written_to(root: Path) -> bool:
 def _has_key(file: Path, key: str) -> bool:
     """Whether a JSON file holds a key; one that is damaged is taken for what its name says."""
     try:
-        tree: Any = json.loads(file.read_bytes())
-    except (ValueError, RecursionError):
-        return True
-    except OSError:
-        return False
-    return isinstance(tree, dict) and key in tree
+        return key in read_object(file)[0]
+    except DamagedError:
+        return os.access(file, os.R_OK)
 
 
 def _in_the_way(root: Path) -> Iterator[Path]:
@@ -108,8 +107,8 @@ def _not_listed(bundle: Path) -> Iterator[Path]:
         yield from _visible(bundle)[:1]
         return
     try:
-        listed = set(json.loads(manifest.read_bytes())["files"])
-    except (ValueError, KeyError, TypeError, RecursionError, OSError):
+        listed = set(value_from_json(read_object(manifest)[0].get("files"), dict[str, Any], where=str(manifest)))
+    except ValueError:
         return  # damaged, which is a reason to replace it
     for path in sorted(bundle.rglob("*")):
         name = path.relative_to(bundle).as_posix()

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from backends.device.bundle_check.stored import digest_of_file
+from backends.device.bundle_check.records import value_from_json
+from backends.device.bundle_check.stored import DamagedError, digest_of_file, read_whole
 from backends.onnx_file.serialised import DATA_SUFFIX
 from calibration.errors import UserError
 from pipeline.artifacts import FLOAT_MODEL, TrainingFiles
 from pipeline.bundle.bundle import REPORT, float_digest, run_of
+from pipeline.distillation.training.learner import Place
 from pipeline.setup.folder_lock import LOCK
 from pipeline.setup.own_files import BUNDLE, OF_A_RUN, PAGE, SETTINGS, STATE
 from pipeline.setup.resumption import Finished, Settings
 from pipeline.setup.run_identity import RunIdentity
 from pipeline.tools.atomic import remove, unfinished, writable, write_bytes
-from pipeline.tools.kept import RUN, Kept
+from pipeline.tools.kept import ANEW, RUN, Kept
 
 #: Keys of SETTINGS beside the settings: versions that the run was begun with, what its inputs hold by flag and by path,
 #: its identity, the settings as they came out, and the instruction sets of
@@ -28,7 +30,17 @@ CONTENTS: Final = "contents"
 IDENTITY: Final = "identity"
 SETTLED: Final = "settled"
 PROCESSORS: Final = "processors"
-RECORDED: Final = (BEGUN_WITH, INPUTS_HELD, CONTENTS, IDENTITY, SETTLED, PROCESSORS)
+RECORDED: Final[Mapping[str, Any]] = {
+    BEGUN_WITH: dict[str, str],
+    INPUTS_HELD: dict[str, str],
+    CONTENTS: dict[str, str],
+    IDENTITY: dict[str, Any],
+    SETTLED: dict[str, Any],
+    PROCESSORS: tuple[str, ...],
+}
+_MOST_REPORT = 1 << 28
+#: What a flag may hold.
+Typed = bool | int | float | str | tuple[bool | int | float | str, ...] | None
 
 Part = Literal["generated images", "float student", "calibration"]
 
@@ -240,20 +252,27 @@ class RunFolder:
 
         Raises UserError where the file is damaged.
         """
-        try:
-            kept: dict[str, Any] = json.loads(self.settings.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{self.settings} is damaged ({error}): start anew with --overwrite") from error
+        kept = Kept(self.settings).load_tree()
         record: dict[str, Any] = {key: kept.pop(key) for key in RECORDED if key in kept}
+        try:
+            for key, hint in RECORDED.items():
+                if key in record:
+                    value_from_json(record[key], hint, where=f"{self.settings}: {key}")
+            value_from_json(kept, dict[str, Typed], where=f"{self.settings}:")
+        except ValueError as error:
+            raise UserError(f"{error}: {ANEW}") from error
         return Settings(typed=kept, settled=record.get(SETTLED, {})), record
 
 
 def _content(file: Path) -> bytes | None:
-    """What a file holds; None where there is none."""
-    return file.read_bytes() if file.is_file() else None
+    """What a report's file holds; None where there is none, or something else."""
+    try:
+        return read_whole(file, most=_MOST_REPORT)
+    except DamagedError:
+        return None
 
 
 def _steps_in(checkpoint: Path) -> str:
     """How many steps of training a checkpoint is ahead, in words."""
-    steps = int(Kept(checkpoint).record()["step"])
+    steps = Kept(checkpoint).record(Place).step
     return f"{steps} step" if steps == 1 else f"{steps} steps"

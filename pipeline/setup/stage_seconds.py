@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import final
 
+from backends.device.bundle_check.records import value_from_json
+from backends.device.bundle_check.stored import DamagedError, read_object
 from calibration.errors import UserError
 from pipeline.tools.atomic import write_text
 from pipeline.tools.progress import Progress
@@ -37,7 +39,7 @@ class StageSeconds:
         """
         if resumed:
             # Stages in the order in which they were first begun.
-            before, now = _read(file), self._ended
+            before, now = self._read(file), self._ended
             self._ended = {name: before.get(name, 0.0) + now.get(name, 0.0) for name in {**before, **now}}
         self._file = file
         self._keep()
@@ -79,14 +81,19 @@ class StageSeconds:
     def _end(self) -> None:
         self._ended, self._stage = self.seconds(), ""
 
+    def _read(self, file: Path) -> dict[str, float]:
+        """What an interrupted run has kept; nothing but its report's times hangs on a file that is damaged."""
+        if not file.exists():
+            return {}
+        try:
+            kept = value_from_json(read_object(file)[0], dict[str, float], where=f"{file}:")
+            if min(kept.values(), default=0.0) < 0:
+                raise DamagedError(f"{file} is damaged: it says {min(kept.values())} seconds")
+        except ValueError as error:
+            self.say(f"times of the interrupted run are not counted: {error}")
+            return {}
+        return {name: float(seconds) for name, seconds in kept.items()}
+
     def _keep(self) -> None:
         if self._file is not None:
             write_text(self._file, json.dumps(self.seconds()) + "\n")
-
-
-def _read(file: Path) -> dict[str, float]:
-    """What an interrupted run has kept; nothing hangs on it, so a file that is absent or damaged says nothing."""
-    try:
-        return {str(name): float(value) for name, value in json.loads(file.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}

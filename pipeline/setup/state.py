@@ -39,7 +39,8 @@ from pipeline.setup.run_folder import (
 )
 from pipeline.setup.run_identity import identity_of
 from pipeline.setup.settled import BY_INPUTS, settled_by_configuration
-from pipeline.tools.atomic import NoRoom, clear_unfinished, directory, writable, write_text
+from pipeline.tools.atomic import NoRoom, clear_unfinished, directory, writable
+from pipeline.tools.kept import Kept
 from pipeline.tools.threads import instruction_set
 
 
@@ -119,13 +120,12 @@ def begin(
     if restart:
         # Before the settings are those of a training that has not begun.
         lines += filter(None, [folder.drop_training()])
-    text = json.dumps({**now.typed, **recorded}, indent=1) + "\n"
     if config.output.resume:
-        write_text(folder.settings, text)
+        Kept(folder.settings).save_json({**now.typed, **recorded})
         return tuple(lines)
     check_replaceable(folder.root)  # as it is now, after all that was read
     with directory(folder.state, overwrite=True) as state:
-        write_text(state / SETTINGS, text)
+        Kept(state / SETTINGS).save_json({**now.typed, **recorded})
     return tuple(lines)
 
 

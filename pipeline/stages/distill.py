@@ -10,7 +10,7 @@ import torch
 from pipeline.artifacts import Lesson, PreparedStudent, TrainedStudent, TrainingFiles
 from pipeline.config.distillation import DistillationConfig
 from pipeline.config.execution import ExecutionConfig
-from pipeline.distillation.training.learner import load_checkpoint, train
+from pipeline.distillation.training.learner import load_checkpoint, of_this_network, train
 from pipeline.distillation.training.trainer import Trainer
 from pipeline.tools.kept import Kept
 from pipeline.tools.memory import freed_memory_kept
@@ -78,7 +78,8 @@ def teach(trainer: Trainer, *, checkpoint: Kept | None = None, progress: Progres
 def _begin(trainer: Trainer, checkpoint: Kept | None, progress: Progress) -> None:
     """Go on where an earlier run was, or do what comes before the first step."""
     if (kept := load_checkpoint(checkpoint)) is not None:
-        trainer.restore(*kept)
+        with of_this_network(checkpoint):
+            trainer.restore(*kept)
         return
     trainer.teach_branches()
     for line in trainer.try_first_step():

@@ -19,7 +19,7 @@ from pipeline.config.execution import ExecutionConfig
 from pipeline.distillation.build import build_objective
 from pipeline.distillation.taps import tap_float
 from pipeline.distillation.training.layout import channels_last
-from pipeline.distillation.training.learner import Learner, Pupil, load_checkpoint, train
+from pipeline.distillation.training.learner import Learner, Pupil, load_checkpoint, of_this_network, train
 from pipeline.distillation.training.lesson_images import LessonImages
 from pipeline.distillation.training.optimiser import optimiser_of_float
 from pipeline.distillation.training.schedule import resolve_device
@@ -50,7 +50,8 @@ def teach_float(
     lesson = replace(lesson, teachers=(lesson.teacher,))
     learner = _learner(student, lesson, settings, execution, steps)
     if (kept := load_checkpoint(checkpoint)) is not None:
-        learner.restore(*kept)
+        with of_this_network(checkpoint):
+            learner.restore(*kept)
     if (reason := train(learner, checkpoint=checkpoint, progress=progress)) is not None:
         raise UserError(
             f"the float student {reason}: use a lower --float-learning-rate than {settings.float_learning_rate:g}"

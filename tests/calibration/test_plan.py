@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from backends.device.bundle_check.records import from_json
 from calibration.grid import Grid
 from calibration.plan import ActivationPlacement, Plan, WeightPlacement
 
@@ -40,7 +41,7 @@ def plan(**changes: Any) -> Plan:
 def test_a_plan_survives_json() -> None:
     written = plan()
     text = json.dumps(written.to_json())
-    read = Plan.from_json(json.loads(text))
+    read = from_json(Plan, json.loads(text), where="plan")
     assert read == written
     assert json.dumps(read.to_json()) == text == json.dumps(plan().to_json())
     # Tuples and read-only tables have become what JSON has.

@@ -132,7 +132,8 @@ def text_as_written(tree: Mapping[str, Any]) -> bytes:
 
 def sealed(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object with its own hash at its end, as values that JSON has."""
-    plain: dict[str, Any] = json.loads(json.dumps({key: value for key, value in tree.items() if key != DIGEST}))
+    said = {key: value for key, value in tree.items() if key != DIGEST}
+    plain: dict[str, Any] = json.loads(json.dumps(said, allow_nan=False))
     return {**plain, DIGEST: digest_of_tree(plain)}
 
 

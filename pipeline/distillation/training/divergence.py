@@ -5,8 +5,16 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """What a watch has seen: how many steps, the loss that it measures by, and the losses of the last window."""
+
+    steps: int
+    reference: float | None
+    recent: tuple[float, ...]
 
 
 class DivergenceWatch:
@@ -84,12 +92,12 @@ class DivergenceWatch:
             f"limit {self.limit:.4g} ({self._factor:g} times the reference)"
         )
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint must keep for the watch to go on, as JSON values."""
-        return {"steps": self._steps, "reference": self._reference, "recent": list(self._recent)}
+    def state(self) -> Watched:
+        """What a checkpoint must keep for the watch to go on; a reference that is no finite number is none."""
+        finite = self._reference is not None and math.isfinite(self._reference)
+        return Watched(steps=self._steps, reference=self._reference if finite else None, recent=tuple(self._recent))
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Watched) -> None:
         """Go on from `state()` of a watch with the same settings."""
-        self._steps = int(state["steps"])
-        self._reference = None if state["reference"] is None else float(state["reference"])
-        self._recent = deque((float(loss) for loss in state["recent"]), maxlen=self._recent.maxlen)
+        self._steps, self._reference = state.steps, state.reference
+        self._recent = deque(state.recent, maxlen=self._recent.maxlen)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,9 @@ from calibration.errors import UserError
 from pipeline.distillation.objective import Objective
 from pipeline.distillation.taps import Tapped
 from pipeline.distillation.terms import Seen, Signals
-from pipeline.distillation.training.divergence import DivergenceWatch
+from pipeline.distillation.training.divergence import DivergenceWatch, Watched
 from pipeline.distillation.training.lesson_images import Batch, LessonImages
-from pipeline.distillation.training.optimiser import ScheduledOptimiser
+from pipeline.distillation.training.optimiser import Rates, ScheduledOptimiser
 from pipeline.distillation.training.teachers import Teachers
 from pipeline.tools.kept import Kept
 from pipeline.tools.progress import Progress
@@ -27,7 +28,7 @@ from pipeline.tools.randomness import generator_for
 CHECKPOINT_SECONDS = 20.0
 _CURVE_POINTS = 200
 # Of what a checkpoint holds: one of another form is not gone on from.
-_FORM = 2
+_FORM = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +45,36 @@ class Pupil:
     """What it makes of images at other precisions, for objectives that compare both."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """What a checkpoint of a quantised student holds of the attempts so far (see `Trainer`)."""
+
+    rates: Rates
+    first_steps: tuple[str, ...]
+    backoffs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a learner stands, as its checkpoint says beside the tensors."""
+
+    step: int
+    form: int = 0
+    curve: tuple[tuple[int, float], ...] = ()
+    watch: Watched | None = None
+    attempt: Attempt | None = None
+
+    def __post_init__(self) -> None:
+        if self.step < 0:
+            raise ValueError(f"step is {self.step}: must be 0 or more")
+
+
 @final
 class Learner:
     """A network on its way: what it is compared with, where it stands, and how it takes a step.
 
     What it draws, it draws by the seed of its images. `watch`: says when the run is lost; None: when its loss is no
-    finite number. `beside`: JSON values that checkpoints hold as well, for who made the learner.
+    finite number. `attempt`: what checkpoints hold as well, for who made the learner.
     """
 
     def __init__(
@@ -61,10 +86,10 @@ class Learner:
         optimiser: ScheduledOptimiser,
         *,
         watch: DivergenceWatch | None = None,
-        beside: Mapping[str, Any] | None = None,
+        attempt: Attempt | None = None,
     ) -> None:
         self.pupil, self.objective, self.teachers, self.images = pupil, objective, teachers, images
-        self.optimiser, self.seed, self.watch, self.beside = optimiser, images.seed, watch, dict(beside or {})
+        self.optimiser, self.seed, self.watch, self.attempt = optimiser, images.seed, watch, attempt
         self.step, self.curve = 0, list[tuple[int, float]]()
         self._logit_part = 0.0
 
@@ -112,45 +137,60 @@ class Learner:
         # Other terms have scales of their own; one that is not finite is seen in the sum.
         return self.watch.observe(self._logit_part if math.isfinite(loss) else loss)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a resumed run needs, as tensors and a JSON record."""
+    def state(self) -> tuple[dict[str, Tensor], Place]:
+        """All that a resumed run needs, as tensors and a record."""
         tensors = {f"network.{name}": tensor for name, tensor in self.pupil.network.state_dict().items()}
         tensors |= {f"objective.{name}": tensor for name, tensor in self.objective.state_dict().items()}
-        record = {**self.beside, "form": _FORM, "step": self.step, "curve": self.curve}
-        if self.watch is not None:
-            record["watch"] = self.watch.state()
-        return tensors | self.optimiser.tensors(), record
+        watch = None if self.watch is None else self.watch.state()
+        place = Place(form=_FORM, step=self.step, curve=tuple(self.curve), watch=watch, attempt=self.attempt)
+        return tensors | self.optimiser.tensors(), place
 
-    def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken, by a learner made alike."""
+    def restore(self, tensors: Mapping[str, Tensor], place: Place) -> None:
+        """Go on where `state` was taken, by a learner made alike.
+
+        Raises KeyError, IndexError, RuntimeError or ValueError where it was taken of another one.
+        """
+        if place.step > self.steps:
+            raise ValueError(f"step is {place.step}, of {self.steps}")
         for prefix, module in (("network.", self.pupil.network), ("objective.", self.objective)):
             own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
             module.load_state_dict(own)
         self.optimiser.restore(tensors)
-        self.step = int(record["step"])
-        self.curve = [(int(step), float(loss)) for step, loss in record["curve"]]
+        self.step, self.curve = place.step, list(place.curve)
         if self.watch is not None:
-            self.watch.restore(record["watch"])
+            if place.watch is None:
+                raise ValueError("watch is missing")
+            self.watch.restore(place.watch)
 
     def _second_pass(self, images: Tensor) -> tuple[Tensor, ...]:
         assert self.pupil.second_pass is not None
         return self.pupil.second_pass(images, generator_for(self.seed, "precision", self.step))
 
 
-def load_checkpoint(checkpoint: Kept | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+@contextlib.contextmanager
+def of_this_network(checkpoint: Kept | None) -> Iterator[None]:
+    """Say in one line that a checkpoint is of another network or run than the one that is to go on with it."""
+    try:
+        yield
+    except (KeyError, IndexError, RuntimeError, ValueError) as error:
+        reason = f"{checkpoint} is of another training than this one ({' '.join(str(error).split())[:200]})"
+        raise UserError(f"{reason}: add --restart-training, which trains anew and keeps the rest") from error
+
+
+def load_checkpoint(checkpoint: Kept | None) -> tuple[dict[str, Tensor], Place] | None:
     """What `train` kept of a run that was killed or interrupted; None where it kept nothing.
 
     Raises UserError when the file is damaged, or another version's.
     """
     if checkpoint is None or not checkpoint.exists():
         return None
-    tensors, record = checkpoint.load()
-    if record.get("form") != _FORM:
+    tensors, place = checkpoint.load(Place)
+    if place.form != _FORM:
         raise UserError(
             f"{checkpoint} was written by another version of faqd: add --restart-training, which trains anew from the"
             " first step on and keeps the rest"
         )
-    return tensors, record
+    return tensors, place
 
 
 def train(learner: Learner, *, checkpoint: Kept | None, progress: Progress) -> str | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from pipeline.distillation.taps import Tapped, tap_prepared
 from pipeline.distillation.training.divergence import DivergenceWatch
 from pipeline.distillation.training.first_step import FirstStep, try_first_step
 from pipeline.distillation.training.layout import channels_last
-from pipeline.distillation.training.learner import Learner, Pupil
+from pipeline.distillation.training.learner import Attempt, Learner, Place, Pupil
 from pipeline.distillation.training.lesson_images import LessonImages
 from pipeline.distillation.training.optimiser import TRANSFORM_RATE, Rates, optimiser_of_quantised
 from pipeline.distillation.training.schedule import Schedule, is_fast, resolve_device, schedule_of
@@ -110,16 +109,15 @@ class Trainer:
                 device=self.device,
             ),
             watch=self._watch(),
-            beside=self._beside(),
+            attempt=self._attempt(),
         )
 
     def _watch(self) -> DivergenceWatch:
         return DivergenceWatch(reference=self._reference, floor=_HARMLESS_SHARE * self._ignorant)
 
-    def _beside(self) -> dict[str, Any]:
+    def _attempt(self) -> Attempt:
         """What a checkpoint holds of the attempts so far."""
-        rates = dataclasses.asdict(self.rates)
-        return {"rates": rates, "first_steps": self.first_steps, "backoffs": self.backoffs}
+        return Attempt(rates=self.rates, first_steps=self.first_steps, backoffs=self.backoffs)
 
     def _tapped(self, network: PreparedNetwork, taps: Iterable[str] = ()) -> Tapped:
         """A student that gives the logits of its outputs, and its features."""
@@ -239,14 +237,15 @@ class Trainer:
         self.learner = self._begun()
         return True, f"{reason}; starting again at learning rate {self.rates.weights:.3g}"
 
-    def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-        """Go on where the state of the learner was taken."""
-        self.learner.restore(tensors, record)
+    def restore(self, tensors: Mapping[str, Tensor], place: Place) -> None:
+        """Go on where the state of the learner was taken; raises as `Learner.restore` does."""
+        if (attempt := place.attempt) is None:
+            raise ValueError("attempt is missing")
+        self.learner.restore(tensors, place)
         self._fresh.load_state_dict(self.learner.objective.state_dict())
-        self.rates = Rates(**record["rates"])
+        self.rates, self.first_steps, self.backoffs = attempt.rates, attempt.first_steps, attempt.backoffs
         self.learner.optimiser.set_peaks(self.rates)
-        self.first_steps, self.backoffs = tuple(record["first_steps"]), int(record["backoffs"])
-        self.learner.beside = self._beside()
+        self.learner.attempt = attempt
 
     # The end.
 

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from backends.device.bundle_check.records import from_json
 from backends.facts.file_form import FileForm
 from backends.facts.onnxruntime_rules import X64
 from backends.facts.openvino_rules import PROFILE
@@ -24,6 +25,7 @@ from backends.onnx_file.emit import emit
 from backends.onnx_file.view import OnnxView
 from backends.oracle.backend import IntegerOracle
 from calibration.grid import Grid
+from calibration.plan import Plan
 
 Build = Callable[..., Any]
 SIGNED = Grid(bits=8, signed=True, symmetric=True)
@@ -105,7 +107,7 @@ def test_the_plan_of_a_file_is_what_the_file_shows(build: Build) -> None:
     for placement in plan.activations:
         own = mine[placement.tensor]
         assert (placement.grid, set(placement.readers)) == (own.grid, set(own.readers))
-    assert type(plan).from_json(plan.to_json()) == plan
+    assert from_json(Plan, plan.to_json(), where="plan") == plan
 
 
 def test_a_float_layer_is_named_with_the_reason(build: Build) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from backends.device.bundle_check.records import from_json
 from backends.facts.onnxruntime_rules import X64_WITHOUT_VNNI
 from backends.facts.widths import Widths
 from backends.onnxruntime.backend import OnnxRuntime
@@ -218,7 +219,7 @@ def test_a_network_without_layers_is_the_users_mistake(build: Build) -> None:
 
 def test_plans_are_data(exact_network: str, build: Build) -> None:
     plan = build(exact_network).plan
-    assert Plan.from_json(plan.to_json()) == plan
+    assert from_json(Plan, plan.to_json(), where="plan") == plan
     assert Counter(p.tensor for p in plan.activations).most_common(1)[0][1] == 1
     assert all(p.group in {q.tensor for q in plan.activations} for p in plan.activations)
 

@@ -20,6 +20,7 @@ from backends.onnx_file.scratch import scratch_folder
 from calibration.errors import UserError
 from pipeline.bundle.bundle import write_bundle
 from pipeline.cli import main
+from pipeline.distillation.training.learner import Place
 from pipeline.tools.kept import Kept
 
 RUN = ("run", "--quiet", "--steps", "2", "--calibration-images", "16", "--max-drop", "100")
@@ -60,8 +61,8 @@ def test_tensors_that_find_no_room_are_the_users_line_and_leave_what_was_there(t
         pytest.raises(UserError, match=f"cannot write .*{file.name}: {os.strerror(errno.EFBIG)}: make room there"),
     ):
         Kept(file).save({"a": torch.zeros(100_000)}, {"step": 2})
-    tensors, record = Kept(file).load()
-    assert record == {"step": 1} and tensors["a"].tolist() == [1, 1, 1]
+    tensors, record = Kept(file).load(Place)
+    assert record == Place(step=1) and tensors["a"].tolist() == [1, 1, 1]
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 

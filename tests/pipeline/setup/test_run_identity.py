@@ -16,6 +16,7 @@ from pipeline.config import (
     TeacherConfig,
     ValidationConfig,
 )
+from pipeline.distillation.training.learner import Place
 from pipeline.setup.state import open_run_folder
 from pipeline.tools.kept import Kept
 from tests.begun_runs import begun, config, finish, left_at
@@ -123,7 +124,7 @@ def test_what_another_run_has_kept_is_not_gone_on_with(tmp_path: Path) -> None:
     first.training(1).students[0].save({}, {})
     shutil.copy(first.trained, second.trained)
     with pytest.raises(UserError, match=r"second/state/trained\.safetensors is of another run"):
-        second.training(1).students[0].load()
+        second.training(1).students[0].load(Place)
 
 
 def test_what_is_kept_belongs_to_the_run_that_goes_on_with_it(tmp_path: Path) -> None:
@@ -133,5 +134,5 @@ def test_what_is_kept_belongs_to_the_run_that_goes_on_with_it(tmp_path: Path) ->
     before = folder.identity()
     begun(config(tmp_path, resume=True, steps=6))
     assert folder.identity().run != before.run
-    assert folder.of("calibration").load_json() == {}
+    assert folder.of("calibration").load_tree() == {}
     assert folder.training(1).checkpoint.run != before.parts["training"]

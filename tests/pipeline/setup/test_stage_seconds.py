@@ -63,11 +63,15 @@ def test_a_killed_run_forgets_no_more_than_some_seconds(tmp_path: Path) -> None:
     assert lines[1:] == ["distil 2/5  loss 0.5", "distil 4/5  loss 0.5", "distil       36.0 s  loss 0.5"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"teacher": "x"}', "\xff"])
-def test_a_damaged_file_says_nothing(content: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"teacher": "x"}', "\xff", '{"teacher": NaN}', '{"teacher": -1}', "[" * 9999]
+)
+def test_a_damaged_file_counts_no_times_and_is_told(content: str, tmp_path: Path) -> None:
     file = tmp_path / "seconds.json"
     file.write_text(content, encoding="latin-1")
-    assert begun(file, resumed=True)[0].seconds() == {"teacher": 2.0}
+    times, _, lines = begun(file, resumed=True)
+    assert times.seconds() == {"teacher": 2.0}
+    assert any(line.startswith(f"times of the interrupted run are not counted: {file}") for line in lines)
 
 
 def test_what_ended_a_stage_is_told_and_not_that_its_seconds_cannot_be_kept(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import random
 
 import pytest
 
-from pipeline.distillation.training.divergence import DivergenceWatch
+from backends.device.bundle_check.records import from_json, to_json
+from pipeline.distillation.training.divergence import DivergenceWatch, Watched
 
 
 def verdicts(watch: DivergenceWatch, losses: list[float]) -> list[int]:
@@ -92,7 +93,7 @@ def test_goes_on_from_its_saved_state() -> None:
     for cut in (0, 10, 20, 60):
         first, second = DivergenceWatch(), DivergenceWatch()
         before = [first.observe(loss) for loss in losses[:cut]]
-        second.restore(json.loads(json.dumps(first.state())))
+        second.restore(from_json(Watched, json.loads(json.dumps(to_json(first.state()))), where="watch"))
         assert before + [second.observe(loss) for loss in losses[cut:]] == expected
 
 
