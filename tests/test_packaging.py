@@ -24,7 +24,7 @@ from pipeline.config.compare import CompareConfig
 from pipeline.config.flags import flags
 
 PACKAGES = ("faqd", "pipeline", "backends", "calibration")
-DATA_SUFFIXES = (".toml", ".py", ".npz", ".safetensors", ".md", ".css", ".j2", ".typed")
+DATA_SUFFIXES = (".toml", ".py", ".npz", ".safetensors", ".md", ".css", ".j2", ".txt", ".typed")
 COMMANDS = ("recipes", "run", "validate", "doctor")
 
 

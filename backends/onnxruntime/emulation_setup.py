@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 from backends.onnxruntime.emulation import EMULATED, emulated_command, environment_folder
 from calibration.errors import UserError
 
+#: What is downloaded, by its hashes; the image of docker/ installs the same.
+WHEELS = Path(__file__).with_name("device_wheels.txt")
 _PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6")
 # Wheels name the oldest glibc that they run on; Debian 12's is 2.36.
 _PLATFORMS = ("manylinux2014_aarch64", "manylinux_2_27_aarch64", "manylinux_2_28_aarch64")
@@ -107,10 +110,12 @@ def _fill(folder: Path, say: Callable[[str], None]) -> None:
         raise UserError("Debian's packages of python3-minimal for arm64 hold no interpreter")
     say("downloading numpy and ONNX Runtime for arm64")
     platforms = [word for name in _PLATFORMS for word in ("--platform", name)]
-    requirements = ["numpy", f"onnxruntime=={importlib.metadata.version('onnxruntime')}"]
+    wheels, requirements = wheels_for(importlib.metadata.version("onnxruntime"))
+    if WHEELS.name not in " ".join(wheels):
+        say(f"{requirements[-1]} is none of the wheels whose hashes faqd knows: the index alone vouches for it")
     python = interpreter.name.removeprefix("python")
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--implementation", "cp"]
-    _run([*pip, *platforms, "--python-version", python, "--dest", str(apt / "wheels"), *requirements])
+    _run([*pip, *platforms, "--python-version", python, "--dest", str(apt / "wheels"), *wheels])
     for wheel in sorted((apt / "wheels").glob("*.whl")):
         with zipfile.ZipFile(wheel) as packed:
             packed.extractall(folder / "packages")
@@ -120,6 +125,18 @@ def _fill(folder: Path, say: Callable[[str], None]) -> None:
     (folder / "made-of.json").write_text(
         json.dumps({"debian": list(_PACKAGES), "python": requirements}), encoding="utf-8"
     )
+
+
+def wheels_for(version: str) -> tuple[list[str], list[str]]:
+    """What pip is told to download for a version of ONNX Runtime, and the requirements that this comes to.
+
+    With hashes where they are known; a runtime of another version than the one here would prove nothing of it.
+    """
+    known = re.findall(r"^(\S+==\S+)", WHEELS.read_text(encoding="utf-8"), re.MULTILINE)
+    if f"onnxruntime=={version}" in known:
+        return ["--require-hashes", "--requirement", str(WHEELS)], known
+    requirements = ["numpy", f"onnxruntime=={version}"]
+    return requirements, requirements
 
 
 def _run(command: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from ssl import SSLError
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 
 from calibration.errors import MissingExtra, UserError
 from pipeline.images.preprocessing import Preprocessing
-from pipeline.networks.checkpoints.files import read_checkpoint
+from pipeline.networks.checkpoints.files import read_checkpoint, sha256_of
 from pipeline.networks.sources.sourced import SourcedModel, module_with_state, reproducible_weights
 from pipeline.tools.source_text import close_matches, split_options, whole_number, yes_or_no
 
@@ -90,7 +91,10 @@ def _require_hub(name: str) -> None:
     repository = hub_name if published is None else published.hf_hub_id
     if not repository or constants.HF_HUB_OFFLINE:
         return  # not on the hub, or its client is told not to try
-    if any(isinstance(try_to_load_from_cache(repository, file), str) for file in _HUB_FILES):
+    cached = [path for name in _HUB_FILES if isinstance(path := try_to_load_from_cache(repository, name), str)]
+    for path in cached:
+        _check_cached(Path(path), name)
+    if cached:
         return
     try:
         urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_HUB_SECONDS).close()
@@ -98,6 +102,16 @@ def _require_hub(name: str) -> None:
         # An answer of any kind is one, and what certificates the client accepts is its own affair.
         if not isinstance(error, HTTPError) and not isinstance(error.reason, SSLError):
             raise
+
+
+def _check_cached(file: Path, name: str) -> None:
+    """Raise UserError where a file of the hub's cache is not what its name says: the cache names large ones by hash."""
+    content = file.resolve()
+    if re.fullmatch(r"[0-9a-f]{64}", content.name) and sha256_of(content) != content.name:
+        raise UserError(
+            f"timm:{name}: {content} is not what was published (its SHA-256 is not its name): remove it, and it is"
+            " downloaded anew"
+        )
 
 
 def _preprocessing(config: dict[str, Any], source: str) -> tuple[Preprocessing, tuple[str, ...]]:

@@ -16,7 +16,7 @@ from torch import nn
 from calibration.errors import UserError
 from pipeline.images.device_preprocess import INTERPOLATIONS
 from pipeline.images.preprocessing import Preprocessing
-from pipeline.networks.checkpoints.files import read_checkpoint
+from pipeline.networks.checkpoints.files import read_checkpoint, sha256_of
 from pipeline.networks.sources.sourced import CLASSIFIER, SourcedModel, module_with_state, reproducible_weights
 from pipeline.networks.sources.torchvision_detection import WITHOUT_EPSILON, dense_part, is_detector, without_epsilon
 from pipeline.tools.source_text import close_matches, split_options, whole_number
@@ -120,18 +120,23 @@ def _class_names(chosen: Any, file: Path) -> tuple[str, ...]:
 
 
 def _published_file(url: str, source: str) -> Path:
-    """Return a published checkpoint in torch's cache; a download is checked against the hash in its name.
+    """Return a published checkpoint in torch's cache, held against the hash in its name, wherever it came from.
 
     Not torchvision's own loading, which would unpickle the file.
 
     Raises:
-        UserError: it cannot be downloaded.
+        UserError: it cannot be downloaded, or what is in the cache is something else.
     """
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    expected = re.search(r"-([a-f0-9]+)\.", file.name)
     if file.is_file():
+        if expected is not None and not sha256_of(file).startswith(expected[1]):
+            raise UserError(
+                f"{source}: {file} is not what was published under its name (its SHA-256 does not begin with"
+                f" {expected[1]}): remove it, and it is downloaded anew"
+            )
         return file
     _LOGGER.info("downloading %s to %s", url, file)
-    expected = re.search(r"-([a-f0-9]+)\.", file.name)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(file), expected[1] if expected else None, progress=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from backends.facts.profile import Profile
 from backends.onnx_file.exposed import exposed
 from backends.onnxruntime.backend import OnnxRuntime
 from backends.onnxruntime.emulation import EMULATED, EmulatedOnnxRuntime, emulated_command
+from backends.onnxruntime.emulation_setup import WHEELS, wheels_for
 from backends.oracle.backend import IntegerOracle
 from calibration.errors import UserError
 from pipeline.networks.architectures.cifar_resnet import CifarResNet
@@ -135,3 +137,13 @@ def test_an_emulated_session_speaks_through_pipes(monkeypatch: pytest.MonkeyPatc
     assert backend.census(model, layers) == OnnxRuntime(X64).census(model, layers)
     with pytest.raises(UserError, match="ended without an answer"), backend.runner(b"no model", threads=1):
         pass
+
+
+def test_what_is_downloaded_is_known_by_its_hashes() -> None:
+    wheels, requirements = wheels_for("1.32.0")
+    assert wheels[0] == "--require-hashes" and requirements == ["numpy==2.4.6", "onnxruntime==1.32.0"]
+    assert wheels_for("1.99.0") == (["numpy", "onnxruntime==1.99.0"],) * 2
+    hashed = WHEELS.read_text(encoding="utf-8").splitlines()
+    assert (
+        len([line for line in hashed if re.fullmatch(r" +--hash=sha256:[0-9a-f]{64}( \\)?", line)]) == len(hashed) - 3
+    )

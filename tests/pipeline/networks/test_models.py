@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Callable
@@ -179,12 +180,34 @@ def test_pretrained_torchvision_weights_come_from_the_cache_or_are_asked_for(
     message = _message("torchvision:squeezenet1_1")
     assert "cannot download https://" in message and "/squeezenet1_1" in message
     assert "--weights FILE" in message
-    cached = tmp_path / "hub" / "checkpoints" / models.SqueezeNet1_1_Weights.DEFAULT.url.rsplit("/", 1)[1]
     network = models.squeezenet1_1()
-    _save(network, cached)
+    folder = tmp_path / "hub" / "checkpoints"
+    saved = _save(network, folder / "saved.pth")
+    digest = hashlib.sha256(saved.read_bytes()).hexdigest()
+    published = models.SqueezeNet1_1_Weights.DEFAULT.value
+    monkeypatch.setattr(published, "url", f"https://localhost/squeezenet1_1-{digest[:8]}.pth", raising=True)
+    saved.rename(folder / f"squeezenet1_1-{digest[:8]}.pth")
     loaded = load_model("torchvision:squeezenet1_1")
     assert torch.equal(loaded.module.get_parameter("features.0.weight"), network.get_parameter("features.0.weight"))
     assert loaded.notes == ()
+    monkeypatch.setattr(published, "url", "https://localhost/squeezenet1_1-00000000.pth")
+    (folder / f"squeezenet1_1-{digest[:8]}.pth").rename(folder / "squeezenet1_1-00000000.pth")
+    assert "squeezenet1_1-00000000.pth is not what was published under its name" in _message(
+        "torchvision:squeezenet1_1"
+    )
+
+
+def test_a_file_of_the_hubs_cache_is_held_against_its_name(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    from pipeline.networks.sources.timm_models import _check_cached
+
+    content = tmp_path / hashlib.sha256(b"weights").hexdigest()
+    content.write_bytes(b"weights")
+    (tmp_path / "model.safetensors").symlink_to(content)
+    _check_cached(tmp_path / "model.safetensors", "resnet18")
+    content.write_bytes(b"other weights")
+    with pytest.raises(UserError, match=r"timm:resnet18: .* is not what was published"):
+        _check_cached(tmp_path / "model.safetensors", "resnet18")
 
 
 def test_timm_takes_its_own_preprocessing(tmp_path: Path) -> None:
