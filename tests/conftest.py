@@ -122,6 +122,36 @@ def digits_captured_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def flags_assembled_once() -> Iterator[None]:
+    """The tree of a command's flags is made for the first command line of a process alone, and copied for the others.
+
+    A user's process has one command line; hundreds of them here would spend a tenth of a short run each on it.
+    """
+    import copy
+
+    from cyclopts import App, ArgumentCollection
+
+    collected: Any = ArgumentCollection  # its constructor is untyped
+    assemble = App.assemble_argument_collection
+    kept: dict[object, ArgumentCollection] = {}
+
+    def once(self: App, **settings: Any) -> ArgumentCollection:
+        key = (self.default_command, *sorted(settings.items()))
+        if key not in kept:
+            kept[key] = assemble(self, **settings)
+        copies = {id(argument): copy.copy(argument) for argument in kept[key]}
+        for argument in copies.values():
+            argument.tokens = list(argument.tokens)
+            argument.children = collected(copies[id(child)] for child in argument.children)
+        tree: ArgumentCollection = collected(copies.values())
+        return tree
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(App, "assemble_argument_collection", once)
+        yield
+
+
+@pytest.fixture(scope="session")
 def shared_folder() -> Path:
     """Folder of the shared data and models: $FAQD_SHARED, else `shared` beside the repository."""
     folder = Path(os.environ.get("FAQD_SHARED") or ROOT.parent / "shared")

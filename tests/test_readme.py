@@ -86,7 +86,7 @@ def in_a_process(words: list[str], repository: Path, folder: Path) -> Ended:
     return Ended(status=done.returncode, out=done.stdout, err=done.stderr)
 
 
-@pytest.mark.usefixtures("little_time_for_latency")
+@pytest.mark.usefixtures("little_time_for_latency", "digits_captured_once", "flags_assembled_once")
 def test_every_command_runs(repository: Path, desk: Path) -> None:
     commands = blocks((repository / "README.md").read_text(encoding="utf-8"))
     assert len(commands) >= 8

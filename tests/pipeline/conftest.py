@@ -116,8 +116,8 @@ def elsewhere() -> Report:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_runs(little_time_for_latency: None, digits_captured_once: None) -> None:
-    """No test here is about times, nor about how the embedded network is captured."""
+def quick_runs(little_time_for_latency: None, digits_captured_once: None, flags_assembled_once: None) -> None:
+    """No test here is about times, nor about how the embedded network is captured or a tree of flags is made."""
 
 
 @pytest.fixture

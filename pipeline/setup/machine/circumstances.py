@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -17,7 +18,13 @@ from pipeline.tools.threads import instruction_set
 
 def versions() -> dict[str, str]:
     """Versions of faqd, Python and every library that the result may depend on."""
-    known = {"faqd": __version__, "python": platform.python_version()}
+    return {"faqd": __version__, "python": platform.python_version(), **_installed()}
+
+
+@functools.cache
+def _installed() -> dict[str, str]:
+    """Versions of the libraries: read from disk once, as what runs is what was imported."""
+    known = dict[str, str]()
     for name in (*REQUIRED, *(package for package, _ in EXTRAS.values())):
         try:
             known[name] = importlib.metadata.version(name)
