@@ -61,6 +61,10 @@ BEHIND_THE_FACE = {
         "pipeline.networks": "an untrained network",
     },
     "test_rounding_speed": {"calibration.arithmetic": "one rounding at a time"},
+    "test_stored_files": {
+        "backends.device": "the checks that bundles bring along, in this process",
+        "pipeline.cli": "the commands, by which changed files are read",
+    },
     "test_step_cost": {
         "pipeline.distillation": "the parts of one step of training",
         "pipeline.images": "one batch as training reads it",

@@ -10,12 +10,15 @@ or python preprocess.py IMAGE... --output inputs.npz. The run prepares its own i
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+    del sys.path[0]  # the bundle's folder: a numpy.py that lies there would be run instead of NumPy
 import argparse
 import json
 import os
 import re
 import struct
-import sys
 import tempfile
 import warnings
 import zlib
@@ -51,16 +54,12 @@ INTERPOLATIONS: dict[str, Image.Resampling] = {
     name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 }
 """Name -> Pillow's filter; all but nearest are antialiased when they shrink."""
-
 OPENCV = "bilinear-opencv"
 """Name of what cv2.resize does unless told otherwise (INTER_LINEAR), which is not antialiased."""
-
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of grey with more than 8 bits
-
 _Box = tuple[float, float, float, float]  # left, top, right, bottom
 # Of a resized image before its crop; 256 MB in Pillow. At 256 px, an image may be 1024 times as long as wide.
 _MOST_PIXELS = 2**26
-
 _ORIENTATION_TAG = 0x0112
 _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 _UPRIGHT = {number: Image.Transpose[name] for number, name in enumerate(_TURNS.split(), start=2)}
@@ -84,8 +83,12 @@ def load(images: Any, bundle: Path | str | None = None) -> NDArray[np.float32]:
 
 
 def read_settings(bundle: Path) -> Mapping[str, Any]:
-    """Return what a bundle's manifest says of preprocessing."""
-    return dict(json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["preprocessing"])
+    """Return what a bundle's manifest says of preprocessing; ValueError where it is none. check.py verifies it."""
+    path = bundle / "manifest.json"
+    try:
+        return dict(json.loads(path.read_bytes() if path.is_file() else b"")["preprocessing"])
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is missing or damaged ({error}): copy the bundle anew") from error
 
 
 def decode(path: Path, *, at_least: int | None = None) -> Image.Image:
@@ -256,8 +259,7 @@ def _neighbours(stored: int, size: int, at_edges: float | None = None) -> tuple[
 def _centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
     if image.size == (width, height):
         return image
-    # A crop larger than the image is centred on black, the odd pixel at the right and at the bottom; otherwise Python's
-    # rounding of ties to even decides, as in torchvision.
+    # As torchvision: a larger crop is centred on black, the odd pixel right and below; else ties are rounded to even.
     left = round((image.width - width) / 2) if image.width >= width else -((width - image.width) // 2)
     top = round((image.height - height) / 2) if image.height >= height else -((height - image.height) // 2)
     return image.crop((left, top, left + width, top + height))
@@ -265,12 +267,11 @@ def _centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
 
 def image_from_array(array: NDArray[Any]) -> Image.Image:
     """Return uint8 [C, H, W], [H, W, C] or [H, W] in RGB as a Pillow image; ValueError where it is something else."""
-    expected = "an image is a uint8 array [C, H, W], [H, W, C] or [H, W]"
+    expected, shape = "an image is a uint8 array [C, H, W], [H, W, C] or [H, W]", array.shape
     if array.dtype != np.uint8:
         raise ValueError(f"{array.dtype} {list(array.shape)}: {expected}")
     if array.ndim == 2 and array.size:
         return Image.fromarray(np.ascontiguousarray(array))
-    shape = array.shape
     if array.ndim != 3 or not array.size or (shape[0] in (1, 3)) == (shape[2] in (1, 3)):
         raise ValueError(f"{list(shape)} has no axis or two axes of 1 or 3 channels; {expected}")
     if shape[0] in (1, 3):
@@ -359,9 +360,8 @@ def _pixels(image: Any, settings: Mapping[str, Any]) -> NDArray[np.uint8]:
 
 def main(arguments: Sequence[str]) -> int:
     """Prepare the images that a command line names and write them to an npz file; return the exit status."""
-    what = "Prepare images for this bundle's network, as the run did. One that cannot be read is named and left out."
-    status = "Exit status: 0 all written, 1 written without some, 2 a mistake in the input, nothing written."
-    parser = argparse.ArgumentParser(prog="preprocess.py", description=f"{what} {status}")
+    what = "Prepare images as the run did. Exit status: 0 all, 1 without those that cannot be read, 2 a mistake."
+    parser = argparse.ArgumentParser(prog="preprocess.py", description=what)
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image file, or folder of them (at any depth)")
     add("--output", required=True, type=Path, metavar="FILE.npz", help="inputs float32 [N, C, H, W], names [N]")
@@ -387,7 +387,7 @@ def main(arguments: Sequence[str]) -> int:
             with temporary.open("wb") as stream:
                 np.savez(stream, allow_pickle=False, inputs=inputs, names=np.array(names))
         os.replace(temporary, options.output)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         temporary.unlink(missing_ok=True)
         print(f"error: {error}", file=sys.stderr)
         return 2

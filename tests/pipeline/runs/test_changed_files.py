@@ -154,6 +154,10 @@ def test_what_lies_in_a_bundle_is_not_executed_before_it_is_refused(finished: Pa
         done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, cwd=place)
         assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1, done
         assert "which manifest.json does not list" in done.stderr
+    (bundle / "photo.png").write_bytes(b"no picture")
+    made = [sys.executable, "preprocess.py", "photo.png", "--output", str(tmp_path / "inputs.npz")]
+    done = subprocess.run(made, capture_output=True, text=True, check=False, cwd=bundle)
+    assert (done.returncode, done.stdout) == (2, "") and "none of 1 images can be read" in done.stderr
     (bundle / "faqd_device" / "bundle_check" / "errors.py").write_text("print('EXECUTED')\n")
     done = subprocess.run([sys.executable, str(bundle / "check.py")], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "") and "errors.py is not what manifest.json says" in done.stderr
