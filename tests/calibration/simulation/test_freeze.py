@@ -84,13 +84,18 @@ def test_float_constants_are_the_trained_ones(trained: Chain, frozen: FrozenNetw
     assert "gain" in dict(frozen.graph_module.named_parameters())
 
 
-def test_freezing_changes_nothing(trained: Chain) -> None:
-    prepared, folded = trained.prepared.train(), trained.folded
+@pytest.mark.parametrize("training", [True, False])
+def test_freezing_changes_nothing(training: bool, trained: Chain, frozen: FrozenNetwork) -> None:
+    """Neither a network that is copied to be read, nor one that is read as it is."""
+    prepared, folded = trained.prepared.train(training), trained.folded
     before = copy.deepcopy([prepared.state_dict(), folded.state_dict()])
-    freeze(prepared, folded)
-    assert prepared.training
+    again = freeze(prepared, folded)
+    assert all(part.training == training for part in prepared.modules())
     for old, new in zip(before, (prepared.state_dict(), folded.state_dict()), strict=True):
         assert all(torch.equal(old[name], value) for name, value in new.items())
+    assert again.weights.keys() == frozen.weights.keys() and again.biases.keys() == frozen.biases.keys()
+    for layer, bias in again.biases.items():
+        np.testing.assert_array_equal(bias.integers, frozen.biases[layer].integers)
 
 
 def test_freezing_twice_gives_the_same(trained: Chain, frozen: FrozenNetwork) -> None:

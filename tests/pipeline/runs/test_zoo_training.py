@@ -73,7 +73,7 @@ def integers_alone(name: str) -> bool:
 
 @pytest.mark.parametrize("name", ["squeezenet1_1"])
 def test_a_network_of_the_list_is_trained_on_photographs(name: str, train: Train) -> None:
-    report = train(name, "--image-size", "96", "--held-out-images", "16", alone=False)
+    report = train(name, "--image-size", "64", "--held-out-images", "16", alone=False)
     check(report, exact=integers_alone(name))
 
 
