@@ -5,16 +5,31 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.command_line import Ended, command
 from tests.crash_points import watched
 
-TINY = ("run", "--quiet", "--steps", "2", "--calibration-images", "16", "--batch-size", "8", "--max-drop", "100")
+NETWORK = """
+import torch
+from torch import nn
+
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 13 * 13, 10)).eval()
+"""
+TINY = (
+    *("run", "--quiet", "--teacher", "python:tiny_network:build", "--data", "npz:images.npz", "--image-size", "28"),
+    *("--mean", "0", "--std", "1", "--affinity", "none", "--steps", "2", "--calibration-images", "16"),
+    *("--batch-size", "8", "--held-out-images", "16", "--max-drop", "100"),
+)
 FIRST, OTHER = ("--seed", "0"), ("--seed", "1", "--overwrite")
 
 
@@ -33,13 +48,29 @@ def results_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Killed]:
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a network and images, as small as they may be: what costs time here is not what is tested."""
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "tiny_network.py").write_text(NETWORK)
+    images = np.random.default_rng(0).integers(0, 256, (64, 1, 28, 28), dtype=np.uint8)
+    np.savez(folder / "images.npz", images=images)
+    return folder
+
+
+@pytest.fixture
+def run(desk: Path) -> Callable[..., Ended]:
+    """Run the tiny network into a folder, with more flags."""
+    return lambda folder, *flags: command(*TINY, *flags, "--output", str(folder), cwd=desk)
+
+
+@pytest.fixture(scope="module")
+def killed(desk: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Killed]:
     """By flags: a first run, and one with another seed that takes its place; both watched from beginning to end."""
     root = tmp_path_factory.mktemp("killed")
     folder, points = root / "run", dict[tuple[str, ...], Killed]()
     for flags in (FIRST, OTHER):
         with watched(folder, root / flags[1]) as watch:
-            done = command(*TINY, *flags, "--output", str(folder))
+            done = command(*TINY, *flags, "--output", str(folder), cwd=desk)
         assert done.status == 0, done.err
         assert watch.points > 100
         points[flags] = Killed(states=tuple(representative(watch.states)), results=results_of(folder))
@@ -57,11 +88,11 @@ def representative(states: Sequence[Path]) -> list[Path]:
     return list(last.values())
 
 
-def gone_on(state: Path, folder: Path, *flags: str) -> Ended:
-    """Go on from a copy of a state."""
+def copied(state: Path, folder: Path) -> Path:
+    """A copy of a state, to go on from."""
     if state.exists():
         shutil.copytree(state, folder)
-    return command(*TINY, *flags, "--output", str(folder))
+    return folder
 
 
 def check_whole(folder: Path, results: dict[str, bytes]) -> None:
@@ -88,15 +119,17 @@ def check_whole(folder: Path, results: dict[str, bytes]) -> None:
     ]
 
 
-def test_a_first_run_goes_on_from_anywhere(killed: dict[tuple[str, ...], Killed], tmp_path: Path) -> None:
+def test_a_first_run_goes_on_from_anywhere(
+    killed: dict[tuple[str, ...], Killed], run: Callable[..., Ended], tmp_path: Path
+) -> None:
     begun = 0
     for number, state in enumerate(killed[FIRST].states):
         folder = tmp_path / str(number)
-        done = gone_on(state, folder, "--resume")
+        done = run(copied(state, folder), "--resume")
         if done.status != 0:
             assert "holds no run to go on with; leave --resume out to start one" in done.refusal
             assert not begun, "a later state has more than this one"
-            assert command(*TINY, "--output", str(folder)).status == 0
+            assert run(folder).status == 0
         else:
             begun += 1
         check_whole(folder, killed[FIRST].results)
@@ -105,24 +138,64 @@ def test_a_first_run_goes_on_from_anywhere(killed: dict[tuple[str, ...], Killed]
 
 
 def test_a_run_that_replaces_another_goes_on_from_anywhere(
-    killed: dict[tuple[str, ...], Killed], tmp_path: Path
+    killed: dict[tuple[str, ...], Killed], run: Callable[..., Ended], tmp_path: Path
 ) -> None:
     """Until it has begun, the folder is the first run's, finished; from then on the second's, never half of each."""
     first, second = killed[FIRST].results, killed[OTHER].results
     replaced, begun = 0, 0
     for number, state in enumerate(killed[OTHER].states):
         folder = tmp_path / str(number)
-        done = gone_on(state, folder, "--seed", "1", "--resume")
+        done = run(copied(state, folder), "--seed", "1", "--resume")
         if done.status == 0:
             begun += 1
         else:
             assert "--seed was 0 and is 1 now, and the run in" in done.refusal and "is finished" in done.refusal
             assert not begun
             replaced += 1
-            assert command(*TINY, "--resume", "--output", str(folder)).status == 0
+            assert run(folder, "--resume").status == 0
         check_whole(folder, second if begun else first)
         shutil.rmtree(folder)
     assert replaced >= 1 and begun >= 8
+
+
+def test_a_run_that_goes_on_goes_on_from_anywhere(
+    killed: dict[tuple[str, ...], Killed], run: Callable[..., Ended], tmp_path: Path
+) -> None:
+    """Killed, gone on with and killed again: here where the calibration alone was there, and only at new states."""
+    first = killed[FIRST]
+    calibrated = next(state for state in first.states if (state / "state" / "prepared.json").exists())
+    shutil.copytree(calibrated, tmp_path / "run")
+    with watched(tmp_path / "run", tmp_path / "points") as watch:
+        assert run(tmp_path / "run", "--resume").status == 0
+    check_whole(tmp_path / "run", first.results)
+    begun = [state for state in representative(watch.states) if not (state / "bundle").exists()]
+    for number, state in enumerate(begun):
+        folder = tmp_path / str(number)
+        assert run(copied(state, folder), "--resume").status == 0
+        check_whole(folder, first.results)
+    assert len(begun) >= 4
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize("flags", [FIRST, OTHER], ids=["begins", "replaces"])
+def test_every_single_point(flags: tuple[str, ...], run: Callable[..., Ended], tmp_path: Path) -> None:
+    """All states, those that differ in temporary files alone among them: some minutes."""
+    folder, results = tmp_path / "run", dict[str, dict[str, bytes]]()
+    for seed in (FIRST, OTHER) if flags == OTHER else (FIRST,):
+        with watched(folder, tmp_path / seed[1]) as watch:
+            assert run(folder, *seed).status == 0
+        results[seed[1]] = results_of(folder)
+    outcomes = Counter[str]()
+    for number, state in enumerate(watch.states):
+        place = tmp_path / f"again{number}"
+        done = run(copied(state, place), *flags[:2], "--resume")
+        outcomes["went on" if done.status == 0 else re.sub(r"/\S+", "DIR", done.refusal)[:60]] += 1
+        if done.status == 0:
+            check_whole(place, results[flags[1]])
+        else:
+            assert run(place, *flags).status == 0
+        shutil.rmtree(place)
+    print(f"{watch.points} calls, {len(watch.states)} states: {dict(outcomes)}")
 
 
 def test_at_any_point_there_is_a_bundle_with_its_own_float_model(killed: dict[tuple[str, ...], Killed]) -> None:
