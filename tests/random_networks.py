@@ -31,11 +31,14 @@ _GATES: tuple[Callable[[Tensor], Tensor], ...] = (torch.sigmoid, F.hardsigmoid)
 
 
 class RandomNetwork(nn.Module):
-    """Images [B, 3, 16, 16] through a convolution and up to a dozen operators drawn by a seed, often to 10 classes."""
+    """Images [B, 3, 16, 16] through a convolution and up to a dozen operators drawn by a seed, often to 10 classes.
 
-    def __init__(self, seed: int) -> None:
+    `more`: operators of maps that are drawn as often as all of `MAPS` together.
+    """
+
+    def __init__(self, seed: int, more: Sequence[Operator] = ()) -> None:
         super().__init__()
-        self.draw, self.layers = random.Random(seed), nn.ModuleList()
+        self.draw, self.layers, self.more = random.Random(seed), nn.ModuleList(), more
         self.steps = list[Step]()
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed)
@@ -67,8 +70,15 @@ class RandomNetwork(nn.Module):
         return self.values[place].shape
 
     def _append(self, step: Step | None) -> None:
-        if step is not None:
-            self.values.append(step(self, self.values))
+        if step is None:
+            return
+        try:
+            value = step(self, self.values)
+        except RuntimeError:
+            assert self.more, "an operator here looks at one side of a map, and `more` make maps that are not square"
+            return
+        if value.numel():
+            self.values.append(value)
             self.steps.append(step)
 
     def _grow(self) -> None:
@@ -76,7 +86,8 @@ class RandomNetwork(nn.Module):
         first = self.layer(nn.Conv2d(3, self.draw.choice([16, 24]), 3, stride=stride, padding=1, bias=bias))
         self._append(_of_layer(first, 0))
         for _ in range(self.draw.randint(4, 12)):
-            operators = {4: MAPS, 3: TOKENS, 2: VECTORS}[self.values[-1].dim()]
+            rank = self.values[-1].dim()
+            operators = self.more if rank == 4 and self.more and self.draw.random() < 0.5 else BY_RANK[rank]
             self._append(self.draw.choice(operators)(self, len(self.values) - 1))
         if self.draw.random() < 0.7:
             if self.values[-1].dim() == 4:
@@ -254,3 +265,4 @@ TOKENS: tuple[Operator, ...] = (
     *(_function(lambda x: x[:, 0]), _function(lambda x: x.softmax(-1))),
 )
 VECTORS: tuple[Operator, ...] = (*_ANYWHERE, *[_linear] * 4, _layer_norm, _batch_norm)
+BY_RANK: dict[int, tuple[Operator, ...]] = {4: MAPS, 3: TOKENS, 2: VECTORS}

@@ -16,7 +16,7 @@ from backends.onnx_file.group_merging import groups_in_one, merged_weight
 from backends.onnx_file.int4 import INT4_BITS, int4_tensor
 from calibration.errors import UserError
 from calibration.graph.interface import interface_of
-from calibration.graph.operators import argument, attribute, kind, pair, static_shape
+from calibration.graph.operators import MOVEMENT, argument, attribute, kind, pair, static_shape
 from calibration.graph.origin import module_path
 from calibration.rewrites.own_borders import one_sided_border
 from calibration.simulation.freeze import FrozenConstant, FrozenNetwork
@@ -40,6 +40,18 @@ def _joins_positions(node: Node) -> bool:
     return kind(node) == "concat" and int(argument(node, 1, "dim", 0)) % len(static_shape(node)) != 1
 
 
+def _spreads_parts(node: Node) -> bool:
+    """Whether it moves channels to positions that were joined before, with only movement in between.
+
+    As reals of integers with zero points OpenVINO loads no such file (DepthToSpaceTransformation, 2026.4.1).
+    """
+    if kind(node) != "depth_to_space":
+        return False
+    while kind(node) in MOVEMENT - {"concat"}:
+        node = node.all_input_nodes[0]
+    return kind(node) == "concat"
+
+
 def _is_dilated(node: Node) -> bool:
     """Whether it is the largest value of windows with gaps."""
     return kind(node) == "max_pool" and any(gap > 1 for gap in pair(argument(node, 4, "dilation", 1)))
@@ -48,12 +60,12 @@ def _is_dilated(node: Node) -> bool:
 def _around_borders(frozen: FrozenNetwork) -> frozenset[str]:
     """What has to be written on integers in every file, and what moves the same integers before and behind.
 
-    Whose zero point is not 0: paddings, and concatenations along other axes than that of channels. Whatever it is:
-    dilated maxima.
+    Whose zero point is not 0: paddings, concatenations along other axes than that of channels, and channels of several
+    parts that become positions. Whatever it is: dilated maxima.
     """
     movement, nodes = frozen.plan.passthrough, list(frozen.graph_module.graph.nodes)
     shifted = {name for name, tensor in movement.items() if frozen.activations[tensor].zero_point}
-    borders = [node for node in nodes if kind(node) == "pad" or _joins_positions(node)]
+    borders = [node for node in nodes if kind(node) == "pad" or _joins_positions(node) or _spreads_parts(node)]
     return frozenset(_moved_with(borders, shifted) | _moved_with(list(filter(_is_dilated, nodes)), movement.keys()))
 
 

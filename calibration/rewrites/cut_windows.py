@@ -44,6 +44,11 @@ def _maximum(graph: Graph, node: Node) -> None:
     rows, columns = (
         end > size + 2 * border for end, size, border in zip(reach, static_shape(source)[2:], padding, strict=True)
     )
+    if dilation == (1, 1):
+        kernel = tuple(
+            min(length, size) if not border else length
+            for length, size, border in zip(kernel, static_shape(source)[2:], padding, strict=True)
+        )
     if rows == columns:
         node.args, node.kwargs = (source, list(kernel), list(stride), list(padding), list(dilation), rows), {}
         return
@@ -76,12 +81,37 @@ def _average(graph: Graph, node: Node) -> None:
             )
             amounts = [padding[1], right, padding[0], bottom]
             source, padding = before(graph, node, aten.constant_pad_nd.default, (source, amounts, 0.0)), (0, 0)
+        else:
+            source = _without_rest(graph, node, source, reach, padding)
+            # A window may be larger than its map.
+            kernel = tuple(
+                min(length, size) if not border else length
+                for length, size, border in zip(kernel, sizes, padding, strict=True)
+            )
+            cut = [end > size + 2 * border for border, end, size in zip(padding, reach, sizes, strict=True)]
+            if any(border and not short for border, short in zip(padding, cut, strict=True)):
+                # Each axis by itself, as one alone is rounded up: as many columns count in every row.
+                alone = (source, [kernel[0], 1], [stride[0], 1], [padding[0], 0], cut[0], False)
+                first = before(graph, node, aten.avg_pool2d.default, alone)
+                node.args = (first, [1, kernel[1]], [1, stride[1]], [0, padding[1]], cut[1], False)
+                node.kwargs = {}
+                return
     elif counted and any(padding):
         raise UserError(
             f"{node.name}: an average pooling with ceil_mode=True and a border of zeros that counts, over a map whose"
             f" size is free, has no translation: count_include_pad=False or {_WAYS_ROUND}"
         )
     node.args, node.kwargs = (source, list(kernel), list(stride), list(padding), True, False), {}
+
+
+def _without_rest(
+    graph: Graph, node: Node, source: Node, reach: list[int], padding: tuple[int, ...] | list[int]
+) -> Node:
+    """A map without the rows and columns that no window reads, or rounding up would make one more window of them."""
+    for axis, (end, border) in enumerate(zip(reach, padding, strict=True), start=2):
+        if not border and end < static_shape(source)[axis]:
+            source = before(graph, node, aten.slice.Tensor, (source, axis, 0, end))
+    return source
 
 
 def _own_divisor(graph: Graph, node: Node, divisor: int) -> None:

@@ -33,7 +33,8 @@ def _borders_before_averages(graph_module: GraphModule) -> bool:
 def _strides_before_pointwise(graph_module: GraphModule) -> bool:
     """Take from a map that only 1x1 convolutions of one stride read the positions that they leap over.
 
-    A pooling over single positions leaves them out, and the convolutions read all that is left.
+    A pooling over single positions leaves them out, and the convolutions read all that is left. A border of theirs
+    becomes a padding in front: of what has both, OpenVINO's outputs are of another size.
     """
     changed = False
     for source in list(graph_module.graph.nodes):
@@ -42,9 +43,17 @@ def _strides_before_pointwise(graph_module: GraphModule) -> bool:
         if stride is None:
             continue
         readers = list(source.users)
-        fewer = before(graph_module.graph, readers[0], aten.max_pool2d.default, (source, [1, 1], list(stride)))
+        bordered = dict[tuple[int, ...], list[Node]]()
         for reader in readers:
-            reader.args = (fewer, *reader.args[1:3], [1, 1], *reader.args[4:])
+            bordered.setdefault(pair(argument(reader, 4, "padding", 0)), []).append(reader)
+        for (rows, columns), alike in bordered.items():
+            read = source
+            if rows or columns:
+                amounts = [columns, columns, rows, rows]
+                read = before(graph_module.graph, readers[0], aten.constant_pad_nd.default, (source, amounts, 0.0))
+            fewer = before(graph_module.graph, readers[0], aten.max_pool2d.default, (read, [1, 1], list(stride)))
+            for reader in alike:
+                reader.args = (fewer, *reader.args[1:3], [1, 1], [0, 0], *reader.args[5:])
         changed = True
     return changed
 
@@ -57,15 +66,14 @@ def _counts_a_signed_border(node: Node) -> bool:
 
 
 def _pointwise_stride(node: Node) -> tuple[int, ...] | None:
-    """The stride of a 1x1 convolution that leaps over positions and has no border; None for any other node."""
+    """The stride of a 1x1 convolution that leaps over positions; None for any other node."""
     if kind(node) != "conv" or int(argument(node, 6, "groups", 1)) != 1 or len(node.args) < 4:
         return None
     weight, stride = node.args[1], pair(argument(node, 3, "stride", 1))
     assert isinstance(weight, Node)
     if static_shape(weight)[2:] != (1, 1) or stride == (1, 1):
         return None
-    padding = argument(node, 4, "padding", 0)
-    return stride if not isinstance(padding, str) and not any(pair(padding)) else None
+    return None if isinstance(argument(node, 4, "padding", 0), str) else stride
 
 
 BORDERS_BEFORE_AVERAGES = Rewrite(

@@ -18,6 +18,7 @@ from backends.lint.table import lint
 from backends.onnx_file import writer
 from backends.openvino.backend import OpenVINO
 from backends.oracle.backend import IntegerOracle
+from calibration.errors import UserError
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'faqd[openvino]'")
 
@@ -33,6 +34,7 @@ class Lines(nn.Module):
         torch.manual_seed(0)
         self.line = line
         self.a, self.b, self.wide = (nn.Conv2d(count, 16, 3, padding=1) for count in (3, 16, 32))
+        self.few, self.leaps = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 16, 1, 2, 1)
         self.tokens, self.features = nn.Linear(16, 16), nn.Linear(32, 16)
         self.constant = nn.Parameter(torch.randn(1, 1, 16))
 
@@ -64,6 +66,11 @@ JOINED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "rolled": lambda n, y: n.b(y.roll(1, 2)),
     "rows and columns changed": lambda n, y: n.b(torch.cat([y, y.flip(2)], 3).transpose(2, 3)),
     "features of tokens": lambda n, y: n.features(torch.cat([_rows_of(y), _rows_of(y.flip(3))], 2)),
+}
+#: Joined channels that become positions: as reals the file would not load.
+SHUFFLED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "of two layers": lambda n, y: n.few(F.pixel_shuffle(torch.cat([y, n.b(y)], 1), 2)),
+    "of one map": lambda n, y: n.few(F.pixel_shuffle(torch.cat([y, y.flip(1)], 1), 2)),
 }
 SPREAD: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a token": lambda n, y: n.tokens(torch.cat([n.constant.expand(len(y), -1, -1), _rows_of(y)], 1)),
@@ -100,9 +107,9 @@ DILATED: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", [*JOINED, *SPREAD, *DILATED])
+@pytest.mark.parametrize("name", [*JOINED, *SHUFFLED, *SPREAD, *DILATED])
 def test_they_are_written_so_that_integers_stay_and_nothing_is_lost(name: str, build: Build) -> None:
-    built = built_of((JOINED | SPREAD | DILATED)[name], build)
+    built = built_of((JOINED | SHUFFLED | SPREAD | DILATED)[name], build)
     model = BACKEND.emit(built.frozen)
     assert not rules_broken(built, model) and not floating(built, model)
     assert error(built, model) < 0.01
@@ -116,6 +123,16 @@ def test_joined_reals_of_signed_integers_leave_the_layer_behind_in_float_and_are
     monkeypatch.setattr(writer, "_joins_positions", lambda node: False)
     model = built.model()
     assert rules_broken(built, model) == {39} and len(floating(built, model)) == 1
+
+
+@pytest.mark.parametrize("name", SHUFFLED)
+def test_joined_channels_that_become_positions_as_reals_do_not_load(
+    name: str, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = built_of(SHUFFLED[name], build)
+    monkeypatch.setattr(writer, "_spreads_parts", lambda node: False)
+    with pytest.raises(UserError, match="DepthToSpaceTransformation"):
+        floating(built, built.model())
 
 
 @pytest.mark.parametrize("name", DILATED)
@@ -141,6 +158,22 @@ def test_what_is_not_negative_may_be_joined_as_reals(build: Build, monkeypatch: 
     monkeypatch.setattr(writer, "_joins_positions", lambda node: False)
     model = BACKEND.emit(built.frozen)
     assert not rules_broken(built, model) and not floating(built, model) and error(built, model) < 0.01
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_pointwise_convolution_with_stride_and_border_keeps_its_size(signed: bool, build: Build) -> None:
+    def line(n: Any, y: Tensor) -> Tensor:
+        result: Tensor = n.leaps(y if signed else y.relu())
+        return result
+
+    built = built_of(line, build)
+    model = BACKEND.emit(built.frozen)
+    assert not floating(built, model) and error(built, model) < 0.01
+    plain = built_of(line, build, replace(PROFILE, rewrites=()))
+    assert rules_broken(plain, plain.model()) == {33}
+    with BACKEND.runner(plain.model().SerializeToString(), threads=1) as runner:
+        (result,) = runner.run(plain.images.numpy())
+    assert result.shape != plain.simulate()[0].shape, "the runtime's own mistake"
 
 
 def test_a_border_may_be_transposed(build: Build) -> None:

@@ -18,6 +18,7 @@ from torch.fx import Node
 from backends import backend_named
 from backends.oracle.backend import IntegerOracle
 from calibration.graph.factors import written_factor
+from calibration.graph.nearness import apart
 from calibration.graph.operators import kind
 from tests.one_line_net import Net, c3
 
@@ -39,6 +40,17 @@ CUT: dict[str, Line] = {
     ),
     "maximum, dilated": lambda x: F.max_pool2d(x, 2, (2, 3), dilation=3, ceil_mode=True),
 }
+#: Where one axis is cut, and the other has a window fewer than rounding up would give, or a window is all of the map.
+CUT |= {
+    "average, cut along one axis, the rest of the other left out": lambda x: F.avg_pool2d(
+        x[..., :10, :10], 2, (3, 5), ceil_mode=True
+    ),
+    "average, a border does not count, cut along one axis": lambda x: F.avg_pool2d(
+        x[..., :11, :12], 3, (3, 2), 1, True, False
+    ),
+    "average, a window larger than the map": lambda x: F.avg_pool2d(x[..., :4, :4], (5, 2), 3, ceil_mode=True),
+    "maximum, a window larger than the map": lambda x: F.max_pool2d(x[..., :4, :4], (5, 2), 3, ceil_mode=True),
+}
 WHOLE: dict[str, Line] = {
     "average, last window left out": lambda x: F.avg_pool2d(x[..., :11, :11], 3, 3, 1, ceil_mode=True),
     "average, divided by 5, cut": lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, divisor_override=5),
@@ -58,6 +70,18 @@ RESIZED: dict[str, Line] = {
         ..., None
     ],
 }
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_openvino_loads_and_gives_them(name: str, build: Build) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'faqd[openvino]'")
+    inputs = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(3))
+    built = build(Net(lambda n, x: n.b(CUT[name](n.a(x))), a=c3(3, 16), b=c3(16, 16)).eval(), "openvino", inputs=inputs)
+    model = backend_named("openvino").emit(built.frozen, opset=None, batch=None)
+    (oracle,), _ = IntegerOracle(model).run(inputs)
+    with backend_named("openvino").runner(model.SerializeToString(), threads=1) as runner:
+        (ran,) = runner.run(inputs.numpy())
+    assert apart(torch.from_numpy(ran), oracle) < 0.03
 
 
 @pytest.mark.parametrize("name", [*CUT, *WHOLE, *RESIZED])

@@ -80,6 +80,21 @@ def test_strides_of_pointwise_convolutions_are_left_out_in_front(net: MakeNet, n
     assert all(argument(node, 3, "stride", [1, 1]) == [1, 1] for node in changed.graph.nodes if kind(node) == "conv")
 
 
+def test_borders_of_pointwise_convolutions_with_strides_are_paddings_in_front(net: MakeNet, noise: Noise) -> None:
+    module = net(
+        lambda n, x: (n.b(y := n.a(x)), n.c(y), n.d(y)),
+        a=C(3, 8, 3),
+        b=C(8, 8, 1, stride=2, padding=1),
+        c=C(8, 4, 1, stride=2, padding=(0, 2), bias=False),
+        d=C(8, 4, 1, stride=2),
+    )
+    _, changed = changed_by(module, noise(3, 3, 13, 12), STRIDES_BEFORE_POINTWISE)
+    assert kinds(changed).count("max_pool") == 3 and kinds(changed).count("pad") == 2
+    for node in changed.graph.nodes:
+        if kind(node) == "conv" and node.name != "a":
+            assert (argument(node, 3, "stride", [1, 1]), argument(node, 4, "padding", [0, 0])) == ([1, 1], [0, 0])
+
+
 @pytest.mark.parametrize(
     "compute",
     [
@@ -89,7 +104,6 @@ def test_strides_of_pointwise_convolutions_are_left_out_in_front(net: MakeNet, n
         lambda n, x: (n.leaps(y := n.a(x)), y),
         lambda n, x: (n.leaps(y := n.a(x)), n.far(y)),
         lambda n, x: n.depthwise(n.a(x)),
-        lambda n, x: n.bordered(n.a(x)),
         lambda n, x: n.steps(n.a(x)),
     ],
 )
@@ -104,7 +118,6 @@ def test_strides_stay_where_others_read_the_map(
         steps=C(8, 8, 1),
         wide=C(8, 8, 3, stride=2),
         depthwise=C(8, 8, 1, stride=2, groups=8),
-        bordered=C(8, 8, 1, stride=2, padding=1),
     )
     folded, changed = changed_by(module, noise(3, 3, 12, 12), STRIDES_BEFORE_POINTWISE)
     assert changed is folded
