@@ -204,13 +204,13 @@ def test_a_signed_bundle_is_read_by_its_key_alone(finished: Path, tmp_path: Path
     other.write_bytes(os.urandom(32))
     unsigned = copy_of(bundle, tmp_path / "unsigned")
     assert command("sign", str(bundle), "--key", str(key)).status == 0
-    given = {"": (), "key": ("--key", str(key)), "other": ("--key", str(other)), "short": ("--key", os.devnull)}
+    keys = {"": (), "key": ("--key", str(key)), "other": ("--key", str(other)), "short": ("--key", os.devnull)}
     lines = {
         "": "is signed: give the file of its key",
         "other": "is not signed by this key",
         "short": "no regular file",
     }
-    for name, more in given.items():
+    for name, more in keys.items():
         program = [sys.executable, str(bundle / "check.py"), *more]
         done = subprocess.run(program, capture_output=True, text=True, check=False)
         ended = [command(verb, str(bundle), *more) for verb in ("validate", "compare")]
