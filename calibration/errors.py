@@ -54,7 +54,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         seen.add(id(cause))
         if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM):
             return True
-        if isinstance(cause, RuntimeError) and _NO_MEMORY.search(message_of(cause)):
+        library = isinstance(cause, RuntimeError) or type(cause).__module__.startswith("onnxruntime")
+        if library and _NO_MEMORY.search(message_of(cause)):
             return True
         cause = cause.__cause__ or cause.__context__
     return False

@@ -150,11 +150,6 @@ def told_to_resume(folder: RunFolder, *, overwrite: bool) -> Iterator[None]:
     """Say in the line of a full disk or memory how to go on, where something is kept that would be lost otherwise."""
     try:
         yield
-    except (MemoryError, RuntimeError, OSError) as error:
-        if not is_out_of_memory(error):
-            raise
-        kept = f"; then add --resume{' in place of --overwrite' if overwrite else ''}: what is finished is kept"
-        raise UserError(out_of_memory_line(error) + (kept if folder.holds_work() else "")) from error
     except NoRoom as error:
         if not folder.holds_work() or folder.is_finished():
             raise
@@ -163,6 +158,13 @@ def told_to_resume(folder: RunFolder, *, overwrite: bool) -> Iterator[None]:
             f"cannot write {error.path}: {error.reason}: make room there, then go on from what is finished with"
             f" --resume{instead}"
         ) from error
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        kept = f"; then add --resume{' in place of --overwrite' if overwrite else ''}: what is finished is kept"
+        raise UserError(out_of_memory_line(error) + (kept if folder.holds_work() else "")) from error
 
 
 def _settings(config: RunConfig, settled: Mapping[str, Any] = MappingProxyType({})) -> Settings:
