@@ -1,10 +1,28 @@
-"""The two kinds of failure that the command line tells apart."""
+"""The two kinds of failure that the command line tells apart, in lines that no terminal obeys."""
 
 from __future__ import annotations
 
 import errno
 import importlib.util
 import re
+from typing import Final
+
+_PICTURES = 0x2400
+# Control characters have pictures of their own, ␛ for the escape that begins terminals' commands. What turns the
+# direction of text around, ends a line elsewhere than it seems, or is no character at all has none.
+SHOWN: Final[dict[int, str]] = {
+    **{code: chr(_PICTURES + code) for code in range(0x20)},
+    0x7F: chr(_PICTURES + 0x21),
+    **dict.fromkeys(
+        (*range(0x80, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)), "\ufffd"
+    ),
+    **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),
+}
+
+
+def plain(text: str) -> str:
+    """Return foreign text as one line, as long as it was, that moves no cursor and reads in one direction."""
+    return text.translate(SHOWN)
 
 
 class UserError(Exception):
@@ -16,14 +34,17 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         # One line is a promise of the command line; messages quoted from libraries may hold several.
-        super().__init__(" ".join(message.split()))
+        # It is printed by whoever catches it, notebooks and Python itself among them.
+        super().__init__(plain(" ".join(message.split())))
 
 
 def message_of(error: BaseException) -> str:
     """An exception's own words; empty where it has none, or where asking for them raises another."""
     try:
         return str(error)
-    except Exception as second:  # a user's __str__ may do anything
+    except BaseException as second:  # a user's __str__ may do anything
+        if isinstance(second, KeyboardInterrupt):
+            raise
         return f"(its message cannot be shown: {type(second).__name__})"
 
 
@@ -33,8 +54,10 @@ def is_ours_to_report(error: BaseException | None) -> bool:
     SystemExit and other exceptions that are no Exception are: a library that ends the program has not done what it was
     asked for. An interruption by the user goes on upwards, and so do a lack of memory and what is a line already.
     """
-    if error is None or isinstance(error, (UserError, KeyboardInterrupt, GeneratorExit)):
+    if error is None or isinstance(error, (UserError, KeyboardInterrupt)):
         return False
+    if isinstance(error, GeneratorExit) and (error.__traceback__ is None or error.__traceback__.tb_next is None):
+        return False  # the end of a generator of ours that nobody asks any more, which no code below it has raised
     return not is_out_of_memory(error)
 
 

@@ -44,6 +44,7 @@ from pipeline.tools.endings import USER_MISTAKE, ending_of
 from pipeline.tools.printing import console, plain, take_any_text
 from pipeline.tools.progress import progress_on
 from pipeline.tools.streams import flush_results, messages_may_fail
+from pipeline.tools.user_code import leaving_is_a_mistake
 from pipeline.tools.wrong_flags import mistake_of
 
 if TYPE_CHECKING:
@@ -313,7 +314,7 @@ def main(arguments: Sequence[str]) -> int:
     # soon as anything else runs on the machine; sleeping ones cost 10 to 15 % where nothing does (measured, 2 cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     take_any_text()
-    with messages_may_fail():
+    with messages_may_fail(), leaving_is_a_mistake():
         return _main(arguments)
 
 

@@ -263,6 +263,62 @@ def forward_leaves():
     return Net(lambda n, x: sys.exit(0))
 
 
+class Leaving(Exception):
+    def __str__(self):
+        sys.exit(0)
+
+
+def leaves_for_words():
+    raise Leaving()
+
+
+def closes():
+    raise GeneratorExit
+
+
+def forward_closes():
+    def close(n, x):
+        raise GeneratorExit
+
+    return Net(close)
+
+
+class Counted(nn.Sequential):
+    def parameters(self, *args, **settings):
+        sys.exit(0)
+
+
+def leaves_when_counted():
+    return Counted(nn.Conv2d(3, 4, 3))
+
+
+def nested():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3))
+    network.register_buffer("extra", torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]))
+    return network
+
+
+def below_zero():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+    network[1].running_var.fill_(-1.0)
+    return network
+
+
+def without_spread():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=0.0), nn.Flatten())
+    network[0].weight.data.zero_()
+    network[0].bias.data.zero_()
+    network[1].running_var.zero_()
+    return network
+
+
+def overflowing():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten())
+    for layer in network[:2]:
+        layer.weight.data.mul_(1e30)
+    return network
+
+
 def wordless():
     raise Wordless()
 

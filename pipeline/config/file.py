@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin
 from backends.device.bundle_check import records
 from calibration.errors import UserError
 from pipeline.config import RunConfig, flags
+from pipeline.tools.regular_file import irregular
 
 LARGEST_FILE = 1 << 20
 """Bytes; every flag with its longest sensible value fits a hundred times."""
@@ -28,6 +29,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         UserError: the file cannot be read, is not TOML, or holds an unknown key or a value of another type.
     """
     where = f"--config {path}"
+    if (wrong := irregular(path)) is not None:
+        raise UserError(f"{where} {wrong}")
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)

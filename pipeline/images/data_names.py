@@ -8,6 +8,7 @@ from pathlib import Path
 
 from calibration.errors import UserError
 from pipeline.images.device_preprocess import image_suffixes
+from pipeline.tools.regular_file import irregular
 from pipeline.tools.source_text import close_matches
 
 _ARCHIVES = {
@@ -43,6 +44,8 @@ def with_kind(source: str, kinds: Iterable[str]) -> str:
             if path.suffix.lower() == ".npz":
                 return f"npz:{source}"
             raise UserError(f"data {source!r} {answer_to_file(path)}")
+        if (wrong := irregular(path)) is not None:
+            raise UserError(f"data {source!r} {wrong}")
     raise UserError(f"unknown data {source!r}: {_answer_to_name(source, known)}")
 
 

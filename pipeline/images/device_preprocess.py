@@ -60,10 +60,8 @@ DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of grey 
 _Box = tuple[float, float, float, float]  # left, top, right, bottom
 # Of a resized image before its crop; 256 MB in Pillow. At 256 px, an image may be 1024 times as long as wide.
 _MOST_PIXELS = 2**26
-_ORIENTATION_TAG = 0x0112
 _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 _UPRIGHT = {number: Image.Transpose[name] for number, name in enumerate(_TURNS.split(), start=2)}
-"""EXIF orientation -> what turns the stored pixels upright (EXIF 2.32, tag Orientation)."""
 
 
 def load(images: Any, bundle: Path | str | None = None) -> NDArray[np.float32]:
@@ -100,13 +98,20 @@ def decode(path: Path, *, at_least: int | None = None) -> Image.Image:
     # Pillow warns about damaged EXIF data and large photographs, neither of which the user need act on.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(path, formats=decodable_formats()) as image:
+        with Image.open(checked_file(path), formats=decodable_formats()) as image:
             if at_least is not None:
                 image.draft(None, (at_least, at_least))
             orientation = _orientation(image)
             image.load()
             shown = _deep(image) if image.mode in DEEP_MODES else plain_image(image)
         return shown.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else shown
+
+
+def checked_file(path: Path) -> Path:
+    """Return a path of a regular file, or of none; raise OSError for a pipe or a device, which may never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError("is no regular file")
+    return path
 
 
 @lru_cache(maxsize=1)
@@ -123,7 +128,7 @@ def image_suffixes() -> tuple[str, ...]:
 
 def _orientation(image: Image.Image) -> object:
     try:
-        return image.getexif().get(_ORIENTATION_TAG)
+        return image.getexif().get(0x0112)  # Orientation, EXIF 2.32
     except READ_ERRORS:
         return None  # damaged EXIF data around a sound image
 
@@ -200,8 +205,6 @@ def letterboxed(image: Image.Image, settings: Mapping[str, Any]) -> Image.Image:
     ratio = min(height / image.height, width / image.width)
     inner = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
     image = image if inner == image.size else scaled(image, inner, settings)
-    if inner == (width, height):
-        return image
     left, top = ((width - inner[0]) // 2, (height - inner[1]) // 2) if settings["placement"] == "centre" else (0, 0)
     fill = tuple(settings["fill"])[:: -1 if settings["channel_order"] == "BGR" else 1]
     canvas = Image.new(image.mode, (width, height), fill if len(fill) > 1 else fill[0])
@@ -257,8 +260,6 @@ def _neighbours(stored: int, size: int, at_edges: float | None = None) -> tuple[
 
 
 def _centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    if image.size == (width, height):
-        return image
     # As torchvision: a larger crop is centred on black, the odd pixel right and below; else ties are rounded to even.
     left = round((image.width - width) / 2) if image.width >= width else -((width - image.width) // 2)
     top = round((image.height - height) / 2) if image.height >= height else -((height - image.height) // 2)
@@ -327,8 +328,7 @@ def _files(root: Path) -> Iterator[str]:
     def stop(error: OSError) -> None:
         raise error
 
-    seen: set[tuple[int, int]] = set()
-    # Links are followed, because data sets are often assembled from them; a loop of links ends at `seen`.
+    seen: set[tuple[int, int]] = set()  # Links are followed, as data sets are often made of them: a loop ends here.
     for folder, subfolders, names in os.walk(root, onerror=stop, followlinks=True):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
@@ -336,8 +336,7 @@ def _files(root: Path) -> Iterator[str]:
             continue
         seen.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        relative = os.path.relpath(folder, root)
-        yield from (os.path.normpath(os.path.join(relative, name)) for name in names if not name.startswith("."))
+        yield from (os.path.relpath(os.path.join(folder, name), root) for name in names if not name.startswith("."))
 
 
 def _natural_key(file: str) -> tuple[list[list[str | int]], str]:
@@ -379,7 +378,7 @@ def main(arguments: Sequence[str]) -> int:
                     rows.write(normalised(pixels[None], settings).tobytes())
                     names.append(str(file))
                 except ValueError as error:
-                    print(f"left out: {error}", file=sys.stderr)
+                    print(repr(f"left out: {error}")[1:-1], file=sys.stderr)  # shown, never obeyed by the terminal
             if not names:
                 raise ValueError(f"none of {len(files)} images can be read" if files else "no images to prepare")
             rows.flush()
@@ -389,7 +388,7 @@ def main(arguments: Sequence[str]) -> int:
         os.replace(temporary, options.output)
     except (OSError, ValueError, LookupError, TypeError) as error:
         temporary.unlink(missing_ok=True)
-        print(f"error: {error}", file=sys.stderr)
+        print(repr(f"error: {error}")[1:-1], file=sys.stderr)
         return 2
     left_out = f", {len(files) - len(names)} images left out" if len(names) < len(files) else ""
     print(f"{options.output}: inputs float32 {list(inputs.shape)}{left_out}")

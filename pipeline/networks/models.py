@@ -77,16 +77,16 @@ def completed(
         notes += (f"{source}: its sub-module {submodule} alone is quantised; what follows it stays outside",)
     elif sourced.only_parts:
         raise UserError(sourced.only_parts)
-    check_parts(module, source)
-    module = without_inference_mode(module)
-    tensors = [*module.parameters(), *module.buffers()]
-    dtypes = {str(tensor.dtype) for tensor in tensors if tensor.is_floating_point()}
-    if dtypes - {"torch.float32"}:
-        notes += (f"converted to float32 from {', '.join(sorted(dtypes))}",)
-    with UserCode(source):  # a network may have its own versions of both, which need not return it
+    with UserCode(source):  # a network may have its own versions of all that it is asked for, which need not return it
+        check_parts(module, source)
+        module = without_inference_mode(module)
+        tensors = [*module.parameters(), *module.buffers()]
+        dtypes = {str(tensor.dtype) for tensor in tensors if tensor.is_floating_point()}
         module.to(device="cpu", dtype=torch.float32)
         module.eval()
-    check_numbers(module, source)
+        check_numbers(module, source)
+    if dtypes - {"torch.float32"}:
+        notes += (f"converted to float32 from {', '.join(sorted(dtypes))}",)
     if sourced.preprocessing is None and otherwise is not None:
         preprocessing = with_overrides(otherwise, **overrides)
     elif sourced.preprocessing is None:

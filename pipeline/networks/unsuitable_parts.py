@@ -65,6 +65,8 @@ def _problem(tensor: Tensor) -> str:
         return "has no size yet (a lazy layer): show the network an image in the builder before returning it"
     if tensor.is_meta:
         return "lies on the meta device, without values: build the network on the CPU and load its weights"
+    if tensor.is_nested:
+        return "is nested, rows of several lengths, for which no runtime has kernels: keep them as plain tensors"
     if tensor.layout is not torch.strided:
         kind = str(tensor.layout).removeprefix("torch.")
         return f"is sparse ({kind}), for which no runtime has kernels: make it dense with .to_dense() in the builder"

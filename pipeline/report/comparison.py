@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -15,7 +14,7 @@ from backends.device.bundle_check import records
 from pipeline.report.cards import Card, Shown
 from pipeline.report.printed_table import LABEL_COLUMNS, fact_table
 from pipeline.report.wording import percentage
-from pipeline.tools.printing import plain, text_of
+from pipeline.tools.printing import json_text, plain, text_of
 
 MOST_TENSORS = 12
 """Differing tensors listed in the table at most; the report file has all."""
@@ -112,7 +111,7 @@ class ComparisonReport(Shown):
     def to_text(self) -> str:
         """Return the text of a report file."""
         tree: dict[str, Any] = records.to_json(self)
-        return json.dumps(tree, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        return json_text(tree, indent=2)
 
 
 EQUAL: Final = "equal"

@@ -6,7 +6,6 @@ nothing to say.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -35,7 +34,7 @@ from pipeline.report.fields import (
 from pipeline.report.gate import OPTIONAL_OF_GATES
 from pipeline.report.html import report_card
 from pipeline.report.printed_table import render_report
-from pipeline.tools.printing import text_of
+from pipeline.tools.printing import json_text, text_of
 
 __all__ = [
     "SCHEMA",
@@ -87,7 +86,7 @@ class Report(ReportFields, Shown):
 
     def to_text(self) -> str:
         """Return the text of `report.json`."""
-        return json.dumps(self.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        return json_text(self.to_json(), indent=2)
 
     @classmethod
     def from_json(cls, tree: object, *, where: str = "report.json") -> Report:

@@ -24,6 +24,7 @@ from pipeline.images.sources.arrays import ArraySource
 from pipeline.images.sources.folder import FolderSource
 from pipeline.images.sources.image_source import ImageSource, UnreadableImage
 from pipeline.images.split_images import SplitImages
+from pipeline.tools.regular_file import irregular
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Digest
@@ -95,6 +96,8 @@ def path_identity(path: Path) -> str | None:
     as where images are looked for.
     """
     try:
+        if irregular(path) is not None:
+            return None
         if not path.is_dir():
             with path.open("rb", buffering=0) as stream:
                 return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -132,6 +135,8 @@ def _size(file: Path) -> int | None:
 
 def _content(file: Path, *, whole: bool) -> bytes:
     """The hash of a file's bytes, or of its beginning, middle and end alone."""
+    if irregular(file) is not None:
+        return b"unreadable"
     try:
         with file.open("rb", buffering=0) as stream:
             if whole:

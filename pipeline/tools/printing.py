@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from collections.abc import Iterable
-from typing import Final, final
+from typing import Any, Final, final
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-_PICTURES, _UNKNOWN = 0x2400, "\ufffd"
+from calibration.errors import SHOWN, plain
+
+__all__ = ["PlainConsole", "console", "json_text", "plain", "take_any_text", "text_of"]
+
 _LAYOUT = {ord("\n"): "\n", ord("\t"): "\t"}
-# Control characters have pictures of their own, ␛ for the escape that begins terminals' commands. What turns the
-# direction of text around, ends a line elsewhere than it seems, or is no character at all has none.
-_SHOWN: Final[dict[int, str]] = {
-    **{code: chr(_PICTURES + code) for code in range(0x20)},
-    0x7F: chr(_PICTURES + 0x21),
-    **dict.fromkeys(
-        (*range(0x80, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)), "\ufffd"
-    ),
-    **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),
-}
+_ESCAPED: Final = {code: f"\\u{code:04x}" for code in SHOWN if code >= 0x7F}
 
 
-def plain(text: str) -> str:
-    """Return foreign text as one line, as long as it was, that moves no cursor and reads in one direction."""
-    return text.translate(_SHOWN)
+def json_text(tree: Any, *, indent: int) -> str:
+    """Return JSON text of UTF-8, in which what `plain` would show otherwise is escaped: a file, too, may be printed."""
+    text = json.dumps(tree, indent=indent, allow_nan=False, ensure_ascii=False)
+    return text.translate(_ESCAPED) + "\n"
 
 
 @final
@@ -37,9 +33,9 @@ class PlainConsole(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Render as rich does, the control characters of text made visible; lines and tabs stay."""
         if isinstance(renderable, str):
-            renderable = renderable.translate(_SHOWN | _LAYOUT)
+            renderable = renderable.translate(SHOWN | _LAYOUT)
         elif isinstance(renderable, Text):
-            shown = renderable.plain.translate(_SHOWN | _LAYOUT)
+            shown = renderable.plain.translate(SHOWN | _LAYOUT)
             if shown != renderable.plain:
                 renderable = renderable.copy()
                 renderable.plain = shown  # as long as it was: styles stay in their places

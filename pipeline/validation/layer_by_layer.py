@@ -32,6 +32,7 @@ from pipeline.networks.outputs.agreement import OutputTally
 from pipeline.report.comparison import ComparedOutput, ComparedTensor, ComparisonReport
 from pipeline.setup.chosen_backend import stored_backend
 from pipeline.tools.progress import Progress
+from pipeline.tools.regular_file import irregular
 from pipeline.validation.gates import least_parity_of_bundle
 from pipeline.validation.golden_check import check_golden
 from pipeline.validation.running import filled_up
@@ -106,6 +107,8 @@ def compare_bundle(bundle: Bundle, config: CompareConfig, progress: Progress) ->
 
 
 def _read(path: Path) -> onnx.ModelProto:
+    if (wrong := irregular(path)) is not None:
+        raise UserError(f"--against {path} {wrong}")
     try:
         model = onnx.load(path)
     except OSError as error:

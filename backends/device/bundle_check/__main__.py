@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .compare import compared, golden_line
-from .ending import ended
+from .ending import ended, say
 from .errors import DeviceError
 from .golden import check_gives, check_takes, read_golden
 from .images import open_images, scored
@@ -30,7 +30,7 @@ BACKENDS = ("onnxruntime", "openvino", "reference")
 def main(arguments: Sequence[str], folder: Path) -> int:
     """Check the bundle in `folder`; prints what came out, returns the exit status."""
     chosen = _parser(folder).parse_args(list(arguments))
-    return ended(lambda: check(chosen, say=lambda line: print(line, flush=True)), chosen.report)
+    return ended(lambda: check(chosen, say=say), chosen.report)
 
 
 def _parser(folder: Path) -> argparse.ArgumentParser:

@@ -10,6 +10,12 @@ from typing import Any
 
 from .errors import DeviceError
 from .manifest import write_whole
+from .stored import printable
+
+
+def say(line: str) -> None:
+    """Print a line; what files, outputs and classes are named is shown, never obeyed by the terminal."""
+    print(printable(line), flush=True)
 
 
 def ended(check: Callable[[], dict[str, Any]], report_file: Path | None) -> int:
@@ -20,11 +26,11 @@ def ended(check: Callable[[], dict[str, Any]], report_file: Path | None) -> int:
     try:
         report = check()
         # Before the report is written, which may fail.
-        print(f"status             {'as it should be' if report['passed'] else 'FAILED'}")
+        say(f"status             {'as it should be' if report['passed'] else 'FAILED'}")
         if report_file is not None:
             write_whole(report_file, (json.dumps(report, indent=1) + "\n").encode())
     except DeviceError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -6,6 +6,8 @@ import hashlib
 import importlib.util
 import sys
 import types
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,19 @@ AT_ONCE = 64
 """Images prepared and run at a time."""
 PREPROCESS = "preprocess.py"
 _MOST_SOURCE = 1 << 20
+# What zipfile, zlib and numpy raise over archives that are damaged, encrypted, packed otherwise or too large.
+_NPZ_ERRORS = (
+    OSError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 MOST_SHOWN = 10
 """Images whose answers are printed at most."""
 
@@ -63,10 +78,16 @@ def normalised(images: NDArray[Any], pixels: InputPixels) -> NDArray[np.float32]
 def _of_arrays(source: str, path: str, names: list[str], pixels: InputPixels) -> ScoredFiles:
     if not names[0] or len(names) > 2:
         raise DeviceError(f"--images {source}: must be FILE.npz#IMAGES or FILE.npz#IMAGES,LABELS")
+    if Path(path).exists() and not Path(path).is_file():
+        raise DeviceError(f"--images {source}: {path} is no regular file")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, labels = arrays[names[0]], arrays[names[1]] if len(names) == 2 else None
-    except (OSError, KeyError, ValueError) as error:
+        with open(path, "rb") as file:  # numpy would leave a damaged one open
+            arrays = np.load(file, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise ValueError(f"{path} is a single array: store it with numpy.savez(FILE, images=array)")
+            with arrays:
+                images, labels = arrays[names[0]], arrays[names[1]] if len(names) == 2 else None
+    except _NPZ_ERRORS as error:
         raise DeviceError(f"--images {source}: cannot be read ({error})") from error
     sizes = (pixels.channels, pixels.height, pixels.width)
     if images.ndim == 4 and images.shape[1:] != sizes and images.shape[1:] == (*sizes[1:], sizes[0]):

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle_check.compare import compared, golden_line
-from ..bundle_check.ending import ended
+from ..bundle_check.ending import ended, say
 from ..bundle_check.errors import DeviceError
 from ..bundle_check.golden import check_gives, read_golden, read_layers
 from ..bundle_check.images import open_images, scored
@@ -47,9 +47,7 @@ def timing_cache() -> Path:
 def main(arguments: Sequence[str], folder: Path) -> int:
     """Check the bundle in `folder`; prints what comes out, returns the exit status."""
     chosen = _parser(folder).parse_args(list(arguments))
-    return ended(
-        lambda: check(chosen.bundle, _options(chosen), chosen, say=lambda line: print(line, flush=True)), chosen.report
-    )
+    return ended(lambda: check(chosen.bundle, _options(chosen), chosen, say=say), chosen.report)
 
 
 def _parser(folder: Path) -> argparse.ArgumentParser:

@@ -19,6 +19,7 @@ from calibration.errors import UserError
 from pipeline.images.device_preprocess import pixels_from_array
 from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.sources.image_source import EvaluationSet, Unreadable
+from pipeline.tools.regular_file import irregular
 
 _NPZ_ERRORS = (
     OSError,
@@ -74,6 +75,8 @@ def open_npz(rest: str, *, labelled: bool) -> EvaluationSet:
     path = Path(file).expanduser()
     if path.is_dir():
         raise UserError(f"{where}: {path} is a folder; type images:{path}")
+    if (wrong := irregular(path)) is not None:
+        raise UserError(f"{where}: {path} {wrong}")
     if not path.is_file():
         raise UserError(f"{where}: there is no file {path}")
     image_key, _, label_key = keys.partition(",")

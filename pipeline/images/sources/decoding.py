@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from pipeline.images import device_preprocess
-from pipeline.images.device_preprocess import READ_ERRORS, decodable_formats
+from pipeline.images.device_preprocess import READ_ERRORS, checked_file, decodable_formats
 from pipeline.images.sources.image_source import UnreadableImage
 
 __all__ = ["READ_ERRORS", "decode_image", "frame_count"]
@@ -35,7 +35,7 @@ def frame_count(path: Path) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=decodable_formats()) as image:
+            with Image.open(checked_file(path), formats=decodable_formats()) as image:
                 return int(getattr(image, "n_frames", 1)) if image.format in _SEVERAL_FRAMES else 1
     except READ_ERRORS:
         return 1

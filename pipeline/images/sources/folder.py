@@ -18,6 +18,7 @@ from pipeline.images.data_names import answer_to_file
 from pipeline.images.device_preprocess import image_files, image_suffixes
 from pipeline.images.sources.decoding import decode_image, frame_count
 from pipeline.images.sources.image_source import EvaluationSet, Unreadable
+from pipeline.tools.regular_file import irregular
 from pipeline.tools.source_text import shortened, split_options
 
 _COMPANIONS = (
@@ -37,6 +38,9 @@ _COMPANIONS = (
 )
 """Endings of class lists, annotations and notes that customarily lie beside images; the last two are Windows's own."""
 _COMPANION_NAMES = ("readme", "license", "licence", "copying", "makefile")
+
+_LARGEST_LIST = 1 << 24
+"""Bytes of a file of class names; a hundred thousand names fit."""
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
@@ -148,8 +152,14 @@ def _labels(
 
 def class_lines(path: Path, where: str) -> tuple[str, ...]:
     """The names in a file of class names, in order. Raises UserError unless it holds one a line, each once."""
+    if (wrong := irregular(path)) is not None:
+        raise UserError(f"{where}: {path} {wrong}")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_LIST + 1)
+        if len(content) > _LARGEST_LIST:
+            raise UserError(f"{where}: {path} has more than {_LARGEST_LIST} bytes: is it a file of class names?")
+        lines = [line.strip() for line in content.decode("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{where}: cannot read the class names of {path}: {getattr(error, 'strerror', None) or error}"

@@ -21,6 +21,7 @@ from pipeline.networks.checkpoints.file_kinds import foreign_kind
 from pipeline.networks.checkpoints.inert_checkpoint import InertCheckpoint, InertCheckpointError, read_inert_checkpoint
 from pipeline.networks.checkpoints.inert_pickle import Symbol
 from pipeline.networks.checkpoints.one_network import Checkpoint
+from pipeline.tools.regular_file import irregular
 from pipeline.tools.source_text import shortened
 
 # What torch.load(weights_only=True) raised over some 8,000 truncated and corrupted files.
@@ -53,6 +54,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     path, part = split_part(Path(path))
     if not path.exists():
         raise UserError(f"weights {path}: there is no such file")
+    if (wrong := irregular(path)) is not None:
+        raise UserError(f"weights {path} {wrong}")
     try:
         foreign = foreign_kind(path)
     except OSError as error:

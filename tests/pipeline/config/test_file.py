@@ -61,9 +61,12 @@ def test_what_is_wrong_is_one_line(content: bytes, line: str, tmp_path: Path) ->
     assert line in str(refused.value)
 
 
-def test_a_file_without_an_end_is_read_no_further_than_settings_go() -> None:
-    with pytest.raises(UserError, match="has more than"):
-        read_toml(Path("/dev/zero"))
+def test_a_file_larger_than_settings_is_read_no_further(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    with file.open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    with pytest.raises(UserError, match="has more than 1048576 bytes"):
+        read_toml(file)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import re
@@ -15,11 +16,14 @@ import pytest
 from rich.table import Column, Table
 from rich.text import Text
 
+from backends.device.bundle_check.ending import ended, say
+from backends.device.bundle_check.errors import DeviceError
+from calibration.errors import UserError
 from pipeline.report.comparison import ComparedTensor, ComparisonReport, render_comparison
 from pipeline.report.html import page
 from pipeline.report.printed_table import render_report
 from pipeline.report.schema import Data, FloatLayer, Kernels, Report
-from pipeline.tools.printing import PlainConsole, console, plain
+from pipeline.tools.printing import PlainConsole, console, json_text, plain
 from pipeline.tools.progress import LineProgress, TerminalProgress
 
 #: A colour, a window title, a line drawn over, a direction turned around, bytes that are no text, markup, an emoji.
@@ -33,6 +37,28 @@ def test_foreign_text_is_one_line_as_long_as_it_was() -> None:
     assert plain(NASTY) == SHOWN
     assert len(SHOWN) == len(NASTY)
     assert plain("Größe 図 :smile: [bold]") == "Größe 図 :smile: [bold]"
+
+
+def test_a_mistake_is_plain_wherever_it_is_printed() -> None:
+    assert str(UserError(f"--data {NASTY}")) == "--data " + SHOWN.replace("␍", " ").replace("␊", " ")
+
+
+def test_json_says_the_same_and_holds_nothing_that_a_terminal_obeys() -> None:
+    text = json_text({NASTY: [NASTY, "Größe 図"]}, indent=1)
+    assert json.loads(text) == {NASTY: [NASTY, "Größe 図"]}
+    assert not OBEYED.search(text) and "Größe 図" in text
+    text.encode("utf-8")  # halves of characters, of names of files that are no text, too
+
+
+def test_the_check_on_a_device_obeys_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse() -> dict[str, object]:
+        say(f"output {NASTY}")
+        raise DeviceError(f"class {NASTY}")
+
+    assert ended(refuse, None) == 2
+    out, error = capsys.readouterr()
+    assert not OBEYED.search(out.removesuffix("\n")) and not OBEYED.search(error.removesuffix("\n"))
+    assert out.startswith("output a[red]") and error.startswith("error: class a[red]")
 
 
 @pytest.mark.parametrize("of", [str, Text])
