@@ -42,7 +42,12 @@ def read(name: str) -> bytes:
 def vouched_sources() -> "dict[str, bytes]":
     """Every module of the package, by the path of its file: bytes that the manifest vouches for."""
     sources: dict[str, bytes] = {}
-    for name, digest in json.loads(read(MANIFEST).decode("utf-8"))["files"].items():
+    manifest = json.loads(read(MANIFEST).decode("utf-8"))
+    said = {key: value for key, value in manifest.items() if key != "sha256"}
+    own = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    if manifest["format"] != 2 and manifest.get("sha256") != own:  # all that came later vouch for themselves
+        raise ValueError(MANIFEST + " was changed after it was written (its own SHA-256 differs)")
+    for name, digest in manifest["files"].items():
         if name.startswith(PACKAGE + "/") and name.endswith(".py") and ".." not in name:
             sources[name] = read(name)
             if hashlib.sha256(sources[name]).hexdigest() != digest:
@@ -69,7 +74,7 @@ class Vouched(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         name = self._file(module)
         if name is None:
             if module.split(".")[0] == PACKAGE:
-                raise ImportError("no module " + module + " is vouched for", name=module)
+                raise ImportError(MANIFEST + " vouches for no module " + module, name=module)
             return None
         return importlib.util.spec_from_loader(module, self, origin=os.path.join(HERE, *name.split("/")))
 
@@ -96,8 +101,13 @@ def main() -> None:
         refuse(HERE + " is damaged (" + str(error) + "): copy the bundle anew, or make it anew")
     sys.dont_write_bytecode = True
     sys.meta_path.insert(0, finder)
-    check = importlib.import_module(PACKAGE).CHECK  # which of the packages there it is
-    runpy.run_module(PACKAGE + "." + check, run_name="__main__", alter_sys=True)
+    try:
+        check = importlib.import_module(PACKAGE).CHECK  # which of the packages there it is
+        runpy.run_module(PACKAGE + "." + check, run_name="__main__", alter_sys=True)
+    except ImportError as error:
+        if not str(error.name).startswith(PACKAGE):
+            raise
+        refuse(HERE + " is damaged (" + str(error) + "): copy the bundle anew, or make it anew")
 
 
 if __name__ == "__main__":

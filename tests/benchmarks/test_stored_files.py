@@ -13,6 +13,7 @@ import os
 import random
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -147,6 +148,22 @@ def test_check_py(backend: str, made: Any, tmp_path: Path, results: Results, mon
     source, check = made(backend) / "bundle", tensorrt.main if backend == "tensorrt" else device.main
     changes = of_bundle(source, random.Random(backend))
     survey(f"check.py, {backend}", source, tmp_path / "bundle", changes, lambda copy: check([], copy), results)
+
+
+def test_check_py_itself(made: Any, tmp_path: Path, results: Results) -> None:
+    """As its user starts it, in a process of its own: a tenth as many."""
+    source = made("onnxruntime") / "bundle"
+    changes = of_bundle(source, random.Random("alone"))
+
+    def read(copy: Path) -> int:
+        line = [sys.executable, str(copy / "check.py")]
+        done = subprocess.run(line, capture_output=True, text=True, errors="replace", check=False)
+        print(done.stderr, file=sys.stderr, end="")
+        return done.returncode if "Traceback" not in done.stderr else -1
+
+    tenth = random.Random(1).sample(changes, min(len(changes), max(20, COUNT // 10)))
+    of_itself = r"^check\.py: "  # its own text is what is executed: it can but refuse what is no Python
+    survey("check.py, a process", source, tmp_path / "bundle", tenth, read, results, harmless=of_itself)
 
 
 @pytest.mark.parametrize("verb", ["validate", "compare"])

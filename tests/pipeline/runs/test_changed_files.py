@@ -163,6 +163,18 @@ def test_what_lies_in_a_bundle_is_not_executed_before_it_is_refused(finished: Pa
     assert (done.returncode, done.stdout) == (2, "") and "errors.py is not what manifest.json says" in done.stderr
 
 
+def test_check_py_runs_no_code_of_its_own_that_nobody_vouches_for(finished: Path, tmp_path: Path) -> None:
+    bundle = copy_of(finished / "bundle", tmp_path / "bundle")
+    tree = json.loads((bundle / "manifest.json").read_bytes())
+    del tree["files"]["faqd_device/bundle_check/stored.py"], tree["sizes"]["faqd_device/bundle_check/stored.py"]
+    (bundle / "manifest.json").write_text(json.dumps(tree, indent=1) + "\n")
+    program = [sys.executable, str(bundle / "check.py")]
+    for line in ("its own SHA-256 differs", "vouches for no module faqd_device.bundle_check.stored"):
+        done = subprocess.run(program, capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and line in done.stderr, done
+        seal(bundle / "manifest.json", tree)
+
+
 def planted_bytecode(source: Path) -> bytes:
     """Bytecode that Python takes for that of a source (PEP 552), and that says so when it is executed."""
     status = source.stat()
@@ -187,6 +199,11 @@ def test_a_changed_weight_is_found_by_the_golden_outputs_whoever_vouches_for_it(
     assert read_by(lambda: device.main([], bundle)).ended == 1
     for verb in ("validate", "compare"):
         assert "model.onnx does not give the outputs of golden.npz" in command(verb, str(bundle)).refusal
+    weight.dims[0] -= 1  # and one that nobody can compute
+    (bundle / "model.onnx").write_bytes(model.SerializeToString())
+    vouch(bundle)
+    for verb in ("validate", "compare"):
+        assert "does not give the outputs of golden.npz" in command(verb, str(bundle)).refusal
     # Golden outputs off by their last bit are no more those of the run than a weight is.
     shutil.copy(finished / "bundle" / "model.onnx", bundle / "model.onnx")
     with np.load(bundle / "golden.npz") as kept:
