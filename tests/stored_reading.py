@@ -33,12 +33,12 @@ class _Hangs(BaseException):
     pass
 
 
-def read_by(command: Callable[[], int]) -> Reading:
+def read_by(command: Callable[[], int], *, patience: int = PATIENCE) -> Reading:
     """Run a command in this process, for so long as patience lasts."""
     out, err, begun = io.StringIO(), io.StringIO(), time.monotonic()
     ended: int | str
     try:
-        with _patience(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with _patience(patience), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             ended = command()
     except _Hangs:
         ended = "hang"
@@ -50,12 +50,12 @@ def read_by(command: Callable[[], int]) -> Reading:
 
 
 @contextlib.contextmanager
-def _patience() -> Iterator[None]:
+def _patience(seconds: int) -> Iterator[None]:
     def ring(*_: object) -> None:
         raise _Hangs
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(PATIENCE)
+    signal.alarm(seconds)
     try:
         yield
     finally:
