@@ -27,6 +27,8 @@ _FIRST_BYTES: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "are an image"),
     (b"%PDF", "are a PDF document"),
 )
+# torch.save packs nothing. What others packed again is seldom less than half; what unpacks to so much fills memory.
+_MOST_FOLD, _LEAST_BOMB = 50, 1 << 28
 _HTML = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<error")
 
 
@@ -83,8 +85,15 @@ def _zip_kind(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            unpacked = sum(part.file_size for part in archive.infolist())
     except (zipfile.BadZipFile, ValueError, NotImplementedError):
         return None  # damaged, as the reader will say
+    packed = path.stat().st_size
+    if unpacked > max(_LEAST_BOMB, _MOST_FOLD * packed):
+        return (
+            f"are a zip archive of {packed} bytes that unpacks to {unpacked}, as none of torch.save's does: fetch the"
+            " weights from somewhere else"
+        )
     parts = {name.split("/", 1)[-1] for name in names}
     if "constants.pkl" in parts or any(part.startswith("code/") for part in parts):
         return "are a TorchScript program, not a state dict: save model.state_dict() of the network itself"
