@@ -91,6 +91,7 @@ def remarks_on(
             f"WARNING: the scale of {', '.join(stuck[:_SHOWN])}{others} is at its floor, {SMALLEST_SCALE:.3g}: all"
             " that these tensors hold is 0 or too small for integers; scale the network's weights or inputs up"
         )
+    said += _channels_at_floor(network)
     return tuple(said)
 
 
@@ -105,6 +106,26 @@ def _not_better(verdict: Verdict, calibrated: float) -> str:
         f"training has {what} what {verdict.images} held-out images lose ({change}; by {verdict.gain:.2g} +-"
         f" {verdict.error:.2g} each): the calibrated weights are kept, which --steps 0 gives at once"
     )
+
+
+def _channels_at_floor(network: PreparedNetwork) -> Iterable[str]:
+    """Layers of which some channels hold weights that integers at the smallest scale resolve badly, though they count.
+
+    Beside a channel 255 times as large one is less than a step of the layer's outputs, whatever its integers are.
+    """
+    values = dict(network.graph.named_parameters()) | dict(network.graph.named_buffers())
+    for path, grid in network.weight_grids().items():
+        axis, scale = grid.grid.channel_axis, grid.log_scale.detach().exp()
+        if axis is None or scale.dim() != 1 or bool((scale <= _AT_FLOOR).all()):
+            continue
+        largest = values[path].detach().abs().movedim(axis, 0).flatten(1).amax(1)
+        lost = (scale <= _AT_FLOOR) & (largest > largest.max() / 255)
+        if bool(lost.any()):
+            yield (
+                f"the scales of {int(lost.sum())} of {len(scale)} channels of {path} are at their floor,"
+                f" {SMALLEST_SCALE:.3g}: weights that small keep fewer bits than were asked for; scale the network's"
+                " weights up, or its inputs down"
+            )
 
 
 def _at_floor(network: PreparedNetwork) -> Iterable[str]:

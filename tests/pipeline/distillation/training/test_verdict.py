@@ -81,6 +81,25 @@ def test_a_scale_at_its_floor_is_a_warning_by_name(prepared: PreparedNetwork) ->
     assert f"WARNING: the scale of {name.removesuffix('_grid')}, {path} is at its floor" in line
 
 
+@pytest.mark.parametrize(("others", "told"), [(1e-5, True), (1e-5 * 250, True), (1e-5 * 260, False)])
+def test_channels_at_the_floor_are_told_of_where_they_count(
+    others: float, told: bool, prepared: PreparedNetwork
+) -> None:
+    """Two channels of small weights, and one of zeros, beside others."""
+    path = next(iter(prepared.weight_grids()))
+    grid, weight = prepared.weight_grid(path), prepared.graph.get_parameter(path)
+    assert grid.grid.channel_axis == 0 and len(weight) > 4
+    with torch.no_grad():
+        weight.fill_(others)
+        weight[:2] = 1e-5
+        weight[2] = 0.0
+        grid.log_scale.fill_(math.log(SMALLEST_SCALE) + 1)
+        grid.log_scale[:3] = math.log(SMALLEST_SCALE)
+    line = said(None, prepared)
+    assert ("the scales of 2 of" in line and f"channels of {path} are at their floor" in line) is told
+    assert bool(line) is told
+
+
 @pytest.fixture
 def prepared() -> PreparedNetwork:
     """The embedded network on ranges of one."""
