@@ -110,7 +110,9 @@ class Checkpoint:
 
     def _shape(self, path: str) -> tuple[int, ...]:
         tensor = self.contents.tensors[path]
-        return tensor.size if isinstance(tensor, StoredTensor) else tuple(tensor.shape)
+        if isinstance(tensor, StoredTensor):
+            return tensor.size
+        return tuple(tensor.shape) if not tensor.is_nested else (-1,)  # which has none, and fits nowhere
 
     def _are_equal(self, places: Mapping[str, str], prefixes: list[Prefix], own: Mapping[str, Tensor]) -> bool:
         """Whether all that fits holds the same numbers, as where one network is referred to twice."""
@@ -130,6 +132,11 @@ class Checkpoint:
                     tensor = self.inert.tensor(tensor)
                 except InertCheckpointError as error:
                     raise UserError(f"weights {self.path} are truncated or damaged: {error}") from None
+            if kind := _no_weight(tensor):
+                raise UserError(
+                    f"weights {self.path} hold a {kind} tensor, {path}: save the state dict of the float network, whose"
+                    " tensors are plain ones with values"
+                )
             tensors[key] = tensor.detach()
         return tensors
 
@@ -154,6 +161,17 @@ class Checkpoint:
                 f"{self.path.name}: {len(left)} tensors beside the network's are left out ({shortened(heads)})"
             )
         return tuple(notes)
+
+
+def _no_weight(tensor: Tensor) -> str:
+    """What a tensor is that can be no weight of a float network; empty where it can be one."""
+    if tensor.is_meta:
+        return "meta"
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout is not torch.strided:
+        return f"sparse ({str(tensor.layout).removeprefix('torch.')})"
+    return "quantised" if tensor.is_quantized else "complex" if tensor.is_complex() else ""
 
 
 def _is_usable(tensor: Tensor) -> bool:
