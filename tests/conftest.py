@@ -87,7 +87,7 @@ def repository() -> Path:
     return ROOT
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def little_time_for_latency() -> Iterator[None]:
     """Latency takes a twentieth of a second of every run, or ten rounds, instead of up to five: as many figures."""
     from backends.timing import interleaved_latency  # here: some tests are about interpreters without torch
@@ -97,7 +97,7 @@ def little_time_for_latency() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def digits_captured_once() -> Iterator[None]:
     """The embedded network is exported for the first run of a process alone, and copied for those after it."""
     import copy  # here, with what needs torch: some tests are about interpreters without it
@@ -121,7 +121,7 @@ def digits_captured_once() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def flags_assembled_once() -> Iterator[None]:
     """The tree of a command's flags is made for the first command line of a process alone, and copied for the others.
 

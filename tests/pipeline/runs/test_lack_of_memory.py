@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from calibration.capture.graph_from_module import capture
 from calibration.errors import is_out_of_memory
 from tests.command_line import command
 
@@ -38,10 +41,16 @@ def lacking(*_: Any, **__: Any) -> Any:
     raise WORDS[1]
 
 
+def test_it_is_no_fault_of_the_network_that_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calibration.capture.graph_from_module.export", lacking)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        capture(nn.Conv2d(1, 2, 3), torch.zeros(2, 1, 4, 4), source="mine")
+
+
 @pytest.mark.parametrize(
     ("place", "kept"),
     [
-        ("calibration.capture.graph_from_module.export", False),
+        ("pipeline.run.read_inputs", False),
         ("pipeline.distillation.training.learner.Learner.update", True),
         ("pipeline.run.validate_network", True),
     ],
