@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from backends.base import Backend
 from calibration.errors import require_package
 from pipeline.artifacts import FloatWeights, GeneratedImages, PreparedStudent
@@ -32,7 +30,7 @@ from pipeline.stages.imagine import imagine
 from pipeline.stages.observe import corrected, prepare, suited
 from pipeline.stages.post_training import quantise_after_training
 from pipeline.tools.progress import Progress
-from pipeline.tools.threads import computing_threads
+from pipeline.tools.threads import compute_in, own_threads
 from pipeline.validation.advice import advice, advice_on_bundle
 from pipeline.validation.bundle_of_result import write_result
 from pipeline.validation.evaluation import evaluation_of
@@ -60,7 +58,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
         open_run_folder(config)
         with told_to_resume(folder, overwrite=config.output.overwrite):
             if not is_finished(config):
-                with computing_threads(torch.get_num_threads()):  # `_run` takes those of the run
+                with own_threads():  # `_run` takes those of the run
                     return _run(config, candidates, folder, progress)
             folder.make_whole()  # an earlier run was killed just before
             return vouched_report(folder.bundle)
@@ -80,7 +78,7 @@ def _run(config: RunConfig, candidates: tuple[Backend, ...], folder: RunFolder, 
         # Nothing that was there has been touched until here.
         for line in begin(folder, config, inputs.identities, inputs.settled):
             progress.say(line)
-        torch.set_num_threads(folder.threads())
+        compute_in(folder.threads())
         times.keep_in(folder.seconds, resumed=config.output.resume)
     networks, material = inputs.networks, inputs.material
     teacher, student = networks.teacher, networks.student
