@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import pickle
 import struct
 import warnings
@@ -135,9 +134,3 @@ def _is_harmful(symbol: Symbol) -> bool:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}"[:160] if lines else type(error).__name__
-
-
-def sha256_of(file: Path) -> str:
-    """The hash of a published checkpoint, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

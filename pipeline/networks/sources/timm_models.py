@@ -12,9 +12,10 @@ from urllib.request import Request, urlopen
 
 from torch import nn
 
+from backends.device.bundle_check.stored import digest_of_file
 from calibration.errors import MissingExtra, UserError
 from pipeline.images.preprocessing import Preprocessing
-from pipeline.networks.checkpoints.files import read_checkpoint, sha256_of
+from pipeline.networks.checkpoints.files import read_checkpoint
 from pipeline.networks.sources.sourced import SourcedModel, module_with_state, reproducible_weights
 from pipeline.tools.source_text import close_matches, split_options, whole_number, yes_or_no
 
@@ -107,7 +108,7 @@ def _require_hub(name: str) -> None:
 def _check_cached(file: Path, name: str) -> None:
     """Raise UserError where a file of the hub's cache is not what its name says: the cache names large ones by hash."""
     content = file.resolve()
-    if re.fullmatch(r"[0-9a-f]{64}", content.name) and sha256_of(content) != content.name:
+    if re.fullmatch(r"[0-9a-f]{64}", content.name) and digest_of_file(content) != content.name:
         raise UserError(
             f"timm:{name}: {content} is not what was published (its SHA-256 is not its name): remove it, and it is"
             " downloaded anew"

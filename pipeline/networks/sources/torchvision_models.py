@@ -13,10 +13,11 @@ from urllib.parse import urlparse
 import torch
 from torch import nn
 
+from backends.device.bundle_check.stored import digest_of_file
 from calibration.errors import UserError
 from pipeline.images.device_preprocess import INTERPOLATIONS
 from pipeline.images.preprocessing import Preprocessing
-from pipeline.networks.checkpoints.files import read_checkpoint, sha256_of
+from pipeline.networks.checkpoints.files import read_checkpoint
 from pipeline.networks.sources.sourced import CLASSIFIER, SourcedModel, module_with_state, reproducible_weights
 from pipeline.networks.sources.torchvision_detection import WITHOUT_EPSILON, dense_part, is_detector, without_epsilon
 from pipeline.tools.source_text import close_matches, split_options, whole_number
@@ -130,7 +131,7 @@ def _published_file(url: str, source: str) -> Path:
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     expected = re.search(r"-([a-f0-9]+)\.", file.name)
     if file.is_file():
-        if expected is not None and not sha256_of(file).startswith(expected[1]):
+        if expected is not None and not digest_of_file(file).startswith(expected[1]):
             raise UserError(
                 f"{source}: {file} is not what was published under its name (its SHA-256 does not begin with"
                 f" {expected[1]}): remove it, and it is downloaded anew"
