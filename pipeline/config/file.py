@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin
 from backends.device.bundle_check import records
 from calibration.errors import UserError
 from pipeline.config import RunConfig, flags
-from pipeline.tools.regular_file import irregular
+from pipeline.tools.regular_file import irregular, is_pipe, read_pipe
 
 LARGEST_FILE = 1 << 20
 """Bytes; every flag with its longest sensible value fits a hundred times."""
@@ -29,11 +29,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         UserError: the file cannot be read, is not TOML, or holds an unknown key or a value of another type.
     """
     where = f"--config {path}"
-    if (wrong := irregular(path)) is not None:
-        raise UserError(f"{where} {wrong}")
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_FILE + 1)
+        content = _content(path, where)
     except OSError as error:
         raise UserError(f"{where}: {error.strerror or error}") from error
     if len(content) > LARGEST_FILE:
@@ -52,6 +49,16 @@ def read_toml(path: Path) -> dict[str, Any]:
         _check_key(key, table, where)
         _check_type(key, value, table[key].hint, where)
     return settings
+
+
+def _content(path: Path, where: str) -> bytes:
+    """A byte more than is allowed at the most; of a pipe too, as a shell makes one of `--config <(command)`."""
+    if is_pipe(path):
+        return read_pipe(path, most=LARGEST_FILE + 1, where=where)
+    if (wrong := irregular(path)) is not None:
+        raise UserError(f"{where} {wrong}")
+    with path.open("rb") as file:
+        return file.read(LARGEST_FILE + 1)
 
 
 def _check_no_table(key: str, value: object, table: Mapping[str, flags.Flag], where: str) -> None:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from .errors import DeviceError
 from .manifest import Manifest
+from .room import unpacked
 from .stored import DamagedError, read_whole
 
-# 16 images and 32 MB of arrays at the most, unless one image takes more.
+# 16 images and 32 MB of arrays at the most, unless one image takes more; packed and unpacked.
 _MOST_BYTES = 2 << 30
 # What NumPy's reader of archives raises of bytes that are none, or whose header is no Python literal.
 _NO_ARRAYS = (
@@ -79,6 +80,8 @@ def _all_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         with np.load(io.BytesIO(read_whole(path, most=_MOST_BYTES)), allow_pickle=False) as kept:
             if lacking := [name for name in names if name not in kept.files]:
                 raise DamagedError(f"{path} has no array {lacking[0]!r}")
+            if (size := unpacked(kept, names)) > _MOST_BYTES:
+                raise DamagedError(f"{path} unpacks to {size} bytes, and {_MOST_BYTES} at the most are written")
             return {name: kept[name] for name in names}
     except _NO_ARRAYS as error:
         if isinstance(error, DamagedError):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .compare import answers_of
 from .errors import DeviceError
 from .manifest import InputPixels, Manifest, OutputEntry
+from .room import lack_of_room, unpacked
 from .stored import DamagedError, printable, read_whole
 
 AT_ONCE = 64
@@ -86,6 +87,8 @@ def _of_arrays(source: str, path: str, names: list[str], pixels: InputPixels) ->
             if not isinstance(arrays, np.lib.npyio.NpzFile):
                 raise ValueError(f"{path} is a single array: store it with numpy.savez(FILE, images=array)")
             with arrays:
+                if (wrong := lack_of_room(unpacked(arrays, names))) is not None:
+                    raise DeviceError(f"--images {source}: {path} {wrong}: store images as files and name their folder")
                 images, labels = arrays[names[0]], arrays[names[1]] if len(names) == 2 else None
     except _NPZ_ERRORS as error:
         raise DeviceError(f"--images {source}: cannot be read ({error})") from error

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from backends.device.bundle_check.room import lack_of_room, unpacked
 from calibration.errors import UserError
 from pipeline.images.device_preprocess import pixels_from_array
 from pipeline.images.preprocessing import Preprocessing
@@ -213,12 +214,13 @@ def _archive(path: Path, where: str) -> Iterator[Any]:
 def _array(archive: Any, key: str, where: str) -> NDArray[Any]:
     if key not in archive.files:
         raise UserError(f"{where}: no array {key!r}; keys: {', '.join(archive.files)}")
+    files = "store images as files and use images:"
+    if (wrong := lack_of_room(unpacked(archive, [key]))) is not None:
+        raise UserError(f"{where}: array {key!r} {wrong}; {files}")
     try:
         array: NDArray[Any] = archive[key]
     except MemoryError:
-        raise UserError(
-            f"{where}: array {key!r} does not fit into memory; store images as files and use images:"
-        ) from None
+        raise UserError(f"{where}: array {key!r} does not fit into memory; {files}") from None
     except _NPZ_ERRORS as error:
         # An object array lands here too: numpy names it, and refuses to unpickle it.
         raise UserError(f"{where}: array {key!r} cannot be read: {error}") from None
