@@ -126,7 +126,7 @@ class _Rewriting:
     def _write(self, node: Node, forms: Forms, trial: Trial) -> None:
         """Write the first form of a node that gives every image what the node gives it alone."""
         for build in forms.of(node):
-            mark = next(reversed(self._graph.nodes))
+            mark = next(iter(reversed(self._graph.nodes)))
             try:
                 result = build()
                 layout = trial.layout(trial.result(mark.next, self._copies, self._count))
@@ -143,7 +143,7 @@ class _Rewriting:
                     assert layout is SameForAll
                     self._constants[node] = trial.alone[0]
                 return
-            while (written := next(reversed(self._graph.nodes))) is not mark:
+            while (written := next(iter(reversed(self._graph.nodes)))) is not mark:
                 self._graph.erase_node(written)
         if isinstance(trial.alone[0], Tensor) and not trial.alone[0].dim():
             why = "it makes one number of all axes, which are to be named without the first, as in x.mean((1, 2, 3))"

@@ -34,8 +34,10 @@ def call(graph: Graph, target: Any, arguments: tuple[Any, ...], like: Node) -> N
 def _value(target: Any, arguments: tuple[Any, ...]) -> Any:
     """What an operator gives for tensors without values.
 
-    Torch's own form of two of them fixes every free size, that of the batch for all of the graph.
+    Torch's own form of some fixes every free size, that of the batch for all of the graph (of a product in torch 2.11).
     """
+    if target is aten.matmul.default and min(value.ndim for value in arguments) > 1:
+        return _product_of(*arguments)
     if target is aten.upsample_nearest2d.vec and arguments[1] is not None:
         return arguments[0].new_empty((*arguments[0].shape[:2], *arguments[1]))
     if target is not aten.constant_pad_nd.default:
@@ -45,6 +47,14 @@ def _value(target: Any, arguments: tuple[Any, ...]) -> Any:
     for place, amount in enumerate(amounts):
         sizes[-1 - place // 2] += amount
     return source.new_empty(sizes)
+
+
+def _product_of(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The product of matrices [..., R, S] and [..., S, C], whose leading axes are broadcast, without values."""
+    count = max(left.ndim, right.ndim)
+    first, second = ([*[1] * (count - one.ndim), *one.shape[:-2]] for one in (left, right))
+    leading = [a if isinstance(b, int) and b == 1 else b for a, b in zip(first, second, strict=True)]
+    return left.new_empty((*leading, left.shape[-2], right.shape[-1]))
 
 
 def reshaped(graph: Graph, source: Node, sizes: list[int], like: Node) -> Node:

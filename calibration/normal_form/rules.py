@@ -193,9 +193,9 @@ def _reshape(graph: Graph, node: Node) -> Node:
     if kind(source) != "reshape" and list(static_shape(source)) != sizes:
         return node
     graph.erase_node(node)
-    last = next(reversed(graph.nodes))
+    last = next(iter(reversed(graph.nodes)))
     result = reshaped(graph, source, sizes, node)
-    return result if result is source or next(reversed(graph.nodes)) is last else channel_shuffle(graph, result)
+    return result if result is source or next(iter(reversed(graph.nodes))) is last else channel_shuffle(graph, result)
 
 
 def _batch_norm(graph: Graph, node: Node) -> Node:

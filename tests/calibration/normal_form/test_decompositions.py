@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from calibration.capture.graph_from_module import capture
 from calibration.graph.operators import kind
+from calibration.normal_form.decompositions import _product_of
 from calibration.rewrites.fold import fold
 
 if TYPE_CHECKING:
@@ -126,3 +127,11 @@ def test_it_runs_on_onnx_runtime(name: str, net: MakeNet, noise: Noise) -> None:
     torch.testing.assert_close(torch.from_numpy(output), expected, rtol=1e-4, atol=1e-4)
     (oracle,), _ = IntegerOracle(model).run(images)
     torch.testing.assert_close(oracle, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [((2, 3), (3, 4)), ((5, 2, 3), (5, 3, 4)), ((1, 5, 2, 3), (7, 1, 3, 4)), ((2, 3), (6, 3, 4)), ((6, 2, 3), (3, 4))],
+)
+def test_a_product_without_values_has_the_shape_of_torch_s(left: tuple[int, ...], right: tuple[int, ...]) -> None:
+    assert _product_of(torch.empty(left), torch.empty(right)).shape == (torch.zeros(left) @ torch.zeros(right)).shape
