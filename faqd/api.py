@@ -5,7 +5,7 @@ from __future__ import annotations
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from faqd.own_packages import own
+from faqd.calls import own_call
 
 if TYPE_CHECKING:
     from faqd.results import Artifact
@@ -25,7 +25,7 @@ def run(config: RunConfig | None = None, *, progress: Progress | bool | None = N
     Raises:
         UserError: a mistake in the input, as one line.
     """
-    with own():
+    with own_call():
         from faqd.checks import configured, progress_of
         from pipeline.config import RunConfig
         from pipeline.run import run as run_pipeline
@@ -59,7 +59,7 @@ def validate(
     Raises:
         UserError: a mistake in the input, as one line.
     """
-    with own():
+    with own_call():
         from calibration.errors import UserError
         from faqd.checks import configured, key_file, path_of, progress_of
         from faqd.results import Artifact
@@ -111,7 +111,7 @@ def write_bundle(
     Raises:
         UserError: a mistake in the input, or the place is taken or cannot be written.
     """
-    with own():
+    with own_call():
         from faqd.checks import configured, path_of, progress_of
         from faqd.stages import bundled
         from pipeline.config import EngineConfig, ValidationConfig
@@ -141,7 +141,7 @@ def compare(
     Raises:
         UserError: a mistake in the input, as one line.
     """
-    with own():
+    with own_call():
         from faqd.checks import configured, key_file, path_of, progress_of
         from pipeline.bundle.bundle import Bundle
         from pipeline.config.compare import CompareConfig

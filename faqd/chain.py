@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 
-from faqd.own_packages import own
+from faqd.calls import own_call
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +31,7 @@ def _among_own(function: Callable[Arguments, Result]) -> Callable[Arguments, Res
 
     @functools.wraps(function)
     def inside(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with own():
+        with own_call():
             return function(*args, **kwargs)
 
     return inside

@@ -40,11 +40,10 @@ from pipeline.config.flags import check_whole_numbers
 from pipeline.config.recipes import all_recipes, recipe_named
 from pipeline.config.run import default_settings
 from pipeline.tools import interruption
-from pipeline.tools.endings import USER_MISTAKE, ending_of
+from pipeline.tools.endings import USER_MISTAKE, ending_of, leaving_is_a_mistake
 from pipeline.tools.printing import console, plain, take_any_text
 from pipeline.tools.progress import progress_on
 from pipeline.tools.streams import flush_results, messages_may_fail
-from pipeline.tools.user_code import leaving_is_a_mistake
 from pipeline.tools.wrong_flags import mistake_of
 
 if TYPE_CHECKING:

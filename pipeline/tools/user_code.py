@@ -8,15 +8,12 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, final
+from typing import Any, final
 
 from calibration.errors import UserError, is_ours_to_report, message_of
-from pipeline.tools.endings import USER_MISTAKE
-from pipeline.tools.printing import plain
 from pipeline.tools.source_text import close_matches
 
 _PACKAGES = (str(Path(__file__).parents[1]), str(Path(__file__).parents[1].with_name("faqd")))
@@ -49,31 +46,6 @@ class UserCode:
             message = message_of(error)
             text = f"{type(error).__name__}: {message}" if message else type(error).__name__
             raise UserError(f"{self.where} raised {text} ({_place(error)})") from error
-
-
-@contextmanager
-def leaving_is_a_mistake() -> Iterator[None]:
-    """Inside, `os._exit` in this process ends it with one line and the status of a user's mistake.
-
-    Nothing can be done after it, and its caller's status, 0 perhaps, would say that the work was done. Processes that
-    were forked end as they like.
-    """
-    mine, leave = os.getpid(), os._exit
-
-    def leave_with_a_line(status: int) -> NoReturn:
-        if os.getpid() != mine:
-            leave(status)
-        place = traceback.extract_stack(limit=2)[0]
-        line = f"error: os._exit({status!r}) was called, which ends the program ({place.filename}, line {place.lineno})"
-        with suppress(OSError):
-            os.write(2, f"{plain(line)}: let it raise an exception, or return\n".encode(errors="replace"))
-        leave(USER_MISTAKE)
-
-    os._exit = leave_with_a_line
-    try:
-        yield
-    finally:
-        os._exit = leave
 
 
 def call_user_function(rest: str, where: str) -> Any:
