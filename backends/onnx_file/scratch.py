@@ -30,11 +30,10 @@ def scratch_folder(purpose: str, *, needed: int) -> Iterator[Path]:
                 )
             yield Path(folder)
     except FileNotFoundError as error:
-        if error.filename is not None:  # only Python's own search for a place names none
+        # Python's own search for a place names none; one that it has found may be gone by now.
+        if error.filename is not None and Path(tempfile.gettempdir()).is_dir():
             raise
-        raise UserError(
-            f"there is no place for temporary files ({error.strerror}): set TMPDIR to a folder with room"
-        ) from error
+        raise UserError(f"there is no place for temporary files ({error}): set TMPDIR to a folder with room") from error
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise

@@ -37,13 +37,12 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MB, where a run of the embedded network needs 6."""
-    place = tmp_path / "disk"
+@contextlib.contextmanager
+def file_system(place: Path, options: str) -> Iterator[Path]:
+    """A file system in memory, as small as the options say; the test is skipped where none can be mounted."""
     place.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, text=True, check=False
     )
     if mounted.returncode:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
@@ -51,6 +50,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """One of 8 MB, where a run of the embedded network needs 6."""
+    with file_system(tmp_path / "disk", "size=8m") as place:
+        yield place
 
 
 def test_tensors_that_find_no_room_are_the_users_line_and_leave_what_was_there(tmp_path: Path) -> None:
@@ -132,6 +138,36 @@ def test_a_place_for_temporary_files_without_room_is_said(monkeypatch: pytest.Mo
     monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: [str(tmp_path / "absent")])
     with pytest.raises(UserError, match="no place for temporary files"), scratch_folder("test", needed=0):
         pass
+
+
+@pytest.mark.parametrize("inodes", [3, 8, 14])
+def test_a_place_that_takes_no_more_files_is_said_and_gone_on_with(
+    inodes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with file_system(tmp_path / "disk", f"size=64m,nr_inodes={inodes}") as place:
+        folder = place / "run"
+        assert main([*RUN, "--output", str(folder)]) == 2
+        line = capsys.readouterr().err
+        assert line.startswith(f"error: cannot write {folder}") and line.count("\n") == 1
+        assert f"{os.strerror(errno.ENOSPC)}: make room there" in line
+        subprocess.run(["mount", "-o", "remount,nr_inodes=1000", str(place)], check=True)
+        begun = (folder / "state" / "settings.json").is_file()
+        assert main([*RUN, "--output", str(folder), *(["--resume"] if begun else [])]) == 0
+        assert [path.name for path in folder.rglob(".*") if path.name != ".lock"] == []
+
+
+@pytest.mark.parametrize("place", ["full", "gone"])
+def test_a_run_without_room_for_temporary_files_says_where_it_is_lacking(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = [*RUN, "--output", str(tmp_path / "run")]
+    with file_system(tmp_path / "full", "size=16k"), monkeypatch.context() as patched:
+        patched.setattr("tempfile.tempdir", str(tmp_path / place))
+        assert main(run) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1
+    assert str(tmp_path / place) in line and "set TMPDIR to a folder with" in line
+    assert main(run) == 0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
