@@ -319,6 +319,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     errors = console(stderr=True, wrapped=False)
+    _configure_talk(Talk())  # what libraries log and warn of is shown plainly by every command, whether it talks or not
     interruption.leave_at_once(_interrupted_line(arguments, begun=False))
     try:
         status = app(list(arguments), exit_on_error=False, print_error=False)
