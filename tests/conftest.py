@@ -81,6 +81,17 @@ def untouched_logging() -> None:
     trace.handlers.clear()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Nobody pulls the plug on a test: a run asks the disk a hundred times to have written what it was given.
+
+    `tests/pipeline/tools/test_atomic.py` is about what is asked.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """Root of the repository."""

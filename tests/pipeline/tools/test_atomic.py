@@ -30,6 +30,26 @@ def test_a_file_is_written_with_its_folders_and_usual_permissions(tmp_path: Path
     assert stat.S_IMODE(file.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
 
 
+def test_what_appears_is_on_the_disk_first_and_its_name_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[tuple[bool, list[str]]]()
+
+    def heard(descriptor: int) -> None:
+        asked.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), names(tmp_path)))
+
+    monkeypatch.setattr(os, "fsync", heard)
+    write_text(tmp_path / "report.json", "{}")
+    (content, (temporary,)), (folder, after) = asked
+    assert not content and temporary != "report.json"
+    assert folder and after == ["report.json"]
+    asked.clear()
+    with directory(tmp_path / "bundle") as building:
+        (building / "model.onnx").write_bytes(b"model")
+    assert [is_folder for is_folder, _ in asked] == [False, True, True]
+    assert ["bundle" in there for _, there in asked] == [False, False, True]
+
+
 def test_a_place_that_is_no_folder_is_the_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="choose another place with --output"):
