@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch.fx import GraphModule
 
 from calibration.graph.interface import interface_of, make_graph_module
 from calibration.graph.operators import kind
+from calibration.graph.sharing import draft_of
 
 # Position of `training` among aten.batch_norm's arguments: input, weight, bias, mean, variance, training, ...
 _TRAINING = 5
@@ -18,7 +17,7 @@ def in_training(graph_module: GraphModule, *, training: bool = True) -> GraphMod
 
     What capturing took away stays away: dropout.
     """
-    changed = copy.deepcopy(graph_module)
+    changed = draft_of(graph_module, shared=False)
     for node in changed.graph.nodes:
         if kind(node) == "batch_norm":
             node.args = (*node.args[:_TRAINING], training, *node.args[_TRAINING + 1 :])

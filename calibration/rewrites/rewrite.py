@@ -11,7 +11,7 @@ from torch.fx import Graph, GraphModule
 
 from calibration.graph.interface import interface_of, make_graph_module
 from calibration.graph.nearness import LARGEST_DIFFERENCE, differing
-from calibration.graph.sharing import sharing_copy
+from calibration.graph.sharing import draft_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def rewritten(graph_module: GraphModule, rows: Sequence[Rewrite], *, check: Tens
     ValueError for rows in an order that they do not allow.
     """
     check_order(rows)
-    changed, before, applied = sharing_copy(graph_module), _outputs(graph_module, check), False
+    changed, before, applied = draft_of(graph_module), _outputs(graph_module, check), False
     for row in rows:
         if not row.edit(changed):
             continue

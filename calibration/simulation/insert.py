@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +28,7 @@ from calibration.graph.operators import (
     static_shape,
     tensor_inputs,
 )
-from calibration.graph.sharing import sharing_copy
+from calibration.graph.sharing import draft_of
 from calibration.graph.windows import equal_windows
 from calibration.grid import Grid
 from calibration.plan import ActivationPlacement, Plan, WeightPlacement
@@ -96,7 +95,7 @@ def insert(
     graph, by this plan or another, takes no second search. Raises ValueError for a plan that names nodes which the
     graph does not have, or groups that have no range.
     """
-    copied = sharing_copy(graph_module) if shared else copy.deepcopy(graph_module)
+    copied = draft_of(graph_module, shared=shared)
     return _Insertion(copied, plan, ranges, {} if first_scales is None else first_scales).run(
         interface_of(graph_module)
     )
