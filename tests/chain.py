@@ -6,6 +6,7 @@ through this asks about the steps in between: images that are no pictures, other
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,9 +25,11 @@ from calibration.rewrites.rewrite import rewritten
 from calibration.simulation.freeze import FrozenNetwork, freeze
 from calibration.simulation.insert import insert
 from calibration.simulation.prepared import PreparedNetwork
+from tests.zoo import ZooNetwork
 
 EIGHT = Widths()
 _BATCH = 64
+_shallow: dict[tuple[str, int], GraphModule] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,15 @@ class Steps:
 def folded_graph(module: nn.Module, images: Tensor, *, source: str = "test") -> GraphModule:
     """A module, put into evaluation mode, as a folded graph; two normalised images or more show it."""
     return fold(capture(module.eval(), images, source=source))
+
+
+def shallow_folded(network: ZooNetwork, *, pixels: int | None = None) -> GraphModule:
+    """The folded graph of a network of the list with its repeated blocks left out; exported once in a process."""
+    key = (network.source, pixels or network.pixels)
+    if key not in _shallow:
+        module, images = network.build(pixels=pixels, shallow=True), network.images(2, pixels=pixels)
+        _shallow[key] = folded_graph(module, images, source=network.source)
+    return copy.deepcopy(_shallow[key])
 
 
 def steps_of(

@@ -18,7 +18,7 @@ from backends.onnx_file.exposed import exposed
 from backends.onnxruntime.backend import OnnxRuntime
 from backends.oracle.differences import Comparison, TensorDifference, kernel_of
 from calibration.plan import Plan
-from tests.chain import folded_graph, steps_of
+from tests.chain import folded_graph, shallow_folded, steps_of
 from tests.zoo import ZooNetwork
 
 FILE = Path(__file__).resolve().parent / "backends" / "zoo" / "zoo_parity.json"
@@ -37,7 +37,10 @@ def counts(network: ZooNetwork, *, pixels: int, shallow: bool = False) -> dict[s
     """
     images = network.images(IMAGES, pixels=pixels, seed=8)
     calibration = network.images(CALIBRATION_IMAGES, pixels=pixels)
-    folded = folded_graph(network.build(pixels=pixels, shallow=shallow), images, source=network.source)
+    if shallow:
+        folded = shallow_folded(network, pixels=pixels)
+    else:
+        folded = folded_graph(network.build(pixels=pixels), images, source=network.source)
     profile = host_profile()
     steps = steps_of(folded, calibration, profile, method="mse", check=images)
     plan, prepared, backend = steps.plan, steps.prepared.eval(), OnnxRuntime(profile)

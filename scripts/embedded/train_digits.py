@@ -1,4 +1,4 @@
-"""Train the embedded teacher: python -m scripts.embedded.train_digits [FILE].
+"""Train the embedded teacher: python -m scripts.embedded.train_digits [FILE] [--epochs 30].
 
 Plain supervised training on the 1,347 training digits and their labels; the last epoch is kept, and the
 held-out digits are looked at once, after it. The same machine and torch give the same file to the byte.
@@ -135,8 +135,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train, write the file named on the command line, print its hash and the held-out accuracy."""
     parser = argparse.ArgumentParser(description="Train the embedded digits teacher.")
     parser.add_argument("file", type=Path, nargs="?", default=Path(TEACHER_NAME), help="file to write")
-    file: Path = parser.parse_args(arguments).file
-    network = train_teacher(TeacherTraining())
+    parser.add_argument("--epochs", type=int, default=TeacherTraining.epochs, help="passes over the training digits")
+    asked = parser.parse_args(arguments)
+    file: Path = asked.file
+    network = train_teacher(TeacherTraining(epochs=asked.epochs))
     contents = teacher_bytes(network)
     file.write_bytes(contents)
     digest = hashlib.sha256(contents).hexdigest()

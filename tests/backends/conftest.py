@@ -95,7 +95,7 @@ def images(count: int = 8, seed: int = 7) -> Tensor:
 
 @pytest.fixture(scope="session")
 def build() -> Build:
-    """From the name of a network, or a network, to everything up to its artifact, in the form that a run gives it."""
+    """From a network, its name or its folded graph up to its artifact, in the form that a run gives it."""
 
     def run(
         network: str | nn.Module,
@@ -109,7 +109,9 @@ def build() -> Build:
         inputs: Tensor | None = None,
     ) -> Built:
         shown = images() if inputs is None else inputs
-        if isinstance(network, nn.Module):
+        if isinstance(network, GraphModule):
+            folded = network
+        elif isinstance(network, nn.Module):
             folded = folded_graph(network, shown[:2])
         else:
             if network not in _folded:

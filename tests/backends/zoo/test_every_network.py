@@ -21,6 +21,7 @@ from backends.onnxruntime.backend import OnnxRuntime
 from backends.oracle.backend import IntegerOracle
 from calibration.graph.operators import WEIGHTED, kind
 from tests.backends.test_exactness import runtime_tensors
+from tests.chain import shallow_folded
 from tests.opsets import runs
 from tests.zoo import ZOO
 
@@ -58,7 +59,7 @@ def check(name: str, build: Callable[..., Any]) -> None:
     """From capture to the runtime: every layer on integers, every integer equal where nothing is computed in float."""
     network = ZOO[name]
     images = network.images(2)
-    built = build(network.build(shallow=True), inputs=images)
+    built = build(shallow_folded(network), inputs=images)
     _train_a_step(built)
     model = built.refrozen().model()
     assert lint(model, lint_rules(built.profile, built.plan)) == []
@@ -88,7 +89,7 @@ def sweep(name: str, build: Callable[..., Any]) -> None:
     """Calibrated, written in every opset and run: the same outputs, all layers on integers."""
     network = ZOO[name]
     images = network.images(2)
-    built = build(network.build(shallow=True), inputs=images)
+    built = build(shallow_folded(network), inputs=images)
     expected = None
     for opset in filter(runs, OPSETS):
         model = OnnxRuntime(built.profile).emit(built.frozen, opset=opset).SerializeToString()

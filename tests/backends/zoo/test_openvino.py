@@ -12,7 +12,7 @@ import torch
 
 from backends.openvino.backend import OpenVINO
 from backends.oracle.backend import IntegerOracle
-from tests.chain import folded_graph, steps_of
+from tests.chain import shallow_folded, steps_of
 from tests.zoo import ZOO
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'faqd[openvino]'")
@@ -31,10 +31,7 @@ def hold(name: str) -> None:
     network, backend = ZOO[name], OpenVINO()
     profile = backend.profile
     images = network.images(4)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        built = network.build(shallow=True)
-    steps = steps_of(folded_graph(built, images[:2], source=network.source), images, profile)
+    steps = steps_of(shallow_folded(network), images, profile)
     folded, plan, model = steps.folded, steps.plan, backend.emit(steps.frozen())
     assert backend.census(model.SerializeToString(), plan.integer_layers()).floating == ()
     oracle, _ = IntegerOracle(model).run(images)

@@ -18,7 +18,7 @@ from backends.facts.widths import Widths
 from backends.tensorrt.ahead_of_time import build_ahead_of_time
 from backends.tensorrt.backend import TensorRT
 from calibration.plan import Plan
-from tests.chain import folded_graph, steps_of
+from tests.chain import shallow_folded, steps_of
 from tests.zoo import ZOO
 
 
@@ -92,8 +92,7 @@ def counts(name: str, backend: TensorRT, widths: Widths = Widths()) -> Counts:  
     """What becomes of a network's layers; every planned layer and product is accounted for."""
     network = ZOO[name]
     images = network.images(2)
-    folded = folded_graph(network.build(shallow=True), images, source=network.source)
-    steps = steps_of(folded, images, PROFILE, widths=widths)
+    steps = steps_of(shallow_folded(network), images, PROFILE, widths=widths)
     plan, model = steps.plan, backend.emit(steps.frozen())
     engine = build_ahead_of_time(model.SerializeToString())
     planned = set(plan.integer_layers())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import operator
 
+import pytest
 import torch
 from torch import nn
+from torch.fx import Graph, GraphModule
 
-from calibration.graph.sharing import sharing_copy
+from calibration.graph.sharing import draft_of, sharing_copy
 
 
 def network() -> nn.Sequential:
@@ -48,3 +51,47 @@ def test_training_a_copy_of_the_copy_changes_neither() -> None:
     torch.optim.SGD(trained.parameters(), lr=1.0).step()
     assert not torch.equal(trained.get_parameter("0.weight"), module.get_parameter("0.weight"))
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def traced() -> GraphModule:
+    """The same network's last layers as a graph that reads tensors, and calls a module."""
+    root = nn.Module()
+    root.part, root.act = network(), nn.BatchNorm2d(4)
+    root.register_buffer("shift", torch.ones(4, 1, 1))
+    graph = Graph()
+    x = graph.placeholder("x")
+    for index in (2, 3):
+        x = graph.call_function(nn.functional.conv2d, (x, graph.get_attr(f"part.{index}.weight")))
+    x = graph.call_module("act", (x,))
+    graph.output(graph.call_function(operator.add, (x, graph.get_attr("shift"))))
+    return GraphModule(root.eval(), graph)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_draft_has_all_that_its_graph_reads_and_runs_when_it_is_compiled(shared: bool) -> None:
+    module, images = traced(), torch.randn(2, 4, 9, 9)
+    module.meta["said"] = 1
+    draft = draft_of(module, shared=shared)
+    assert draft.get_parameter("part.2.weight") is draft.get_parameter("part.3.weight")
+    assert draft.get_parameter("part.2.weight") is not module.get_parameter("part.2.weight")
+    for path in ("part.2.weight", "act.weight"):
+        same = draft.get_parameter(path).data_ptr() == module.get_parameter(path).data_ptr()
+        assert same is shared
+    assert dict(draft.named_buffers()).keys() == dict(module.named_buffers()).keys()
+    assert draft.meta == module.meta and not draft.training
+    with pytest.raises(NotImplementedError):
+        draft(images)
+    draft.recompile()
+    assert torch.equal(draft(images), module(images))
+
+
+def test_what_is_edited_in_a_draft_is_not_in_its_original() -> None:
+    module, images = traced(), torch.randn(2, 4, 9, 9)
+    before = module(images)
+    draft = draft_of(module)
+    draft.shift = torch.zeros(4, 1, 1)
+    last = next(node for node in draft.graph.nodes if node.target is not None and "add" in node.name)
+    last.replace_all_uses_with(last.args[0])
+    made = GraphModule(draft, draft.graph)
+    torch.testing.assert_close(made(images), before - 1)
+    assert torch.equal(module(images), before)
