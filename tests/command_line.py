@@ -21,6 +21,12 @@ from pipeline.cli import main
 SHORT = ("--steps", "12", "--calibration-images", "128")
 #: The same of the embedded digits, whose usual batches and held-out images would take half of it.
 QUICK = (*SHORT, "--batch-size", "16", "--held-out-images", "64")
+#: A run of the network and the images of `tiny_desk` (tests/pipeline/runs/conftest.py), where neither is the point.
+TINY = (
+    *("run", "--teacher", "python:tiny_network:build", "--data", "npz:images.npz", "--image-size", "28"),
+    *("--mean", "0", "--std", "1", "--affinity", "none", "--calibration-images", "16"),
+    *("--batch-size", "8", "--held-out-images", "16", "--max-drop", "100"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, _MOST_WORKERS)
 
 
+#: Files with a test of ten seconds or more: begun first, so that no worker is left alone with one at the end.
+_LONGEST = ("test_readme.py", "test_recipes.py", "test_random_expressions.py", "test_embedded.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests."""
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Take modules and tests out of the collector's rounds: they stay, and to walk them is a tenth of all the time."""
     gc.collect()

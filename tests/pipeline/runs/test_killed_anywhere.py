@@ -10,26 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tests.command_line import Ended, command
+from tests.command_line import TINY, Ended, command
 from tests.crash_points import watched
 
-NETWORK = """
-import torch
-from torch import nn
-
-
-def build():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 13 * 13, 10)).eval()
-"""
-TINY = (
-    *("run", "--quiet", "--teacher", "python:tiny_network:build", "--data", "npz:images.npz", "--image-size", "28"),
-    *("--mean", "0", "--std", "1", "--affinity", "none", "--steps", "2", "--calibration-images", "16"),
-    *("--batch-size", "8", "--held-out-images", "16", "--max-drop", "100"),
-)
+WATCHED = (*TINY, "--quiet", "--steps", "2")
 FIRST, OTHER = ("--seed", "0"), ("--seed", "1", "--overwrite")
 
 
@@ -47,30 +33,20 @@ def results_of(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names}
 
 
-@pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a network and images, as small as they may be: what costs time here is not what is tested."""
-    folder = tmp_path_factory.mktemp("desk")
-    (folder / "tiny_network.py").write_text(NETWORK)
-    images = np.random.default_rng(0).integers(0, 256, (64, 1, 28, 28), dtype=np.uint8)
-    np.savez(folder / "images.npz", images=images)
-    return folder
-
-
 @pytest.fixture
-def run(desk: Path) -> Callable[..., Ended]:
+def run(tiny_desk: Path) -> Callable[..., Ended]:
     """Run the tiny network into a folder, with more flags."""
-    return lambda folder, *flags: command(*TINY, *flags, "--output", str(folder), cwd=desk)
+    return lambda folder, *flags: command(*WATCHED, *flags, "--output", str(folder), cwd=tiny_desk)
 
 
 @pytest.fixture(scope="module")
-def killed(desk: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Killed]:
+def killed(tiny_desk: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Killed]:
     """By flags: a first run, and one with another seed that takes its place; both watched from beginning to end."""
     root = tmp_path_factory.mktemp("killed")
     folder, points = root / "run", dict[tuple[str, ...], Killed]()
     for flags in (FIRST, OTHER):
         with watched(folder, root / flags[1]) as watch:
-            done = command(*TINY, *flags, "--output", str(folder), cwd=desk)
+            done = command(*WATCHED, *flags, "--output", str(folder), cwd=tiny_desk)
         assert done.status == 0, done.err
         assert watch.points > 100
         points[flags] = Killed(states=tuple(representative(watch.states)), results=results_of(folder))
