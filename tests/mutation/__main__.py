@@ -80,7 +80,8 @@ def main(arguments: Sequence[str]) -> int:
             importlib.import_module(library)
         _export_once()
         with tempfile.TemporaryDirectory() as folder:
-            baseline = measure(group.files(), group.tests, Path(folder) / "tests")
+            kept = chosen.output / f"{chosen.group}.baseline.json"
+            baseline = measure(group.files(), group.tests, Path(folder) / "tests", kept)
             print(f"{len(baseline.seconds)} tests take {sum(baseline.seconds.values()):.0f} s", flush=True)
             Trials(baseline, results, Path(folder) / "tests", seconds=chosen.seconds).run(rest, group.tests)
     return results.summary(mutants, every)

@@ -78,6 +78,7 @@ GROUPS = {
             "tests/pipeline/validation/test_same_answer.py",
             "tests/pipeline/validation/test_teacher_judgement.py",
             "tests/pipeline/tools/test_confidence.py",
+            "tests/backends/device/test_numbers_by_hand.py",
         ),
     ),
 }

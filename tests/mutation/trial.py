@@ -8,6 +8,7 @@ tables, limits and defaults, is imported changed by a process that has imported 
 from __future__ import annotations
 
 import gc
+import hashlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -104,13 +105,25 @@ def in_a_copy(work: Callable[[], object], *, quiet: bool = True) -> tuple[int, A
     return status, json.loads(content) if status == 0 else None
 
 
-def measure(files: Sequence[Path], tests: Sequence[str], folder: Path) -> Baseline:
-    """Run all tests once, with coverage of the sources; a RuntimeError says which do not pass."""
-    status, answer = in_a_copy(lambda: _measured(files, tests, folder), quiet=False)
-    if status != 0:
-        raise RuntimeError(f"the tests without a mutant ended with status {status}")
-    if answer["failed"]:
-        raise RuntimeError(f"tests fail without a mutant: {', '.join(answer['failed'])}")
+def measure(files: Sequence[Path], tests: Sequence[str], folder: Path, kept: Path) -> Baseline:
+    """Run all tests once, with coverage of the sources; a RuntimeError says which do not pass.
+
+    `kept` is where the result is stored, and read from while sources and tests are the same.
+    """
+    folders = [ROOT / test for test in tests if (ROOT / test).exists()]
+    sources = [
+        *files,
+        *(file for place in folders for file in sorted(place.rglob("*.py") if place.is_dir() else [place])),
+    ]
+    digest = hashlib.sha256(b"".join((str(tests).encode(), *(file.read_bytes() for file in sources)))).hexdigest()
+    answer = json.loads(kept.read_text()) if kept.is_file() else {"digest": None}
+    if answer["digest"] != digest:
+        status, answer = in_a_copy(lambda: _measured(files, tests, folder), quiet=False)
+        if status != 0:
+            raise RuntimeError(f"the tests without a mutant ended with status {status}")
+        if answer["failed"]:
+            raise RuntimeError(f"tests fail without a mutant: {', '.join(answer['failed'])}")
+        kept.write_text(json.dumps(answer | {"digest": digest}))
     return Baseline(
         seconds=answer["seconds"],
         tests_by_line={
@@ -158,7 +171,8 @@ class FunctionTrials:
         """Every mutant, one after another."""
         items = {item.nodeid: item for item in session.items}
         gc.unfreeze()
-        functions = [value for value in gc.get_objects() if isinstance(value, types.FunctionType)]
+        # By its type: to ask some objects of other libraries for their class warns.
+        functions = [value for value in gc.get_objects() if type(value) is types.FunctionType]
         gc.freeze()
         for mutant in self.mutants:
             tests = self.order(mutant)
