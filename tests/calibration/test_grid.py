@@ -10,7 +10,7 @@ import torch
 
 from calibration.arithmetic.scales import SMALLEST_SCALE
 from calibration.errors import UserError
-from calibration.grid import Grid, affine_parameters, broadcast_scale
+from calibration.grid import Grid, affine_parameters, broadcast_scale, in_blocks
 
 UNSIGNED = Grid(bits=8, signed=False, symmetric=True)
 AFFINE = Grid(bits=8, signed=False, symmetric=False)
@@ -30,6 +30,10 @@ NARROW = Grid(bits=8, signed=True, symmetric=True, narrow=True)
         (Grid(bits=2, signed=True, symmetric=True), (-2, 1)),
         (Grid(bits=8, signed=True, symmetric=True, narrow=True, limit=63), (-63, 63)),
         (Grid(bits=4, signed=True, symmetric=True, narrow=True, limit=63), (-7, 7)),
+        (Grid(bits=8, signed=True, symmetric=False, limit=63), (-63, 63)),
+        (Grid(bits=8, signed=True, symmetric=True, limit=1), (-1, 1)),
+        (Grid(bits=1, signed=True, symmetric=True, narrow=True), (-1, 1)),
+        (Grid(bits=1, signed=True, symmetric=True, narrow=True, limit=63), (-1, 1)),
     ],
 )
 def test_ends_of_grids(grid: Grid, ends: tuple[int, int]) -> None:
@@ -111,3 +115,26 @@ def test_one_bit_is_two_levels_without_a_zero() -> None:
         Grid(bits=1, signed=False, symmetric=True)
     with pytest.raises(UserError, match="1 to 8 bits are possible"):
         Grid(bits=0, signed=True, symmetric=True)
+
+
+@pytest.mark.parametrize("but", [{"signed": False}, {"symmetric": False}, {"narrow": False}])
+def test_one_bit_is_signed_symmetric_and_narrow_at_once(but: dict[str, bool]) -> None:
+    with pytest.raises(ValueError):
+        Grid(**{"bits": 1, "signed": True, "symmetric": True, "narrow": True} | but)  # type: ignore[arg-type]
+
+
+def test_blocks_hold_neighbouring_inputs_of_one_channel() -> None:
+    blocks = in_blocks(torch.arange(12.0).reshape(2, 6), 3)
+    assert blocks.tolist() == [[[0, 1, 2], [3, 4, 5]], [[6, 7, 8], [9, 10, 11]]]
+    assert in_blocks(blocks, None) is blocks
+    assert Grid(bits=4, signed=True, symmetric=True, channel_axis=0, block=1).block == 1
+    for axis, block in ((0, 0), (1, 8), (None, 8)):
+        with pytest.raises(ValueError, match="blocks of a grid"):
+            Grid(bits=4, signed=True, symmetric=True, channel_axis=axis, block=block)
+
+
+def test_a_zero_point_by_hand() -> None:
+    """[-1, 3] in 255 steps of 4 / 255: zero is 63.75 steps above the lowest integer."""
+    assert affine_parameters(-1.0, 3.0, AFFINE) == (4 / 255, 64)
+    assert affine_parameters(-1.0, 3.0, Grid(bits=8, signed=True, symmetric=False)) == (4 / 255, -64)
+    assert affine_parameters(-2.5, 0.0, AFFINE) == (2.5 / 255, 255)

@@ -99,3 +99,27 @@ def test_multiplications_of_arm_round_once() -> None:
         assert integer == round(Fraction(float(once))) - zero
     other = X86.multiply(a, b, three, (0, 0, zero))
     assert products[-1] != other[-1] and float((products - other).abs().max()) == 1
+
+
+BELOW_TWO = 2.0 - 2.0**-23
+
+
+@pytest.mark.parametrize(
+    ("ratios", "b", "fixed"),
+    [
+        ((2.0**-14, 0.5), 1.0, True),
+        ((2.0**-14 * 0.99, 0.5), 1.0, False),
+        ((255.5, 0.5), 1.0, True),
+        ((256.0, 0.5), 1.0, False),
+        ((2.0**-11, 2.0**-10), 512.0, True),  # a shift of 31
+        ((2.0**-12, 2.0**-11), 1024.0, False),  # of 32
+        ((BELOW_TWO, 0.5), 1.0, False),  # its multiplier is rounded up to 2**22
+        ((BELOW_TWO - 2.0**-21, 0.5), 1.0, True),
+    ],
+)
+def test_the_bounds_of_fixed_point(ratios: tuple[float, float], b: float, fixed: bool) -> None:
+    """Half a step goes away from zero in fixed point, to the even neighbour in float32."""
+    zero = torch.zeros(())
+    for sign in (1.0, -1.0):
+        result = add_in_fixed_point(zero, torch.tensor(sign * b), scales(*ratios, 1.0), (0, 0, 0))
+        assert result.item() == (sign if fixed else 0)

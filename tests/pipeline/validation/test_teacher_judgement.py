@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.validation.teacher_judgement import binomial_tail, judge
+from pipeline.validation.teacher_judgement import Judgement, binomial_tail, judge
 
 
 def drawn(classes: int, count: int, share: float, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -58,3 +58,28 @@ def test_one_image_of_each_class_has_no_other_half_to_judge_an_order_on() -> Non
     labels = np.arange(500)
     assert judge(labels, np.roll(labels, 1), 500).reordered is None
     assert judge(labels, np.roll(labels, 1), 500).at_chance
+
+
+@pytest.mark.parametrize(("images", "at_chance"), [(16, False), (20, True), (40, True)])
+def test_from_twenty_images_on_a_coin_is_told_from_half_knowledge(images: int, at_chance: bool) -> None:
+    """Half right of two classes: the bound is 0.5 + 0.5 sqrt(t / (1 + t)) with t = 2.576**2 / N, 0.75 for N = 19.9."""
+    labels, answers = np.tile([0, 1, 0, 1], images // 4), np.tile([0, 0, 1, 1], images // 4)
+    judgement = judge(labels, answers, 2)
+    assert (judgement.accuracy, judgement.chance, judgement.at_chance) == (0.5, 0.5, at_chance)
+
+
+def test_little_knowledge_is_less_than_a_quarter_of_what_chance_leaves() -> None:
+    def poor(accuracy: float, chance: float) -> bool:
+        return Judgement(images=9, accuracy=accuracy, chance=chance, at_chance=False, reordered=None).poor
+
+    assert [poor(share, 0.5) for share in (0.62, 0.625, 0.7)] == [True, False, False]
+    assert [poor(share, 0.0) for share in (0.24, 0.25)] == [True, False]
+
+
+def test_an_order_must_leave_four_of_five_labels_an_answer_of_their_own() -> None:
+    """Each label is always answered by the next class, 20 images of each; of ten labels some are answered alike."""
+    labels = np.repeat(np.arange(10), 20)
+    for alike, reordered in ((0, 1.0), (2, 1.0), (3, None)):
+        order = np.roll(np.arange(10), -1)
+        order[:alike] = order[alike]
+        assert judge(labels, order[labels], 10).reordered == reordered
