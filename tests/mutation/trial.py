@@ -116,7 +116,7 @@ def measure(files: Sequence[Path], tests: Sequence[str], folder: Path, kept: Pat
         *(file for place in folders for file in sorted(place.rglob("*.py") if place.is_dir() else [place])),
     ]
     digest = hashlib.sha256(b"".join((str(tests).encode(), *(file.read_bytes() for file in sources)))).hexdigest()
-    answer = json.loads(kept.read_text()) if kept.is_file() else {"digest": None}
+    answer: Any = json.loads(kept.read_text()) if kept.is_file() else {"digest": None}
     if answer["digest"] != digest:
         status, answer = in_a_copy(lambda: _measured(files, tests, folder), quiet=False)
         if status != 0:
