@@ -105,6 +105,7 @@ def test_the_mean_and_the_worst_twentieth_are_judged() -> None:
     few = gates(scored(torch.full((6,), 5.0)))
     assert few["worst"].undecided and few["worst"].value == pytest.approx(0.3805, abs=1e-3)
     assert few["max-drop"].undecided and few["worst"].undecided and few["worst"].passed is None
+    assert few["worst"].images_needed == few["max-drop"].images_needed == 8
     assert all(gate.passed for gate in gates(scored(torch.zeros(8))).values())
 
 
