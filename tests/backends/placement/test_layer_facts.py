@@ -64,6 +64,13 @@ def test_shapes_and_bits() -> None:
     }  # fmt: skip
 
 
+def test_rows_are_known_where_the_batch_size_is() -> None:
+    graph, layers = layers_of(Layers(), 2, 3, 6, 6)
+    tokens = list(layers.values())[-2]
+    tokens.meta["val"] = torch.empty(2, 4, 3)
+    assert layer_shape(graph, tokens) == LayerShape(kind="linear", inputs=1, outputs=3, rows=8, rows_per_image=4)
+
+
 def test_a_layer_that_is_first_depthwise_and_last_has_the_most_bits_of_the_three() -> None:
     graph, (only,) = (made := layers_of(nn.Conv2d(4, 4, 3, groups=4), 2, 4, 6, 6))[0], made[1].values()
     for first, depthwise, last in ((6, 5, 3), (5, 6, 3), (3, 5, 6)):

@@ -17,6 +17,7 @@ from backends.device.bundle_check.records import from_json
 from backends.facts.onnxruntime_rules import X64_WITHOUT_VNNI
 from backends.facts.widths import Widths
 from backends.onnxruntime.backend import OnnxRuntime
+from backends.placement.place import place
 from calibration.errors import UserError
 from calibration.graph.operators import multiplier
 from calibration.plan import Plan
@@ -245,3 +246,14 @@ def test_a_layer_that_multiplies_floats_is_no_integer_layer_though_its_weight_is
     assert plan.integer_layers() == ["a", "b"]
     plan = build("transposed", replace(PROFILES["openvino"], rewrites=())).plan
     assert plan.integer_layers() == ["a", "t", "b"]
+
+
+def test_a_plan_says_how_its_runtime_computes(build: Build) -> None:
+    folded, profile = build("residual").folded, replace(PROFILES["onnxruntime"], rewrites=())
+    for variant, arm, averages, fused in (("one", True, False, False), ("other", False, True, True)):
+        changed = replace(
+            profile, variant=variant, arm_arithmetic=arm, averages_as_convolutions=averages, fused_rounding=fused
+        )
+        plan = place(folded, changed, Widths())
+        assert (plan.backend, plan.variant, plan.arm_arithmetic) == ("onnxruntime", variant, arm)
+        assert (plan.exact_averages, plan.fused_rounding) == (averages, fused)

@@ -169,6 +169,7 @@ def test_parity_fails_by_any_output() -> None:
     """One of 400 classes differs between oracle and runtime; a large map beside it does not hide that."""
     judged = gates(scored((CLASSES, MASK), 400, runtime=lambda v: [wrong(1)([v[0]])[0], v[1]]))
     assert judged["parity"].passed is False and judged["parity"].value == 399 / 400
+    assert judged["parity"].judged_by == "runtime" and judged["parity"].limit == 1.0
     judged = gates(scored((CLASSES, BOXES), 400, runtime=noisy(0.02)))
     assert judged["parity"].passed is True and judged["parity-values"].passed is False
     assert [name for name in gates(scored((BOXES,), 400)) if name.startswith("parity")] == ["parity-values"]
@@ -233,6 +234,27 @@ def test_golden_images_repeat_the_runs_verdict_and_can_fail_alone(make_report: C
         gates=(Gate(name="max-drop", limit=1.0, value=0.0, passed=None, undecided=True),),
     )
     assert gates(few, earlier=nine)["max-drop"].undecided, "a run that was undecided stays so on golden images"
+
+
+def test_of_another_output_too_the_runtime_of_the_run_is_judged_and_its_oracle_where_there_was_none(
+    make_report: Callable[..., Report],
+) -> None:
+    """Boxes of which the run's runtime explained 90 % and its oracle all; the golden images here explain all."""
+    few, entry = scored((CLASSES, BOXES), 16), scored((CLASSES, BOXES), 16).outputs[1]
+    for runtime, value in ((0.9, 10.0), (None, 0.0)):
+        earlier = make_report(outputs=(replace(entry, teacher=1.0, oracle=1.0, runtime=runtime),))
+        gate = gates(few, earlier=earlier)["max-drop:boxes"]
+        assert (gate.value, gate.judged_by, gate.passed) == (value, "run", not value)
+
+
+def test_every_batch_is_told_of_by_the_images_until_then() -> None:
+    told: list[int] = []
+    batches = [ScoredImages(images=torch.arange(5)[place, None], labels=None) for place in (slice(0, 3), slice(3, 5))]
+    columns = {
+        name: lambda images: [torch.cat([images, -images], 1).float()] for name in ("target", "teacher", "oracle")
+    }
+    score(columns, batches, (replace(CLASSES, shape=(2,)),), step=told.append)
+    assert told == [3, 5]
 
 
 def test_a_bundles_limits_are_those_of_its_run_unless_others_are_typed(make_report: Callable[..., Report]) -> None:
