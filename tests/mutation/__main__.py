@@ -3,7 +3,8 @@
     pip install mutmut
     python3 -m tests.mutation placement --output DIR              # every mutant of a group
     python3 -m tests.mutation emitter --sample 400 --output DIR   # so many, drawn by --seed
-    python3 -m tests.mutation emitter --again --output DIR        # the survivors of DIR, after new tests
+    python3 -m tests.mutation emitter --again --output DIR        # its survivors once more, after new tests
+    python3 -m tests.mutation emitter --again --output DIR --tests tests/backends/onnx_file/test_new.py   # by it alone
 
 Linux and macOS: mutants are tried in forks. What became of each is a line of DIR/GROUP.jsonl, and a run that was
 stopped goes on where it was; survivors and figures are printed. Exit status 1 where less than nine in ten are killed.
@@ -65,9 +66,11 @@ def main(arguments: Sequence[str]) -> int:
         "--seconds", type=float, default=20, help="of tests, the quickest first, that a mutant may take"
     )
     parser.add_argument("--again", action="store_true", help="try the survivors of --output again")
+    parser.add_argument("--tests", nargs="+", help="files and folders, instead of those of the group")
     parser.add_argument("--output", type=Path, default=Path(tempfile.gettempdir()) / "faqd-mutation")
     chosen = parser.parse_args(arguments)
     group = GROUPS[chosen.group]
+    tests = tuple(chosen.tests or group.tests)
     chosen.output.mkdir(parents=True, exist_ok=True)
     results = Results(chosen.output / f"{chosen.group}.jsonl", again=chosen.again)
     files = [Candidates(file) for file in group.files()]
@@ -81,9 +84,9 @@ def main(arguments: Sequence[str]) -> int:
         _export_once()
         with tempfile.TemporaryDirectory() as folder:
             kept = chosen.output / f"{chosen.group}.baseline.json"
-            baseline = measure(group.files(), group.tests, Path(folder) / "tests", kept)
+            baseline = measure(group.files(), tests, Path(folder) / "tests", kept)
             print(f"{len(baseline.seconds)} tests take {sum(baseline.seconds.values()):.0f} s", flush=True)
-            Trials(baseline, results, Path(folder) / "tests", seconds=chosen.seconds).run(rest, group.tests)
+            Trials(baseline, results, Path(folder) / "tests", seconds=chosen.seconds).run(rest, tests)
     return results.summary(mutants, every)
 
 

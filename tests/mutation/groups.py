@@ -41,8 +41,6 @@ GROUPS = {
         tests=(
             "tests/backends/onnx_file",
             "tests/backends/operators/test_operators.py",
-            "tests/backends/operators/test_arguments.py",
-            "tests/backends/operators/test_windows_and_factors.py",
         ),
     ),
     "oracle": Group(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from backends.oracle.backend import IntegerOracle
+from backends.oracle.backend import IntegerOracle, Reference
 from backends.oracle.differences import Comparison
 from backends.oracle.integer_kernels import Quantised, Target, accumulate_to_float, all_quantised, moved
+from backends.oracle.layer_samples import layer_tensors, oracle_layers
+from calibration.grid import Grid
+from calibration.plan import Plan, WeightPlacement
 
 
 def on_a_grid(integers: Any, *, scale: Any = 0.5, zero: Any = 10, axis: int | None = None, **more: Any) -> Quantised:
@@ -92,7 +96,7 @@ def clipped(activation: str, bounds: tuple[float, ...], kind: Any, zero: int, sc
         helper.make_node("DequantizeLinear", ["x_q", "s", "z"], ["x_dq"]),
         helper.make_node("DequantizeLinear", ["w", "one", "nothing"], ["w_dq"]),
         helper.make_node("Conv", ["x_dq", "w_dq"], ["y"], name="conv"),
-        helper.make_node(activation, ["y", *(f"bound{index}" for index in range(len(bounds)))], ["a"]),
+        helper.make_node(activation, ["y", *(f"bound{index}" for index in range(len(bounds)))], ["a"], name="act"),
         helper.make_node("QuantizeLinear", ["a", "step", "zero"], ["a_q"]),
         helper.make_node("DequantizeLinear", ["a_q", "step", "zero"], ["output"]),
     ]
@@ -142,3 +146,26 @@ def test_differences_are_counted_by_hand() -> None:
     assert (entry.own, entry.own_largest, entry.ties, entry.saturated) == (2, 10, 0, 1), "0 is the end of the grid"
     assert entry.example == "first at [0, 0, 0, 1]: 0 here, 3 there"
     assert comparison.first() is entry and comparison.tensors["x_q"].differing == 0
+
+
+def test_a_bundle_holds_of_each_layer_what_its_kernel_writes() -> None:
+    """Behind the activation that it absorbs; a layer that the file does not name is left out."""
+    model, grid = clipped("Relu", (), np.uint8, 0, 1 / 16), Grid(bits=8, signed=True, symmetric=True)
+    layers = tuple(WeightPlacement(layer=name, grid=grid, integer_bias=True) for name in ("conv", "gone"))
+    images = torch.tensor([[[[-2.0, -0.5, 1.0, 5.0]]]])
+    for absorbed, tensor, values in (({"act": "conv"}, "a", [0, 0, 1, 5]), ({"act": "other"}, "y", [-2, -0.5, 1, 5])):
+        plan = Plan(backend="tensorrt", activations=(), weights=layers, absorbed=absorbed)
+        assert layer_tensors(model, plan) == {"conv": tensor}
+        stored = np.load(io.BytesIO(oracle_layers(model, plan, images)))
+        assert stored["layers"].tolist() == ["conv"] and stored["tensors"].tolist() == [tensor]
+        assert stored["values_0"].flatten().tolist() == values
+    # A layer whose tensor is an output of the file already.
+    model.graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    plan = Plan(backend="tensorrt", activations=(), weights=layers[:1])
+    assert np.load(io.BytesIO(oracle_layers(model, plan, images)))["values_0"].flatten().tolist() == [-2, -0.5, 1, 5]
+
+
+def test_the_runner_gives_outputs_in_order() -> None:
+    with Reference().runner(clipped("Relu", (), np.uint8, 0, 1 / 16).SerializeToString(), threads=1) as runner:
+        (output,) = runner.run(np.array([[[[-2.0, -0.5, 1.0, 5.0]]]], np.float64))
+    assert output.flatten().tolist() == [0, 0, 1, 5]

@@ -159,6 +159,14 @@ def test_a_paired_bound_is_where_the_likelihood_allows_no_more(worse: int, bette
     assert (images * bound - worse + better) / deviation == pytest.approx(1.6449, abs=2e-3)
 
 
+@pytest.mark.parametrize(("worse", "images"), [(0, 300), (1, 300), (3, 60)])
+def test_where_nothing_was_won_a_pair_has_the_exact_bound_of_what_was_lost(worse: int, images: int) -> None:
+    paired, alone = (counted(worse, 0, images, paired=paired) for paired in (True, False))
+    assert paired.at_most == alone.at_most == pytest.approx(100 * binomial_bounds(worse, images, 0.05)[1])
+    # And where nothing was lost, what was won is bounded so.
+    assert counted(0, worse, images, paired=True).at_least == pytest.approx(-paired.at_most)
+
+
 def test_values_are_decided_by_the_spread_over_images() -> None:
     steady, wild = np.full(9, 0.005), np.array([0.0] * 8 + [0.06])
     made = [loss_of(lost, points=100 * float(lost.mean()), decisions=None, paired=False) for lost in (steady, wild)]
