@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from backends.oracle.backend import IntegerOracle, Reference
 from backends.oracle.differences import Comparison
-from backends.oracle.integer_kernels import Quantised, Target, accumulate_to_float, all_quantised, moved
+from backends.oracle.integer_kernels import KERNELS, Quantised, Target, accumulate_to_float, all_quantised, moved
 from backends.oracle.layer_samples import layer_tensors, oracle_layers
 from calibration.grid import Grid
 from calibration.plan import Plan, WeightPlacement
@@ -83,6 +83,41 @@ def test_a_layer_that_writes_floats_adds_its_float_bias() -> None:
     assert accumulate_to_float("Gemm", [x, weight, torch.tensor([0.25, 1])], {"transB": 1}).tolist() == [[6.25, 1]]
     bias = on_a_grid([1, 2], zero=0)
     assert accumulate_to_float("Gemm", [x, weight, bias], {"transB": 1}).tolist() == [[7, 1]]
+
+
+def test_a_kernel_adds_a_float_bias_before_it_rounds() -> None:
+    x, weight = on_a_grid([[12, 10]], scale=0.5), on_a_grid([[3, 1], [0, 4]], scale=1.0, zero=0)
+    target = Target(name="q", scale=torch.tensor(0.25), zero_point=3, low=0, high=255)
+    # Sums 6 and 0 are 3 and 0 as reals; 3.25 and 1 are 13 and 4 steps.
+    for inputs, expected in (([x, weight], [15, 3]), ([x, weight, torch.tensor([0.25, 1.0])], [16, 7])):
+        assert KERNELS["Gemm"](inputs, {"transB": 1}, target).tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes", "shapes"),
+    [
+        ("MatMul", {}, ((1, 4, 700), (1, 700, 6))),
+        ("MatMul", {}, ((4, 700), (700, 6))),
+        ("Gemm", {}, ((4, 700), (700, 6))),
+        ("Gemm", {"transB": 1}, ((4, 700), (6, 700))),
+        ("Conv", {}, ((2, 700, 2, 2), (6, 700, 1, 1))),
+    ],
+)
+def test_sums_beyond_float32_are_rounded_once(
+    operator: str, attributes: dict[str, Any], shapes: tuple[tuple[int, ...], tuple[int, ...]]
+) -> None:
+    """700 products of about 250 x 120 pass 2**24: added in float32 they would be rounded on the way."""
+    draw = torch.Generator().manual_seed(0)
+    x, weight = (
+        torch.randint(low, low + 8, shape, generator=draw) for low, shape in zip((245, 120), shapes, strict=True)
+    )
+    if operator == "Conv":
+        exact = torch.einsum("bchw,oc->bohw", x, weight[..., 0, 0])
+    else:
+        exact = x @ (weight.T if attributes else weight)
+    operands = [on_a_grid(values.tolist(), scale=1.0, zero=0) for values in (x, weight)]
+    assert int(exact.max()) > 2**24
+    assert torch.equal(accumulate_to_float(operator, operands, attributes), exact.float())
 
 
 def clipped(activation: str, bounds: tuple[float, ...], kind: Any, zero: int, scale: float) -> onnx.ModelProto:

@@ -84,3 +84,14 @@ def test_products_of_two_activations_are_rounded_once() -> None:
     exact = 255**2 * 598 + 254 * 255 + 255 * 253
     assert exact > EXACT_IN_FLOAT32
     assert torch.equal(wide_matmul(first, second), torch.full((2, 3, 3), float(exact), dtype=torch.float64).float())
+
+
+def test_a_bound_on_sums_looks_where_the_kernel_does() -> None:
+    """Every second position is large: of three neighbours two are, of a kernel with gaps all three."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randint(120, 128, (16, 200, 1, 3), generator=draw).double()
+    x = torch.zeros(1, 200, 1, 9)
+    x[..., ::2] = torch.randint(245, 256, (1, 200, 1, 5), generator=draw).float()
+    exact = torch.conv2d(x.double(), weight, dilation=(1, 2)).float()
+    assert not torch.equal(torch.conv2d(x, weight.float(), dilation=(1, 2)), exact), "it takes float64 to be exact"
+    assert torch.equal(integer_conv2d(x, weight, dilation=(1, 2)), exact)
