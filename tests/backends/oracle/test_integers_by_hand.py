@@ -89,8 +89,8 @@ def test_a_kernel_adds_a_float_bias_before_it_rounds() -> None:
     x, weight = on_a_grid([[12, 10]], scale=0.5), on_a_grid([[3, 1], [0, 4]], scale=1.0, zero=0)
     target = Target(name="q", scale=torch.tensor(0.25), zero_point=3, low=0, high=255)
     # Sums 6 and 0 are 3 and 0 as reals; 3.25 and 1 are 13 and 4 steps.
-    for inputs, expected in (([x, weight], [15, 3]), ([x, weight, torch.tensor([0.25, 1.0])], [16, 7])):
-        assert KERNELS["Gemm"](inputs, {"transB": 1}, target).tolist() == [expected]
+    for bias, expected in (((), [15, 3]), ((torch.tensor([0.25, 1.0]),), [16, 7])):
+        assert KERNELS["Gemm"]([x, weight, *bias], {"transB": 1}, target).tolist() == [expected]
 
 
 @pytest.mark.parametrize(
