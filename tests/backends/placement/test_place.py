@@ -257,3 +257,9 @@ def test_a_plan_says_how_its_runtime_computes(build: Build) -> None:
         plan = place(folded, changed, Widths())
         assert (plan.backend, plan.variant, plan.arm_arithmetic) == ("onnxruntime", variant, arm)
         assert (plan.exact_averages, plan.fused_rounding) == (averages, fused)
+
+
+def test_biases_are_integers_where_the_runtime_takes_them_so(build: Build) -> None:
+    for name, integer in (("onnxruntime", True), ("openvino", False), ("tensorrt", False)):
+        plan = place(build("residual").folded, PROFILES[name], Widths())
+        assert {(weight.integer_bias, weight.weight_only) for weight in plan.weights} == {(integer, False)}, name

@@ -14,7 +14,7 @@ from backends.facts.onnxruntime_rules import X64
 from backends.facts.profile import Profile
 from calibration.errors import UserError
 from calibration.ranges.observation import choose_ranges, observe
-from calibration.simulation.correction import Corrections, find_corrections
+from calibration.simulation.correction import Corrections, _factor, find_corrections
 from calibration.simulation.insert import insert
 from tests.calibration.conftest import BuildChain, Chain, MakeNet, Noise, Trained
 from tests.one_line_net import c3, residual, shared_layer, values_of
@@ -205,3 +205,10 @@ def test_a_division_by_what_is_rounded_to_nothing_is_named(chain: BuildChain, ne
         UserError, match=r"^b: what this layer reads is NaN or infinite once the network is quan.*e-3\)$"
     ):
         correct(made)
+
+
+def test_a_spread_is_changed_by_four_at_most_and_not_where_a_channel_is_switched_off() -> None:
+    """Deviations of the float network over those of the student; a hundred-thousandth of the largest is none."""
+    float_deviations = torch.tensor([1.0, 2.0, 9.0, 1.0, 1e-5, 1.0])
+    measured = torch.tensor([1.0, 1.0, 1.0, 9.0, 1.0, 9e-5])
+    assert _factor(float_deviations, measured).tolist() == [1, 2, 4, 0.25, 1, 1]
