@@ -142,6 +142,7 @@ def test_decisions_and_limits() -> None:
     labels = answers(np.array([[0.5, 0.6, np.nan]]), holds="labels", axis=1, threshold=0.5)
     assert labels.tolist() == [[0, 1, -1]] and labels.dtype == np.int64, "the threshold itself is no yes"
     assert answers(np.array([[[1, 9], [5, 2]]]), holds="classes", axis=2, threshold=0).tolist() == [[1, 0]]
+    assert answers(column([1, np.nan], [1, 2]), holds="classes", axis=1, threshold=0).tolist() == [-1, 1]
     assert limit_on(WITH_FLOAT, same=98, total=99, numbers=WITH_FLOAT) == 98 / 99
     assert limit_on(WITH_FLOAT, same=99, total=100, numbers=1.0) == WITH_FLOAT, "one of a hundred is a share"
     assert limit_on(WITH_FLOAT, same=98, total=99, numbers=None) == WITH_FLOAT

@@ -98,6 +98,8 @@ CASES: list[tuple[str, Inputs, dict[str, Any]]] = [
 RESIZES: list[tuple[Inputs, dict[str, Any]]] = [
     ((MAP, None, np.array([1, 1, 2, 3], np.float32)), {"mode": "nearest", "nearest_mode": "floor"}),
     ((MAP, None, None, whole(2, 4, 3, 12)), {"mode": "nearest", "nearest_mode": "floor"}),
+    # 7 x 1.2 is 8.4: the last of eight rows is 7 / 1.2, the fifth; by 7 / 8 it would be the sixth.
+    ((MAP, None, np.array([1, 1, 1.2, 1.2], np.float32)), {"mode": "nearest", "nearest_mode": "floor"}),
     ((MAP, None, np.array([1, 1, 2, 3], np.float32)), {"mode": "linear"}),
     ((MAP, None, None, whole(2, 4, 14, 9)), {"mode": "linear", "coordinate_transformation_mode": "align_corners"}),
     ((MAP, None, None, whole(2, 4, 14, 9)), {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}),
