@@ -46,6 +46,8 @@ def test_deviations_are_those_from_the_mean_over_images_however_batches_fall() -
         assert spread.deviations.item() == pytest.approx(26)
         spread.add(column([10]))
         assert spread.deviations.item() == pytest.approx(62.75)
+    integers = spread_of(np.array([[100], [-100]], np.int8))
+    assert (integers.squares.item(), integers.deviations.item()) == (20_000, 20_000), "8 bits would not hold them"
     # Two positions, each with its own mean: what differs between them alone is no deviation.
     spread = spread_of(column([0, 100], [2, 100]), column([1, 103]))
     assert spread.deviations.item() == pytest.approx(2 + 6) and spread.count == 6
