@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch.fx import Node
 
 from backends.facts.profile import Profile
@@ -45,8 +44,5 @@ def _is_multiplied(node: Node) -> bool:
 
 
 def _border(node: Node) -> float:
-    """The value that a pad operator writes around its input."""
-    if node.target is torch.ops.aten.pad.default:
-        mode, value = argument(node, 2, "mode", "constant"), argument(node, 3, "value")
-        return 0.0 if mode != "constant" else float(value or 0.0)  # the other modes repeat values of the input
+    """The value that a pad writes around its input; other modes, which repeat values of the input, are no "pad"."""
     return float(argument(node, 2, "value", 0.0) or 0.0)

@@ -11,9 +11,9 @@ def skip_input(addition: Node) -> Node | None:
     """The input that is not fused into a convolution's epilogue, or None when the addition is no residual one.
 
     The branch that ends in a weighted layer read by nobody else is fused with the addition; the other is the skip.
-    When both end so (a projection shortcut), the longer way back to the common ancestor is the fused one; when the
-    weighted layer is itself what the other branch starts from, the addition is not residual. Source: the placement
-    that NVIDIA ships in ModelOpt 0.47, onnx/quantization/graph_utils.py.
+    When both end so (a projection shortcut), the longer way back to the common ancestor is the fused one. A weighted
+    layer that the other branch starts from has two readers, and ends no branch. Source: the placement that NVIDIA ships
+    in ModelOpt 0.47, onnx/quantization/graph_utils.py.
     """
     inputs = tensor_inputs(addition)
     if len(inputs) != 2:
@@ -27,9 +27,7 @@ def skip_input(addition: Node) -> Node | None:
         if ancestor_distance is None:
             return None
         return second if ancestor_distance[0] >= ancestor_distance[1] else first
-    fused, skip = (first, second) if ends[0] is not None else (second, first)
-    backbone = _backbone(fused)
-    return None if backbone is not None and backbone in _ancestors(skip) else skip
+    return second if ends[0] is not None else first
 
 
 def _backbone(node: Node) -> Node | None:
