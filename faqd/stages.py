@@ -28,28 +28,28 @@ from pipeline.config import (
     StudentConfig,
     ValidationConfig,
 )
-from pipeline.distillation.training.schedule import resolve_float_steps
+from pipeline.distillation.training.schedule import resolve_device, resolve_float_steps
 from pipeline.images.data import EvaluationSet, open_evaluation, open_held
 from pipeline.networks.outputs.class_order import named_outputs, read_class_names
 from pipeline.report.schema import Report
+from pipeline.setup.calibration import calibrated
 from pipeline.setup.chosen_backend import chosen_backends, prepared_for
 from pipeline.setup.networks import Networks
-from pipeline.stages.choose import choose_profile
-from pipeline.stages.convert import check_loads, convert
+from pipeline.stages.convert import convert
 from pipeline.stages.distill import distil
 from pipeline.stages.first_link import check_float_file
 from pipeline.stages.float_student import teach_float, what_was_learned, with_weights
-from pipeline.stages.observe import corrected, prepare, suited
+from pipeline.stages.observe import suited
 from pipeline.stages.targets import lesson_for
 from pipeline.stages.teacher import check_same_outputs
 from pipeline.tools.atomic import remove
 from pipeline.tools.kept import Kept
 from pipeline.tools.progress import Progress
-from pipeline.validation.advice import advice
 from pipeline.validation.bundle_of_result import write_result
 from pipeline.validation.evaluation import Scored, usable_labels
 from pipeline.validation.network_check import check_networks, check_taught, checked_on_images
-from pipeline.validation.preflight import check_machine, check_scored
+from pipeline.validation.preflight import check_scored
+from pipeline.validation.subject import Asked
 from pipeline.validation.teacher_check import check_teacher
 from pipeline.validation.validate import Validated, validate_network
 
@@ -70,14 +70,15 @@ def prepared_student(
         if asked.static_batch not in (None, 1):
             raise UserError(f"prepare(static_batch={asked.static_batch}): {network.source} takes one image at a time")
         asked = replace(asked, static_batch=1)
+    # Also for its errors: it knows what a setting needs in order to mean something.
     config = RunConfig(quantisation=asked, data=OPEN, execution=ExecutionConfig(seed=images.seed))
     networks = Networks(teachers=(teacher or network,), student=network)
-    candidates = chosen_backends(config, progress)
+    candidates = chosen_backends(asked, config.engine, batch=config.validation.batch, progress=progress)
     with progress.stage("observe"):
         if teacher is not None:
             check_kind(teacher, Network, "prepare(teacher=...)", "a network")
             check_same_outputs(network, teacher)
-        check_networks(config, networks, candidates[0], trains=False)
+        check_networks(networks, candidates[0], asked)
         shown = checked_on_images(networks, images.split, asked, seed=images.seed)
         name = images.split.source.name
         warnings = check_teacher(networks.teacher, images.split, None, data=name, eval_data=None)
@@ -85,10 +86,8 @@ def prepared_student(
         for note in notes:
             progress.say(note)
         student = suited(network, candidates[0].profile, asked.widths, check=shown)
-        prepared = prepare(student, candidates[0], images.split, asked, progress=progress)
-        prepared = choose_profile(prepared, candidates, networks.teacher, images.split, corrected)
+        prepared = calibrated(student, candidates, networks.teacher, images.split, asked, progress=progress)
         backend = prepared_for(candidates, prepared.plan)
-        check_loads(prepared, networks.teacher, backend)
     names, p = tuple(output.name for output in network.outputs), network.preprocessing
     sizes = (p.channels, p.height, p.width) if network.other is None else (p.channels, None, None)
     return Student(
@@ -116,8 +115,8 @@ def distilled_student(
     """See `faqd.distil`."""
     asked = section(DistillationConfig, settings, "distil")
     _check_lesson(teachers, images, "distil")
-    config = RunConfig(quantisation=student.prepared.quantisation, distillation=asked, data=OPEN, execution=execution)
-    check_machine(config)
+    RunConfig(quantisation=student.prepared.quantisation, distillation=asked, data=OPEN, execution=execution)
+    resolve_device(execution.device)
     if student.network is not teachers[0]:
         check_same_outputs(student.network, teachers[0])
     if asked.label_weight is not None and images.split.labels is None:
@@ -166,7 +165,7 @@ def taught_network(
     check_kind(student, Network, "distil", "a student that faqd.prepare makes, or a float network")
     _check_lesson(teachers, images, "distil")
     config = RunConfig(student=StudentConfig(source=student.source), distillation=asked, data=OPEN, execution=execution)
-    check_machine(config)
+    resolve_device(execution.device)
     check_same_outputs(student, teachers[0])
     steps = resolve_float_steps(asked.float_steps, named=True, has_weights=False)
     if not steps:
@@ -177,8 +176,8 @@ def taught_network(
             progress.say(line)
         networks = Networks(teachers=tuple(teachers), student=student)
         shown = checked_on_images(networks, images.split, config.quantisation, seed=execution.seed)
-        place = None if checkpoint is None else Kept(checkpoint)
-        weights = teach_float(student, lesson, asked, execution, steps=steps, checkpoint=place, progress=progress)
+        files = None if checkpoint is None else TrainingFiles(checkpoint=Kept(checkpoint))
+        weights = teach_float(student, lesson, asked, execution, steps=steps, files=files, progress=progress)
         taught = with_weights(student, weights.tensors)
         check_taught(taught, shown, config.quantisation)
     if checkpoint is not None:
@@ -224,11 +223,11 @@ def bundled(
     write_model(float_file, artifact.float_model)
     write_result(
         folder,
-        quantised=judged.quantised,
-        validated=judged.validated,
-        teacher=artifact.student.lesson.teacher,
-        student=artifact.student.prepared.student,
-        scored=judged.scored,
+        judged.quantised,
+        judged.validated,
+        artifact.student.lesson.teacher,
+        artifact.student.prepared.student,
+        judged.scored,
         overwrite=overwrite or (folder.is_dir() and not any(folder.iterdir())),
     )
     return read_bundle(folder)
@@ -255,30 +254,26 @@ def _judged(
     """An artifact judged by images; `bundle`: where it will lie, for advice."""
     student = artifact.student
     lesson, asked = student.lesson, student.prepared.quantisation
-    config = RunConfig(
-        quantisation=asked,
-        distillation=student.settings or DistillationConfig(),
-        data=OPEN,
-        validation=limits,
-        engine=engine,
-        execution=ExecutionConfig(seed=student.seed),
+    learning = student.settings or DistillationConfig()
+    execution = ExecutionConfig(seed=student.seed)
+    RunConfig(  # which knows what a setting needs in order to mean something
+        quantisation=asked, distillation=learning, data=OPEN, validation=limits, engine=engine, execution=execution
     )
-    backend = prepared_for(chosen_backends(config, progress), artifact.quantised.plan)
+    candidates = chosen_backends(asked, engine, batch=limits.batch, progress=progress)
+    backend = prepared_for(candidates, artifact.quantised.plan)
     quantised, scored = replace(artifact.quantised, backend=backend), _scored(images, lesson, limits)
+    judged_by = Asked(
+        quantisation=asked,
+        learning=learning,
+        limits=limits,
+        seed=student.seed,
+        student=student.network.source,
+        bundle=bundle,
+    )
     with progress.stage("validate"):
-        validated = validate_network(
-            config,
-            student.prepared.student,
-            lesson,
-            quantised,
-            scored,
-            progress,
-            notes=artifact.notes,
-        )
-    report = validated.report
-    notes = (*report.notes, *advice(config, report, bundle=bundle, variant=quantised.plan.variant))
-    report = replace(report, student=student.network.source, notes=notes)
-    return _Judged(quantised=quantised, validated=replace(validated, report=report), scored=scored)
+        network, notes = student.prepared.student, artifact.notes
+        validated = validate_network(network, lesson, quantised, scored, judged_by, progress, notes=notes)
+    return _Judged(quantised=quantised, validated=validated, scored=scored)
 
 
 def _scored(images: Any, lesson: Lesson, limits: ValidationConfig) -> Scored:

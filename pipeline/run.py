@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from backends.base import Backend
 from calibration.errors import require_package
-from pipeline.artifacts import FloatWeights, GeneratedImages, PreparedStudent
 from pipeline.bundle.bundle import read_bundle, vouched_report, write_model
 from pipeline.config import EngineConfig, RunConfig, ValidationConfig, check_engine
 from pipeline.config.compare import CompareConfig
 from pipeline.config.flag_meaning import check_bundle_meanings
 from pipeline.report.comparison import ComparisonReport
 from pipeline.report.schema import Report
+from pipeline.setup.calibration import calibrated
 from pipeline.setup.chosen_backend import chosen_backends, emulated_backend, prepared_for, stored_backend
 from pipeline.setup.folder_lock import locked
+from pipeline.setup.networks import declared_by, networks_of
 from pipeline.setup.run_folder import RunFolder
-from pipeline.setup.run_images import generated_split
-from pipeline.setup.settled import float_steps
+from pipeline.setup.run_images import generated_split, images_named
+from pipeline.setup.settled import float_steps, settled_by_inputs
 from pipeline.setup.stage_seconds import StageSeconds
 from pipeline.setup.state import begin, clear, is_finished, open_run_folder, told_to_resume
-from pipeline.stages.choose import choose_profile
-from pipeline.stages.convert import check_loads, check_opset, convert
+from pipeline.stages.convert import convert
 from pipeline.stages.distill import distil
 from pipeline.stages.first_link import check_float_file
 from pipeline.stages.float_student import teach_float, what_was_learned, with_weights
 from pipeline.stages.imagine import imagine
-from pipeline.stages.observe import corrected, prepare, suited
+from pipeline.stages.observe import suited
 from pipeline.stages.post_training import quantise_after_training
 from pipeline.tools.progress import Progress
 from pipeline.tools.threads import compute_in, own_threads
-from pipeline.validation.advice import advice, advice_on_bundle
+from pipeline.validation.advice import advice_on_bundle
 from pipeline.validation.bundle_of_result import write_result
-from pipeline.validation.evaluation import evaluation_of
-from pipeline.validation.inputs import generated_material, read_inputs
+from pipeline.validation.evaluation import Scored
+from pipeline.validation.gates import check_output_names
+from pipeline.validation.inputs import Inputs, Material
 from pipeline.validation.layer_by_layer import compare_bundle
-from pipeline.validation.network_check import check_taught
+from pipeline.validation.network_check import check_networks, check_taught, checked_on_images, objective_of
 from pipeline.validation.opening import opening
-from pipeline.validation.preflight import check_machine
+from pipeline.validation.preflight import check_learnable, check_machine, check_room, identities, scored_on
+from pipeline.validation.subject import Asked
+from pipeline.validation.teacher_check import check_teacher
 from pipeline.validation.validate import validate_network, validate_stored
 
 
@@ -49,10 +54,11 @@ def run(config: RunConfig, progress: Progress) -> Report:
     """
     if config.quantisation.quantiser == "nncf":
         require_package("nncf", extra="nncf", needed_for="--quantiser nncf")
-    candidates = chosen_backends(config, progress)
+    limits, engine = config.validation, config.engine
+    candidates = chosen_backends(config.quantisation, engine, batch=limits.batch, progress=progress)
     if is_finished(config) and (folder := open_run_folder(config)).is_whole():
         return vouched_report(folder.bundle)
-    check_machine(config)
+    check_machine((*config.teacher.weights, config.student.weights), limits, engine, config.execution)
     with locked(config.folder, progress.say):
         clear(folder := RunFolder(root=config.folder))
         open_run_folder(config)
@@ -70,95 +76,120 @@ def _run(config: RunConfig, candidates: tuple[Backend, ...], folder: RunFolder, 
     What lies in the folder once `begin` has been through it is this run's own, finished before it was interrupted.
     """
     asked, learning, execution = config.quantisation, config.distillation, config.execution
-    trains = asked.quantiser == "faqd"
+    seed, steps = execution.seed, float_steps(config.student, learning)
     progress = times = StageSeconds(progress)
 
     with progress.stage("teacher"):
-        inputs = read_inputs(config, folder.root, candidates[0], trains=trains)
+        inputs = _read(config, candidates[0], folder.root)
         # Nothing that was there has been touched until here.
-        for line in begin(folder, config, inputs.identities, inputs.settled):
-            progress.say(line)
+        _say(progress, begin(folder, config, inputs.identities, inputs.settled))
         compute_in(folder.threads())
         times.keep_in(folder.seconds, resumed=config.output.resume)
-    networks, material = inputs.networks, inputs.material
+    networks, material, scored = inputs.networks, inputs.material, inputs.scored
     teacher, student = networks.teacher, networks.student
 
     if material is None:
         with progress.stage("imagine"):
-            if (place := folder.of("generated images")).exists():
-                generated = GeneratedImages.load(place)
-            else:
-                generated = imagine(teacher, config.data, seed=execution.seed, progress=progress)
-                generated.save(place)
-            split = generated_split(generated, config.data, seed=execution.seed)
-            material = generated_material(config, networks, split, trains=trains)
+            place = folder.of("generated images")
+            generated = imagine(teacher, config.data, seed=seed, place=place, progress=progress)
+            images = generated_split(generated, config.data, seed=seed)
+            shown = checked_on_images(networks, images, asked, seed=seed)
+            material = Material.of(images, shown, networks, learning if asked.trains or steps else None)
     lesson, shown, images = material.lesson, material.shown, material.lesson.images
-    scored = inputs.scored or evaluation_of(config, images, teacher)
+    scored = scored or Scored.held_out(images)
     notes = (*inputs.notes, *folder.remarks(), *material.notes)
-    for line in (*opening(config, teacher, scored), *notes):
-        progress.say(line)
+    _say(progress, (*opening(learning, config.validation, teacher, scored), *notes))
 
-    if steps := float_steps(config):
+    if steps:
         with progress.stage("float"):
-            if (place := folder.of("float student")).exists():
-                weights = FloatWeights.load(place)
-            else:
-                checkpoint = folder.position_of_float()
-                weights = teach_float(
-                    student, lesson, learning, execution, steps=steps, checkpoint=checkpoint, progress=progress
-                )
-                weights.save(place)
-                checkpoint.remove()
+            files = folder.training_of_float()
+            weights = teach_float(student, lesson, learning, execution, steps=steps, files=files, progress=progress)
             notes = (*notes, remark := what_was_learned(student, teacher, weights.agreement, steps=steps))
             progress.say(remark)
             student = with_weights(student, weights.tensors)
             del weights  # of which the student has copies
             check_taught(student, shown, asked)
-
     student = suited(student, candidates[0].profile, asked.widths, check=shown)
-    if asked.quantiser == "nncf":
+
+    if not asked.trains:
         with progress.stage("quantise"):  # short enough to be done again by a resumed run
             quantised = quantise_after_training(student, teacher, candidates[0], images, asked, progress=progress)
     else:
         with progress.stage("observe"):
-            if (place := folder.of("calibration")).exists():
-                prepared = PreparedStudent.load(place, student, asked)
-                check_opset(prepared.plan, asked.opset)
-                backend = prepared_for(candidates, prepared.plan)
-            else:
-                prepared = prepare(student, candidates[0], images, asked, progress=progress)
-                prepared = choose_profile(prepared, candidates, teacher, images, corrected)
-                backend = prepared_for(candidates, prepared.plan)
-                check_loads(prepared, teacher, backend)
-                prepared.save(place)
+            place = folder.of("calibration")
+            prepared = calibrated(student, candidates, teacher, images, asked, place=place, progress=progress)
+            backend = prepared_for(candidates, prepared.plan)
         with progress.stage("distil"):
             files = folder.training(learning.generations)
             trained = distil(prepared, lesson, learning, execution, files=files, progress=progress)
         with progress.stage("convert"):
             quantised = convert(prepared, trained.network, teacher, backend, distillation=trained.distillation)
-    float_model = quantised.compiled.float_model
-    check_float_file(float_model, teacher, shown, batch=asked.static_batch)
-    write_model(folder.float_of_next_bundle, float_model)
+    check_float_file(quantised.compiled.float_model, teacher, shown, batch=asked.static_batch)
+    write_model(folder.float_of_next_bundle, quantised.compiled.float_model)
 
     with progress.stage("validate"):
-        notes = (*notes, *quantised.notes)
-        validated = validate_network(config, student, lesson, quantised, scored, progress, notes=notes)
-    judged = validated.report
-    hints = advice(config, judged, bundle=folder.bundle, variant=quantised.plan.variant)
-    seconds = {name: round(value, 3) for name, value in times.seconds().items()}
-    report = replace(judged, seconds=seconds, notes=(*judged.notes, *hints), run=folder.identity().run)
+        notes, judged_by = (*notes, *quantised.notes), _asked(config, folder.bundle)
+        validated = validate_network(student, lesson, quantised, scored, judged_by, progress, notes=notes)
+    validated = validated.of_run(folder.identity().run, seconds=times.seconds())
     # Where the bundle is, the run is finished; what belongs beside it follows.
-    write_result(
-        folder.bundle,
-        quantised=quantised,
-        validated=replace(validated, report=report),
-        teacher=teacher,
-        student=student,
-        scored=scored,
-        overwrite=config.output.overwrite or config.output.resume,
-    )
+    replaced = config.output.overwrite or config.output.resume
+    write_result(folder.bundle, quantised, validated, teacher, student, scored, overwrite=replaced)
     folder.make_whole()
-    return report
+    return validated.report
+
+
+def _read(config: RunConfig, backend: Backend, root: Path) -> Inputs:
+    """All that a run is made from, read and checked: networks and images, the disk and what is asked of both.
+
+    `backend`: the fastest that is exact on the run's target; `root`: folder of its results. Nothing is written.
+
+    Raises UserError for whatever is wrong with them.
+    """
+    asked, learning, limits, seed = config.quantisation, config.distillation, config.validation, config.execution.seed
+    steps, to_score = float_steps(config.student, learning), config.evaluation_source
+    declared = declared_by(config.teacher, asked, limits.classes)
+    networks = networks_of(config.teacher, config.student, config.preprocessing, declared)
+    teacher = networks.teacher
+    check_output_names(limits, [output.name for output in teacher.outputs], source=teacher.source)
+    check_networks(networks, backend, asked)
+    objective = objective_of(networks, learning, seed=seed) if asked.trains else None
+    images = images_named(config.data, teacher, labelled=learning.label_weight is not None, seed=seed)
+    if images is not None:
+        check_learnable(images, teacher)
+    scored = scored_on(to_score, images, teacher)
+    check_room(root, networks, asked, learning, in_float=steps > 0)
+    shown = None if images is None else checked_on_images(networks, images, asked, seed=seed)
+    evaluation = None if scored is None else scored.evaluation
+    warnings = check_teacher(teacher, images, evaluation, data=config.data.source, eval_data=to_score)
+    material, settled = None, dict[str, Any]()
+    if images is not None and shown is not None:
+        material = Material.of(images, shown, networks, learning if asked.trains or steps else None)
+        settled = settled_by_inputs(config.data, learning, material.lesson, objective)
+    return Inputs(
+        networks=networks,
+        material=material,
+        scored=scored,
+        identities=identities(networks, images),
+        settled=settled,
+        notes=(*warnings, *networks.notes),
+    )
+
+
+def _asked(config: RunConfig, bundle: Path) -> Asked:
+    """What the result of a run is judged by."""
+    return Asked(
+        quantisation=config.quantisation,
+        learning=config.distillation,
+        limits=config.validation,
+        seed=config.execution.seed,
+        student=config.student.source,
+        bundle=bundle,
+    )
+
+
+def _say(progress: Progress, lines: Sequence[str]) -> None:
+    for line in lines:
+        progress.say(line)
 
 
 def validate_bundle(
@@ -178,13 +209,14 @@ def validate_bundle(
         bundle = read_bundle(path, key=key)
         check_engine(engine, backend=bundle.backend, batch=config.batch)
         check_bundle_meanings(config, engine, backend=bundle.backend, emulated=emulate)
-        if emulate is not None:
-            report = validate_stored(bundle, config, emulated_backend(bundle, emulate), progress)
-            how = f"the runtime ran on an emulated {emulate}: its integers are the device's, its times are not"
-            return replace(report, notes=(*report.notes, how, *advice_on_bundle(path, report, bundle.report)))
-        backend = stored_backend(bundle, engine, batch=config.batch, progress=progress)
+        how: tuple[str, ...] = ()
+        if emulate is None:
+            backend = stored_backend(bundle, engine, batch=config.batch, progress=progress)
+        else:
+            backend = emulated_backend(bundle, emulate)
+            how = (f"the runtime ran on an emulated {emulate}: its integers are the device's, its times are not",)
         report = validate_stored(bundle, config, backend, progress)
-        return replace(report, notes=(*report.notes, *advice_on_bundle(path, report, bundle.report)))
+        return replace(report, notes=(*report.notes, *how, *advice_on_bundle(path, report, bundle.report)))
 
 
 def compare(path: Path, config: CompareConfig, progress: Progress, *, key: Path | None = None) -> ComparisonReport:

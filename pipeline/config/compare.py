@@ -9,7 +9,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from calibration.errors import UserError
-from pipeline.config import check_source, flags
+from pipeline.config import flags
+from pipeline.config.sources import check_source
 
 COUNT = 64
 """Images of --data that are compared where nothing is said."""

@@ -133,6 +133,11 @@ class QuantisationConfig:
             )
 
     @property
+    def trains(self) -> bool:
+        """Whether the student is calibrated and trained here; what another quantiser makes is taken as it is."""
+        return self.quantiser == "faqd"
+
+    @property
     def widths(self) -> Widths:
         """Bits of weights and activations."""
         return Widths(

@@ -17,19 +17,24 @@ from backends.facts.profile import Profile
 from calibration.errors import UserError
 from calibration.plan import Plan
 from pipeline.bundle.bundle import Bundle
-from pipeline.config import EngineConfig, RunConfig, check_engine
+from pipeline.config.quantisation import QuantisationConfig
+from pipeline.config.validation import EngineConfig, check_engine
 from pipeline.tools.atomic import check_place
 from pipeline.tools.progress import Progress
 
 
-def chosen_backends(config: RunConfig, progress: Progress) -> tuple[Backend, ...]:
-    """The backend of a run, with each profile that is exact on its processor, the fastest first."""
-    quantisation = config.quantisation
+def chosen_backends(
+    quantisation: QuantisationConfig, engine: EngineConfig, *, batch: int, progress: Progress
+) -> tuple[Backend, ...]:
+    """The backend of a run, with each profile that is exact on its processor, the fastest first.
+
+    `batch`: images per inference, where `engine` names no others.
+    """
     backends = backends_for(quantisation.backend, quantisation.target)
     if quantisation.backend != "tensorrt":
         return backends
-    batch, weight_only = config.validation.batch, quantisation.weight_only == "auto"
-    return (_tensorrt(config.engine, batch, progress, rest=quantisation.rest, weight_only=weight_only),)
+    weight_only = quantisation.weight_only == "auto"
+    return (_tensorrt(engine, batch, progress, rest=quantisation.rest, weight_only=weight_only),)
 
 
 def prepared_for(backends: Sequence[Backend], plan: Plan) -> Backend:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import cast
 
 from pipeline.artifacts import Network
-from pipeline.config import RunConfig
+from pipeline.config.preprocessing import PreprocessingConfig
+from pipeline.config.quantisation import QuantisationConfig
+from pipeline.config.sources import StudentConfig, TeacherConfig
 from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.preprocessing_overrides import Overrides
 from pipeline.networks.declared import Declared
@@ -44,24 +47,29 @@ class Networks:
         return tuple(note for network in self.compared for note in network.notes)
 
 
-def networks_of(config: RunConfig) -> Networks:
+def networks_of(
+    asked: TeacherConfig, another: StudentConfig, preprocessing: PreprocessingConfig, declared: Declared
+) -> Networks:
     """Load what is named; each further network takes the images of the first and answers like it.
 
-    Raises UserError for whatever is wrong with one of them.
+    Args:
+        asked: the teachers.
+        another: the student, unless it is the first teacher.
+        preprocessing: what is said of images.
+        declared: what is said of the first teacher (see `declared_by`).
+
+    Raises:
+        UserError: for whatever is wrong with one of them.
     """
-    asked = config.teacher
-    said = cast(Overrides, config.preprocessing.overrides())
-    declared = declared_by(config)
+    said = cast(Overrides, preprocessing.overrides())
     teacher = load_network(asked.source, declared, weights=asked.weights[0], **said)
     p = teacher.preprocessing
     alike: Overrides = {**said, **like_teacher(p)}
     whole = replace(declared, submodule=None, dynamic_size=False)
     student = teacher
-    if config.student.source is not None:
-        source = untrained(config.student.source) if config.student.weights is None else config.student.source
-        student = load_network(
-            source, whole, weights=config.student.weights, otherwise=p, like=teacher.outputs, **alike
-        )
+    if another.source is not None:
+        source = untrained(another.source) if another.weights is None else another.source
+        student = load_network(source, whole, weights=another.weights, otherwise=p, like=teacher.outputs, **alike)
         check_same_outputs(student, teacher)
     others, unnamed = list[Network](), replace(whole, class_names=(), classes_said_by="")
     for source, weights in zip(asked.sources[1:], asked.weights[1:], strict=True):
@@ -70,12 +78,14 @@ def networks_of(config: RunConfig) -> Networks:
     return Networks(teachers=(teacher, *others), student=student)
 
 
-def declared_by(config: RunConfig) -> Declared:
-    """What a run says of its teacher. Raises UserError for a file of classes that is none."""
-    quantisation, classes = config.quantisation, config.validation.classes
+def declared_by(teacher: TeacherConfig, quantisation: QuantisationConfig, classes: Path | None) -> Declared:
+    """What a run says of its teacher; `classes`: file of their names.
+
+    Raises UserError for one that is none.
+    """
     return Declared(
-        output_kinds=config.teacher.output_kinds,
-        submodule=config.teacher.submodule,
+        output_kinds=teacher.output_kinds,
+        submodule=teacher.submodule,
         class_names=() if classes is None else read_class_names(classes),
         classes_said_by="" if classes is None else f"--classes {classes}",
         dynamic_size=quantisation.dynamic_size,

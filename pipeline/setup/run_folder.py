@@ -172,9 +172,10 @@ class RunFolder:
         }
         return Kept(places[part], self.identity().parts[part])
 
-    def position_of_float(self) -> Kept:
-        """Position within float distillation, as the run that it is of writes and reads it."""
-        return Kept(self.float_checkpoint, self.identity().parts["float student"])
+    def training_of_float(self) -> TrainingFiles:
+        """Where float distillation keeps its position, and its student."""
+        place = self.of("float student")
+        return TrainingFiles(checkpoint=Kept(self.float_checkpoint, place.run), students=(place,))
 
     def training(self, generations: int) -> TrainingFiles:
         """Where distillation keeps its position, and its students: those before the last are numbered from 0."""

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artifacts import GeneratedImages, Network
-from pipeline.config import NO_DATA, DataConfig, RunConfig
+from pipeline.config.sources import NO_DATA, DataConfig
 from pipeline.images.batches import suggested_workers
 from pipeline.images.calibration_images import drawn_to_calibrate
 from pipeline.images.data import open_images, open_labelled, split_held_out
@@ -20,16 +20,15 @@ from pipeline.networks.outputs.meaning import primary
 from pipeline.stages.imagine import check_imaginable, preview
 
 
-def images_named(config: RunConfig, teacher: Network) -> SplitImages | None:
-    """The images of `--data`; None where they are to be generated.
+def images_named(data: DataConfig, teacher: Network, *, labelled: bool, seed: int) -> SplitImages | None:
+    """The images of `--data`, with labels where a loss reads them; None where they are to be generated.
 
     Raises UserError for whatever is wrong with the source, or with the teacher that is to generate them.
     """
-    if config.data.source == NO_DATA:
+    if data.source == NO_DATA:
         check_imaginable(teacher)
         return None
-    labelled = config.distillation.label_weight is not None
-    return images_of(config.data, teacher, labelled=labelled, seed=config.execution.seed)
+    return images_of(data, teacher, labelled=labelled, seed=seed)
 
 
 def images_of(data: DataConfig, teacher: Network, *, labelled: bool = False, seed: int = 0) -> SplitImages:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from calibration.errors import UserError, is_out_of_memory, out_of_memory_line
@@ -16,7 +14,6 @@ from pipeline.setup.identity import path_identity
 from pipeline.setup.machine.circumstances import versions
 from pipeline.setup.own_files import OF_A_RUN, SETTINGS, check_of_a_run, check_replaceable
 from pipeline.setup.resumption import (
-    FREE,
     IDENTIFIED,
     Settings,
     changed_keys,
@@ -38,7 +35,8 @@ from pipeline.setup.run_folder import (
     RunFolder,
 )
 from pipeline.setup.run_identity import identity_of
-from pipeline.setup.settled import BY_INPUTS, settled_by_configuration
+from pipeline.setup.settings import settings_asked_for
+from pipeline.setup.settled import BY_INPUTS
 from pipeline.tools.atomic import NoRoom, clear_unfinished, directory, writable
 from pipeline.tools.kept import Kept
 from pipeline.tools.threads import instruction_set
@@ -92,7 +90,7 @@ def begin(
     Raises:
         UserError: they are others, or the folder cannot be written.
     """
-    now = _settings(config, settled)
+    now = settings_asked_for(config, settled)
     restart, lines, before = config.output.restart_training, list[str](), dict[str, str]()
     processors = [instruction_set()]
     if config.output.resume:
@@ -167,12 +165,6 @@ def told_to_resume(folder: RunFolder, *, overwrite: bool) -> Iterator[None]:
         raise UserError(out_of_memory_line(error) + (kept if folder.holds_work() else "")) from error
 
 
-def _settings(config: RunConfig, settled: Mapping[str, Any] = MappingProxyType({})) -> Settings:
-    """The settings that a run may depend on, as a file holds them."""
-    typed, values = json.loads(json.dumps([config.to_json(), {**settled_by_configuration(config), **settled}]))
-    return Settings(typed={key: value for key, value in typed.items() if key not in FREE}, settled=values)
-
-
 def _versions() -> dict[str, str]:
     """What a resumed run must share with its beginning, to end with the bytes of one that was not interrupted."""
     installed = versions()
@@ -182,13 +174,13 @@ def _versions() -> dict[str, str]:
 def _check_resumable(folder: RunFolder, config: RunConfig) -> None:
     if not folder.settings.is_file():
         raise UserError(f"--resume: {folder.root} holds no run to go on with; leave --resume out to start one")
-    (before, record), now = folder.kept(), _settings(config)
+    (before, record), now = folder.kept(), settings_asked_for(config)
     begun, restart = record.get(BEGUN_WITH, {}), config.output.restart_training
     finished = folder.finished(restart_training=restart)
     changed = changed_keys(before, now)
     if not folder.is_finished() or restart:
         changed = [key for key in changed if key not in BY_INPUTS and any(decides(key, part.name) for part in finished)]
-    check_left_out(before, now, _settings(RunConfig()).typed, changed)
+    check_left_out(before, now, settings_asked_for(RunConfig()).typed, changed)
     if folder.is_finished() and not restart:
         changed = [
             key

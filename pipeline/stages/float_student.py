@@ -13,7 +13,7 @@ from calibration.capture.eager import own_copy
 from calibration.errors import UserError
 from calibration.graph.training_mode import in_training
 from calibration.rewrites.fold import fold
-from pipeline.artifacts import FloatWeights, Lesson, Network
+from pipeline.artifacts import FloatWeights, Lesson, Network, TrainingFiles
 from pipeline.config.distillation import DistillationConfig
 from pipeline.config.execution import ExecutionConfig
 from pipeline.distillation.build import build_objective
@@ -26,7 +26,6 @@ from pipeline.distillation.training.schedule import resolve_device
 from pipeline.distillation.training.teachers import Teachers
 from pipeline.networks.outputs.agreement import OutputTally
 from pipeline.networks.outputs.meaning import primary
-from pipeline.tools.kept import Kept
 from pipeline.tools.memory import freed_memory_kept
 from pipeline.tools.progress import SILENT, Progress
 
@@ -39,14 +38,18 @@ def teach_float(
     execution: ExecutionConfig,
     *,
     steps: int,
-    checkpoint: Kept | None = None,
+    files: TrainingFiles | None = None,
     progress: Progress = SILENT,
 ) -> FloatWeights:
     """The student's weights and statistics after distillation, and how it then decides held-out images.
 
-    Of the first teacher alone, by Adam; the last step's weights. `checkpoint` is written every few seconds and when
-    interrupted, and gone on from. Raises UserError when the loss stops being finite.
+    Of the first teacher alone, by Adam; the last step's weights. With `files` a student that is kept there is not
+    taught again; the checkpoint is written every few seconds and when interrupted, and gone on from, and stays where no
+    student is kept. Raises UserError when the loss stops being finite.
     """
+    checkpoint, place = (None, None) if files is None else (files.checkpoint, next(iter(files.students), None))
+    if place is not None and place.exists():
+        return FloatWeights.load(place)
     lesson = replace(lesson, teachers=(lesson.teacher,))
     learner = _learner(student, lesson, settings, execution, steps)
     if (kept := load_checkpoint(checkpoint)) is not None:
@@ -59,7 +62,11 @@ def teach_float(
     weights = {name: tensor.detach().cpu() for name, tensor in learner.pupil.network.state_dict().items()}
     device = resolve_device(execution.device)
     agreement = _agreement(with_weights(student, weights), lesson, learner, device)
-    return FloatWeights(tensors=weights, agreement=agreement)
+    taught = FloatWeights(tensors=weights, agreement=agreement)
+    if files is not None and place is not None:
+        taught.save(place)
+        files.checkpoint.remove()
+    return taught
 
 
 def with_weights(student: Network, weights: Mapping[str, Tensor]) -> Network:

@@ -18,6 +18,7 @@ from pipeline.config.sources import DataConfig
 from pipeline.distillation.generator import LATENT, Generator, Impressed, generator_loss, generator_losses
 from pipeline.distillation.taps import pooled_features
 from pipeline.images.preprocessing import Preprocessing
+from pipeline.tools.kept import Kept
 from pipeline.tools.memory import freed_memory_kept
 from pipeline.tools.progress import SILENT, Progress
 from pipeline.tools.randomness import generator_for
@@ -46,12 +47,23 @@ def check_imaginable(teacher: Network) -> str:
 
 
 @freed_memory_kept()
-def imagine(teacher: Network, data: DataConfig, *, seed: int = 0, progress: Progress = SILENT) -> GeneratedImages:
-    """Train a generator against the teacher and draw images.
+def imagine(
+    teacher: Network, data: DataConfig, *, seed: int = 0, place: Kept | None = None, progress: Progress = SILENT
+) -> GeneratedImages:
+    """Train a generator against the teacher and draw images; those that are kept at `place`, or are then.
 
     Raises UserError when the teacher lacks what is needed, or the images collapse to so few classes that they teach
     nothing.
     """
+    if place is not None and place.exists():
+        return GeneratedImages.load(place)
+    generated = _imagined(teacher, data, seed, progress)
+    if place is not None:
+        generated.save(place)
+    return generated
+
+
+def _imagined(teacher: Network, data: DataConfig, seed: int, progress: Progress) -> GeneratedImages:
     steps, count = data.generator_steps, data.generated_images
     teacher_view = Impressed(teacher.captured, check_imaginable(teacher), teacher.outputs[0])
     p = teacher.preprocessing

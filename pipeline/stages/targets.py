@@ -59,12 +59,15 @@ def mirror_agreement(
 
 
 def lesson_for(
-    teachers: tuple[Network, ...], images: SplitImages, settings: DistillationConfig
+    teachers: tuple[Network, ...], images: SplitImages, settings: DistillationConfig | None
 ) -> tuple[Lesson, tuple[str, ...]]:
     """What a student learns from these teachers, their targets mirrored as asked for; and what to say about that.
 
-    Raises UserError where mirrored targets are asked for and make no sense.
+    `settings` None: it is compared with them and learns nothing. Raises UserError where mirrored targets are asked for
+    and make no sense.
     """
+    if settings is None:
+        return Lesson(teachers=teachers, images=images), ()
     mirror, said = _mirrors(teachers[0], images, settings.targets)
     return Lesson(teachers=teachers, images=images, mirror=mirror), said
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from backends import backends_for
-from pipeline.config import RunConfig
+from pipeline.config.quantisation import QuantisationConfig
 from pipeline.networks.outputs.joined import lost_entries
 from pipeline.report.gate import Gate
 from pipeline.report.schema import Report
@@ -21,12 +21,13 @@ _NAMED_LAYERS = 3
 _FEW_IMAGES = 512
 
 
-def advice(config: RunConfig, report: Report, *, bundle: Path | None, variant: str = "") -> tuple[str, ...]:
+def advice(asked: QuantisationConfig, report: Report, *, bundle: Path | None, variant: str = "") -> tuple[str, ...]:
     """One line for each failed gate that something can be done about; nothing where none failed.
 
-    `bundle`: its folder; None where the artifact is in memory alone. `variant`: of the profile that was taken.
+    `asked`: what the artifact is; `bundle`: its folder, None where the artifact is in memory alone; `variant`: of the
+    profile that was taken.
     """
-    lines = (_line(config, report, gate, bundle, variant) for gate in report.gates if gate.passed is False)
+    lines = (_line(asked, report, gate, bundle, variant) for gate in report.gates if gate.passed is False)
     return tuple(line for line in lines if line is not None)
 
 
@@ -66,7 +67,7 @@ def _ways_of_another_run(report: Report, run: Report | None) -> Iterator[str]:
     yield "images for --data that are like those to be judged"
 
 
-def _line(config: RunConfig, report: Report, gate: Gate, bundle: Path | None, variant: str) -> str | None:
+def _line(asked: QuantisationConfig, report: Report, gate: Gate, bundle: Path | None, variant: str) -> str | None:
     name, _, which = gate.name.partition(":")
     if name == "max-drop" and (measured := None if which else _measured(report, gate)) is not None:
         return measured
@@ -74,7 +75,7 @@ def _line(config: RunConfig, report: Report, gate: Gate, bundle: Path | None, va
         output = next((entry for entry in report.outputs if entry.name == which), scored_output(report))
         if output is not None and gate.limit is not None and lost_entries(output, gate.limit):
             return None  # no setting helps where one scale serves two kinds of numbers, and that is said already
-        return _untried(config, report, variant, f"the gate of output {which}" if which else "the accuracy gate")
+        return _untried(asked, report, variant, f"the gate of output {which}" if which else "the accuracy gate")
     return _of_runtime(gate, report, bundle)
 
 
@@ -129,23 +130,22 @@ def _measured(report: Report, gate: Gate) -> str | None:
     )
 
 
-def _untried(config: RunConfig, report: Report, variant: str, which: str) -> str | None:
-    ways = [*_other_profiles(config, variant), *_ways(config, report)]
+def _untried(asked: QuantisationConfig, report: Report, variant: str, which: str) -> str | None:
+    ways = [*_other_profiles(asked, variant), *_ways(asked, report)]
     return f"for {which}, not measured here, cheapest first: {'; '.join(ways)}" if ways else None
 
 
-def _other_profiles(config: RunConfig, variant: str) -> Iterator[str]:
+def _other_profiles(asked: QuantisationConfig, variant: str) -> Iterator[str]:
     """The slower profiles of the target, which cost time alone; a note says how the calibrated students compared."""
-    profiles = [backend.profile for backend in backends_for(config.quantisation.backend, config.quantisation.target)]
+    profiles = [backend.profile for backend in backends_for(asked.backend, asked.target)]
     names = [profile.variant for profile in profiles]
     if variant in names:
         yield from (f"--target {name}, slower than {variant}" for name in names[names.index(variant) + 1 :])
 
 
-def _ways(config: RunConfig, report: Report) -> Iterator[str]:
+def _ways(widths: QuantisationConfig, report: Report) -> Iterator[str]:
     """Flags that may help, from those that cost a layer some bits to those that cost the user more."""
-    widths = config.quantisation
-    if widths.quantiser != "faqd":
+    if not widths.trains:
         yield "--quantiser faqd, which corrects and trains"
         return
     for flag, bits in (("first", widths.first_bits), ("last", widths.last_bits), ("depthwise", widths.depthwise_bits)):

@@ -16,12 +16,12 @@ from pipeline.validation.validate import Validated
 
 def write_result(
     target: Path,
-    *,
     quantised: QuantisedStudent,
     validated: Validated,
     teacher: Network,
     student: Network,
     scored: Scored,
+    *,
     overwrite: bool,
 ) -> None:
     """Write the complete bundle of an artifact that has been validated, or nothing.

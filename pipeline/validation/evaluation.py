@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from calibration.errors import UserError
 from pipeline.artifacts import Network
-from pipeline.config import RunConfig
 from pipeline.images.data import EvaluationSet, open_evaluation, ordered_batches
 from pipeline.images.preprocessing import Preprocessing, normalise
 from pipeline.images.split_images import SplitImages
@@ -49,12 +48,11 @@ class Scored:
         return cls(evaluation=evaluation, indices=images.held_out, trained_on=True)
 
 
-def evaluation_of(config: RunConfig, images: SplitImages | None, teacher: Network) -> Scored:
-    """The images that a run is scored on; `images` are needed where it is scored on those held out of them."""
-    source = config.evaluation_source
-    if source is None:
-        assert images is not None
-        return Scored.held_out(images)
+def evaluation_of(source: str, teacher: Network) -> Scored:
+    """The images of `--eval-data`, which a run is scored on.
+
+    Raises UserError where there are none, or their labels are no classes of the teacher.
+    """
     evaluation, remarks = usable_labels(open_evaluation(source, teacher.preprocessing), teacher.outputs, source)
     if not len(evaluation.images):
         raise UserError(f"--eval-data {source} has no images")

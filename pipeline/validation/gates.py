@@ -10,7 +10,7 @@ from backends.device.bundle_check.same_answer import EXACT, least_share
 from calibration.errors import UserError
 from calibration.plan import Plan
 from pipeline.bundle.bundle import Bundle
-from pipeline.config import ValidationConfig
+from pipeline.config.validation import ValidationConfig
 from pipeline.report.gate import Gate, Judge
 from pipeline.report.schema import Latency, OutputScore, Report
 from pipeline.tools.confidence import PointsLost, decision, images_needed, images_to_decide

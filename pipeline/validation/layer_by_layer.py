@@ -23,8 +23,8 @@ from backends.oracle.differences import Comparison, why
 from calibration.errors import UserError
 from pipeline.artifacts import MODEL
 from pipeline.bundle.bundle import Bundle
-from pipeline.config import EngineConfig
 from pipeline.config.compare import CompareConfig
+from pipeline.config.validation import EngineConfig
 from pipeline.images.batches import images_at_once
 from pipeline.images.data import ImageSource, open_images, ordered_batches
 from pipeline.images.preprocessing import normalise

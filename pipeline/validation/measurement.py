@@ -11,7 +11,7 @@ import torch
 from backends.base import Backend, Census, Runner
 from backends.onnx_file.serialised import Serialised, size_of
 from calibration.plan import Plan
-from pipeline.config import ValidationConfig
+from pipeline.config.validation import ValidationConfig
 from pipeline.networks.outputs.joined import reasons
 from pipeline.report.gate import Gate, verdict
 from pipeline.report.schema import Distillation, Latency, Report, Size

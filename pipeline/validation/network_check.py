@@ -8,7 +8,8 @@ from backends.base import Backend
 from backends.placement.place import place
 from calibration.simulation.sums import check_first_sums
 from pipeline.artifacts import Network
-from pipeline.config import QuantisationConfig, RunConfig
+from pipeline.config.distillation import DistillationConfig
+from pipeline.config.quantisation import QuantisationConfig
 from pipeline.distillation.build import build_objective
 from pipeline.distillation.objective import Objective
 from pipeline.images.probe_images import probe_images
@@ -17,36 +18,34 @@ from pipeline.setup.networks import Networks
 from pipeline.stages.convert import check_convertible, float_counterpart
 from pipeline.stages.first_link import check_float_file, check_on_images, some_images
 from pipeline.stages.teacher import other_size
-from pipeline.validation.gates import check_output_names
 from pipeline.validation.other_size import check_other_size
 
 
-def check_networks(config: RunConfig, networks: Networks, backend: Backend, *, trains: bool) -> Objective | None:
-    """Check that networks can be converted, placed and compared; the objective of training, None where there is none.
+def check_networks(networks: Networks, backend: Backend, quantisation: QuantisationConfig) -> None:
+    """Check that networks can be converted, placed and compared.
 
     Raises:
-        UserError: what a network or a method lacks.
+        UserError: what a network lacks.
     """
-    teacher = networks.teacher
-    check_output_names(config.validation, [output.name for output in teacher.outputs], source=teacher.source)
     for network in networks.compared:
-        check_convertible(network.folded, backend, config.quantisation)
+        check_convertible(network.folded, backend, quantisation)
         if network.other is not None:
             size = other_size(network.preprocessing)
             example = probe_images(network.module, network.other, size, "free size", source=network.source)
             check_other_size(network.folded, network.other, example)
-    if config.quantisation.quantiser == "faqd":
-        plan = place(networks.student.folded, backend.profile, config.quantisation.widths)
+    if quantisation.trains:
+        plan = place(networks.student.folded, backend.profile, quantisation.widths)
         check_first_sums(networks.student.folded, plan)
-    if not trains:
-        return None
-    return build_objective(
-        config.distillation,
-        networks.student.folded,
-        [network.folded for network in networks.teachers],
-        teacher.outputs,
-        seed=config.execution.seed,
-    )
+
+
+def objective_of(networks: Networks, learning: DistillationConfig, *, seed: int) -> Objective:
+    """The objective that the student will be trained by.
+
+    Raises:
+        UserError: what a network or a method lacks.
+    """
+    teachers, outputs = [network.folded for network in networks.teachers], networks.teacher.outputs
+    return build_objective(learning, networks.student.folded, teachers, outputs, seed=seed)
 
 
 def checked_on_images(

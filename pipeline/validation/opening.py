@@ -5,32 +5,33 @@ from __future__ import annotations
 import math
 
 from pipeline.artifacts import Network
-from pipeline.config import DistillationConfig, RunConfig
+from pipeline.config.distillation import DistillationConfig
+from pipeline.config.validation import ValidationConfig
 from pipeline.networks.models import fit_words
 from pipeline.tools.confidence import decidable_limit, images_needed
 from pipeline.validation.evaluation import Scored
 
 
-def opening(config: RunConfig, teacher: Network, scored: Scored) -> tuple[str, ...]:
+def opening(
+    learning: DistillationConfig, limits: ValidationConfig, teacher: Network, scored: Scored
+) -> tuple[str, ...]:
     """The lines that a run opens with; no notes, as its report says the same at the end in figures."""
     preprocessing = teacher.preprocessing
     fit = f"images become the network's input with --fit {preprocessing.fit}: {fit_words(preprocessing)}"
-    lines = (fit, _idle_temperature(config, teacher), _too_few(config, teacher, scored))
+    lines = (fit, _idle_temperature(learning, teacher), _too_few(limits, teacher, scored))
     return tuple(line for line in lines if line is not None)
 
 
-def _idle_temperature(config: RunConfig, teacher: Network) -> str | None:
+def _idle_temperature(learning: DistillationConfig, teacher: Network) -> str | None:
     """That nothing is softened by a temperature, which may come from a recipe: of values nothing is decided."""
-    asked = config.distillation
-    plain = asked.temperature == DistillationConfig().temperature or asked.steps == 0
+    plain = learning.temperature == DistillationConfig().temperature or learning.steps == 0
     if plain or any(output.holds != "values" for output in teacher.outputs):
         return None
-    return f"--temperature {asked.temperature} changes nothing: {teacher.source} has no output of classes or labels"
+    return f"--temperature {learning.temperature} changes nothing: {teacher.source} has no output of classes or labels"
 
 
-def _too_few(config: RunConfig, teacher: Network, scored: Scored) -> str | None:
+def _too_few(limits: ValidationConfig, teacher: Network, scored: Scored) -> str | None:
     """That too few images are scored to pass a limit, with the flags to type; None where they are enough."""
-    limits = config.validation
     asked = [
         (images_needed(limit, output.decisions), limit)
         for output in teacher.outputs

@@ -13,8 +13,11 @@ from backends import BACKENDS
 from backends.onnx_file.scratch import scratch_folder
 from calibration.errors import UserError
 from pipeline.artifacts import Network
-from pipeline.config import RunConfig
-from pipeline.distillation.training.schedule import resolve_device
+from pipeline.config.distillation import DistillationConfig
+from pipeline.config.execution import ExecutionConfig
+from pipeline.config.quantisation import QuantisationConfig
+from pipeline.config.validation import EngineConfig, ValidationConfig
+from pipeline.distillation.training.schedule import resolve_device, resolve_steps
 from pipeline.images.data import EvaluationSet, ImageSource
 from pipeline.images.loading import Reader, none_readable
 from pipeline.images.preprocessing import Preprocessing
@@ -24,61 +27,65 @@ from pipeline.networks.checkpoints.files import split_part
 from pipeline.networks.outputs.class_order import read_class_names
 from pipeline.networks.outputs.meaning import Output, primary
 from pipeline.setup.identity import images_identity, network_identity, sample
+from pipeline.setup.networks import Networks
 from pipeline.setup.own_files import STATE
-from pipeline.setup.settled import float_steps, settled_by_configuration
 from pipeline.tools.atomic import check_place
 from pipeline.validation.evaluation import Scored, evaluation_of
 from pipeline.validation.label_tally import check_labels
 
 
-def check_machine(config: RunConfig) -> None:
+def check_machine(
+    weights: Sequence[Path | None], limits: ValidationConfig, engine: EngineConfig, execution: ExecutionConfig
+) -> None:
     """Check what is quickly known: the files that flags name, the device that trains, where kernel timings go.
+
+    `weights`: of the networks that are read from files.
 
     Raises:
         UserError: there is no such file or device, or a place that cannot be written.
     """
-    for file in (*config.teacher.weights, config.student.weights):
+    for file in weights:
         if file is not None and not (path := split_part(file)[0]).exists():
             raise UserError(f"weights {path}: there is no such file")
-    if (classes := config.validation.classes) is not None:
-        read_class_names(classes)
-    resolve_device(config.execution.device)
-    if config.engine.timing_cache is not None:
-        check_place(config.engine.timing_cache, flag="--timing-cache")
+    if limits.classes is not None:
+        read_class_names(limits.classes)
+    resolve_device(execution.device)
+    if engine.timing_cache is not None:
+        check_place(engine.timing_cache, flag="--timing-cache")
 
 
-def check_inputs(
-    config: RunConfig, root: Path, teacher: Network, student: Network, images: SplitImages | None
-) -> Scored | None:
-    """Check images, labels and disk before the first stage; the images to score on, where they are known already.
+def scored_on(source: str | None, images: SplitImages | None, teacher: Network) -> Scored | None:
+    """The images that a run is scored on, checked where they are others than those that it learns on.
 
-    `images`: None where they are still to be generated.
+    `source`: of `--eval-data`, None: those held out of `images`. None where these are still to be generated.
 
     Raises:
-        UserError: a source cannot be opened, no image of it can be read, labels are no classes of the network, or the
-            disk has no room for what a run is sure to write.
+        UserError: they cannot be opened, none can be read, or labels are no classes of the network.
     """
-    if images is not None:
-        check_readable(images.source, teacher.preprocessing)
-        check_taught_labels(images.labels, teacher)
-    scored = None
-    if images is not None or config.evaluation_source is not None:
-        scored = evaluation_of(config, images, teacher)
-        if not scored.trained_on:
-            check_scored(scored.evaluation, teacher.outputs, teacher.preprocessing)
-    _check_room(config, root, teacher, student)
+    if source is None:
+        return None if images is None else Scored.held_out(images)
+    scored = evaluation_of(source, teacher)
+    check_scored(scored.evaluation, teacher.outputs, teacher.preprocessing)
     return scored
 
 
-def identities(
-    config: RunConfig, teachers: Sequence[Network], student: Network, images: SplitImages | None
-) -> dict[str, str]:
+def identities(networks: Networks, images: SplitImages | None) -> dict[str, str]:
     """What each flag of an input names: networks and images by what is in them."""
-    named = {"teacher": network_identity(teachers)}
-    if config.student.source is not None:
-        named["student"] = network_identity([student])
+    named = {"teacher": network_identity(networks.teachers)}
+    if networks.student is not networks.teacher:
+        named["student"] = network_identity([networks.student])
     named["data"] = "generated" if images is None else images_identity(images)
     return named
+
+
+def check_learnable(images: SplitImages, teacher: Network) -> None:
+    """Check images to learn on, and labels if a loss is to read them.
+
+    Raises:
+        UserError: none can be read, or a label is no class of the network.
+    """
+    check_readable(images.source, teacher.preprocessing)
+    check_taught_labels(images.labels, teacher)
 
 
 def check_readable(source: ImageSource, preprocessing: Preprocessing) -> None:
@@ -146,12 +153,21 @@ def _classes(outputs: Sequence[Output]) -> int | None:
     return main.shape[main.axis - 1] if main.holds == "classes" and main.decisions == 1 else None
 
 
-def _check_room(config: RunConfig, root: Path, teacher: Network, student: Network) -> None:
-    """Check the room for results, for training's checkpoints, and for what a runtime reads from temporary files."""
-    size, integers = _bytes(student), _bytes(student) * max(4, config.quantisation.bits) // 32
-    ours, learns_in_float = config.quantisation.quantiser == "faqd", float_steps(config) > 0
-    trains = learns_in_float or (ours and settled_by_configuration(config)["steps"] > 0)
-    before = size if learns_in_float else 0
+def check_room(
+    root: Path, networks: Networks, quantisation: QuantisationConfig, learning: DistillationConfig, *, in_float: bool
+) -> None:
+    """Check the room for results, for training's checkpoints, and for what a runtime reads from temporary files.
+
+    `in_float`: whether the student learns in float first.
+
+    Raises:
+        UserError: the disk has no room for what a run is sure to write.
+    """
+    teacher, student = networks.teacher, networks.student
+    size, integers = _bytes(student), _bytes(student) * max(4, quantisation.bits) // 32
+    ours, steps = quantisation.trains, resolve_steps(learning.steps, quantisation.bits, quantisation.activation_bits)
+    trains = in_float or (ours and steps > 0)
+    before = size if in_float else 0
     results = before + (size if ours else 0) + _bytes(teacher) + integers
     # Weights and the optimiser's two moments of each; the next one is written beside the last.
     checkpoints = before + 2 * 3 * size if trains else 0
@@ -166,7 +182,7 @@ def _check_room(config: RunConfig, root: Path, teacher: Network, student: Networ
             f"{root} has {free / 1e6:.4g} MB free and a run of this network {what}: make room there, or choose another"
             " place with --output"
         )
-    if BACKENDS[config.quantisation.backend].writes_scratch:
+    if BACKENDS[quantisation.backend].writes_scratch:
         with scratch_folder("room", needed=integers):
             pass
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import onnx
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 from backends.base import Backend
 from backends.onnx_file.serialised import Serialised
 from calibration.plan import Plan
+from pipeline.config.distillation import DistillationConfig
+from pipeline.config.quantisation import QuantisationConfig
+from pipeline.config.validation import ValidationConfig
 from pipeline.images.data import ImageSource
 from pipeline.images.preprocessing import Preprocessing
 from pipeline.networks.outputs.meaning import Output
@@ -28,6 +32,20 @@ class Origin:
     bits: Bits
     seed: int = 0
     quantiser: str | None = "faqd"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What was asked of a quantised student, as far as it is judged by that and told what else to try."""
+
+    quantisation: QuantisationConfig
+    learning: DistillationConfig
+    limits: ValidationConfig
+    seed: int
+    student: str | None = None
+    """Name of the network that was quantised; None: that of the teacher."""
+    bundle: Path | None = None
+    """Where it will lie; None: in memory alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from pipeline.artifacts import FLOAT_MODEL, Lesson, Network, PreparedStudent, Qu
 from pipeline.bundle.bundle import Bundle
 from pipeline.bundle.device_files import device_files
 from pipeline.bundle.golden import Golden, golden_of
-from pipeline.config import RunConfig, ValidationConfig
+from pipeline.config.validation import ValidationConfig
 from pipeline.images.batches import images_at_once
 from pipeline.images.data import open_evaluation, ordered_batches
 from pipeline.images.preprocessing import Preprocessing, normalise
@@ -33,6 +33,7 @@ from pipeline.report.schema import Bits, Data, Report
 from pipeline.stages.targets import joint_targets
 from pipeline.stages.teacher import other_size
 from pipeline.tools.progress import Progress, SilentProgress
+from pipeline.validation.advice import advice
 from pipeline.validation.evaluation import Scored, scored_images, usable_labels
 from pipeline.validation.gates import check_output_names, least_parity_for, least_parity_of_bundle, with_limits_of
 from pipeline.validation.golden_check import check_golden
@@ -40,7 +41,7 @@ from pipeline.validation.measurement import measured, report_of
 from pipeline.validation.preflight import check_scored
 from pipeline.validation.score import Outputs, ScoredImages, oracle_outputs
 from pipeline.validation.sensitivity import layer_sqnr
-from pipeline.validation.subject import ImagesToScore, Origin, Subject, bits_of, fixed_batch_of, oracle_of
+from pipeline.validation.subject import Asked, ImagesToScore, Origin, Subject, bits_of, fixed_batch_of, oracle_of
 
 _BATCH = 64
 _SQNR_IMAGES = 32
@@ -56,6 +57,11 @@ class Validated:
     report: Report
     golden: Golden
     device_files: Mapping[str, bytes]
+
+    def of_run(self, run: str, *, seconds: Mapping[str, float]) -> Validated:
+        """The same with the identity of its run and the seconds that its stages took."""
+        rounded = {name: round(value, 3) for name, value in seconds.items()}
+        return replace(self, report=replace(self.report, run=run, seconds=rounded))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,36 +146,39 @@ def validate_student(
 
 
 def validate_network(
-    config: RunConfig,
     student: Network,
     lesson: Lesson,
     quantised: QuantisedStudent,
     scored: Scored,
+    asked: Asked,
     progress: Progress,
     *,
     notes: Sequence[str],
 ) -> Validated:
-    """Validate what a run has made of a float student against what its lesson asked it for."""
-    bits, teacher, images = config.quantisation, lesson.teacher, lesson.images
+    """Validate what was made of a float student against what its lesson asked it for; with advice where a gate fails.
+
+    `notes`: what there is to say of it already, for the report.
+    """
+    bits, teacher, images = asked.quantisation, lesson.teacher, lesson.images
     background = Background(
         outputs=student.outputs,
         target=joint_targets(
             [network.folded for network in lesson.teachers],
             [network.outputs for network in lesson.teachers],
             mirror=lesson.mirror,
-            temperature=config.distillation.softening,
+            temperature=asked.learning.softening,
         ),
         origin=Origin(
             teacher=teacher.source,
-            student=config.student.source or teacher.source,
+            student=asked.student or teacher.source,
             bits=Bits(weights=bits.bits, activations=bits.activation_bits),
-            seed=config.execution.seed,
+            seed=asked.seed,
             quantiser=bits.quantiser,
         ),
         notes=(*notes, *((_HALF,) if bits.rest == "fp16" else ())),
     )
     scored = replace(scored, workers=images.workers)
-    validated = validate_student(quantised, teacher, scored, config.validation, progress, background=background)
+    validated = validate_student(quantised, teacher, scored, asked.limits, progress, background=background)
     unreadable = images.source.unreadable
     data = Data(
         images=len(images.source),
@@ -177,7 +186,9 @@ def validate_network(
         unreadable_names=unreadable.names[:5],
         generated=images.preview,
     )
-    return replace(validated, report=replace(validated.report, data=data))
+    report = replace(validated.report, data=data)
+    hints = advice(bits, report, bundle=asked.bundle, variant=quantised.plan.variant)
+    return replace(validated, report=replace(report, notes=(*report.notes, *hints)))
 
 
 def validate_stored(bundle: Bundle, config: ValidationConfig, backend: Backend, progress: Progress) -> Report:

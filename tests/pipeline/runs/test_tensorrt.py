@@ -16,7 +16,7 @@ from backends.onnxruntime.backend import OnnxRuntime
 from calibration.errors import UserError
 from pipeline.bundle.bundle import read_bundle
 from pipeline.cli import main
-from pipeline.config import QuantisationConfig, RunConfig
+from pipeline.config import EngineConfig, QuantisationConfig
 from pipeline.images.embedded import digits_images
 from pipeline.report.schema import read_report
 from pipeline.setup.chosen_backend import chosen_backends
@@ -105,7 +105,7 @@ def test_an_sdk_that_is_too_old_is_the_users_mistake(
 def test_the_flag_chooses_the_profile() -> None:
     for word in ("auto", "none"):
         quantisation = QuantisationConfig(backend="tensorrt", bits=4, weight_only=word)
-        (backend,) = chosen_backends(RunConfig(quantisation=quantisation), LineProgress(lambda line: None))
+        (backend,) = chosen_backends(quantisation, EngineConfig(), batch=1, progress=LineProgress(lambda line: None))
         assert (backend.profile.weight_only is None) is (word == "none")
 
 

@@ -23,7 +23,8 @@ from pipeline.config import (
 from pipeline.config.distillation import DistillationConfig
 from pipeline.setup.folder_lock import locked
 from pipeline.setup.resumption import FREE, IDENTIFIED
-from pipeline.setup.settled import BY_INPUTS, settled_by_configuration
+from pipeline.setup.settings import settled_by_configuration
+from pipeline.setup.settled import BY_INPUTS
 from pipeline.setup.state import begin, clear, open_run_folder
 from tests.begun_runs import INPUTS, begun, config, finish, left_at
 

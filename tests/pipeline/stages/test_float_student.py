@@ -15,7 +15,7 @@ from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
 from calibration.graph.training_mode import in_training
 from calibration.rewrites.fold import fold
-from pipeline.artifacts import Lesson, Network
+from pipeline.artifacts import Lesson, Network, TrainingFiles
 from pipeline.config import DistillationConfig, ExecutionConfig, QuantisationConfig
 from pipeline.networks.architectures.digits import DigitsNetwork
 from pipeline.stages.convert import float_counterpart
@@ -62,7 +62,7 @@ def teach(
         DistillationConfig(**settings | changes),
         ExecutionConfig(device="cpu"),
         steps=steps,
-        checkpoint=Kept(folder / "float.safetensors"),
+        files=TrainingFiles(checkpoint=Kept(folder / "float.safetensors")),
         progress=progress,
     )
     return dict(taught.tensors), taught.agreement

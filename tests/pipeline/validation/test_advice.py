@@ -27,7 +27,7 @@ def report_of(make_report: Callable[..., Report], *, calibrated: float, **more: 
 
 
 def advice(config: RunConfig, report: Report, *, bundle: Path | None = Path("out/bundle")) -> tuple[str, ...]:
-    return advice_on_run(config, report, bundle=bundle)
+    return advice_on_run(config.quantisation, report, bundle=bundle)
 
 
 def config(**settings: Any) -> RunConfig:
@@ -69,10 +69,10 @@ def test_each_setting_has_its_own_ways(make_report: Callable[..., Report]) -> No
 
 def test_a_slower_profile_of_the_target_is_named_first(make_report: Callable[..., Report]) -> None:
     report, asked = report_of(make_report, calibrated=0.844, chosen="calibrated"), config(target="x86-avx2")
-    (line,) = advice_on_run(asked, report, bundle=None, variant="x86-avx2-limited")
+    (line,) = advice_on_run(asked.quantisation, report, bundle=None, variant="x86-avx2-limited")
     assert "cheapest first: --target x86-avx2-precise, slower than x86-avx2-limited; " in line
     for target, variant in (("x86-avx2", "x86-avx2-precise"), ("x86-avx2-limited", "x86-avx2-limited")):
-        (line,) = advice_on_run(config(target=target), report, bundle=None, variant=variant)
+        (line,) = advice_on_run(config(target=target).quantisation, report, bundle=None, variant=variant)
         assert "--target" not in line
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import faqd
+from pipeline.artifacts import Network
 from pipeline.cli import main
 from pipeline.validation.evaluation import Scored
 from pipeline.validation.opening import opening
@@ -36,6 +37,10 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def said_of(config: faqd.RunConfig, teacher: Network, scored: Scored) -> tuple[str, ...]:
+    return opening(config.distillation, config.validation, teacher, scored)
+
+
 RUN = "run --teacher python:opening_net:build --data images:photos --steps 0 --mean 0.5 --std 0.25 --threads 1"
 
 
@@ -52,7 +57,7 @@ RUN = "run --teacher python:opening_net:build --data images:photos --steps 0 --m
 def test_what_is_said(settings: dict[str, Any], size: Any, fit: str, few: str, photos: Path) -> None:
     teacher = faqd.load_network("python:opening_net:build", image_size=size, mean=(0.5,), std=(0.25,))
     scored = Scored.held_out(faqd.open_images("photos", teacher).split)
-    lines = opening(faqd.RunConfig.from_json(settings), teacher, scored)
+    lines = said_of(faqd.RunConfig.from_json(settings), teacher, scored)
     assert fit in lines[0] and len(lines) == (2 if few else 1)
     assert few in lines[-1] and ("this run will end undecided" in lines[-1]) is bool(few)
 
@@ -63,14 +68,14 @@ def test_a_temperature_that_softens_nothing_is_told(photos: Path) -> None:
     for kinds, lines in (("values", 1), ("labels", 0), ("classes", 0)):
         teacher = faqd.load_network("python:opening_net:build", image_size=20, output_kinds=[f"output={kinds}"])
         scored = Scored.held_out(faqd.open_images("photos", teacher).split)
-        assert opening(config, teacher, scored).count(told) == lines
-        assert told not in opening(faqd.RunConfig(), teacher, scored)
+        assert said_of(config, teacher, scored).count(told) == lines
+        assert told not in said_of(faqd.RunConfig(), teacher, scored)
 
 
 def test_what_cannot_be_held_out_is_not_offered(photos: Path) -> None:
     teacher = faqd.load_network("python:opening_net:build", image_size=20, mean=(0.5,), std=(0.25,))
     scored = Scored.held_out(faqd.open_images("photos", teacher, held_out_images=39).split)
-    (_, few) = opening(faqd.RunConfig(validation=faqd.ValidationConfig(max_drop=2)), teacher, scored)
+    (_, few) = said_of(faqd.RunConfig(validation=faqd.ValidationConfig(max_drop=2)), teacher, scored)
     assert "ways out: --eval-data with as many (labels are not needed) or --max-drop 8" in few
 
 

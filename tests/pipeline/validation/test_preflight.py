@@ -14,7 +14,7 @@ from PIL import Image
 from calibration.errors import UserError
 from pipeline.artifacts import Network
 from pipeline.cli import main
-from pipeline.config import DataConfig, DistillationConfig, RunConfig, ValidationConfig
+from pipeline.config import DistillationConfig, QuantisationConfig
 from pipeline.images.batches import split_held_out
 from pipeline.images.data import open_evaluation, open_labelled
 from pipeline.images.sources.arrays import ArraySource
@@ -23,8 +23,9 @@ from pipeline.images.sources.image_source import ImageSource
 from pipeline.images.sources.items import ItemSource
 from pipeline.images.split_images import SplitImages
 from pipeline.setup.identity import images_identity
+from pipeline.setup.networks import Networks
 from pipeline.stages.teacher import load_network
-from pipeline.validation.preflight import check_inputs
+from pipeline.validation.preflight import check_learnable, check_room, scored_on
 
 QUICK = ("--quiet", "--steps", "2", "--calibration-images", "16")
 
@@ -56,18 +57,16 @@ def checked(
     scored: str | None = None,
     steps: int | None = None,
 ) -> None:
-    config = RunConfig(
-        data=DataConfig(source=data),
-        validation=ValidationConfig(eval_data=scored),
-        distillation=DistillationConfig(label_weight=1.0 if labelled else None, steps=steps),
-    )
     opened = (open_labelled if labelled else open_evaluation)(data, teacher.preprocessing)
     labels = opened.labels if labelled else None
     training, held_out = split_held_out(len(opened.images), 0)
     images = SplitImages(
         source=opened.images, training=training, held_out=held_out, workers=0, augmentation="none", labels=labels
     )
-    check_inputs(config, root, teacher, teacher, images)
+    networks = Networks(teachers=(teacher,), student=teacher)
+    check_learnable(images, teacher)
+    scored_on(scored, images, teacher)
+    check_room(root, networks, QuantisationConfig(), DistillationConfig(steps=steps), in_float=False)
 
 
 @pytest.mark.parametrize(
