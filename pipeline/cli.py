@@ -150,6 +150,7 @@ def run(
     """
     progress = progress_on(_configure_talk(talk), quiet=talk.quiet)
     from pipeline.run import run as run_pipeline
+    from pipeline.setup.left_in_folder import beginning
     from pipeline.setup.run_folder import RunFolder
     from pipeline.setup.state import is_finished
 
@@ -157,11 +158,11 @@ def run(
     bundle, out = config.folder / "bundle", console(wrapped=False)
     finished = is_finished(config)
     folder = RunFolder(root=config.folder)
-    before = folder.beginning()
+    before = beginning(folder)
     try:
         report = run_pipeline(config, progress)
     except KeyboardInterrupt as stopped:
-        raise _Interrupted(begun=folder.beginning() != before) from stopped
+        raise _Interrupted(begun=beginning(folder) != before) from stopped
     status = _show(report)
     if finished:
         out.print(

@@ -18,12 +18,14 @@ from pipeline.report.schema import Report
 from pipeline.setup.calibration import calibrated
 from pipeline.setup.chosen_backend import chosen_backends, emulated_backend, prepared_for, stored_backend
 from pipeline.setup.folder_lock import locked
+from pipeline.setup.left_in_folder import how_it_came_about, is_whole, make_whole
 from pipeline.setup.networks import declared_by, networks_of
 from pipeline.setup.run_folder import RunFolder
 from pipeline.setup.run_images import generated_split, images_named
 from pipeline.setup.settled import float_steps, settled_by_inputs
 from pipeline.setup.stage_seconds import StageSeconds
-from pipeline.setup.state import begin, clear, is_finished, open_run_folder, told_to_resume
+from pipeline.setup.state import begin, clear, is_finished, open_run_folder
+from pipeline.setup.told_to_resume import told_to_resume
 from pipeline.stages.convert import convert
 from pipeline.stages.distill import distil
 from pipeline.stages.first_link import check_float_file
@@ -56,7 +58,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
         require_package("nncf", extra="nncf", needed_for="--quantiser nncf")
     limits, engine = config.validation, config.engine
     candidates = chosen_backends(config.quantisation, engine, batch=limits.batch, progress=progress)
-    if is_finished(config) and (folder := open_run_folder(config)).is_whole():
+    if is_finished(config) and is_whole(folder := open_run_folder(config)):
         return vouched_report(folder.bundle)
     check_machine((*config.teacher.weights, config.student.weights), limits, engine, config.execution)
     with locked(config.folder, progress.say):
@@ -66,7 +68,7 @@ def run(config: RunConfig, progress: Progress) -> Report:
             if not is_finished(config):
                 with own_threads():  # `_run` takes those of the run
                     return _run(config, candidates, folder, progress)
-            folder.make_whole()  # an earlier run was killed just before
+            make_whole(folder)  # an earlier run was killed just before
             return vouched_report(folder.bundle)
 
 
@@ -83,7 +85,7 @@ def _run(config: RunConfig, candidates: tuple[Backend, ...], folder: RunFolder, 
         inputs = _read(config, candidates[0], folder.root)
         # Nothing that was there has been touched until here.
         _say(progress, begin(folder, config, inputs.identities, inputs.settled))
-        compute_in(folder.threads())
+        compute_in(folder.recorded().threads)
         times.keep_in(folder.seconds, resumed=config.output.resume)
     networks, material, scored = inputs.networks, inputs.material, inputs.scored
     teacher, student = networks.teacher, networks.student
@@ -97,7 +99,7 @@ def _run(config: RunConfig, candidates: tuple[Backend, ...], folder: RunFolder, 
             material = Material.of(images, shown, networks, learning if asked.trains or steps else None)
     lesson, shown, images = material.lesson, material.shown, material.lesson.images
     scored = scored or Scored.held_out(images)
-    notes = (*inputs.notes, *folder.remarks(), *material.notes)
+    notes = (*inputs.notes, *how_it_came_about(folder), *material.notes)
     _say(progress, (*opening(learning, config.validation, teacher, scored), *notes))
 
     if steps:
@@ -134,7 +136,7 @@ def _run(config: RunConfig, candidates: tuple[Backend, ...], folder: RunFolder, 
     # Where the bundle is, the run is finished; what belongs beside it follows.
     replaced = config.output.overwrite or config.output.resume
     write_result(folder.bundle, quantised, validated, teacher, student, scored, overwrite=replaced)
-    folder.make_whole()
+    make_whole(folder)
     return validated.report
 
 

@@ -1,4 +1,4 @@
-"""What a resumed run may change: which setting decides which of the things that a run keeps."""
+"""What a resumed run may change: no setting that decides what is finished, and no input that it was made from."""
 
 from __future__ import annotations
 
@@ -8,77 +8,13 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from calibration.errors import UserError
-from pipeline.config import DistillationConfig, EngineConfig, PreprocessingConfig, flags
+from pipeline.config import flags
+from pipeline.setup.decisive import DATA, FREE, IDENTIFIED, INPUTS, decides
 from pipeline.setup.identity import path_identity
-
-DATA: Final = "data"
-#: Input of a run -> the flags that name it or say how it is read: what it holds then is compared, not how it is named.
-INPUTS: Final[Mapping[str, tuple[str, ...]]] = {
-    "teacher": ("teacher", "weights", "submodule", "output-kinds", *flags.flags(PreprocessingConfig)),
-    "student": ("student", "student-weights"),
-    DATA: (DATA, "classes"),  # labels of class folders, which a loss may look at, are in the order of these names
-}
-IDENTIFIED: Final = frozenset(key for keys in INPUTS.values() for key in keys)
-#: Settings that decide nothing that is made, only where and how fast, or what of it is to be made again.
-FREE: Final = frozenset({"output", "overwrite", "resume", "restart-training", "workers", "device"})
-
-# What every number that is computed hangs on, in its last bits at least.
-_TEACHER = frozenset({*INPUTS["teacher"], "seed", "training-threads"})
-_GENERATOR = frozenset({"generator-steps", "generated-images"})
-_IMAGES = frozenset({DATA, "held-out-images"}) | _GENERATOR
-_STUDENT = frozenset(INPUTS["student"])
-_FLOAT = frozenset({"float-steps", "float-learning-rate"})
-_LEARNING = frozenset(flags.flags(DistillationConfig)) - _FLOAT
-# Training of the quantised student alone.
-_ITS_STEPS = frozenset(
-    {"steps", "batch-norm", "learning-rate", "optimiser", "weight-decay", "scale-learning-rate", "generations"}
-)
-_PLACEMENT = frozenset(
-    {"backend", "target", "quantiser", "bits", "first-bits", "depthwise-bits", "last-bits", "activation-bits",
-     "weight-only", "dynamic-size"}
-)  # fmt: skip
-_CALIBRATION = frozenset({"calibration-images", "range"})
-_NAMES = frozenset(INPUTS[DATA])
-_GRIDS = frozenset({"learned-scales", "weight-grids", "activation-grids", "precision", "augmentation"})
-#: Settings of the files and of their validation: all that is made of them comes last, with the bundle.
-LATE: Final = frozenset(flags.flags(EngineConfig)) | {
-    "rest", "opset", "static-batch", "external-data-above",
-    "eval-data", "threads", "batch", "max-drop", "output-max-drop", "min-speedup",
-}  # fmt: skip
-
-#: What a run keeps -> the settings that decide it, those of what it was made from among them.
-DECIDED_BY: Final[Mapping[str, frozenset[str]]] = {
-    "generated images": _TEACHER | _GENERATOR,
-    "float student": _TEACHER | _STUDENT | _IMAGES | _FLOAT | _NAMES | {"augmentation"} | (_LEARNING - _ITS_STEPS),
-    "calibration": _TEACHER | _STUDENT | _IMAGES | _PLACEMENT | _CALIBRATION,
-    "training": _TEACHER | _STUDENT | _IMAGES | _PLACEMENT | _CALIBRATION | _LEARNING | _GRIDS | _NAMES,
-}
-_KNOWN = FREE.union(LATE, *DECIDED_BY.values())
-
-
-def decides(key: str, kept: str) -> bool:
-    """Whether a setting decides one of the things that a run keeps; one that no table names decides all of them."""
-    return key in DECIDED_BY[kept] or key not in _KNOWN
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What was asked of a run, and what it came out as."""
-
-    typed: Mapping[str, Any]
-    """Flag without dashes -> value as JSON, a default that hangs on other things as None or "auto"."""
-    settled: Mapping[str, Any]
-    """Flag without dashes -> the value that such a default, or what was typed instead of it, stands for; may lack some
-    (see `pipeline.setup.settled`)."""
-
-    def differs(self, other: Settings, key: str) -> bool:
-        """Whether a setting has another value there; one that was typed has the same as a default that comes to it."""
-        if self.typed.get(key) == other.typed.get(key):
-            return False
-        return not (key in self.settled and key in other.settled and self.settled[key] == other.settled[key])
+from pipeline.setup.settings_of_run import Settings
 
 
 def changed_keys(before: Settings, now: Settings) -> list[str]:
@@ -92,7 +28,7 @@ class Finished:
     """A part of a run that is kept, or training of which a part is."""
 
     name: str
-    """Key of `DECIDED_BY`."""
+    """One of `pipeline.setup.decisive.PARTS`."""
     what: str
     """In words, and where: "the calibration in FOLDER", "140 steps of training in FOLDER"."""
     several: bool = False

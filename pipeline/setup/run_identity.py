@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from calibration.errors import UserError
-from pipeline.setup.resumption import DECIDED_BY, FREE, IDENTIFIED, Settings, decides
+from pipeline.setup.decisive import BUNDLE, IDENTIFIED, PARTS, decides
+from pipeline.setup.settings_of_run import Settings
 from pipeline.tools.kept import RUN
 
 
@@ -20,7 +21,7 @@ class RunIdentity:
     run: str
     """Of all that decides bundle and report."""
     parts: Mapping[str, str]
-    """Key of `pipeline.setup.resumption.DECIDED_BY` -> of all that decides this part."""
+    """Each of `pipeline.setup.decisive.PARTS` -> of all that decides it."""
 
     def to_json(self) -> dict[str, Any]:
         """As `settings.json` holds it."""
@@ -36,7 +37,7 @@ class RunIdentity:
         parts = tree.get("parts") if isinstance(tree, dict) else None
         if not isinstance(tree, dict) or not isinstance(parts, dict) or not isinstance(tree.get(RUN), str):
             raise UserError(f"{where} does not say which run it belongs to: start anew with --overwrite")
-        return cls(run=tree[RUN], parts={name: str(parts.get(name)) for name in DECIDED_BY})
+        return cls(run=tree[RUN], parts={name: str(parts.get(name)) for name in PARTS})
 
 
 def identity_of(
@@ -51,25 +52,26 @@ def identity_of(
 
     Args:
         settings: as typed and as they come out.
-        inputs: what each of `pipeline.setup.resumption.INPUTS` holds.
+        inputs: what each of `pipeline.setup.decisive.INPUTS` holds.
         contents: hashes of all files that it reads, those that it is scored on among them.
         circumstances: versions and whatever else of the machine decides the bits of a result.
         kept: part -> identity of those that were made before, with settings that come to the same.
     """
     values = {**settings.typed, **settings.settled}
     parts = dict(kept)
-    for name in DECIDED_BY.keys() - kept.keys():
-        deciding = {key: value for key, value in values.items() if _counts(key, name)}
+    for name in PARTS:
+        if name in kept:
+            continue
+        deciding = _deciding(values, name)
         made_from = {key: content for key, content in inputs.items() if decides(key, name)}
         parts[name] = _hashed(deciding, made_from, circumstances)
-    decisive = {key: value for key, value in values.items() if key not in FREE | IDENTIFIED}
-    decisive |= {"parts": parts, "contents": sorted(contents)}
-    return RunIdentity(run=_hashed(decisive, inputs, circumstances), parts=parts)
+    everything = _deciding(values, BUNDLE) | {"parts": parts, "contents": sorted(contents)}
+    return RunIdentity(run=_hashed(everything, inputs, circumstances), parts=parts)
 
 
-def _counts(key: str, part: str) -> bool:
-    """Whether a setting is of those that decide a part; sources are known by what they hold instead."""
-    return key not in FREE | IDENTIFIED and decides(key, part)
+def _deciding(values: Mapping[str, Any], made: str) -> dict[str, Any]:
+    """The settings that decide something that is made; sources are known by what they hold instead."""
+    return {key: value for key, value in values.items() if key not in IDENTIFIED and decides(key, made)}
 
 
 def _hashed(values: Mapping[str, Any], inputs: Mapping[str, str], circumstances: Mapping[str, Any]) -> str:

@@ -2,50 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from calibration.errors import UserError, is_out_of_memory, out_of_memory_line
+from calibration.errors import UserError
 from pipeline.config import EngineConfig, RunConfig, ValidationConfig, flags
+from pipeline.setup.decisive import IDENTIFIED, decides
 from pipeline.setup.identity import path_identity
+from pipeline.setup.left_in_folder import drop_training, finished_parts, holds_its_bundle, holds_work
 from pipeline.setup.machine.circumstances import versions
 from pipeline.setup.own_files import OF_A_RUN, SETTINGS, check_of_a_run, check_replaceable
+from pipeline.setup.recorded import Recorded
 from pipeline.setup.resumption import (
-    IDENTIFIED,
-    Settings,
+    Finished,
     changed_keys,
     check_changes,
     check_left_out,
     check_same_inputs,
-    decides,
     hashes_of_inputs,
     same_files,
     typed_or_not,
 )
-from pipeline.setup.run_folder import (
-    BEGUN_WITH,
-    CONTENTS,
-    IDENTITY,
-    INPUTS_HELD,
-    PROCESSORS,
-    SETTLED,
-    RunFolder,
-)
+from pipeline.setup.run_folder import RunFolder
 from pipeline.setup.run_identity import identity_of
-from pipeline.setup.settings import settings_asked_for
+from pipeline.setup.settings_of_run import Settings, settings_asked_for
 from pipeline.setup.settled import BY_INPUTS
-from pipeline.tools.atomic import NoRoom, clear_unfinished, directory, writable
-from pipeline.tools.kept import Kept
+from pipeline.tools.atomic import clear_unfinished, directory, writable
 from pipeline.tools.threads import instruction_set
 
 
 def is_finished(config: RunConfig) -> bool:
     """Whether a run that goes on has nothing left to do, so that its report is that of the run before."""
     goes_on = config.output.resume and not config.output.restart_training
-    return goes_on and RunFolder(root=config.folder).is_finished()
+    return goes_on and holds_its_bundle(RunFolder(root=config.folder))
 
 
 def open_run_folder(config: RunConfig) -> RunFolder:
@@ -65,7 +56,7 @@ def open_run_folder(config: RunConfig) -> RunFolder:
             raise UserError(
                 f"{folder.bundle} exists already: add --overwrite to replace it, or choose another --output"
             )
-        if folder.holds_work():
+        if holds_work(folder):
             raise UserError(
                 f"{folder.root} holds an interrupted run: add --resume to go on, or --overwrite to start anew"
             )
@@ -84,46 +75,45 @@ def begin(
     Args:
         folder: of the run.
         config: of the run.
-        inputs: what each of `pipeline.setup.resumption.INPUTS` holds.
+        inputs: what each of `pipeline.setup.decisive.INPUTS` holds.
         settled: the settings that these settle (see `pipeline.setup.settled`).
 
     Raises:
         UserError: they are others, or the folder cannot be written.
     """
     now = settings_asked_for(config, settled)
-    restart, lines, before = config.output.restart_training, list[str](), dict[str, str]()
-    processors = [instruction_set()]
-    if config.output.resume:
-        kept, record = folder.kept()
-        now, processors = _with_threads_of(kept, now), [*record.get(PROCESSORS, [])]
-        if not folder.is_trained() and processors[-1:] != [instruction_set()]:
-            processors.append(instruction_set())
-        finished = folder.finished(restart_training=restart)
-        changed = changed_keys(kept, now)
-        check_same_inputs(record.get(INPUTS_HELD, {}), inputs, changed, now.typed, finished)
-        check_changes(kept, now, finished)
-        parts = folder.identity().parts
+    output, lines, before = config.output, list[str](), dict[str, str]()
+    processors: tuple[str, ...] = (instruction_set(),)
+    if output.resume:
+        recorded = folder.recorded()
+        now, processors = _with_threads_of(recorded.settings, now), recorded.processors
+        if not folder.trained.exists() and processors[-1:] != (instruction_set(),):
+            processors += (instruction_set(),)
+        finished = finished_parts(folder, restart_training=output.restart_training)
+        changed = changed_keys(recorded.settings, now)
+        check_same_inputs(recorded.inputs, inputs, changed, now.typed, finished)
+        check_changes(recorded.settings, now, finished)
+        parts = recorded.identity_in(folder.settings).parts
         before = {part.name: parts[part.name] for part in finished}
     contents = hashes_of_inputs(now.typed)
     circumstances = {**_versions(), "processor": instruction_set()}
-    identity = identity_of(now, inputs, contents.values(), circumstances, kept=before)
-    recorded = {
-        BEGUN_WITH: _versions(),
-        INPUTS_HELD: dict(inputs),
-        CONTENTS: contents,
-        IDENTITY: identity.to_json(),
-        SETTLED: now.settled,
-        PROCESSORS: processors,
-    }
-    if restart:
+    recorded = Recorded(
+        settings=now,
+        begun_with=_versions(),
+        inputs=inputs,
+        contents=contents,
+        identity=identity_of(now, inputs, contents.values(), circumstances, kept=before).to_json(),
+        processors=processors,
+    )
+    if output.restart_training:
         # Before the settings are those of a training that has not begun.
-        lines += filter(None, [folder.drop_training()])
-    if config.output.resume:
-        Kept(folder.settings).save_json({**now.typed, **recorded})
+        lines += filter(None, [drop_training(folder)])
+    if output.resume:
+        recorded.save(folder.settings)
         return tuple(lines)
     check_replaceable(folder.root)  # as it is now, after all that was read
     with directory(folder.state, overwrite=True) as state:
-        Kept(state / SETTINGS).save_json({**now.typed, **recorded})
+        recorded.save(state / SETTINGS)
     return tuple(lines)
 
 
@@ -143,28 +133,6 @@ def clear(folder: RunFolder) -> None:
         clear_unfinished(folder.state)
 
 
-@contextlib.contextmanager
-def told_to_resume(folder: RunFolder, *, overwrite: bool) -> Iterator[None]:
-    """Say in the line of a full disk or memory how to go on, where something is kept that would be lost otherwise."""
-    try:
-        yield
-    except NoRoom as error:
-        if not folder.holds_work() or folder.is_finished():
-            raise
-        instead = " in place of --overwrite" if overwrite else ""
-        raise UserError(
-            f"cannot write {error.path}: {error.reason}: make room there, then go on from what is finished with"
-            f" --resume{instead}"
-        ) from error
-    except UserError:
-        raise
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        kept = f"; then add --resume{' in place of --overwrite' if overwrite else ''}: what is finished is kept"
-        raise UserError(out_of_memory_line(error) + (kept if folder.holds_work() else "")) from error
-
-
 def _versions() -> dict[str, str]:
     """What a resumed run must share with its beginning, to end with the bytes of one that was not interrupted."""
     installed = versions()
@@ -174,40 +142,47 @@ def _versions() -> dict[str, str]:
 def _check_resumable(folder: RunFolder, config: RunConfig) -> None:
     if not folder.settings.is_file():
         raise UserError(f"--resume: {folder.root} holds no run to go on with; leave --resume out to start one")
-    (before, record), now = folder.kept(), settings_asked_for(config)
-    begun, restart = record.get(BEGUN_WITH, {}), config.output.restart_training
-    finished = folder.finished(restart_training=restart)
+    recorded, now, restart = folder.recorded(), settings_asked_for(config), config.output.restart_training
+    before, is_done = recorded.settings, holds_its_bundle(folder) and not restart
+    finished = finished_parts(folder, restart_training=restart)
     changed = changed_keys(before, now)
-    if not folder.is_finished() or restart:
-        changed = [key for key in changed if key not in BY_INPUTS and any(decides(key, part.name) for part in finished)]
-    check_left_out(before, now, settings_asked_for(RunConfig()).typed, changed)
-    if folder.is_finished() and not restart:
-        changed = [
-            key
-            for key in changed_keys(before, now)
-            if key not in IDENTIFIED
-            or not same_files(before.typed.get(key), now.typed.get(key), record.get(CONTENTS, {}))
-        ]
-        if changed:
-            key = changed[0]
-            other = "make another beside it with --output"
-            if key in flags.flags(ValidationConfig) or key in flags.flags(EngineConfig):
-                other = f"score it otherwise with faqd validate {folder.bundle}"
-            elif not any(decides(key, name) for name in ("float student", "calibration")) and decides(key, "training"):
-                other = "train it otherwise with --restart-training, which keeps the calibration"
-            was, is_now = typed_or_not(before.typed.get(key)), typed_or_not(now.typed.get(key))
-            raise UserError(
-                f"--resume: --{key} was {was} and is {is_now} now, and the run in {folder.root} is finished: {other},"
-                " or start anew with --overwrite"
-            )
-        _check_contents(folder, record.get(CONTENTS, {}))
+    refused = changed if is_done else [key for key in changed if _decides_one_of(finished, key)]
+    check_left_out(before, now, settings_asked_for(RunConfig()).typed, refused)
+    if is_done:
+        _check_nothing_changed(folder, recorded, now, changed)
+        _check_contents(folder, recorded.contents)
         return
     check_changes(before, now, finished, later=BY_INPUTS)
-    if begun != (running := _versions()):
-        first, second = (" and ".join(f"{name} {its}" for name, its in used.items()) for used in (begun, running))
+    if recorded.begun_with != (running := _versions()):
+        first, second = (
+            " and ".join(f"{name} {its}" for name, its in used.items()) for used in (recorded.begun_with, running)
+        )
         raise UserError(
             f"--resume: the run in {folder.root} was begun with {first or 'an older faqd'}, this is {second}, which may"
             " end it with other weights: go on with those versions, or start anew with --overwrite"
+        )
+
+
+def _decides_one_of(finished: Collection[Finished], key: str) -> bool:
+    """Whether a setting, whose value is known before any input is read, decides something that is finished."""
+    return key not in BY_INPUTS and any(decides(key, part.name) for part in finished)
+
+
+def _check_nothing_changed(folder: RunFolder, recorded: Recorded, now: Settings, changed: Collection[str]) -> None:
+    """Raise UserError where a finished run is to go on with another setting; the line says what does that otherwise."""
+    before = recorded.settings
+    for key in changed:
+        was, is_now = before.typed.get(key), now.typed.get(key)
+        if key in IDENTIFIED and same_files(was, is_now, recorded.contents):
+            continue
+        other = "make another beside it with --output"
+        if key in flags.flags(ValidationConfig) or key in flags.flags(EngineConfig):
+            other = f"score it otherwise with faqd validate {folder.bundle}"
+        elif decides(key, "training") and not any(decides(key, name) for name in ("float student", "calibration")):
+            other = "train it otherwise with --restart-training, which keeps the calibration"
+        raise UserError(
+            f"--resume: --{key} was {typed_or_not(was)} and is {typed_or_not(is_now)} now, and the run in"
+            f" {folder.root} is finished: {other}, or start anew with --overwrite"
         )
 
 

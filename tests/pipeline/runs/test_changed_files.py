@@ -252,7 +252,7 @@ def test_a_signed_bundle_is_read_by_its_key_alone(finished: Path, tmp_path: Path
 def state_reader(file: str) -> Callable[[Path], object]:
     """What reads a file of a run's state, given the folder of the run."""
     readers: dict[str, Callable[[Path], object]] = {
-        "settings.json": lambda root: RunFolder(root=root).kept(),
+        "settings.json": lambda root: RunFolder(root=root).recorded(),
         "prepared.json": lambda root: Kept(root / "state" / "prepared.json").load_tree(),
         "trained.safetensors": lambda root: Kept(root / "state" / "trained.safetensors").load(Distillation),
     }

@@ -17,6 +17,7 @@ from pipeline.config import (
     ValidationConfig,
 )
 from pipeline.distillation.training.learner import Place
+from pipeline.setup.left_in_folder import holds_its_bundle
 from pipeline.setup.state import open_run_folder
 from pipeline.tools.kept import Kept
 from tests.begun_runs import begun, config, finish, left_at
@@ -26,14 +27,14 @@ def test_a_bundle_that_is_to_be_replaced_is_not_the_end_of_the_run_that_replaces
     folder = begun(config(tmp_path))
     folder.trained.write_bytes(b"")
     finish(folder)
-    assert folder.is_finished()
+    assert holds_its_bundle(folder)
 
     begun(config(tmp_path, overwrite=True, steps=6))
-    assert not folder.is_finished()
+    assert not holds_its_bundle(folder)
     begun(config(tmp_path, resume=True, steps=6))
-    assert not folder.is_finished()
+    assert not holds_its_bundle(folder)
     finish(folder)
-    assert folder.is_finished()
+    assert holds_its_bundle(folder)
 
 
 def test_a_finished_run_is_trained_otherwise_where_asked_for(tmp_path: Path) -> None:
@@ -45,10 +46,10 @@ def test_a_finished_run_is_trained_otherwise_where_asked_for(tmp_path: Path) -> 
         open_run_folder(config(tmp_path, resume=True, steps=6))
 
     begun(config(tmp_path, resume=True, restart=True, steps=6))
-    assert not folder.is_finished() and folder.bundle.exists(), "the first bundle stays until the next is there"
+    assert not holds_its_bundle(folder) and folder.bundle.exists(), "the first bundle stays until the next is there"
     assert folder.prepared.exists() and not folder.trained.exists()
     begun(config(tmp_path, resume=True, steps=6))
-    assert not folder.is_finished()
+    assert not holds_its_bundle(folder)
 
 
 def test_a_finished_run_takes_no_other_setting(tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ from pipeline.config import (
     ValidationConfig,
 )
 from pipeline.config.distillation import DistillationConfig
+from pipeline.setup.decisive import BUNDLE, DECIDES, FREE, IDENTIFIED, PARTS
 from pipeline.setup.folder_lock import locked
-from pipeline.setup.resumption import FREE, IDENTIFIED
-from pipeline.setup.settings import settled_by_configuration
+from pipeline.setup.left_in_folder import holds_work
+from pipeline.setup.settings_of_run import settled_by_configuration
 from pipeline.setup.settled import BY_INPUTS
 from pipeline.setup.state import begin, clear, open_run_folder
 from tests.begun_runs import INPUTS, begun, config, finish, left_at
@@ -100,9 +101,9 @@ def test_what_was_being_written_when_a_run_was_killed_goes_and_what_was_moved_as
     (tmp_path / ".bundle.abcd_123.part" / "deep").mkdir(parents=True)
     (tmp_path / ".notes.of.mine").touch()
 
-    assert folder.holds_work()
+    assert holds_work(folder)
     clear(folder)
-    assert not folder.holds_work()
+    assert not holds_work(folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".notes.of.mine", "bundle", "state"]
 
 
@@ -235,10 +236,11 @@ def test_every_default_that_hangs_on_something_is_settled() -> None:
 
 def test_every_setting_is_in_the_tables() -> None:
     from pipeline.config.flags import flags
-    from pipeline.setup.resumption import DECIDED_BY, FREE, LATE
 
-    named = FREE.union(LATE, *DECIDED_BY.values())
-    assert named == set(flags(RunConfig))
+    assert DECIDES.keys() == set(flags(RunConfig))
+    assert {made for several in DECIDES.values() for made in several} == {*PARTS, BUNDLE}
+    # All that is made ends in the bundle.
+    assert all(BUNDLE in made for key, made in DECIDES.items() if key not in FREE)
 
 
 def test_the_same_inputs_may_come_from_elsewhere_and_others_may_not(tmp_path: Path) -> None:

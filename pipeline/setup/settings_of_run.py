@@ -1,9 +1,10 @@
-"""The settings of a run as a file holds them: as typed, and as the configuration alone lets them come out."""
+"""The settings of a run as a file holds them: as typed, and as they come out of the configuration alone."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -19,10 +20,27 @@ from pipeline.distillation.training.schedule import (
     resolve_normalised,
     resolve_steps,
 )
-from pipeline.setup.resumption import FREE, Settings
+from pipeline.setup.decisive import FREE
 from pipeline.setup.settled import float_steps
 
 _RAMPS = ("temperature", "logit-weight", "class-weight", "label-weight", "feed-weight", "sakd-weight", "speq-weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What was asked of a run, and what it came out as."""
+
+    typed: Mapping[str, Any]
+    """Flag without dashes -> value as JSON, a default that hangs on other things as None or "auto"."""
+    settled: Mapping[str, Any]
+    """Flag without dashes -> the value that such a default, or what was typed instead of it, stands for; may lack some
+    (see `pipeline.setup.settled`)."""
+
+    def differs(self, other: Settings, key: str) -> bool:
+        """Whether a setting has another value there; one that was typed has the same as a default that comes to it."""
+        if self.typed.get(key) == other.typed.get(key):
+            return False
+        return not (key in self.settled and key in other.settled and self.settled[key] == other.settled[key])
 
 
 def settings_asked_for(config: RunConfig, settled: Mapping[str, Any] = MappingProxyType({})) -> Settings:
