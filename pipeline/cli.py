@@ -264,12 +264,16 @@ def sign_by_key(
     /,
     *,
     key: Annotated[Path, _KEY],
+    old_key: Annotated[
+        Path | None,
+        Parameter(metavar="FILE", help="File of the key that signs the bundle so far, where --key is another."),
+    ] = None,
 ) -> int:
     """Sign a bundle with a key that its device shares; from then on it is read with that key alone."""
     from pipeline.bundle.bundle import sign_bundle
 
     interruption.work_begins()
-    sign_bundle(bundle, key=key)
+    sign_bundle(bundle, key=key, old_key=old_key)
     console(wrapped=False).print(plain(f"signed: {bundle}; on the device: python3 check.py --key FILE"))
     return 0
 

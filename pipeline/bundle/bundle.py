@@ -25,7 +25,7 @@ from backends.device.bundle_check.manifest import (
     remark,
 )
 from backends.device.bundle_check.same_answer import EXACT
-from backends.device.bundle_check.signature import SIGNATURE, read_key, signature_of
+from backends.device.bundle_check.signature import SIGNATURE, check_signature, read_key, signature_of
 from backends.onnx_file.serialised import DATA_SUFFIX, Serialised, files_of, read_model, size_of
 from backends.onnxruntime.oldest_version import least_runtime
 from calibration.errors import UserError
@@ -281,17 +281,26 @@ def vouched_report(folder: Path) -> Report:
     return read_report(folder / REPORT)
 
 
-def sign_bundle(folder: Path, *, key: Path) -> Bundle:
+def sign_bundle(folder: Path, *, key: Path, old_key: Path | None = None) -> Bundle:
     """Sign the manifest of a finished bundle with the key of a file, in place of an earlier signature; read again.
 
-    Raises UserError where the bundle is not as its run wrote it, is signed by another key, or cannot be written.
+    `old_key`: file of the key that it is signed by, where that is another. Raises UserError where the bundle is not as
+    its run wrote it, is signed by neither, or cannot be written.
     """
     try:
         secret = read_key(key)
-        tree, _ = stored.read_object(folder / MANIFEST) if (folder / MANIFEST).is_file() else ({}, b"")
-        manifest = read_manifest(folder, key=secret if SIGNATURE in tree else None)
+        before = secret if old_key is None else read_key(old_key, flag="--old-key")
+        manifest = read_manifest(folder, key=None, whoever_signed=True)
+        tree, _ = stored.read_object(folder / MANIFEST)
     except (DeviceError, stored.DamagedError) as error:
         raise UserError(str(error)) from error
+    if SIGNATURE not in tree and old_key is not None:
+        raise UserError(f"--old-key {old_key}: {folder} is not signed, so that no old key is needed: leave it out")
+    try:
+        check_signature(tree, before if SIGNATURE in tree else None, folder)
+    except DeviceError as error:
+        other = "; where another is to take its place, with --old-key" if old_key is None else ""
+        raise UserError(f"{error}{other}") from error
     if manifest.format < HASHED:
         raise UserError(f"{folder} cannot be signed: {remark(manifest)}")
     said = {name: value for name, value in tree.items() if name not in (SIGNATURE, stored.DIGEST)}

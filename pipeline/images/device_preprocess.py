@@ -15,6 +15,7 @@ import sys
 if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
     del sys.path[0]  # the bundle's folder: a numpy.py that lies there would be run instead of NumPy
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -81,10 +82,14 @@ def load(images: Any, bundle: Path | str | None = None) -> NDArray[np.float32]:
 
 
 def read_settings(bundle: Path) -> Mapping[str, Any]:
-    """Return what a bundle's manifest says of preprocessing; ValueError where it is none. check.py verifies it."""
+    """Return what a bundle's manifest says of preprocessing; ValueError where it is none, or not as it was written."""
     path = bundle / "manifest.json"
     try:
-        return dict(json.loads(path.read_bytes() if path.is_file() else b"")["preprocessing"])
+        tree = json.loads(path.read_bytes() if path.is_file() else b"")
+        said = json.dumps({key: tree[key] for key in tree if key != "sha256"}, sort_keys=True).encode()
+        if tree["format"] != 2 and tree["sha256"] != hashlib.sha256(said).hexdigest():  # older ones have no hash
+            raise ValueError("its own SHA-256 differs")
+        return dict(tree["preprocessing"])
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is missing or damaged ({error}): copy the bundle anew") from error
 
@@ -148,11 +153,9 @@ def plain_image(image: Image.Image, stored_bits: int = 16) -> Image.Image:
     if mode in DEEP_MODES:
         pixels = np.asarray(_deep(image)) >> (stored_bits - 8)
         return Image.fromarray(np.minimum(pixels, 255).astype(np.uint8))
-    if mode in ("P", "PA", "RGBa"):
+    if mode in ("RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "P", "PA", "RGBa"):
         # Straight to RGB Pillow warns about transparency in palettes, and refuses premultiplied alpha.
-        return image.convert("RGBA").convert("RGB")
-    if mode in ("RGBA", "RGBX", "CMYK", "YCbCr", "HSV"):
-        return image.convert("RGB")
+        return (image.convert("RGBA") if mode in ("P", "PA", "RGBa") else image).convert("RGB")
     raise ValueError(f"images of mode {mode} have no defined conversion to 8 bits; store them as 8-bit RGB or L")
 
 
@@ -188,8 +191,7 @@ def to_channels(image: Image.Image, settings: Mapping[str, Any]) -> Image.Image:
 
 def resized_size(width: int, height: int, settings: Mapping[str, Any]) -> tuple[int, int]:
     """Return (width, height), pixels, that an image of width x height is resized to before the crop."""
-    resize = settings["resize"] or (settings["width"], settings["height"])
-    if not isinstance(resize, int):
+    if not isinstance(resize := settings["resize"] or (settings["width"], settings["height"]), int):
         return resize[0], resize[1]
     shorter, longer = sorted((width, height))
     other = int(resize * longer / shorter)  # truncated, not rounded, as torchvision does
@@ -288,8 +290,7 @@ def pixels_from_array(images: NDArray[Any], settings: Mapping[str, Any]) -> NDAr
     if images.ndim == 4 and images.shape[1] not in (1, 3):
         images = images.transpose(0, 3, 1, 2)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-        kind = f"{images.dtype} {list(images.shape)}"
-        raise ValueError(f"{kind}: images are uint8 [N, 1 or 3, H, W] or [N, H, W, 1 or 3]")
+        raise ValueError(f"{images.dtype} {list(images.shape)}: images are uint8 [N, C, H, W] or [N, H, W, C], C: 1, 3")
     if images.shape[2:] != (settings["height"], settings["width"]):
         return np.stack([pixels_from_image(image_from_array(image), settings) for image in images])
     if images.shape[1] == 3 and settings["channels"] == 1:

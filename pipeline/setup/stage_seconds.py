@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import final
 
 from backends.device.bundle_check.records import value_from_json
-from backends.device.bundle_check.stored import DamagedError, read_object
+from backends.device.bundle_check.stored import DamagedError, read_sealed
 from calibration.errors import UserError
-from pipeline.tools.atomic import write_text
+from pipeline.tools.kept import Kept
 from pipeline.tools.progress import Progress
 
 KEEPING_SECONDS = 20.0
@@ -82,11 +81,11 @@ class StageSeconds:
         self._ended, self._stage = self.seconds(), ""
 
     def _read(self, file: Path) -> dict[str, float]:
-        """What an interrupted run has kept; nothing but its report's times hangs on a file that is damaged."""
+        """What an interrupted run has kept; nothing but its report's times hangs on a file that was changed."""
         if not file.exists():
             return {}
         try:
-            kept = value_from_json(read_object(file)[0], dict[str, float], where=f"{file}:")
+            kept = value_from_json(read_sealed(file), dict[str, float], where=f"{file}:")
             if min(kept.values(), default=0.0) < 0:
                 raise DamagedError(f"{file} is damaged: it says {min(kept.values())} seconds")
         except ValueError as error:
@@ -96,4 +95,4 @@ class StageSeconds:
 
     def _keep(self) -> None:
         if self._file is not None:
-            write_text(self._file, json.dumps(self.seconds()) + "\n")
+            Kept(self._file).save_json(self.seconds())

@@ -21,15 +21,16 @@ SIGNATURE = "hmac_sha256"
 _LEAST_KEY, _MOST_KEY = 16, 1 << 16
 
 
-def read_key(path: Path) -> bytes:
-    """The key that a file holds, all of its bytes. Raises DeviceError where it cannot be one."""
+def read_key(path: Path, *, flag: str = "--key") -> bytes:
+    """The key that a file holds, all of its bytes; `flag` named it. Raises DeviceError where it cannot be one."""
     try:
         key = read_whole(path, most=_MOST_KEY)
     except DamagedError as error:
-        raise DeviceError(f"--key {error}") from error
+        raise DeviceError(f"{flag} {error}") from error
     if len(key) < _LEAST_KEY:
         raise DeviceError(
-            f"--key {path} has {len(key)} bytes: a key has {_LEAST_KEY} or more, such as head -c 32 /dev/urandom > FILE"
+            f"{flag} {path} has {len(key)} bytes: a key has {_LEAST_KEY} or more, such as head -c 32 /dev/urandom >"
+            " FILE"
         )
     return key
 

@@ -24,6 +24,7 @@ from pipeline.images import device_preprocess
 from pipeline.images.data import open_images
 from pipeline.images.loading import Reader
 from pipeline.images.preprocessing import Preprocessing, normalise, preprocessing_from_fields
+from tests.vouched import seal
 
 RULES: dict[str, dict[str, Any]] = {
     "imagenet": {},
@@ -58,7 +59,7 @@ def _bundle(folder: Path, rule: Preprocessing) -> Path:
     """A folder with what of a bundle preprocess.py needs."""
     folder.mkdir(exist_ok=True)
     shutil.copy(str(device_preprocess.__file__), folder / "preprocess.py")
-    (folder / "manifest.json").write_text(json.dumps({"preprocessing": rule.to_json()}))
+    seal(folder / "manifest.json", {"format": 4, "preprocessing": rule.to_json()})
     return folder
 
 
@@ -184,6 +185,33 @@ def test_a_broken_image_is_named_and_nothing_is_written(tmp_path: Path, capsys: 
     assert module.main([str(broken), "--output", str(tmp_path / "no" / "x.npz")]) == 2
     assert "No such file or directory" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "bundle"]
+
+
+def test_a_manifest_that_does_not_vouch_for_itself_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = _bundle(tmp_path / "bundle", preprocessing_from_fields({}, where="test"))
+    module, manifest = _module(bundle), bundle / "manifest.json"
+    tree = json.loads(manifest.read_text())
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    command = [str(tmp_path / "a.png"), "--output", str(tmp_path / "x.npz")]
+    assert module.main(command) == 0
+    capsys.readouterr()
+    edited = tree | {"preprocessing": tree["preprocessing"] | {"divisor": 1}}
+    for wrong, line in (
+        (edited, "its own SHA-256 differs"),
+        (tree | {"sha256": None}, "its own SHA-256 differs"),
+        ({"format": 4, "preprocessing": tree["preprocessing"]}, "'sha256'"),
+        ({"preprocessing": tree["preprocessing"]}, "'format'"),
+    ):
+        manifest.write_text(json.dumps(wrong))
+        assert module.main(command) == 2
+        assert capsys.readouterr().err == f"error: {manifest} is missing or damaged ({line}): copy the bundle anew\n"
+        with pytest.raises(ValueError, match="is missing or damaged"):
+            module.load(tmp_path / "a.png")
+    # Manifests were not hashed then; check.py says so.
+    manifest.write_text(json.dumps({"format": 2, "preprocessing": tree["preprocessing"]}))
+    assert module.main(command) == 0
 
 
 def test_the_memory_that_the_command_takes_does_not_grow_with_the_images(tmp_path: Path) -> None:

@@ -236,7 +236,18 @@ def test_a_signed_bundle_is_read_by_its_key_alone(finished: Path, tmp_path: Path
         else:
             assert all(lines[name] in said for said in (done.stderr, *(one.refusal for one in ended)))
     assert "is not signed, and a key is given" in command("validate", str(unsigned), "--key", str(key)).refusal
-    assert "is not signed by this key" in command("sign", str(bundle), "--key", str(other)).refusal
+    sign = ("sign", str(bundle), "--key", str(other))
+    assert "not signed by this key: give the key that signed it" in (said := command(*sign).refusal)
+    assert "where another is to take its place, with --old-key" in said
+    assert "is not signed by this key" in command(*sign, "--old-key", str(other)).refusal
+    assert f"--old-key {os.devnull} is no regular file" in command(*sign, "--old-key", os.devnull).refusal
+    of_none = command("sign", str(unsigned), "--key", str(key), "--old-key", str(other))
+    assert "is not signed, so that no old key is needed" in of_none.refusal
+    before = (bundle / "manifest.json").read_bytes()
+    assert command(*sign, "--old-key", str(key)).status == 0
+    assert "is not signed by this key" in command("compare", str(bundle), "--key", str(key)).refusal
+    assert command("sign", str(bundle), "--key", str(key), "--old-key", str(other)).status == 0
+    assert (bundle / "manifest.json").read_bytes() == before
     # A forger makes every hash anew, and has no key.
     vouch(bundle, seed=7)
     assert "is not signed by this key" in command("validate", str(bundle), "--key", str(key)).refusal

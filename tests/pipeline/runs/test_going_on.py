@@ -5,7 +5,6 @@ The network is as small as may be: it is not the point, and a process of its own
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.report.schema import read_report
+from pipeline.tools.kept import Kept
 from tests.command_line import TINY, command
 
 STOPPED = """
@@ -72,7 +72,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_with_the_same_bytes(
     assert "Traceback" not in done.stderr and "--resume" in done.stderr.splitlines()[-1]
     assert not (folder / "bundle").exists()
     assert (folder / "state" / "checkpoint.safetensors").exists()
-    before = json.loads((folder / "state" / "seconds.json").read_text())
+    before = Kept(folder / "state" / "seconds.json").load_tree()
     assert list(before) == ["teacher", "observe", "distil"] and before["distil"] > 0
     assert "interrupted run" in command(*arguments, cwd=tiny_desk).refusal
     assert command(*arguments, "--resume", cwd=tiny_desk).status == 0
