@@ -64,6 +64,7 @@ BEHIND_THE_FACE = {
     "test_stored_files": {
         "backends.device": "the checks that bundles bring along, in this process",
         "pipeline.cli": "the commands, by which changed files are read",
+        "pipeline.run": "its stages, of which one reader needs those that read",
     },
     "test_step_cost": {
         "pipeline.distillation": "the parts of one step of training",

@@ -19,17 +19,20 @@ from pipeline.bundle.bundle import REPORT
 #: Names of the folders of what --resume needs, and of what the device gets.
 STATE: Final = "state"
 BUNDLE: Final = "bundle"
-#: Name of the file in STATE that says which run it belongs to.
+#: Names of the files in STATE: the one that says which run it belongs to, and what `RunFolder` says of each.
 SETTINGS: Final = "settings.json"
+SECONDS, PREPARED = "seconds.json", "prepared.json"
+GENERATED, FLOAT_STUDENT, TRAINED = "generated.safetensors", "float.safetensors", "trained.safetensors"
+FLOAT_CHECKPOINT, CHECKPOINT = "float-checkpoint.safetensors", "checkpoint.safetensors"
+#: Of each generation but the last, where {} is its number.
+GENERATION: Final = "generation{}.safetensors"
 #: Name of the report for people, beside REPORT.
 PAGE: Final = "report.html"
 FLOAT_FILES: Final = (FLOAT_MODEL, FLOAT_MODEL + DATA_SUFFIX)
 #: What a run writes into its folder.
 OF_A_RUN: Final = (STATE, BUNDLE, *FLOAT_FILES, REPORT, PAGE)
-_OF_STATE = re.compile(
-    r"(settings|seconds|prepared)\.json|(generated|float|float-checkpoint|checkpoint|trained|generation\d+)\.safetensors"
-    + "".join(f"|{re.escape(name)}" for name in FLOAT_FILES)
-)
+_FILES = (SETTINGS, SECONDS, PREPARED, GENERATED, FLOAT_STUDENT, FLOAT_CHECKPOINT, CHECKPOINT, TRAINED, *FLOAT_FILES)
+_OF_STATE = re.compile("|".join([*map(re.escape, _FILES), r"\d+".join(map(re.escape, GENERATION.split("{}")))]))
 # What checks on a device leave in a bundle that they run in: bytecode, and the engines that they were told to keep.
 _LEFT_IN_BUNDLES = re.compile(r"__pycache__|.+\.(engine|plan|cache|pyc)")
 # What file systems put into every folder that is one of theirs.

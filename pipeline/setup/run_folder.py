@@ -7,7 +7,19 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.artifacts import FLOAT_MODEL, TrainingFiles
-from pipeline.setup.own_files import BUNDLE, SETTINGS, STATE
+from pipeline.setup.own_files import (
+    BUNDLE,
+    CHECKPOINT,
+    FLOAT_CHECKPOINT,
+    FLOAT_STUDENT,
+    GENERATED,
+    GENERATION,
+    PREPARED,
+    SECONDS,
+    SETTINGS,
+    STATE,
+    TRAINED,
+)
 from pipeline.setup.recorded import Recorded
 from pipeline.setup.run_identity import RunIdentity
 from pipeline.tools.kept import Kept
@@ -39,37 +51,37 @@ class RunFolder:
     @property
     def seconds(self) -> Path:
         """How long the stages have taken so far."""
-        return self.state / "seconds.json"
+        return self.state / SECONDS
 
     @property
     def prepared(self) -> Path:
         """Plan and calibrated ranges."""
-        return self.state / "prepared.json"
+        return self.state / PREPARED
 
     @property
     def checkpoint(self) -> Path:
         """Position within distillation."""
-        return self.state / "checkpoint.safetensors"
+        return self.state / CHECKPOINT
 
     @property
     def trained(self) -> Path:
         """The student after distillation."""
-        return self.state / "trained.safetensors"
+        return self.state / TRAINED
 
     @property
     def generated(self) -> Path:
         """Images generated where none were given."""
-        return self.state / "generated.safetensors"
+        return self.state / GENERATED
 
     @property
     def float_student(self) -> Path:
         """A student of another architecture after float distillation."""
-        return self.state / "float.safetensors"
+        return self.state / FLOAT_STUDENT
 
     @property
     def float_checkpoint(self) -> Path:
         """Position within float distillation."""
-        return self.state / "float-checkpoint.safetensors"
+        return self.state / FLOAT_CHECKPOINT
 
     @property
     def float_model(self) -> Path:
@@ -83,7 +95,7 @@ class RunFolder:
 
     def trainings(self) -> tuple[Path, ...]:
         """What training of the quantised student has left, every generation of it."""
-        files = (self.checkpoint, self.trained, *sorted(self.state.glob("generation*.safetensors")))
+        files = (self.checkpoint, self.trained, *sorted(self.state.glob(GENERATION.format("*"))))
         return tuple(file for file in files if file.exists())
 
     def recorded(self) -> Recorded:
@@ -117,7 +129,7 @@ class RunFolder:
     def training(self, generations: int) -> TrainingFiles:
         """Where distillation keeps its position, and its students: those before the last are numbered from 0."""
         run = self.identity().parts["training"]
-        earlier = (self.state / f"generation{number}.safetensors" for number in range(generations - 1))
+        earlier = (self.state / GENERATION.format(number) for number in range(generations - 1))
         return TrainingFiles(
             checkpoint=Kept(self.checkpoint, run), students=tuple(Kept(file, run) for file in (*earlier, self.trained))
         )

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import pipeline.run
 from backends.device.bundle_check import __main__ as device
 from backends.device.tensorrt_device import check as tensorrt
 from pipeline.cli import main
@@ -180,15 +181,43 @@ def test_commands(verb: str, made: Any, tmp_path: Path, results: Results) -> Non
     survey(f"faqd {verb}", source, tmp_path / "bundle", changes, read, results)
 
 
-def test_resume(made: Any, tmp_path: Path, results: Results) -> None:
-    """A run that was killed after training; times of stages are left out where their file is damaged, aloud."""
+#: What is made anew where it lacks, and times, which are left out where their file was changed: both aloud.
+HARMLESS_STATE = r"state/(seconds\.json|(trained\.safetensors|prepared\.json): missing)"
+
+
+@pytest.fixture
+def killed(made: Any, tmp_path: Path) -> Path:
+    """The folder of a run that was killed after training."""
     alone = tmp_path / "alone"
     shutil.copytree(made("onnxruntime") / "state", alone / "state")
-    changes = of_state(alone, random.Random("resume"))
+    return alone
 
-    def read(copy: Path) -> int:
-        sys.stdout.flush()
-        return main(["run", *RUN, "--backend", "onnxruntime", "--output", str(copy), "--resume"])
 
-    harmless = r"state/(seconds\.json|(trained\.safetensors|prepared\.json): missing)"
-    survey("faqd run --resume", alone, tmp_path / "run", changes, read, results, harmless=harmless, patience=_A_RUN)
+def gone_on_with(copy: Path) -> int:
+    sys.stdout.flush()
+    return main(["run", *RUN, "--backend", "onnxruntime", "--output", str(copy), "--resume"])
+
+
+def test_resume(killed: Path, tmp_path: Path, results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that reads all of the state and stops where it would write the artifact.
+
+    Networks and images, which lie elsewhere, are read once.
+    """
+    read, inputs = pipeline.run._read, list[Any]()
+
+    def once(*asked: Any) -> Any:
+        if not inputs:
+            inputs.append(read(*asked))
+        return inputs[0]
+
+    monkeypatch.setattr(pipeline.run, "_read", once)
+    monkeypatch.setattr(pipeline.run, "convert", came_through)
+    changes = of_state(killed, random.Random("resume"))
+    survey("faqd run --resume", killed, tmp_path / "run", changes, gone_on_with, results, harmless=HARMLESS_STATE)
+
+
+def test_resume_to_the_end(killed: Path, tmp_path: Path, results: Results) -> None:
+    """Whole commands: a tenth as many."""
+    changes = of_state(killed, random.Random("to the end"))
+    tenth, reader = random.Random(1).sample(changes, max(20, COUNT // 10)), "faqd run --resume, to its end"
+    survey(reader, killed, tmp_path / "run", tenth, gone_on_with, results, harmless=HARMLESS_STATE, patience=_A_RUN)
