@@ -15,6 +15,9 @@ from pipeline.config import flags
 LARGEST_SEED = 2**63 - 1
 """torch.Generator takes a signed 64-bit seed."""
 
+MOST_THREADS = 1024
+"""More than any processor runs at once; torch would try to begin each of them, or end in a traceback [ours]."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionConfig:
@@ -45,6 +48,8 @@ class ExecutionConfig:
         flags.check_fields(self)
         if self.training_threads is not None:
             flags.check_at_least(self, training_threads=1)
+            if self.training_threads > MOST_THREADS:
+                raise UserError(f"--training-threads {self.training_threads}: must be 1 to {MOST_THREADS}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise UserError(f"--device {self.device}: must be auto, cpu, cuda or cuda:N")
         if not 0 <= self.seed <= LARGEST_SEED:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from backends.device.bundle_check.records import value_from_json
 from calibration.errors import UserError
+from pipeline.config.execution import MOST_THREADS
 from pipeline.setup.run_identity import RunIdentity
 from pipeline.setup.settings_of_run import Settings
 from pipeline.tools.kept import ANEW, RUN, Kept
@@ -24,6 +25,8 @@ _BESIDE: Final[Mapping[str, Any]] = {
     _SETTLED: dict[str, Any],
     _PROCESSORS: tuple[str, ...],
 }
+# Of the settled values the one that a run that goes on takes as it stands.
+_THREADS = "training-threads"
 #: What a flag may hold.
 _Typed = bool | int | float | str | tuple[bool | int | float | str, ...] | None
 
@@ -57,6 +60,7 @@ class Recorded:
             for key, value in beside.items():
                 value_from_json(value, _BESIDE[key], where=f"{file}: {key}")
             value_from_json(typed, dict[str, _Typed], where=f"{file}:")
+            _check_threads(beside.get(_SETTLED, {}), file)
         except ValueError as error:
             raise UserError(f"{error}: {ANEW}") from error
         return cls(
@@ -89,7 +93,7 @@ class Recorded:
     @property
     def threads(self) -> int:
         """Threads that calibrate and train in this run."""
-        return int(self.settings.settled["training-threads"])
+        return int(self.settings.settled[_THREADS])
 
     def identity_in(self, file: Path) -> RunIdentity:
         """The identity of run and parts, as `file` says it.
@@ -98,3 +102,10 @@ class Recorded:
             UserError: it does not.
         """
         return RunIdentity.from_json(self.identity, where=str(file))
+
+
+def _check_threads(settled: Mapping[str, Any], file: Path) -> None:
+    """Raise ValueError where a number of threads is none."""
+    threads = value_from_json(settled.get(_THREADS, 1), int, where=f"{file}: {_SETTLED}: {_THREADS}")
+    if not 1 <= threads <= MOST_THREADS:
+        raise ValueError(f"{file}: {_SETTLED}: {_THREADS} is {threads}: must be 1 to {MOST_THREADS}")

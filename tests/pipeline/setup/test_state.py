@@ -27,7 +27,9 @@ from pipeline.setup.left_in_folder import holds_work
 from pipeline.setup.settings_of_run import settled_by_configuration
 from pipeline.setup.settled import BY_INPUTS
 from pipeline.setup.state import begin, clear, open_run_folder
+from pipeline.tools.kept import Kept
 from tests.begun_runs import INPUTS, begun, config, finish, left_at
+from tests.vouched import seal
 
 
 def test_a_new_folder_is_made(tmp_path: Path) -> None:
@@ -278,3 +280,19 @@ def test_a_file_in_the_way_is_said(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="cannot write"), locked(tmp_path / "run", print):
         pass
+
+
+@pytest.mark.parametrize("threads", ["x", 0, -1, 2.5, True, None, 10**30, 2**31, []])
+def test_threads_that_are_none_are_refused_where_they_are_kept(threads: Any, tmp_path: Path) -> None:
+    folder = begun(config(tmp_path))
+    tree = Kept(folder.settings).load_tree()
+    tree["settled"]["training-threads"] = threads
+    seal(folder.settings, tree)
+    with pytest.raises(UserError, match=r"settings.json: settled: training-threads.*: start anew with --overwrite$"):
+        begun(config(tmp_path, resume=True))
+
+
+def test_more_threads_than_there_are_anywhere_are_refused() -> None:
+    with pytest.raises(UserError, match="--training-threads 1025: must be 1 to 1024"):
+        ExecutionConfig(training_threads=1025)
+    assert ExecutionConfig(training_threads=1024).training_threads == 1024
