@@ -16,6 +16,9 @@ from calibration.plan import Plan
 from calibration.ranges.finite import first_not_finite
 from calibration.ranges.observers import RangeMethod, RangeObserver, choose_range
 
+#: Images that run through the network at a time: a part of a batch, so that its maps take a part of the memory.
+_AT_ONCE = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
@@ -33,27 +36,35 @@ def observe(graph_module: GraphModule, plan: Plan, batches: Iterable[Tensor]) ->
     groups = {placement.group: RangeObserver() for placement in plan.activations}
     by_tensor = {placement.tensor: groups[placement.group] for placement in plan.activations}
     not_finite: list[str] = []
+    ends = dict[str, tuple[float, float]]()  # of each tensor in a batch, in the order of the graph
 
     def look(name: str, values: Tensor) -> None:
-        by_tensor[name].observe(values)
-        if not by_tensor[name].finite:
+        seen = by_tensor[name].count(values)
+        if seen is None:
             not_finite.append(name)
+            return
+        low, high = ends.get(name, seen)
+        ends[name] = min(low, seen[0]), max(high, seen[1])
 
     watching = Watching(graph_module, by_tensor, look)
     for batch in batches:
-        with torch.no_grad():
-            outputs = watching.run(batch)
-        if not not_finite and not all(bool(torch.isfinite(output).all()) for output in outputs):
-            raise UserError(
-                f"the network's outputs are NaN or infinite for images that calibrate"
-                f" ({first_not_finite(graph_module, batch)}): check what it does with black, white and one-coloured"
-                " images, and that they are normalised as it expects"
-            )
-        if not_finite:
-            raise UserError(
-                f"{not_finite[0]}: the network computes values there that are not finite; check its weights"
-                " and that the images are normalised as it expects"
-            )
+        ends.clear()
+        for images in torch.split(batch, _AT_ONCE):
+            with torch.no_grad():
+                outputs = watching.run(images)
+            if not not_finite and not all(bool(torch.isfinite(output).all()) for output in outputs):
+                raise UserError(
+                    f"the network's outputs are NaN or infinite for images that calibrate"
+                    f" ({first_not_finite(graph_module, images)}): check what it does with black, white and"
+                    " one-coloured images, and that they are normalised as it expects"
+                )
+            if not_finite:
+                raise UserError(
+                    f"{not_finite[0]}: the network computes values there that are not finite; check its weights"
+                    " and that the images are normalised as it expects"
+                )
+        for name, (low, high) in ends.items():
+            by_tensor[name].end_batch(low, high)
     return groups
 
 

@@ -49,19 +49,34 @@ class RangeObserver:
 
     def observe(self, values: Tensor) -> None:
         """Add a batch: float tensor of any shape. One value that is not finite clears `finite` for good."""
+        ends = self.count(values)
+        if ends is not None:
+            self.end_batch(*ends)
+
+    def count(self, values: Tensor) -> tuple[float, float] | None:
+        """Add a part of a batch, all but to the moving average; its smallest and largest value.
+
+        None, and `finite` is cleared for good, where one is not finite.
+        """
         values = values.detach().float()
         low, high = (float(bound) for bound in torch.aminmax(values))
         largest = max(-low, high)
         if not largest <= _LARGEST_REACH:  # NaN compares false
             self.finite = False
-            return
-        if self.batches == 0:
-            self.minimum, self.maximum, self.average_minimum, self.average_maximum = low, high, low, high
+            return None
+        if self.counts is None:
+            self.minimum, self.maximum = low, high
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        self._count(values, max(largest, _SMALLEST_REACH))
+        return low, high
+
+    def end_batch(self, low: float, high: float) -> None:
+        """Add the smallest and the largest value of a batch, all of whose parts are counted, to the moving average."""
+        if self.batches == 0:
+            self.average_minimum, self.average_maximum = low, high
         self.average_minimum += (1 - _DECAY) * (low - self.average_minimum)
         self.average_maximum += (1 - _DECAY) * (high - self.average_maximum)
         self.batches += 1
-        self._count(values, max(largest, _SMALLEST_REACH))
 
     def _count(self, values: Tensor, needed: float) -> None:
         mantissa, exponent = math.frexp(needed)

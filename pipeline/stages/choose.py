@@ -17,6 +17,7 @@ from pipeline.images.data import ordered_batches
 from pipeline.images.preprocessing import normalise
 from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.meaning import primary
+from pipeline.tools.memory import freed_memory_kept
 
 _BATCH = 64
 # A difference of the means counts from here on: by chance alone it is larger in one case of forty.
@@ -81,7 +82,7 @@ def _scores(students: Sequence[PreparedStudent], teacher: Network, images: Split
 
     columns = []
     size = images_at_once(teacher.preprocessing, _BATCH)
-    with torch.no_grad():
+    with freed_memory_kept(), torch.no_grad():
         for batch in ordered_batches(
             images.source, images.held_out, teacher.preprocessing, batch_size=size, workers=images.workers
         ):

@@ -23,6 +23,7 @@ from pipeline.config.quantisation import QuantisationConfig
 from pipeline.images.batches import images_at_once
 from pipeline.images.calibration_images import calibration_batches, calibration_indices
 from pipeline.images.split_images import SplitImages
+from pipeline.tools.memory import freed_memory_kept
 from pipeline.tools.progress import SILENT, Progress
 
 _BATCH = 64
@@ -61,7 +62,9 @@ def prepare(
     plan = place(student.folded, backend.profile, quantisation.widths)
     check_first_sums(student.folded, plan)
     batches = _calibration(student, images, calibration_indices(images), progress)
-    ranges = choose_ranges(observe(student.folded, plan, batches), plan, quantisation.range_method)
+    with freed_memory_kept():
+        observers = observe(student.folded, plan, batches)
+    ranges = choose_ranges(observers, plan, quantisation.range_method)
     return PreparedStudent(student=student, plan=plan, ranges=ranges, quantisation=quantisation)
 
 
@@ -70,7 +73,10 @@ def corrected(prepared: PreparedStudent, images: SplitImages) -> PreparedStudent
     chosen = calibration_indices(images)
     chosen = chosen[:: -(-len(chosen) // _CORRECTION_IMAGES)]  # from all over the source, whatever its order
     batches = _calibration(prepared.student, images, chosen, SILENT)
-    return replace(prepared, corrections=find_corrections(prepared.network().eval(), prepared.student.folded, batches))
+    network = prepared.network().eval()
+    with freed_memory_kept():
+        corrections = find_corrections(network, prepared.student.folded, batches)
+    return replace(prepared, corrections=corrections)
 
 
 def _calibration(

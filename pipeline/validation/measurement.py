@@ -17,6 +17,7 @@ from pipeline.report.gate import Gate, verdict
 from pipeline.report.schema import Distillation, Latency, Report, Size
 from pipeline.report.wording import percentage
 from pipeline.setup.machine.circumstances import host, versions
+from pipeline.tools.memory import freed_memory_kept
 from pipeline.tools.progress import Progress
 from pipeline.validation.gates import gates_of, repetitions, ungated
 from pipeline.validation.layer_report import kernels_of, layers_of
@@ -49,7 +50,10 @@ def measured(subject: Subject, limits: ValidationConfig, progress: Progress) -> 
         if runner is not None:
             columns["runtime"] = runner_outputs(runner, subject.fixed_batch)
         images = subject.images
-        scores = score(columns, images.batches, subject.outputs, step=lambda done: progress.step(done, images.count))
+        with freed_memory_kept():
+            scores = score(
+                columns, images.batches, subject.outputs, step=lambda done: progress.step(done, images.count)
+            )
         if subject.other_size is not None:
             oracle, runtime = oracle_of(model, backend), columns.get("runtime")
             other_size, said = gate_of_other_size(

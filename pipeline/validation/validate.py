@@ -32,6 +32,7 @@ from pipeline.networks.outputs.meaning import Output
 from pipeline.report.schema import Bits, Data, Report
 from pipeline.stages.targets import joint_targets
 from pipeline.stages.teacher import other_size
+from pipeline.tools.memory import freed_memory_kept
 from pipeline.tools.progress import Progress, SilentProgress
 from pipeline.validation.advice import advice
 from pipeline.validation.evaluation import Scored, scored_images, usable_labels
@@ -272,7 +273,8 @@ def _noise(
     """Noise of each layer in the simulation; nothing where nothing is simulated."""
     if prepared is None or simulated is None:
         return {}
-    return layer_sqnr(prepared.folded, simulated, batches)
+    with freed_memory_kept():
+        return layer_sqnr(prepared.folded, simulated, batches)
 
 
 # What a bundle has.

@@ -18,6 +18,7 @@ from calibration.capture.graph_from_module import capture
 from calibration.errors import UserError
 from calibration.plan import Plan
 from calibration.ranges.observation import choose_ranges, observe
+from calibration.ranges.observers import RangeObserver
 from calibration.rewrites.fold import fold
 from tests.one_line_net import values_of
 
@@ -57,6 +58,24 @@ def test_the_order_of_batches_does_not_matter(network: tuple[GraphModule, Plan],
     batches = [noise(2, 3, 8, 8, seed=seed) * scale for seed, scale in enumerate((0.1, 5.0, 1.0))]
     chosen = [choose_ranges(observe(folded, plan, order), plan, "auto") for order in itertools.permutations(batches)]
     assert all(ranges == chosen[0] for ranges in chosen)
+
+
+def test_a_batch_that_runs_in_parts_is_seen_as_one(network: tuple[GraphModule, Plan], noise: Noise) -> None:
+    folded, plan = network
+    batches = [noise(37, 3, 8, 8, seed=seed) * (seed + 1) for seed in range(3)]
+    values = [values_of(folded, batch) for batch in batches]
+    for group, observer in observe(folded, plan, batches).items():
+        whole = RangeObserver()
+        for batch in values:
+            for node in folded.graph.nodes:
+                if any(p.tensor == node.name and p.group == group for p in plan.activations):
+                    whole.observe(batch[node.name])
+        assert observer.batches == whole.batches and observer.reach == whole.reach
+        assert (observer.minimum, observer.maximum) == (whole.minimum, whole.maximum)
+        assert observer.average_minimum == whole.average_minimum
+        assert observer.average_maximum == whole.average_maximum
+        assert observer.counts is not None and whole.counts is not None
+        assert torch.equal(observer.counts, whole.counts)
 
 
 def test_a_limit_ends_the_range(network: tuple[GraphModule, Plan], noise: Noise) -> None:

@@ -47,3 +47,9 @@ def test_without_it_the_kernel_is_asked_each_time() -> None:
     asked, given_back = _pages("nullcontext()")
     assert asked > 100_000
     assert given_back < 100
+
+
+def test_a_block_inside_another_leaves_the_outer_one_as_it_is() -> None:
+    asked, given_back = _pages("freed_memory_kept():\n  with freed_memory_kept(): pass\n  if True")
+    assert asked < 100
+    assert given_back > 16_000
