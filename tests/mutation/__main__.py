@@ -3,6 +3,7 @@
     pip install mutmut
     python3 -m tests.mutation placement --output DIR              # every mutant of a group
     python3 -m tests.mutation emitter --sample 400 --output DIR   # so many, drawn by --seed
+    python3 -m tests.mutation emitter --files half.py --output DIR   # of one of its sources alone
     python3 -m tests.mutation emitter --again --output DIR        # its survivors once more, after new tests
     python3 -m tests.mutation emitter --again --output DIR --tests tests/backends/onnx_file/test_new.py   # by it alone
 
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--seconds", type=float, default=20, help="of tests, the quickest first, that a mutant may take"
     )
+    parser.add_argument("--files", nargs="+", metavar="NAME", help="of its sources only those that are called so")
     parser.add_argument("--again", action="store_true", help="try the survivors of --output again")
     parser.add_argument("--tests", nargs="+", help="files and folders, instead of those of the group")
     parser.add_argument("--output", type=Path, default=Path(tempfile.gettempdir()) / "faqd-mutation")
@@ -73,7 +75,10 @@ def main(arguments: Sequence[str]) -> int:
     tests = tuple(chosen.tests or group.tests)
     chosen.output.mkdir(parents=True, exist_ok=True)
     results = Results(chosen.output / f"{chosen.group}.jsonl", again=chosen.again)
-    files = [Candidates(file) for file in group.files()]
+    if unknown := set(chosen.files or ()) - {file.name for file in group.files()}:
+        parser.error(f"--files {' '.join(sorted(unknown))}: {chosen.group} has no source of that name")
+    sources = [file for file in group.files() if not chosen.files or file.name in chosen.files]
+    files = [Candidates(file) for file in sources]
     every = sum(map(len, files))
     mutants = drawn(files, chosen.sample or every, random.Random(chosen.seed))
     rest = [mutant for mutant in mutants if not results.knows(mutant)]
