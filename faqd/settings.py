@@ -34,6 +34,7 @@ class QuantisationSettings(TypedDict, total=False):
     last_bits: Bits
     activation_bits: Literal[8, 4, 3, 2]
     range_method: Literal["auto", "mse", "minmax", "moving-average", "percentile"]
+    rounding: Literal["auto", "nearest", "least-squares"]
     learned_scales: Literal["all", "weights", "none"]
     weight_grids: Literal["lsq", "faqd"]
     activation_grids: Literal["lsq", "pact"]

@@ -40,6 +40,7 @@ from pipeline.stages.distill import distil
 from pipeline.stages.first_link import check_float_file
 from pipeline.stages.float_student import teach_float, what_was_learned, with_weights
 from pipeline.stages.observe import suited
+from pipeline.stages.reconstruct import reconstruct
 from pipeline.stages.targets import lesson_for
 from pipeline.stages.teacher import check_same_outputs
 from pipeline.tools.atomic import remove
@@ -88,6 +89,9 @@ def prepared_student(
         student = suited(network, candidates[0].profile, asked.widths, check=shown)
         prepared = calibrated(student, candidates, networks.teacher, images.split, asked, progress=progress)
         backend = prepared_for(candidates, prepared.plan)
+    if asked.resolved_rounding != "nearest":
+        with progress.stage("reconstruct"):
+            prepared = reconstruct(prepared, images.split, seed=images.seed, progress=progress)
     names, p = tuple(output.name for output in network.outputs), network.preprocessing
     sizes = (p.channels, p.height, p.width) if network.other is None else (p.channels, None, None)
     return Student(

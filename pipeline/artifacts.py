@@ -19,6 +19,7 @@ from calibration.ranges.observation import Range
 from calibration.simulation.correction import Corrections
 from calibration.simulation.insert import FirstScales, insert
 from calibration.simulation.prepared import PreparedNetwork
+from calibration.simulation.reconstruction.reconstruction import Reconstruction
 from pipeline.config.quantisation import QuantisationConfig
 from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.split_images import SplitImages
@@ -168,6 +169,8 @@ class PreparedStudent:
     quantisation: QuantisationConfig
     """What was asked for: the bits that it was planned with, how its grids learn, what its file is to be."""
     corrections: Corrections = field(default_factory=Corrections)
+    reconstruction: Reconstruction = field(default_factory=Reconstruction)
+    """Weights that are not rounded to their nearest integers, where reconstruction has found better ones."""
     notes: tuple[str, ...] = ()
     """What was decided on the way, for the report."""
     _first_scales: dict[GraphModule, FirstScales] = field(default_factory=dict, repr=False, compare=False)
@@ -180,16 +183,16 @@ class PreparedStudent:
         return self.student.folded
 
     def network(self, *, trainable: bool = False, corrected: bool = True) -> PreparedNetwork:
-        """The prepared network, calibrated, its statistics `corrected` or with the float weights as they are.
+        """The prepared network, calibrated, `corrected` and reconstructed or with the float weights as they are.
 
         What is not corrected shares the float network's memory unless it is `trainable`.
         """
         first_scales = self._first_scales.setdefault(self.folded, {})
         network = insert(self.folded, self.plan, self.ranges, shared=not trainable, first_scales=first_scales)
-        return self.corrections.apply(network) if corrected else network
+        return self.reconstruction.apply(self.corrections.apply(network)) if corrected else network
 
     def save(self, place: Kept) -> None:
-        """Keep plan, ranges, corrections and notes as one JSON file."""
+        """Keep plan, ranges, corrections and notes as one JSON file; what is reconstructed is kept by itself."""
         biases, factors = (
             {name: tuple(values.tolist()) for name, values in table.items()}
             for table in (self.corrections.biases, self.corrections.factors)

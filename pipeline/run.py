@@ -33,6 +33,7 @@ from pipeline.stages.float_student import teach_float, what_was_learned, with_we
 from pipeline.stages.imagine import imagine
 from pipeline.stages.observe import suited
 from pipeline.stages.post_training import quantise_after_training
+from pipeline.stages.reconstruct import reconstruct
 from pipeline.tools.progress import Progress
 from pipeline.tools.threads import compute_in, own_threads
 from pipeline.validation.advice import advice_on_bundle
@@ -121,6 +122,10 @@ def _run(config: RunConfig, candidates: tuple[Backend, ...], folder: RunFolder, 
             place = folder.of("calibration")
             prepared = calibrated(student, candidates, teacher, images, asked, place=place, progress=progress)
             backend = prepared_for(candidates, prepared.plan)
+        if asked.resolved_rounding != "nearest":
+            with progress.stage("reconstruct"):
+                place = folder.of("reconstruction")
+                prepared = reconstruct(prepared, images, seed=seed, place=place, progress=progress)
         with progress.stage("distil"):
             files = folder.training(learning.generations)
             trained = distil(prepared, lesson, learning, execution, files=files, progress=progress)

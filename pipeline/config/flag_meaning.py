@@ -198,6 +198,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "last-bits": (_no_wider("last-bits"),),
     "activation-bits": ALWAYS,
     "range": (_OURS,),
+    "rounding": (_OURS,),
     "learned-scales": (_LEARNS_QUANTISED,),
     "weight-grids": (_LEARNS_QUANTISED,),
     "activation-grids": (_LEARNS_QUANTISED,),

@@ -54,6 +54,13 @@ class QuantisationConfig:
         Literal["auto", "mse", "minmax", "moving-average", "percentile"],
         Parameter(name="--range", help="How activation ranges are chosen; auto: the best per tensor."),
     ] = "auto"
+    rounding: Annotated[
+        Literal["auto", "nearest", "least-squares"],
+        Parameter(
+            help="How calibration rounds weights; least-squares: so that layers' outputs come nearest to the float ones"
+            "; auto: so below 8 bits, else to the nearest."
+        ),
+    ] = "auto"
     learned_scales: Annotated[
         Literal["all", "weights", "none"], Parameter(help="Which quantiser scales are trained along (LSQ).")
     ] = "all"
@@ -136,6 +143,13 @@ class QuantisationConfig:
     def trains(self) -> bool:
         """Whether the student is calibrated and trained here; what another quantiser makes is taken as it is."""
         return self.quantiser == "faqd"
+
+    @property
+    def resolved_rounding(self) -> Literal["nearest", "least-squares"]:
+        """How calibration rounds weights: as asked for, else by their bits."""
+        if self.rounding == "auto":
+            return "nearest" if self.bits == 8 else "least-squares"
+        return self.rounding
 
     @property
     def widths(self) -> Widths:

@@ -23,9 +23,10 @@ INPUTS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 IDENTIFIED: Final = frozenset(key for keys in INPUTS.values() for key in keys)
 
-_GENERATED, _FLOAT, _CALIBRATION, _TRAINING = "generated images", "float student", "calibration", "training"
+_GENERATED, _FLOAT, _CALIBRATION = "generated images", "float student", "calibration"
+_RECONSTRUCTION, _TRAINING = "reconstruction", "training"
 #: What a run keeps before it has a bundle, in the order in which it is made.
-PARTS: Final = (_GENERATED, _FLOAT, _CALIBRATION, _TRAINING)
+PARTS: Final = (_GENERATED, _FLOAT, _CALIBRATION, _RECONSTRUCTION, _TRAINING)
 #: What it ends with: files and report.
 BUNDLE: Final = "bundle"
 
@@ -47,10 +48,11 @@ _SCORING = ("eval-data", "threads", "batch", "max-drop", "output-max-drop", "min
 _LIST: Final = (
     # What every number that is computed hangs on, in its last bits at least.
     ((*INPUTS["teacher"], "seed", "training-threads", "generator-steps", "generated-images"), (*PARTS, BUNDLE)),
-    ((*INPUTS["student"], DATA, "held-out-images"), (_FLOAT, _CALIBRATION, _TRAINING, BUNDLE)),
+    ((*INPUTS["student"], DATA, "held-out-images"), (_FLOAT, _CALIBRATION, _RECONSTRUCTION, _TRAINING, BUNDLE)),
     ((*_LEARNING, "classes", "augmentation"), (_FLOAT, _TRAINING, BUNDLE)),
     (_IN_FLOAT, (_FLOAT, BUNDLE)),
-    ((*_PLACEMENT, "calibration-images", "range"), (_CALIBRATION, _TRAINING, BUNDLE)),
+    ((*_PLACEMENT, "calibration-images", "range"), (_CALIBRATION, _RECONSTRUCTION, _TRAINING, BUNDLE)),
+    (("rounding",), (_RECONSTRUCTION, _TRAINING, BUNDLE)),
     ((*_QUANTISED, *_GRIDS), (_TRAINING, BUNDLE)),
     ((*flags.flags(EngineConfig), "rest", "opset", "static-batch", "external-data-above", *_SCORING), (BUNDLE,)),
     (("output", "overwrite", "resume", "restart-training", "workers", "device"), ()),

@@ -54,6 +54,8 @@ def finished_parts(folder: RunFolder, *, restart_training: bool = False) -> tupl
         parts.append(Finished(name="float student", what=steps, several=True, trained=True))
     if folder.prepared.exists():
         parts.append(Finished(name="calibration", what=f"the calibration in {root}"))
+    if folder.reconstructed.exists():
+        parts.append(Finished(name="reconstruction", what=f"the reconstruction in {root}"))
     files = folder.trainings()
     if files == (folder.checkpoint,) and not restart_training:
         steps = f"{_steps_in(folder.checkpoint)} of training in {root}"

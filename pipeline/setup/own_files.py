@@ -23,6 +23,7 @@ BUNDLE: Final = "bundle"
 SETTINGS: Final = "settings.json"
 SECONDS, PREPARED = "seconds.json", "prepared.json"
 GENERATED, FLOAT_STUDENT, TRAINED = "generated.safetensors", "float.safetensors", "trained.safetensors"
+RECONSTRUCTED: Final = "reconstructed.safetensors"
 FLOAT_CHECKPOINT, CHECKPOINT = "float-checkpoint.safetensors", "checkpoint.safetensors"
 #: Of each generation but the last, where {} is its number.
 GENERATION: Final = "generation{}.safetensors"
@@ -31,7 +32,10 @@ PAGE: Final = "report.html"
 FLOAT_FILES: Final = (FLOAT_MODEL, FLOAT_MODEL + DATA_SUFFIX)
 #: What a run writes into its folder.
 OF_A_RUN: Final = (STATE, BUNDLE, *FLOAT_FILES, REPORT, PAGE)
-_FILES = (SETTINGS, SECONDS, PREPARED, GENERATED, FLOAT_STUDENT, FLOAT_CHECKPOINT, CHECKPOINT, TRAINED, *FLOAT_FILES)
+_FILES = (
+    SETTINGS, SECONDS, PREPARED, RECONSTRUCTED, GENERATED, FLOAT_STUDENT, FLOAT_CHECKPOINT, CHECKPOINT, TRAINED,
+    *FLOAT_FILES,
+)  # fmt: skip
 _OF_STATE = re.compile("|".join([*map(re.escape, _FILES), r"\d+".join(map(re.escape, GENERATION.split("{}")))]))
 # What checks on a device leave in a bundle that they run in: bytecode, and the engines that they were told to keep.
 _LEFT_IN_BUNDLES = re.compile(r"__pycache__|.+\.(engine|plan|cache|pyc)")

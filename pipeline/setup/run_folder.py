@@ -15,6 +15,7 @@ from pipeline.setup.own_files import (
     GENERATED,
     GENERATION,
     PREPARED,
+    RECONSTRUCTED,
     SECONDS,
     SETTINGS,
     STATE,
@@ -24,7 +25,7 @@ from pipeline.setup.recorded import Recorded
 from pipeline.setup.run_identity import RunIdentity
 from pipeline.tools.kept import Kept
 
-Part = Literal["generated images", "float student", "calibration"]
+Part = Literal["generated images", "float student", "calibration", "reconstruction"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,11 @@ class RunFolder:
     def prepared(self) -> Path:
         """Plan and calibrated ranges."""
         return self.state / PREPARED
+
+    @property
+    def reconstructed(self) -> Path:
+        """Weights as they are rounded before any training."""
+        return self.state / RECONSTRUCTED
 
     @property
     def checkpoint(self) -> Path:
@@ -118,6 +124,7 @@ class RunFolder:
             "generated images": self.generated,
             "float student": self.float_student,
             "calibration": self.prepared,
+            "reconstruction": self.reconstructed,
         }
         return Kept(places[part], self.identity().parts[part])
 

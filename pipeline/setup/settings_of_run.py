@@ -61,6 +61,7 @@ def settled_by_configuration(config: RunConfig) -> dict[str, Any]:
         "steps": resolve_steps(learning.steps, quantisation.bits, quantisation.activation_bits),
         "float-steps": float_steps(config.student, learning),
         "batch-norm": "kept" if normalised else "folded",
+        "rounding": quantisation.resolved_rounding,
         "precision": config.execution.precision,
         "training-threads": config.execution.training_threads or torch.get_num_threads(),
         "target": quantisation.target,

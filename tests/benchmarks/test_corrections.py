@@ -1,4 +1,4 @@
-"""What corrected statistics bring before any training: calibrated networks with and without them.
+"""What corrected statistics and reconstruction bring before any training: calibrated networks with and without them.
 
     FAQD_BENCHMARK_OUTPUT=DIR python3 -m pytest -m benchmark -n 0 tests/benchmarks/test_corrections.py -s
 
@@ -22,6 +22,7 @@ from backends import backend_named
 from calibration.simulation.correction import Corrections
 from pipeline.artifacts import PreparedStudent
 from pipeline.stages.observe import corrected, prepare, suited
+from pipeline.stages.reconstruct import reconstruct
 
 if TYPE_CHECKING:
     from tests.benchmarks.conftest import Cifar, Columns, Ready, Results, Row
@@ -36,9 +37,12 @@ COLUMNS: Columns = {
     "float, %": lambda row: f"{row['teacher']:.2f}",
     "ranges alone, %": lambda row: _spread([score for score, _ in row["plain"]]),
     "corrected, %": lambda row: _spread([score for score, _ in row["corrected"]]),
+    "reconstructed, %": lambda row: _spread([score for score, _ in row["reconstructed"]]),
     "KL, ranges alone": lambda row: _mean(row["plain"]),
     "KL, corrected": lambda row: _mean(row["corrected"]),
+    "KL, reconstructed": lambda row: _mean(row["reconstructed"]),
     "seconds": lambda row: f"{statistics.median(row['seconds']):.1f}",
+    "seconds, reconstructed": lambda row: f"{statistics.median(row['reconstruction seconds']):.1f}",
 }
 
 
@@ -47,30 +51,34 @@ COLUMNS: Columns = {
 def test_corrections(
     network: str, widths: str, cifar: Cifar, ready: Callable[..., Ready], training_threads: int, results: Results
 ) -> None:
-    figures: Row = {"plain": [], "corrected": [], "seconds": []}
+    figures: Row = {name: [] for name in ("plain", "corrected", "reconstructed", "seconds", "reconstruction seconds")}
     for seed in SEEDS:
         made = ready(cifar.config(network, bits=8, seed=seed))
         weights, activations = WIDTHS[widths]
         backend = backend_named("onnxruntime" if activations == 8 else "reference")
         widths_asked: dict[str, Any] = {"bits": weights, "activation_bits": activations}
-        asked = faqd.QuantisationConfig(backend=backend.name, **widths_asked)
+        asked = faqd.QuantisationConfig(backend=backend.name, rounding="least-squares", **widths_asked)
         student = prepare(suited(made.teacher, backend.profile, asked.widths), backend, made.images, asked)
         began = time.perf_counter()
         better = corrected(student, made.images)
         figures["seconds"].append(time.perf_counter() - began)
+        began = time.perf_counter()
+        rounded = reconstruct(better, made.images, seed=seed)
+        figures["reconstruction seconds"].append(time.perf_counter() - began)
         assert student.corrections == Corrections()
         figures["plain"].append(_judged(made, cifar, student))
         figures["corrected"].append(_judged(made, cifar, better))
+        figures["reconstructed"].append(_judged(made, cifar, rounded))
         figures["teacher"] = _judged(made, cifar, None)[0]
     results.add({"network": network, "widths": widths, "seeds": len(SEEDS), "threads": training_threads}, **figures)
     results.publish(
-        "Corrected statistics: calibrated networks without training",
+        "Corrected statistics and reconstruction: calibrated networks without training",
         COLUMNS,
         results.newest(),
         notes=[
             "top-1 of the simulation, which equals the runtime; mean and standard deviation over three seeds",
             "first and last layer at 8 bits; no step of training",
-            "seconds: of the correction, which reads 64 images",
+            "seconds: of the correction, which reads 64 images, and of the reconstruction, which reads 128",
         ],
     )
 

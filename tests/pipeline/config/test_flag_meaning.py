@@ -29,6 +29,7 @@ ROWS: list[tuple[str, Any, dict[str, Any], dict[str, Any], str]] = [
     ("depthwise-bits", 2, {"bits": 4}, {"bits": 2}, "use --bits 2, or leave it out"),
     ("last-bits", 4, {}, {"bits": 3}, "with --bits 8, below which no layer goes"),
     ("range", "mse", {"quantiser": "nncf"}, UNTRAINED, "with --quantiser nncf"),
+    ("rounding", "nearest", {"quantiser": "nncf"}, UNTRAINED, "with --quantiser nncf"),
     ("learned-scales", "weights", UNTRAINED, {}, "with --steps 0"),
     ("weight-grids", "faqd", {**UNTRAINED, "bits": 4}, {"bits": 4}, "with --steps 0"),
     ("activation-grids", "pact", UNTRAINED, {}, "with --steps 0"),

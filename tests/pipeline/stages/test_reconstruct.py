@@ -1,0 +1,88 @@
+"""Reconstruction of a whole student: nearer to its teacher before any training, kept, only where it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from backends.facts.widths import Widths
+from backends.placement.place import place
+from calibration.errors import UserError
+from calibration.simulation.reconstruction.reconstruction import Reconstruction
+from pipeline.artifacts import PreparedStudent
+from pipeline.config import QuantisationConfig
+from pipeline.images.data import ordered_batches
+from pipeline.images.preprocessing import normalise
+from pipeline.stages.observe import corrected
+from pipeline.stages.reconstruct import Remarks, reconstruct
+from pipeline.tools.kept import Kept
+
+TWO_BITS = QuantisationConfig(bits=2)
+
+
+@pytest.fixture
+def student(example: SimpleNamespace) -> PreparedStudent:
+    plan = place(example.prepared.folded, example.backend.profile, Widths(weights=2))
+    return corrected(replace(example.prepared, plan=plan, quantisation=TWO_BITS), example.images)
+
+
+def far_from_teacher(example: SimpleNamespace, student: PreparedStudent) -> float:
+    """Mean squared difference from the teacher's logits on held-out images."""
+    network, preprocessing, far = student.network().eval(), example.teacher.preprocessing, []
+    with torch.no_grad():
+        for batch in ordered_batches(example.images.source, example.images.held_out, preprocessing, batch_size=64):
+            inputs = normalise(batch.images, preprocessing)
+            far.append((network(inputs)[0] - example.teacher.folded(inputs)[0]).square().mean(1))
+    return float(torch.cat(far).mean())
+
+
+def test_three_levels_come_nearer_to_the_teacher(example: SimpleNamespace, student: PreparedStudent) -> None:
+    better = reconstruct(student, example.images, seed=0)
+    assert far_from_teacher(example, better) < 0.7 * far_from_teacher(example, student)
+    assert better.notes[:-1] == student.notes
+    assert "rounded by least squares on" in better.notes[-1]
+    # The float network has its own weights still, and so has a student that is to begin with them.
+    for name, parameter in student.network(corrected=False).state_dict().items():
+        assert torch.equal(parameter, better.network(corrected=False).state_dict()[name])
+
+
+def test_what_is_kept_is_not_found_again(example: SimpleNamespace, student: PreparedStudent, tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "reconstructed.safetensors", "run")
+    better = reconstruct(student, example.images, seed=0, place=kept)
+    nothing = replace(example.images, training=example.images.training[:0])
+    again = reconstruct(student, nothing, seed=1, place=kept)
+    assert again.notes == better.notes
+    weights, loaded = better.network().state_dict(), again.network().state_dict()
+    assert all(torch.equal(weights[name], loaded[name]) for name in weights)
+
+
+def test_what_is_another_network_s_is_refused(
+    example: SimpleNamespace, student: PreparedStudent, tmp_path: Path
+) -> None:
+    kept = Kept(tmp_path / "reconstructed.safetensors", "run")
+    reconstruct(student, example.images, seed=0, place=kept)
+    path = next(iter(student.network().weight_grids()))
+    tensors = Reconstruction(constants={path: torch.zeros(3)}).tensors()
+    kept.save(tensors, Remarks(remarks=()))
+    with pytest.raises(UserError, match=rf"reconstructed.safetensors is damaged \(it speaks of {path}"):
+        reconstruct(student, example.images, seed=0, place=kept)
+
+
+@pytest.mark.parametrize(
+    ("asked", "rounding"),
+    [
+        (QuantisationConfig(), "nearest"),
+        (QuantisationConfig(bits=4), "least-squares"),
+        (QuantisationConfig(bits=4, rounding="nearest"), "nearest"),
+        (QuantisationConfig(rounding="least-squares"), "least-squares"),
+    ],
+)
+def test_what_is_asked_for(asked: QuantisationConfig, rounding: str, student: PreparedStudent) -> None:
+    assert asked.resolved_rounding == rounding
+    if rounding == "nearest":
+        nearest = replace(student, quantisation=asked)
+        assert reconstruct(nearest, None, seed=0) is nearest  # type: ignore[arg-type]  # no image is looked at
