@@ -48,7 +48,7 @@ def products(
     padded = functional.pad(inputs, (padding[1], padding[1], padding[0], padding[0]))
     width = outputs.shape[-1]
     rows_of_kernel, columns_of_kernel = (torch.arange(size) * step for size, step in zip(kernel, dilation, strict=True))
-    factors, wanted = list[Tensor](), list[Tensor]()
+    factors, targets = list[Tensor](), list[Tensor]()
     for image, result in zip(padded, outputs, strict=True):
         place = _draw(result[0].numel(), positions, generator)
         first_row, first_column = place // width * stride[0], place % width * stride[1]
@@ -56,8 +56,8 @@ def products(
         column = (first_column[:, None] + columns_of_kernel)[:, None, :].expand(-1, *kernel)
         windows = image[:, row, column]  # [C, positions, kernel]
         factors.append(windows.transpose(0, 1).reshape(len(place), groups, -1))
-        wanted.append(result.flatten(1)[:, place].T.reshape(len(place), groups, -1))
-    return torch.cat(factors).transpose(0, 1), torch.cat(wanted).transpose(0, 1)
+        targets.append(result.flatten(1)[:, place].T.reshape(len(place), groups, -1))
+    return torch.cat(factors).transpose(0, 1), torch.cat(targets).transpose(0, 1)
 
 
 def _draw(places: int, count: int, generator: torch.Generator) -> Tensor:

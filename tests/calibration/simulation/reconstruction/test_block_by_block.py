@@ -107,10 +107,10 @@ def test_a_block_that_comes_no_nearer_stays_as_it_was(made: Chain, monkeypatch: 
         layer.grid.log_scale.add_(1)
 
     monkeypatch.setattr(Reconstructing, "_round", worse)
-    changes, found = reconstructed(made, made.prepared)
+    changes, changed = reconstructed(made, made.prepared)
     assert [change.layers for change in changes] == [0] * len(changes)
     assert all(change.after == change.before for change in changes)
-    assert not found.tensors()
+    assert not changed.tensors()
     assert all(torch.equal(value, before[name]) for name, value in made.prepared.state_dict().items())
 
 

@@ -63,8 +63,8 @@ def test_the_bias_makes_good_the_mean() -> None:
     x = correlated(200, 6) + 3
     weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
     result = rounded(x, weight, weight.abs().amax(1) / 3)
-    given = x.double() @ (result.integers[0] * result.scale[0, :, None]).T + result.bias[0]
-    torch.testing.assert_close(given.mean(0), (x @ weight.T).double().mean(0))
+    outputs = x.double() @ (result.integers[0] * result.scale[0, :, None]).T + result.bias[0]
+    torch.testing.assert_close(outputs.mean(0), (x @ weight.T).double().mean(0))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -88,8 +88,8 @@ def test_it_is_not_far_from_the_best_of_all() -> None:
     y = x @ weight.T
     best = float("inf")
     for integers in itertools.product(range(-3, 4), repeat=4):
-        given = x @ torch.tensor([integers]).float().T
-        centred, target = given - given.mean(0), y - y.mean(0)
+        outputs = x @ torch.tensor([integers]).float().T
+        centred, target = outputs - outputs.mean(0), y - y.mean(0)
         power = float((centred * centred).sum())
         fitted = float((centred * target).sum()) / power if power else 0.0
         best = min(best, float((target - fitted * centred).square().mean()))
