@@ -11,9 +11,7 @@ from torch import Tensor
 
 from backends.oracle.plain_operators import FLOATS, MOVES, Attributes, convolve, window_sums
 from calibration.arithmetic.elementwise import fused
-
-#: Integers up to here are exact in float32, and so is every partial sum of products that stays below.
-_EXACT_IN_FLOAT32 = 2**24
+from calibration.arithmetic.integer_products import EXACT_IN_FLOAT32, exact_sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +108,10 @@ def _same_grid(first: Quantised, second: Quantised) -> bool:
 
 
 def _accumulate(operator: str, inputs: Sequence[Value], attributes: Attributes) -> Tensor:
-    """The exact integer sums of a weighted operator with its int32 bias, held in float32 or float64.
+    """The exact integer sums of a weighted operator with its int32 bias, rounded to float32 once, or as float64.
 
-    float32 where the largest possible sum stays below 2**24, so that no rounding can happen, else float64.
+    Products are summed in float32 where the largest possible sum stays below 2**24, so that no rounding can happen,
+    else in float64.
     """
     x, weight = inputs[0], inputs[1]
     assert isinstance(x, Quantised) and isinstance(weight, Quantised)
@@ -121,14 +120,19 @@ def _accumulate(operator: str, inputs: Sequence[Value], attributes: Attributes) 
     reach = max(int((x.low - x.zero_point).abs().max()), int((x.high - x.zero_point).abs().max()))
     axes = {"Conv": (1, 2, 3), "Gemm": (1,) if attributes.get("transB") else (0,)}.get(operator, (-2,))
     largest = int(weights.abs().sum(axes, dtype=torch.int64).max()) * reach
-    largest += 0 if bias is None else int(bias.long().abs().max())
-    kind = torch.float32 if largest < _EXACT_IN_FLOAT32 else torch.float64
+    is_narrow = largest < EXACT_IN_FLOAT32
+    kind = torch.float32 if is_narrow else torch.float64
     data, weights = x.centred().to(kind), weights.to(kind)
-    offset = None if bias is None else bias.to(kind)
-    if operator == "Conv":
-        return convolve(data, weights, offset, attributes)
-    total = data @ (weights.T if attributes.get("transB") else weights)
-    return total if offset is None else total + offset
+
+    def products(offset: Tensor | None) -> Tensor:
+        if operator == "Conv":
+            return convolve(data, weights, offset, attributes)
+        total = data @ (weights.T if attributes.get("transB") else weights)
+        return total if offset is None else total + offset
+
+    if is_narrow:
+        return exact_sums(products, bias, largest=largest, axis=1 if operator == "Conv" else -1)
+    return products(None if bias is None else bias.to(kind))
 
 
 def _output_scale(operator: str, inputs: Sequence[Value]) -> Tensor:

@@ -61,6 +61,45 @@ def test_wide_sums_are_rounded_once(weights: str, inputs: str, bias: float | Non
     )
 
 
+@pytest.mark.parametrize("bias", [2**24 - 255 * 9 * 8 * 3, 2**24 - 1, 2**24 + 1, -(2**31) + 1])
+def test_a_large_bias_is_added_to_narrow_products_in_float64(bias: int, noise: Noise) -> None:
+    x, weight = integers(noise(2, 8, 5, 6).relu(), 255), integers(noise(4, 8, 3, 3, seed=1), 127)
+    offsets = torch.tensor([0, bias, 7, bias + 1], dtype=torch.float64)
+    exact = torch.conv2d(x.double(), weight.double(), offsets)
+    for held in (weight, weight.double()):
+        assert torch.equal(integer_conv2d(x, held, offsets), exact.float())
+    if abs(bias) > 2**24:
+        assert not torch.equal(torch.conv2d(x, weight, offsets.float()), exact.float()), "it takes care to be exact"
+    rows, plane = x.flatten(2).transpose(1, 2), weight[:, :, 0, 0]
+    expected = torch.nn.functional.linear(rows.double(), plane.double(), offsets).float()
+    assert torch.equal(integer_linear(rows, plane, offsets), expected)
+
+
+def test_a_large_bias_takes_no_product_to_float64(noise: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = integers(noise(2, 8, 5, 6).relu(), 255), integers(noise(4, 8, 3, 3, seed=1), 127)
+    kinds, plain = list[torch.dtype](), torch.conv2d
+
+    def watched(x: Tensor, *rest: object) -> Tensor:
+        kinds.append(x.dtype)
+        return plain(x, *rest)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(torch, "conv2d", watched)
+    integer_conv2d(x, weight, torch.tensor([1.0, 2.0**30, 0.0, -5.0], dtype=torch.float64))
+    assert kinds == [torch.float32]
+
+
+def test_the_gradient_of_a_large_bias_and_of_what_meets_it_is_that_in_float64(noise: Noise) -> None:
+    x, weight = integers(noise(2, 8, 5, 6), 255), integers(noise(4, 8, 3, 3, seed=1), 127).requires_grad_()
+    bias = torch.tensor([1.0, 2.0**30, 0.0, -5.0], dtype=torch.float64, requires_grad=True)
+    weighting = integers(noise(2, 4, 3, 4, seed=2), 9)
+    mine = torch.autograd.grad((integer_conv2d(x, weight, bias) * weighting).sum(), (weight, bias))
+    exact = torch.conv2d(x.double(), weight.double(), bias).float()
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(mine, torch.autograd.grad((exact * weighting).sum(), (weight, bias)), strict=True)
+    )
+
+
 def test_the_widest_case_is_wrong_without_care() -> None:
     x, weight = torch.full((1, 512, 3, 3), 255.0), torch.full((1, 512, 3, 3), 127.0)
     x[0, 0, 0, 0] = 254  # or the sum would be a multiple of a large power of two
