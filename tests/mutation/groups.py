@@ -47,6 +47,7 @@ GROUPS = {
             "tests/backends/onnx_file/test_free_sizes_by_hand.py",
             "tests/backends/onnx_file/test_group_merging.py",
             "tests/backends/onnx_file/test_quantised_files.py",
+            "tests/backends/onnx_file/test_refusals_by_hand.py",
             "tests/backends/onnx_file/test_runtime_refusals.py",
             "tests/backends/onnx_file/test_serialised.py",
         ),

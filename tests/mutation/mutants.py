@@ -73,7 +73,7 @@ class Candidates:
         node, changed, place = self._changes[number]
         source = self._spliced(node, changed) or self._module.deep_replace(node, changed).code
         try:
-            if ast.dump(ast.parse(source)) == ast.dump(ast.parse(self._original)):
+            if _meant(source) == _meant(self._original):
                 return None
             compile(source, str(self._path), "exec", dont_inherit=True)
         except SyntaxError:  # a starred None, or a `return` in place of a `break` outside functions
@@ -99,6 +99,15 @@ class Candidates:
             return None
         text: str = self._original[:start] + self._module.code_for_node(changed) + self._original[end:]
         return text
+
+
+def _meant(source: str) -> str:
+    """A source as its tree says it, without any `strict`."""
+    tree = ast.parse(source)
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call):
+            call.keywords = [keyword for keyword in call.keywords if keyword.arg != "strict"]
+    return ast.dump(tree)
 
 
 def _changed(node: Any) -> Iterator[Any]:

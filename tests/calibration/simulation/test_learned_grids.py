@@ -13,7 +13,7 @@ import torch
 
 from calibration.arithmetic.scales import SMALLEST_SCALE
 from calibration.grid import Grid
-from calibration.simulation.learned_grids import ActivationGrid, WeightGrid, shared_scales
+from calibration.simulation.learned_grids import ActivationGrid, MultipliedGrid, WeightGrid, shared_scales
 
 if TYPE_CHECKING:
     from tests.calibration.conftest import Noise
@@ -188,3 +188,20 @@ def test_a_copy_shares_nothing() -> None:
         other.log_scale.add_(1)
     other.load_state_dict({"log_scale": torch.tensor(0.0), "zero_point": torch.tensor(3)})
     assert grid.zero == 57 and other.zero == 3 and grid.scale().item() == pytest.approx(0.1, rel=1e-6)
+
+
+def test_a_multiplied_grid_has_the_same_integers_of_another_size() -> None:
+    times = MultipliedGrid(ActivationGrid(AFFINE, scale=0.5, zero_point=57), 3.0)
+    assert (times.zero, times.lowest, times.highest, times.scale().item()) == (57, -57, 198, 1.5)
+
+
+def test_fewer_bits_have_larger_steps_between_the_same_ends() -> None:
+    grid = ActivationGrid(AFFINE, scale=0.5, zero_point=57)
+    grid.resolve(4)  # 255 steps become 15
+    assert (grid.lowest, grid.highest) == (-3, 12)
+    assert grid.scale().item() == pytest.approx(0.5 * 17, rel=1e-6)
+
+
+def test_a_first_scale_that_is_known_is_taken() -> None:
+    grid = WeightGrid(NARROW, torch.ones(2, 3), first_scale=torch.tensor([0.5, 0.25]))
+    assert grid.scale().tolist() == pytest.approx([0.5, 0.25], rel=1e-6)
