@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import NodeProto
 
 from backends.lint.rule import LintRules
@@ -53,6 +55,11 @@ def _rounding(view: OnnxView, quantise: NodeProto) -> tuple[float, int, int, int
     return float(scale.reshape(())), int(zero.reshape(())), *INTEGER_RANGES[kind]
 
 
+def _same_scale(first: NDArray[Any] | None, second: NDArray[Any] | None) -> bool:
+    """Whether two scales are one, as far as they are constants."""
+    return first is None or second is None or np.array_equal(first, second)
+
+
 def absorbed_relus(view: OnnxView, rules: LintRules) -> Found:
     """Rule 13."""
     for node in view.nodes:
@@ -68,6 +75,8 @@ def absorbed_relus(view: OnnxView, rules: LintRules) -> Found:
         before = view.producer(dequantise.input[0]) if dequantise is not None else None
         if dequantise is None or before is None or before.op_type != "QuantizeLinear":
             continue
+        if not _same_scale(view.scale(before), view.scale(dequantise)):
+            continue  # a number multiplies the tensor between them: no rounding behind the ReLU could be the kernel's
         alone = view.only_reader(dequantise.output[0]) is not None and view.only_reader(before.output[0]) is not None
         producer = view.producer(before.input[0])
         if alone and producer is not None and producer.op_type not in _TABLES and _runs_on_integers(view, producer):

@@ -48,6 +48,17 @@ def test_rule_13_nothing_rounds_before_a_relu(residual: Any) -> None:
     assert not np.array_equal(mutant.run(images), before)
 
 
+def test_rule_13_a_number_between_the_rounding_and_a_relu_is_another_matter(residual: Any) -> None:
+    """A positive number that multiplies integers is in the scale that they are read with: no kernel performs both."""
+    mutant, rules, _ = residual
+    zero = mutant.constant("middle", np.array(128, np.uint8))
+    mutant.add("relu", "QuantizeLinear", ["a", "relu_scale", zero], "a_q")
+    tripled = mutant.constant("tripled", (mutant.value("relu_scale") * 3).astype(np.float32))
+    mutant.add("relu", "DequantizeLinear", ["a_q", tripled, zero], "a_q_dq")
+    mutant.node("relu").input[0] = "a_q_dq"
+    assert not broken(mutant, rules)
+
+
 def test_rule_14_a_clip_is_part_of_the_rounding(build: Build) -> None:
     built = build("depthwise")
     mutant = Mutant(built.model())
