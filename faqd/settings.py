@@ -52,7 +52,7 @@ class DistillationSettings(TypedDict, total=False):
     float_steps: int | None
     float_learning_rate: float
     batch_norm: Literal["auto", "kept", "folded"]
-    batch_size: int
+    batch_size: int | None
     learning_rate: float | None
     optimiser: Literal["adam", "sgd"]
     weight_decay: float

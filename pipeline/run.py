@@ -171,7 +171,8 @@ def _read(config: RunConfig, backend: Backend, root: Path) -> Inputs:
     material, settled = None, dict[str, Any]()
     if images is not None and shown is not None:
         material = Material.of(images, shown, networks, learning if asked.trains or steps else None)
-        settled = settled_by_inputs(config.data, learning, material.lesson, objective)
+        graph = networks.student.folded
+        settled = settled_by_inputs(config.data, learning, asked, config.execution, material.lesson, graph, objective)
     return Inputs(
         networks=networks,
         material=material,

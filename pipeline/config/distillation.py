@@ -35,7 +35,7 @@ class DistillationConfig:
         int | None,
         Parameter(
             metavar="COUNT",
-            help="Training steps; 0: calibration only. Default: by the bits, 300 to 2400.",
+            help="Training steps; 0: calibration only. Default: by the bits, 300 to 2400, fewer of few images.",
         ),
     ] = None
     float_steps: Annotated[
@@ -54,7 +54,14 @@ class DistillationConfig:
             "before; auto: kept below 4 bits."
         ),
     ] = "auto"
-    batch_size: Annotated[int, Parameter(metavar="COUNT", help="Images per training step.")] = 128
+    batch_size: Annotated[
+        int | None,
+        Parameter(
+            metavar="COUNT",
+            help="Images per training step. Default: 128, fewer of large images, by the memory that a step takes, and "
+            "where there are few.",
+        ),
+    ] = None
     learning_rate: Annotated[
         float | None,
         Parameter(
@@ -163,7 +170,7 @@ class DistillationConfig:
         flags.check_above_zero(self, "learning_rate", "scale_learning_rate", "float_learning_rate")
         self._check_weights()
         point = self.point
-        if point is not None and self.batch_size < point.least_images:
+        if point is not None and self.batch_size is not None and self.batch_size < point.least_images:
             raise UserError(
                 f"--batch-size {self.batch_size}: --affinity {self.affinity} compares the images of a batch and needs "
                 f"{point.least_images} or more"

@@ -18,7 +18,6 @@ from pipeline.distillation.training.schedule import (
     resolve_device,
     resolve_learning_rate,
     resolve_normalised,
-    resolve_steps,
 )
 from pipeline.setup.decisive import FREE
 from pipeline.setup.settled import float_steps
@@ -58,7 +57,6 @@ def settled_by_configuration(config: RunConfig) -> dict[str, Any]:
     bits = min(quantisation.bits, quantisation.activation_bits)
     normalised = resolve_normalised(learning.batch_norm, bits)
     settled: dict[str, Any] = {
-        "steps": resolve_steps(learning.steps, quantisation.bits, quantisation.activation_bits),
         "float-steps": float_steps(config.student, learning),
         "batch-norm": "kept" if normalised else "folded",
         "rounding": quantisation.resolved_rounding,
@@ -71,6 +69,8 @@ def settled_by_configuration(config: RunConfig) -> dict[str, Any]:
         "batches": list(config.engine.batches or (validation.batch,) * 3),
         "output-kinds": sorted(config.teacher.output_kinds),
     }
+    if learning.steps is not None:  # otherwise images settle it
+        settled["steps"] = learning.steps
     # A default rate is lowered where the first step would do harm, a typed one is not, where such a step is tried.
     if learning.learning_rate is not None or normalised or learning.optimiser != "adam":
         settled["learning-rate"] = resolve_learning_rate(

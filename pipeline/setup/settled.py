@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, Final
 
+from torch.fx import GraphModule
+
 from pipeline.artifacts import Lesson
 from pipeline.config.distillation import DistillationConfig
+from pipeline.config.execution import ExecutionConfig
+from pipeline.config.quantisation import QuantisationConfig
 from pipeline.config.sources import DataConfig, StudentConfig
 from pipeline.distillation.objective import Objective
-from pipeline.distillation.training.schedule import resolve_float_steps
+from pipeline.distillation.training.schedule import resolve_device, resolve_float_steps, schedule_of
 from pipeline.images.augmentation import choose_augmentation
 from pipeline.networks.sources.loose_names import full_source
 
 #: Settings whose value networks and images decide: what `settled_by_inputs` knows.
 BY_INPUTS: Final = frozenset(
-    {"held-out-images", "calibration-images", "batch-size", "augmentation", "targets", "taps"}
+    {"held-out-images", "calibration-images", "batch-size", "steps", "augmentation", "targets", "taps"}
 )  # fmt: skip
 
 
@@ -27,18 +31,26 @@ def float_steps(student: StudentConfig, learning: DistillationConfig) -> int:
 
 
 def settled_by_inputs(
-    data: DataConfig, learning: DistillationConfig, lesson: Lesson, objective: Objective | None
+    data: DataConfig,
+    learning: DistillationConfig,
+    quantisation: QuantisationConfig,
+    execution: ExecutionConfig,
+    lesson: Lesson,
+    student: GraphModule,
+    objective: Objective | None,
 ) -> dict[str, Any]:
     """Flag without dashes -> its value as JSON, of those whose default hangs on networks and images.
 
-    `objective` None: nothing is trained.
+    `student`: its folded graph; `objective` None: nothing is trained.
     """
     images, training = lesson.images, len(lesson.images.training)
     augmentation = choose_augmentation(images.augmentation, images.source, lesson.teacher.preprocessing)
+    schedule = schedule_of(learning, quantisation, student, resolve_device(execution.device), images=training)
     settled: dict[str, Any] = {
         "held-out-images": len(images.held_out),
         "calibration-images": min(data.calibration_images, training),
-        "batch-size": min(learning.batch_size, training),
+        "batch-size": schedule.batch_size,
+        "steps": schedule.steps,
         "augmentation": asdict(augmentation),
         "targets": "mirror" if lesson.mirror else "image",
     }

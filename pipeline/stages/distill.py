@@ -6,11 +6,12 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from pipeline.artifacts import Lesson, PreparedStudent, TrainedStudent, TrainingFiles
 from pipeline.config.distillation import DistillationConfig
 from pipeline.config.execution import ExecutionConfig
-from pipeline.distillation.training.learner import load_checkpoint, of_this_network, train
+from pipeline.distillation.training.learner import Place, load_checkpoint, of_this_network, train
 from pipeline.distillation.training.trainer import Trainer
 from pipeline.tools.kept import Kept
 from pipeline.tools.memory import freed_memory_kept
@@ -64,9 +65,14 @@ def teach(trainer: Trainer, *, checkpoint: Kept | None = None, progress: Progres
     the same weights.
     """
     with _matmul_precision(trainer.fast and trainer.device.type == "cuda"):
+        kept = load_checkpoint(checkpoint) if trainer.schedule.steps else None
+        if kept is not None:
+            with of_this_network(checkpoint):
+                trainer.take_length_of(kept[1])
         trainer.measure_start()
         if trainer.schedule.steps:
-            _begin(trainer, checkpoint, progress)
+            progress.say(trainer.length())
+            _begin(trainer, kept, checkpoint, progress)
             while (reason := train(trainer.learner, checkpoint=checkpoint, progress=progress)) is not None:
                 goes_on, line = trainer.goes_on_after(reason)
                 progress.say(line)
@@ -75,9 +81,11 @@ def teach(trainer: Trainer, *, checkpoint: Kept | None = None, progress: Progres
         return trainer.finish()
 
 
-def _begin(trainer: Trainer, checkpoint: Kept | None, progress: Progress) -> None:
+def _begin(
+    trainer: Trainer, kept: tuple[dict[str, Tensor], Place] | None, checkpoint: Kept | None, progress: Progress
+) -> None:
     """Go on where an earlier run was, or do what comes before the first step."""
-    if (kept := load_checkpoint(checkpoint)) is not None:
+    if kept is not None:
         with of_this_network(checkpoint):
             trainer.restore(*kept)
         return

@@ -18,6 +18,7 @@ from pipeline.config.distillation import DistillationConfig
 from pipeline.config.execution import ExecutionConfig
 from pipeline.distillation.build import build_objective
 from pipeline.distillation.taps import tap_float
+from pipeline.distillation.training.batch import batch_size_for
 from pipeline.distillation.training.layout import channels_last
 from pipeline.distillation.training.learner import Learner, Pupil, load_checkpoint, of_this_network, train
 from pipeline.distillation.training.lesson_images import LessonImages
@@ -112,7 +113,7 @@ def _learner(
     objective = build_objective(settings, graph, teachers, student.outputs, seed=seed).to(device)
     network = channels_last(graph, device)
     tapped = tap_float(network, objective.student_taps, outputs=student.outputs)
-    batch_size = min(settings.batch_size, len(lesson.images.training))
+    batch_size = batch_size_for(settings, student.folded, device, images=len(lesson.images.training))
     trained = [*network.parameters(), *objective.parameters()]
     return Learner(
         Pupil(network=network, tapped=tapped, draws="float projections"),

@@ -17,7 +17,7 @@ from pipeline.config.distillation import DistillationConfig
 from pipeline.config.execution import ExecutionConfig
 from pipeline.config.quantisation import QuantisationConfig
 from pipeline.config.validation import EngineConfig, ValidationConfig
-from pipeline.distillation.training.schedule import resolve_device, resolve_steps
+from pipeline.distillation.training.schedule import resolve_device
 from pipeline.images.data import EvaluationSet, ImageSource
 from pipeline.images.loading import Reader, none_readable
 from pipeline.images.preprocessing import Preprocessing
@@ -165,8 +165,8 @@ def check_room(
     """
     teacher, student = networks.teacher, networks.student
     size, integers = _bytes(student), _bytes(student) * max(4, quantisation.bits) // 32
-    ours, steps = quantisation.trains, resolve_steps(learning.steps, quantisation.bits, quantisation.activation_bits)
-    trains = in_float or (ours and steps > 0)
+    ours = quantisation.trains
+    trains = in_float or (ours and learning.steps != 0)
     before = size if in_float else 0
     results = before + (size if ours else 0) + _bytes(teacher) + integers
     # Weights and the optimiser's two moments of each; the next one is written beside the last.

@@ -25,7 +25,7 @@ import faqd
 from backends.base import Backend
 from faqd.settings import QuantisationSettings
 from pipeline.artifacts import Lesson, PreparedStudent
-from pipeline.distillation.training.schedule import Schedule, schedule_of
+from pipeline.distillation.training.schedule import Schedule, resolve_device, schedule_of
 from pipeline.images.split_images import SplitImages
 from pipeline.setup.machine.circumstances import host, versions
 from pipeline.stages.targets import lesson_for
@@ -125,7 +125,8 @@ class Ready:
     def schedule(self, steps: int | None = None) -> Schedule:
         """The run's schedule at the rates that it offers, over another number of steps if one is given."""
         config = self.config
-        made = schedule_of(config.distillation, config.quantisation, images=len(self.images.training))
+        device, graph = resolve_device(config.execution.device), self.prepared.folded
+        made = schedule_of(config.distillation, config.quantisation, graph, device, images=len(self.images.training))
         return replace(made, steps=made.steps if steps is None else steps, tries_first_step=False)
 
     def training(self, affinity: str) -> tuple[PreparedStudent, Lesson, faqd.DistillationConfig, faqd.ExecutionConfig]:

@@ -28,7 +28,7 @@ from pipeline.tools.randomness import generator_for
 CHECKPOINT_SECONDS = 20.0
 _CURVE_POINTS = 200
 # Of what a checkpoint holds: one of another form is not gone on from.
-_FORM = 3
+_FORM = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,13 @@ class Attempt:
     rates: Rates
     first_steps: tuple[str, ...]
     backoffs: int
+    steps: int
+    """Length of the run, and images of a step: what machine and images made of the settings where it began."""
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.batch_size < 1:
+            raise ValueError(f"steps is {self.steps} and batch_size {self.batch_size}: must be at least 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)

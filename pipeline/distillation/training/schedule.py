@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+from torch.fx import GraphModule
 
 from calibration.errors import UserError
 from pipeline.config.distillation import DistillationConfig
 from pipeline.config.execution import ExecutionConfig
 from pipeline.config.quantisation import QuantisationConfig
+from pipeline.distillation.training.batch import batch_size_for
 
 #: Training steps by weight bits: at 8 bits what two minutes on two cores have room for (ResNet-20: the held-out loss
 #: tells no number of steps from another), at 4 enough for the held-out loss to level off (docs/benchmarks.md); below 4
@@ -17,6 +20,9 @@ from pipeline.config.quantisation import QuantisationConfig
 STEPS = {8: 300, 4: 400, 3: 800, 2: 1600, 1: 800}
 #: Training steps where activations have 2 bits: after 800 the held-out loss has a sixth to fall (docs/benchmarks.md).
 STEPS_OF_TWO_BIT_ACTIVATIONS = 2400
+#: Times that a default run shows each image at the most, for each of its steps' hundreds: 40 in the 300 of 8 bits, as
+#: weights that have seen few images so often learn them by heart [ours].
+MOST_EPOCHS = 40 / 300
 #: Peak learning rate of Adam by weight bits: the best of 3e-5, 1e-4 and 3e-4 by the same loss (of ResNet-56 at 4 bits
 #: 3e-5 is a little better); below 4 bits, where layers are normalised in training, networks learn with the rate that
 #: Adam usually has.
@@ -43,11 +49,14 @@ def resolve_float_steps(steps: int | None, *, named: bool, has_weights: bool) ->
     return FLOAT_STEPS if named and not has_weights else 0
 
 
-def resolve_steps(steps: int | None, weight_bits: int, activation_bits: int = 8) -> int:
-    """Training steps: those asked for, else by the bits of weights and activations."""
+def resolve_steps(
+    steps: int | None, weight_bits: int, activation_bits: int = 8, *, images: int, batch_size: int
+) -> int:
+    """Training steps: those asked for, else by the bits of weights and activations, and fewer of few images."""
     if steps is not None:
         return steps
-    return STEPS_OF_TWO_BIT_ACTIVATIONS if activation_bits == 2 else STEPS[min(weight_bits, activation_bits)]
+    most = STEPS_OF_TWO_BIT_ACTIVATIONS if activation_bits == 2 else STEPS[min(weight_bits, activation_bits)]
+    return min(most, math.ceil(MOST_EPOCHS * most * images / batch_size))
 
 
 def resolve_learning_rate(rate: float | None, bits: int, *, normalised: bool = False, optimiser: str = "adam") -> float:
@@ -94,13 +103,23 @@ class Schedule:
     `pipeline.distillation.training.first_step`)."""
 
 
-def schedule_of(settings: DistillationConfig, quantisation: QuantisationConfig, *, images: int) -> Schedule:
-    """What the settings come to for a student of these bits and this many training images."""
+def schedule_of(
+    settings: DistillationConfig,
+    quantisation: QuantisationConfig,
+    graph: GraphModule,
+    device: torch.device,
+    *,
+    images: int,
+) -> Schedule:
+    """What the settings come to for a student of these bits, its folded graph, and this many training images."""
+    batch_size = batch_size_for(settings, graph, device, images=images)
     bits = min(quantisation.bits, quantisation.activation_bits)
     normalised = resolve_normalised(settings.batch_norm, bits)
     return Schedule(
-        steps=resolve_steps(settings.steps, quantisation.bits, quantisation.activation_bits),
-        batch_size=min(settings.batch_size, images),
+        steps=resolve_steps(
+            settings.steps, quantisation.bits, quantisation.activation_bits, images=images, batch_size=batch_size
+        ),
+        batch_size=batch_size,
         learning_rate=resolve_learning_rate(
             settings.learning_rate, bits, normalised=normalised, optimiser=settings.optimiser
         ),

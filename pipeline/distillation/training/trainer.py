@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -59,10 +60,12 @@ class Trainer:
     ) -> None:
         self.student, self.lesson, self.settings = student, lesson, settings
         count = len(lesson.images.training)
-        self.schedule = schedule or schedule_of(settings, student.quantisation, images=count)
         self.device = resolve_device(execution.device)
-        self.fast = is_fast(execution, self.device)
-        self.images = LessonImages(lesson, batch_size=self.schedule.batch_size, device=self.device, seed=execution.seed)
+        self.schedule = schedule or schedule_of(
+            settings, student.quantisation, student.folded, self.device, images=count
+        )
+        self.fast, self._seed = is_fast(execution, self.device), execution.seed
+        self.images = self._lesson_images()
         graphs = [teacher.folded for teacher in lesson.teachers]
         if predecessor is not None:
             graphs[0] = student.folded
@@ -80,6 +83,36 @@ class Trainer:
         self._losses_calibrated = torch.zeros(0, dtype=torch.float64)
         self._reference = self._ignorant = 0.0
         self.learner = self._begun()
+
+    def _lesson_images(self) -> LessonImages:
+        return LessonImages(self.lesson, batch_size=self.schedule.batch_size, device=self.device, seed=self._seed)
+
+    def take(self, *, steps: int, batch_size: int) -> None:
+        """Learn for this many steps of this many images instead; before anything is measured or learned."""
+        if (steps, batch_size) != (self.schedule.steps, self.schedule.batch_size):
+            self.schedule = replace(self.schedule, steps=steps, batch_size=batch_size)
+            self.images = self._lesson_images()
+            self.learner = self._begun()
+
+    def take_length_of(self, place: Place) -> None:
+        """Learn as long as the training that a checkpoint is of. Raises ValueError where settings ask otherwise."""
+        if (attempt := place.attempt) is None:
+            raise ValueError("attempt is missing")
+        images = len(self.lesson.images.training)
+        for name, kept in (("steps", attempt.steps), ("batch_size", attempt.batch_size)):
+            asked = getattr(self.settings, name)
+            if asked is not None and kept != (min(asked, images) if name == "batch_size" else asked):
+                raise ValueError(f"{name} is {kept}, not {asked}")
+        self.take(steps=attempt.steps, batch_size=attempt.batch_size)
+
+    def length(self) -> str:
+        """How long the student learns, in words: steps, images of each, and how often each image is seen."""
+        images, steps, batch = len(self.lesson.images.training), self.schedule.steps, self.schedule.batch_size
+        drawn = (batch + 1) // 2 if self.lesson.mirror else batch
+        epochs = steps * drawn / images
+        often = f"{epochs:.0f} epochs" if epochs >= 1.5 else f"{100 * epochs:.0f} % of an epoch"
+        mirrored = ", half of it mirrored" if self.lesson.mirror else ""
+        return f"batch {batch}{mirrored}, {steps} steps: {often} of {images} images"
 
     def _begun(self) -> Learner:
         """A learner at step 0: the calibrated student, a fresh optimiser."""
@@ -117,7 +150,13 @@ class Trainer:
 
     def _attempt(self) -> Attempt:
         """What a checkpoint holds of the attempts so far."""
-        return Attempt(rates=self.rates, first_steps=self.first_steps, backoffs=self.backoffs)
+        return Attempt(
+            rates=self.rates,
+            first_steps=self.first_steps,
+            backoffs=self.backoffs,
+            steps=self.schedule.steps,
+            batch_size=self.schedule.batch_size,
+        )
 
     def _tapped(self, network: PreparedNetwork, taps: Iterable[str] = ()) -> Tapped:
         """A student that gives the logits of its outputs, and its features."""

@@ -45,7 +45,8 @@ def made(
     lesson = Lesson(teachers=(teacher or example.teacher,), images=example.images, mirror=mirror)
     asked = {"steps": STEPS, "batch_size": BATCH, "learning_rate": 3e-4, "scale_learning_rate": 1e-3} | changes
     settings = DistillationConfig(**asked)
-    schedule = replace(schedule_of(settings, grids, images=len(example.images.training)), tries_first_step=offered)
+    count, cpu = len(example.images.training), torch.device("cpu")
+    schedule = replace(schedule_of(settings, grids, student.folded, cpu, images=count), tries_first_step=offered)
     return (student, lesson, settings, ExecutionConfig(device="cpu", seed=seed)), schedule
 
 
