@@ -38,6 +38,14 @@ class DistillationConfig:
             help="Training steps; 0: calibration only. Default: by the bits, 300 to 2400, fewer of few images.",
         ),
     ] = None
+    minutes: Annotated[
+        float | None,
+        Parameter(
+            metavar="NUMBER",
+            help="Minutes that training may take: as many of the default's steps as fit, measured once where it begins "
+            "and kept by --resume.",
+        ),
+    ] = None
     float_steps: Annotated[
         int | None,
         Parameter(
@@ -167,7 +175,9 @@ class DistillationConfig:
     def __post_init__(self) -> None:
         flags.check_fields(self)
         flags.check_at_least(self, steps=0, float_steps=0, batch_size=1, projections=1, generations=1, weight_decay=0)
-        flags.check_above_zero(self, "learning_rate", "scale_learning_rate", "float_learning_rate")
+        flags.check_above_zero(self, "minutes", "learning_rate", "scale_learning_rate", "float_learning_rate")
+        if self.minutes is not None and self.steps is not None:
+            raise UserError(f"--minutes {self.minutes:g} and --steps {self.steps} both say how long: give one of them")
         self._check_weights()
         point = self.point
         if point is not None and self.batch_size is not None and self.batch_size < point.least_images:

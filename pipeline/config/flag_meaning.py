@@ -210,6 +210,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "external-data-above": ALWAYS,
     # Distillation.
     "steps": (_OURS,),
+    "minutes": (_LEARNS_QUANTISED,),
     "float-steps": (_HAS_STUDENT,),
     "float-learning-rate": (_LEARNS_IN_FLOAT,),
     "batch-norm": (_LEARNS_QUANTISED,),

@@ -33,7 +33,16 @@ BUNDLE: Final = "bundle"
 # Training in float, and training of the quantised student alone; what else says how to learn is said of both.
 _IN_FLOAT = frozenset({"float-steps", "float-learning-rate"})
 _QUANTISED = frozenset(
-    {"steps", "batch-norm", "learning-rate", "optimiser", "weight-decay", "scale-learning-rate", "generations"}
+    {
+        "steps",
+        "minutes",
+        "batch-norm",
+        "learning-rate",
+        "optimiser",
+        "weight-decay",
+        "scale-learning-rate",
+        "generations",
+    }
 )
 _LEARNING = frozenset(flags.flags(DistillationConfig)) - _IN_FLOAT - _QUANTISED
 _PLACEMENT = (

@@ -50,10 +50,11 @@ def settled_by_inputs(
         "held-out-images": len(images.held_out),
         "calibration-images": min(data.calibration_images, training),
         "batch-size": schedule.batch_size,
-        "steps": schedule.steps,
         "augmentation": asdict(augmentation),
         "targets": "mirror" if lesson.mirror else "image",
     }
+    if learning.minutes is None:  # which a clock settles
+        settled["steps"] = schedule.steps
     if objective is not None:
         settled["taps"] = [list(pairs) for pairs in objective.taps]
     return settled

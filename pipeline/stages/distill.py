@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 import torch
@@ -47,7 +48,13 @@ def distil(
         with freed_memory_kept():
             predecessor = None if trained is None else trained.network
             trainer = Trainer(student, lesson, settings, execution, predecessor=predecessor)
-            trained = teach(trainer, checkpoint=None if files is None else files.checkpoint, progress=progress)
+            minutes = None if settings.minutes is None else settings.minutes / generations
+            if trained is not None and minutes is not None:
+                # As long as the first: one number of steps says how all of a chain have learned.
+                trainer.take(steps=trained.distillation.steps, batch_size=trainer.schedule.batch_size)
+                minutes = None
+            checkpoint = None if files is None else files.checkpoint
+            trained = teach(trainer, checkpoint=checkpoint, minutes=minutes, progress=progress)
         if place is not None:
             trained.save(place)
         if files is not None:
@@ -56,14 +63,18 @@ def distil(
     return trained
 
 
-def teach(trainer: Trainer, *, checkpoint: Kept | None = None, progress: Progress = SILENT) -> TrainedStudent:
+def teach(
+    trainer: Trainer, *, checkpoint: Kept | None = None, minutes: float | None = None, progress: Progress = SILENT
+) -> TrainedStudent:
     """Train one student; the last step's weights if they are better, or the calibrated.
 
     Better is a distillation loss on held-out unlabelled images that is lower beyond chance, image by image: no label is
     read there. A run whose loss diverges starts again at a lower learning rate, at most three times, and says so.
     `checkpoint` is written every few seconds and when interrupted; a run that finds it goes on from there and ends with
-    the same weights.
+    the same weights. `minutes`: what a student that begins here may take; one that goes on takes the steps that it was
+    begun with.
     """
+    began = time.monotonic()
     with _matmul_precision(trainer.fast and trainer.device.type == "cuda"):
         kept = load_checkpoint(checkpoint) if trainer.schedule.steps else None
         if kept is not None:
@@ -71,8 +82,8 @@ def teach(trainer: Trainer, *, checkpoint: Kept | None = None, progress: Progres
                 trainer.take_length_of(kept[1])
         trainer.measure_start()
         if trainer.schedule.steps:
-            progress.say(trainer.length())
-            _begin(trainer, kept, checkpoint, progress)
+            seconds = None if minutes is None else 60 * minutes - (time.monotonic() - began)
+            _begin(trainer, kept, checkpoint, seconds, progress)
             while (reason := train(trainer.learner, checkpoint=checkpoint, progress=progress)) is not None:
                 goes_on, line = trainer.goes_on_after(reason)
                 progress.say(line)
@@ -82,16 +93,26 @@ def teach(trainer: Trainer, *, checkpoint: Kept | None = None, progress: Progres
 
 
 def _begin(
-    trainer: Trainer, kept: tuple[dict[str, Tensor], Place] | None, checkpoint: Kept | None, progress: Progress
+    trainer: Trainer,
+    kept: tuple[dict[str, Tensor], Place] | None,
+    checkpoint: Kept | None,
+    seconds: float | None,
+    progress: Progress,
 ) -> None:
-    """Go on where an earlier run was, or do what comes before the first step."""
+    """Go on where an earlier run was, or do what comes before the first step; `seconds`: that there are for steps."""
     if kept is not None:
+        progress.say(trainer.length())
         with of_this_network(checkpoint):
             trainer.restore(*kept)
         return
+    began = time.monotonic()
     trainer.teach_branches()
-    for line in trainer.try_first_step():
+    budget = () if seconds is None else trainer.keep_to(seconds - (time.monotonic() - began))
+    for line in (*budget, trainer.length(), *trainer.try_first_step()):
         progress.say(line)
+    if seconds is not None and checkpoint is not None:
+        # What a clock has settled is kept at once: measured again it would be another run.
+        checkpoint.save(*trainer.learner.state())
 
 
 @contextlib.contextmanager

@@ -27,6 +27,8 @@ from pipeline.tools.randomness import generator_for
 #: Seconds between two checkpoints on disk; what is trained does not depend on it, as a resumed run is the same run.
 CHECKPOINT_SECONDS = 20.0
 _CURVE_POINTS = 200
+# When a run says how long it will take: steps that know it, of a training that is no matter of seconds.
+_TOLD_AFTER_STEPS, _TOLD_AFTER_SECONDS = 4, 3.0
 # Of what a checkpoint holds: one of another form is not gone on from.
 _FORM = 4
 
@@ -200,19 +202,31 @@ def load_checkpoint(checkpoint: Kept | None) -> tuple[dict[str, Tensor], Place] 
     return tensors, place
 
 
+def time_left(steps: int, seconds: float) -> str:
+    """How long a number of steps of these seconds each will take, in words."""
+    left = steps * seconds
+    about = f"{left / 60:.0f} minutes" if left >= 90 else f"{max(1, round(left))} seconds"
+    return f"{seconds:.2g} s a step: training will take about {about} more"
+
+
 def train(learner: Learner, *, checkpoint: Kept | None, progress: Progress) -> str | None:
     """Train to the last step, or return why the run is lost.
 
     The state is kept in `checkpoint` every few seconds and when interrupted; a learner that is restored from it ends
     with the same weights.
     """
-    kept = time.monotonic()
+    began = kept = time.monotonic()
+    first, said = learner.step, False
     try:
         for images, labels in learner.batches():
             loss = learner.update(images, labels)
             if (reason := learner.lost(loss)) is not None:
                 return reason
             progress.step(learner.step, learner.steps, loss=loss)
+            passed, taken = time.monotonic() - began, learner.step - first
+            if not said and passed > _TOLD_AFTER_SECONDS and taken >= _TOLD_AFTER_STEPS:
+                said = True
+                progress.say(time_left(learner.steps - learner.step, passed / taken))
             if checkpoint is not None and time.monotonic() - kept > CHECKPOINT_SECONDS:
                 checkpoint.save(*learner.state())
                 kept = time.monotonic()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
+import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import final
@@ -10,6 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from calibration.errors import UserError
 from calibration.simulation.clipping import ClippedScales
 from calibration.simulation.closed_forms import ClosedForms
 from calibration.simulation.normalised_training import Normalisation
@@ -21,6 +25,7 @@ from pipeline.distillation.build import build_objective
 from pipeline.distillation.losses.of_outputs import mean_outputs
 from pipeline.distillation.objective import loss_per_image, outputs_loss, uninformed_loss
 from pipeline.distillation.taps import Tapped, tap_prepared
+from pipeline.distillation.training.budget import LEAST_STEPS, TIMED_STEPS, fitting_steps, seconds_for
 from pipeline.distillation.training.divergence import DivergenceWatch
 from pipeline.distillation.training.first_step import FirstStep, try_first_step
 from pipeline.distillation.training.layout import channels_last
@@ -81,7 +86,7 @@ class Trainer:
         self.rates = Rates(weights=self.schedule.learning_rate, scales=settings.scale_learning_rate)
         self.first_steps: tuple[str, ...] = ()
         self._losses_calibrated = torch.zeros(0, dtype=torch.float64)
-        self._reference = self._ignorant = 0.0
+        self._reference = self._ignorant = self._seconds_of_judging = 0.0
         self.learner = self._begun()
 
     def _lesson_images(self) -> LessonImages:
@@ -208,7 +213,9 @@ class Trainer:
 
     def measure_start(self) -> None:
         """Judge the calibrated student: what training must improve, and what divergence is measured by."""
+        began = time.monotonic()
         self._losses_calibrated, self._ignorant = self.held_out_losses(self._calibrated(trainable=False))
+        self._seconds_of_judging = time.monotonic() - began
         start = self._losses_calibrated
         if self._normalisation is not None:
             start, _ = self.held_out_losses(self._calibrated(trainable=False, corrected=False))
@@ -232,6 +239,39 @@ class Trainer:
             optimiser.step()
         term.teacher.requires_grad_(False)
         self.learner = self._begun()
+
+    def keep_to(self, seconds: float) -> tuple[str, ...]:
+        """Take no more steps than fit into the seconds that are left of `--minutes`; what is said.
+
+        Raises UserError where these hold too few: nothing has been learned then.
+        """
+        step, judging = self._seconds_of_step(), self._seconds_of_judging
+        steps = fitting_steps(seconds, step=step, judging=judging)
+        minutes, generations = self.settings.minutes or 0.0, self.settings.generations
+        if steps < LEAST_STEPS:
+            needed = 60 * minutes / generations - seconds + seconds_for(LEAST_STEPS, step=step, judging=judging)
+            least = math.ceil(needed * generations / 6) / 10
+            raise UserError(
+                f"--minutes {minutes:g}: a training step takes {step:.2g} s here and judging the held-out images"
+                f" {judging:.2g} s, which leaves room for {steps} steps, and {LEAST_STEPS} are the least: give"
+                f" --minutes {least:g}, a smaller --batch-size, or --steps 0, which trains nothing"
+            )
+        taken = min(steps, self.schedule.steps)
+        line = f"--minutes {minutes:g}: of {step:.2g} s each {taken} steps are taken, which --steps {taken} repeats"
+        self.first_steps = (*self.first_steps, line)
+        self.schedule = replace(self.schedule, steps=taken)
+        self.learner = self._begun()
+        return (line,)
+
+    def _seconds_of_step(self) -> float:
+        """Of a training step here and now: the median of some, behind one that is slower as every first one is."""
+        times = list[float]()
+        began = time.monotonic()
+        for images, labels in self.images.training(0, 1 + TIMED_STEPS):
+            self.learner.update(images, labels)
+            times.append(time.monotonic() - began)
+            began = time.monotonic()
+        return statistics.median(times[1:])
 
     def try_first_step(self) -> tuple[str, ...]:
         """Lower the rates of weights and scales, each for itself, where Adam's first step would do harm; what is said.
@@ -261,9 +301,9 @@ class Trainer:
             weights=self.rates.weights * weights.share,
             scales=self.rates.scales * (1.0 if scale is None else scale.share),
         )
-        self.first_steps = tuple(said)
+        self.first_steps = (*self.first_steps, *said)
         self.learner = self._begun()
-        return self.first_steps
+        return tuple(said)
 
     def goes_on_after(self, reason: str) -> tuple[bool, str]:
         """Whether a run that is lost for this reason starts again, at lower learning rates, and what to say of it."""

@@ -37,6 +37,7 @@ ROWS: list[tuple[str, Any, dict[str, Any], dict[str, Any], str]] = [
     ("float-steps", 9, {}, FLOAT, "without --student"),
     ("float-learning-rate", 0.1, {**FLOAT, "float-steps": 0}, FLOAT, "where no student learns in float"),
     ("batch-norm", "kept", UNTRAINED, {}, "with --steps 0"),
+    ("minutes", 5.0, UNTRAINED, {}, "with --steps 0"),
     ("batch-size", 16, UNTRAINED, {**UNTRAINED, **FLOAT}, "with --steps 0"),
     ("learning-rate", 0.1, {**UNTRAINED, **FLOAT}, {}, "with --steps 0"),
     ("optimiser", "sgd", UNTRAINED, {}, "with --steps 0"),

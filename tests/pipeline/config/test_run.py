@@ -117,6 +117,8 @@ def test_every_field_is_a_flag_with_help_and_no_two_share_a_name() -> None:
         (DistillationConfig, {"affinity_order": "1"}, "--affinity-order 1 has no auto form"),
         (DistillationConfig, {"taps": ()}, "--taps is empty"),
         (DistillationConfig, {"affinity": "cosine", "distance": "kl"}, "--distance kl compares probabilities"),
+        (DistillationConfig, {"minutes": 0.0}, "--minutes 0"),
+        (DistillationConfig, {"minutes": 2.0, "steps": 5}, "--minutes 2 and --steps 5 both say how long"),
         (DistillationConfig, {"affinity": "rkd-a", "batch_size": 2}, "--batch-size 2: --affinity rkd-a compares"),
         (DistillationConfig, {"affinity_weight": 0.0}, "--affinity-weight 0.0: must be a finite number above 0"),
         (DistillationConfig, {"temperature": "linear:1:-1"}, "--temperature linear:1:-1: every value must be"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +75,40 @@ def train(example: SimpleNamespace, folder: Path, *, progress: Progress = SILENT
     arguments, schedule = made(example, **changes)
     checkpoint = Kept(folder / "checkpoint.safetensors")
     return teach(Trainer(*arguments, schedule=schedule), checkpoint=checkpoint, progress=progress)
+
+
+def test_a_budget_sets_the_steps_and_is_kept(
+    example: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve steps fit: a run that goes on takes as many, though the machine is slower now, and so does --steps 12."""
+    changes: dict[str, Any] = {"steps": None, "minutes": 1.0, "affinity": "none"}
+    checkpoint = Kept(tmp_path / "checkpoint.safetensors")
+
+    def taught(progress: Progress, seconds: float, fitting: int) -> TrainedStudent:
+        monkeypatch.setattr("pipeline.distillation.training.trainer.fitting_steps", lambda *_, **__: fitting)
+        arguments, schedule = made(example, **changes)
+        return teach(
+            Trainer(*arguments, schedule=schedule), checkpoint=checkpoint, minutes=seconds / 60, progress=progress
+        )
+
+    with pytest.raises(
+        UserError, match=r"--minutes 1: a training step takes .* room for 9 steps, and 10 are the least"
+    ):
+        taught(SILENT, 60, 9)
+    assert not checkpoint.exists()
+    watched = Watched(interrupt_at=1)
+    with pytest.raises(KeyboardInterrupt):
+        taught(watched, 60, 12)
+    assert any(
+        re.fullmatch(r"--minutes 1: .* 12 steps are taken, which --steps 12 repeats", line) for line in watched.said
+    )
+    assert any(line.startswith(f"batch {BATCH}, 12 steps: ") for line in watched.said)
+    resumed = taught(SILENT, 60, 11)
+    assert resumed.distillation.steps == 12 and resumed.distillation.remarks[0].startswith("--minutes 1: of ")
+    (tmp_path / "typed").mkdir()
+    typed = train(example, tmp_path / "typed", steps=12, affinity="none")
+    assert typed.distillation.loss_final == resumed.distillation.loss_final
+    assert typed.distillation.curve == resumed.distillation.curve
 
 
 def stepped(example: SimpleNamespace, **changes: Any) -> PreparedNetwork:
