@@ -35,7 +35,7 @@ from pipeline.distillation.training.optimiser import TRANSFORM_RATE, Rates, opti
 from pipeline.distillation.training.schedule import Schedule, is_fast, resolve_device, schedule_of
 from pipeline.distillation.training.speq import stochastic_precision
 from pipeline.distillation.training.teachers import Teachers
-from pipeline.distillation.training.verdict import Verdict, remarks_on, verdict_on
+from pipeline.distillation.training.verdict import HeldOut, Verdict, agreement_per_image, judged, remarks_on
 from pipeline.report.schema import Distillation
 
 # Below this share of an ignorant student's loss a rise is no divergence (see DivergenceWatch).
@@ -85,8 +85,8 @@ class Trainer:
         self.backoffs, self.diverged = 0, False
         self.rates = Rates(weights=self.schedule.learning_rate, scales=settings.scale_learning_rate)
         self.first_steps: tuple[str, ...] = ()
-        self._losses_calibrated = torch.zeros(0, dtype=torch.float64)
-        self._reference = self._ignorant = self._seconds_of_judging = 0.0
+        self._before = HeldOut(losses=torch.zeros(0, dtype=torch.float64), agreement=None, ignorant=0.0)
+        self._reference = self._seconds_of_judging = 0.0
         self.learner = self._begun()
 
     def _lesson_images(self) -> LessonImages:
@@ -151,7 +151,7 @@ class Trainer:
         )
 
     def _watch(self) -> DivergenceWatch:
-        return DivergenceWatch(reference=self._reference, floor=_HARMLESS_SHARE * self._ignorant)
+        return DivergenceWatch(reference=self._reference, floor=_HARMLESS_SHARE * self._before.ignorant)
 
     def _attempt(self) -> Attempt:
         """What a checkpoint holds of the attempts so far."""
@@ -198,27 +198,30 @@ class Trainer:
         return mean_outputs(outputs, self.lesson.teacher.outputs, temperature=self.settings.softening)
 
     @torch.no_grad()
-    def held_out_losses(self, network: PreparedNetwork) -> tuple[Tensor, float]:
-        """The loss of a student's outputs for each held-out image, float64 [N], and the mean of one that sees none."""
-        losses, ignorant = list[Tensor](), 0.0
+    def judge(self, network: PreparedNetwork) -> HeldOut:
+        """A student's losses of the held-out images, how far it decides as asked, and what one that sees none loses."""
+        losses, agreement, ignorant = list[Tensor](), list[Tensor](), 0.0
         outputs, config = self.lesson.teacher.outputs, self.settings
         network.eval()
         student = self._tapped(network)
         for images in self.images.held_out():
             targets = [target[: len(images)] for target in self._targets(self.images.with_mirrors(images)[0])]
-            losses.append(loss_per_image(student(images)[0], targets, outputs, config=config))
+            answers = student(images)[0]
+            losses.append(loss_per_image(answers, targets, outputs, config=config))
+            agreement.append(agreement_per_image(answers, targets, outputs))
             ignorant += float(uninformed_loss(targets, outputs, config=config)) * len(images)
-        joined = torch.cat(losses)
-        return joined, max(0.0, ignorant / len(joined))
+        joined, alike = torch.cat(losses), torch.cat(agreement)
+        decides = not bool(alike.isnan().any())
+        return HeldOut(losses=joined, agreement=alike if decides else None, ignorant=max(0.0, ignorant / len(joined)))
 
     def measure_start(self) -> None:
         """Judge the calibrated student: what training must improve, and what divergence is measured by."""
         began = time.monotonic()
-        self._losses_calibrated, self._ignorant = self.held_out_losses(self._calibrated(trainable=False))
+        self._before = self.judge(self._calibrated(trainable=False))
         self._seconds_of_judging = time.monotonic() - began
-        start = self._losses_calibrated
+        start = self._before.losses
         if self._normalisation is not None:
-            start, _ = self.held_out_losses(self._calibrated(trainable=False, corrected=False))
+            start = self.judge(self._calibrated(trainable=False, corrected=False)).losses
         # KL of two all but equal distributions may come out a rounding error below zero.
         self._reference = max(0.0, float(start.mean()))
         self.learner.watch = self._watch()
@@ -340,11 +343,11 @@ class Trainer:
             self.network = self._normalisation.fold(self._calibrated(trainable=True), statistics)
         verdict: Verdict | None = None
         if steps and not self.diverged:
-            verdict = verdict_on(self._losses_calibrated, self.held_out_losses(self.network)[0])
+            verdict = judged(self._before, self.judge(self.network))
         trained = verdict is not None and verdict.improves
         network: PreparedNetwork = self.network if trained else self.student.network()
-        calibrated = max(0.0, float(self._losses_calibrated.mean()))
-        remarks = remarks_on(network, verdict, calibrated=calibrated, ignorant=self._ignorant)
+        calibrated = max(0.0, float(self._before.losses.mean()))
+        remarks = remarks_on(network, verdict, calibrated=calibrated, ignorant=self._before.ignorant)
         record = Distillation(
             steps=steps,
             learning_rate=self.rates.weights,

@@ -245,7 +245,7 @@ def test_a_rate_on_offer_is_lowered_before_it_does_harm(example: SimpleNamespace
     """The rate by which the last test made things worse, and a scale's that is as far beyond."""
     watched, settings = Watched(), {"steps": 2, "learning_rate": 0.003, "scale_learning_rate": 0.3}
     record = train(example, tmp_path, **settings, offered=True, progress=watched).distillation
-    said = watched.said
+    said = [line for line in watched.said if "first step" in line]
 
     assert record.learning_rate in (0.003 * 0.3, 0.003 * 0.1, 0.003 * 0.03) and record.backoffs == 0
     assert ["the weights" in line or "the scales" in line for line in said] == [True, True]
@@ -268,7 +268,8 @@ def test_a_rate_is_left_where_its_first_step_does_no_harm_or_is_another(
 def test_the_losses_of_single_images_are_those_of_the_batch(example: SimpleNamespace) -> None:
     trainer = trainer_of(example, mirror=True)
     network = example.prepared.network().eval()
-    losses, ignorant = trainer.held_out_losses(network)
+    held_out = trainer.judge(network)
+    losses, ignorant = held_out.losses, held_out.ignorant
     images = torch.cat(list(trainer.images.held_out()))
     teacher = example.teacher.folded
     targets = (teacher(images)[0] + teacher(images.flip(3))[0]) / 2
@@ -276,6 +277,8 @@ def test_the_losses_of_single_images_are_those_of_the_batch(example: SimpleNames
     expected = 16 * (both[1].exp() * (both[1] - both[0])).sum(1)
 
     assert losses.tolist() == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-5)
+    alike = network(images)[0].argmax(1) == targets.argmax(1)
+    assert held_out.agreement is not None and held_out.agreement.tolist() == alike.double().tolist()
     assert ignorant > float(losses.mean()) > 0
 
 

@@ -9,7 +9,7 @@ import torch
 
 from calibration.arithmetic.scales import SMALLEST_SCALE
 from calibration.simulation.prepared import PreparedNetwork
-from pipeline.distillation.training.verdict import Verdict, remarks_on, verdict_on
+from pipeline.distillation.training.verdict import HeldOut, Verdict, judged, remarks_on, verdict_on
 
 
 def losses(*values: float) -> torch.Tensor:
@@ -31,7 +31,7 @@ def test_the_standard_error_by_hand() -> None:
 def test_pairs_tell_what_the_means_alone_would_not() -> None:
     generator = torch.Generator().manual_seed(0)
     each = 10 * torch.rand(100, generator=generator, dtype=torch.float64)
-    better = each - 0.01 - 0.001 * torch.rand(100, generator=generator, dtype=torch.float64)
+    better = each - 0.1 - 0.01 * torch.rand(100, generator=generator, dtype=torch.float64)
     assert verdict_on(each, better).improves
     assert not verdict_on(better, each).improves
 
@@ -49,6 +49,32 @@ def test_a_tie_one_image_and_no_number_keep_the_calibrated() -> None:
     assert one.error is None and not one.improves
     broken = verdict_on(losses(1, 2), losses(1, math.nan))
     assert broken.final is None and not broken.improves
+
+
+def test_a_fall_beyond_chance_that_is_worth_nothing_keeps_the_calibrated(prepared: PreparedNetwork) -> None:
+    """0.1190 -> 0.1186 in every one of 25 images: sure, and less than a hundredth."""
+    before = torch.full((25,), 0.119, dtype=torch.float64) + torch.linspace(0, 1e-5, 25, dtype=torch.float64)
+    nothing = verdict_on(before, before - 4e-4 - torch.linspace(0, 1e-6, 25, dtype=torch.float64))
+    assert nothing.gain is not None and nothing.gain > nothing.chance and not nothing.improves
+    assert "by less than 1 %" in said(nothing, prepared) and "calibrated weights are kept" in said(nothing, prepared)
+    assert verdict_on(before, before * 0.98 + torch.linspace(0, 1e-6, 25, dtype=torch.float64)).improves
+
+
+def test_decisions_that_turn_from_the_teachers_keep_the_calibrated(prepared: PreparedNetwork) -> None:
+    """Two of eight turned away: 0.25 of the decisions, standard error sqrt(6 / 28 / 8) = 0.164; one of eight: both
+    0.125."""
+    before, after = losses(*[1.0] * 8), losses(*[0.5] * 7, 0.51)
+    agreed, two, one = losses(*[1.0] * 8), losses(0, 0, 1, 1, 1, 1, 1, 1), losses(0, 1, 1, 1, 1, 1, 1, 1)
+
+    def judgement(agreement: torch.Tensor | None) -> Verdict:
+        first = HeldOut(losses=before, agreement=None if agreement is None else agreed, ignorant=9.0)
+        return judged(first, HeldOut(losses=after, agreement=agreement, ignorant=9.0))
+
+    turned = judgement(two)
+    assert turned.decisions == -0.25 and turned.decisions_error == pytest.approx(math.sqrt(1.5 / 7 / 8))
+    assert turned.turns and not turned.improves
+    assert "turned 25 +- 16 % of their decisions from the teacher's" in said(turned, prepared)
+    assert judgement(one).improves and judgement(agreed).improves and judgement(None).improves
 
 
 def said(verdict: Verdict | None, network: PreparedNetwork, **changes: float) -> str:
