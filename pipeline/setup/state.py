@@ -164,8 +164,11 @@ def _check_resumable(folder: RunFolder, config: RunConfig) -> None:
 
 
 def _decides_one_of(finished: Collection[Finished], key: str) -> bool:
-    """Whether a setting, whose value is known before any input is read, decides something that is finished."""
-    return key not in BY_INPUTS and any(decides(key, part.name) for part in finished)
+    """Whether a setting, whose value is known before any input is read, decides something that is finished.
+
+    Steps among them, which are typed more often than left to the images.
+    """
+    return (key == "steps" or key not in BY_INPUTS) and any(decides(key, part.name) for part in finished)
 
 
 def _check_nothing_changed(folder: RunFolder, recorded: Recorded, now: Settings, changed: Collection[str]) -> None:

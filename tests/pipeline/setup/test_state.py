@@ -229,7 +229,7 @@ def test_every_default_that_hangs_on_something_is_settled() -> None:
         # No such term, limit, part or file; numbers of other meaning than any that may be typed; see
         # pipeline.setup.settled.
         *("label-weight", "class-weight", "feed-weight", "sakd-weight", "speq-weight", "min-speedup", "submodule"),
-        *("learning-rate", "range", "affinity", "opset", "static-batch", "dynamic-size"),
+        *("learning-rate", "range", "affinity", "opset", "static-batch", "dynamic-size", "minutes"),
         *("workspace-mib", "optimisation-level", "version-compatible", "timing-cache"),
     }
     hanging = {key for key, value in RunConfig().to_json().items() if value in (None, "auto", []) or value is False}
