@@ -178,7 +178,7 @@ def test_what_a_run_settles_may_be_typed_when_it_goes_on(
         assert main(arguments) == 2
         settled = json.loads((folder / "run" / "state" / "settings.json").read_text())["settled"]
         held_out, (taps,) = settled["held-out-images"], settled["taps"]
-        assert held_out > 100 and settled["targets"] == "image" and settled["batch-size"] == 16 and taps
+        assert held_out > 100 and settled["targets"] == "image" and settled["batch-size"] == 128 and taps
         for flag, value in (("--held-out-images", held_out + 1), ("--targets", "mirror"), ("--taps", taps[0])):
             assert main([*arguments, flag, str(value), "--resume"]) == 2
             assert f"error: --resume: {flag} was " in capsys.readouterr().err
