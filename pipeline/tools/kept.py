@@ -77,10 +77,11 @@ class Kept:
             try:
                 save_file(plain, temporary, {_FACTS: text_as_written(sealed(facts)).decode()})
             except SafetensorError as error:
-                # The library tells the system's refusals in words alone.
-                if (code := re.search(r"\(os error (\d+)\)", str(error))) is None:
+                # The library tells the system's refusals in words alone, before 0.6 in those of a debugger.
+                if (code := re.search(r"\(os error (\d+)\)|\bOs \{ code: (\d+),", str(error))) is None:
                     raise
-                raise OSError(int(code[1]), os.strerror(int(code[1])), str(self.path)) from error
+                number = int(code[1] or code[2])
+                raise OSError(number, os.strerror(number), str(self.path)) from error
 
     def load(self, record_type: type[Record]) -> tuple[dict[str, Tensor], Record]:
         """What `save` wrote. Raises UserError when the file is damaged, or another run's."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from backends.facts import onnxruntime_rules, openvino_rules, tensorrt_rules
 from backends.facts.profile import Profile
 from backends.onnx_file.emit import emit
 from backends.onnxruntime.backend import OnnxRuntime
+from backends.onnxruntime.oldest_version import least_runtime
 from backends.oracle.backend import IntegerOracle
 from backends.tensorrt.ahead_of_time import build_ahead_of_time
 from calibration.errors import UserError
@@ -85,7 +87,10 @@ def _apart(
     built: Any, network: Any, images: Tensor, outputs: Tensor, model: onnx.ModelProto, target: str
 ) -> str | None:
     """The first two on the way from the network to the runtime whose numbers differ by more than they may."""
-    with torch.no_grad(), OnnxRuntime().runner(emit(built.folded, opset=20).SerializeToString(), threads=1) as runner:
+    floats = emit(built.folded, opset=20)
+    if (needed := least_runtime(floats, "onnxruntime")) and _newer(needed["least"]):
+        return "refused"  # by an older ONNX Runtime than this file says that it needs
+    with torch.no_grad(), OnnxRuntime().runner(floats.SerializeToString(), threads=1) as runner:
         written = [torch.from_numpy(np.array(value)) for value in runner.run(images.numpy())]
         for name, own in (("the graph", list(built.folded(images))), ("float.onnx", written)):
             for _, far in differing(own, [outputs], lambda x: [network(x)], images):
@@ -105,6 +110,11 @@ def _apart(
         if (far := float((other - exact).abs().max()) / largest) > most:
             return f"{name} outputs differ from the oracle's by {far:.3g} of the largest"
     return None
+
+
+def _newer(least: str) -> bool:
+    own, needed = (tuple(map(int, version.split(".")[:2])) for version in (onnxruntime.__version__, least))
+    return needed > own
 
 
 def wrong(verdict: str | None) -> str | None:

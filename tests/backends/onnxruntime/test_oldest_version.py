@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 
 from backends.artifact import linted_artifact
 from backends.onnx_file.view import OPSETS
@@ -17,6 +20,43 @@ from backends.onnxruntime.oldest_version import LEAST_OF_OPSET, least_runtime
 
 def test_every_opset_has_a_measured_runtime() -> None:
     assert set(LEAST_OF_OPSET) == set(OPSETS)
+
+
+@pytest.mark.parametrize(
+    ("border", "operator", "own", "least"),
+    [
+        (0, "AveragePool", [1, 1, 1, 1], "1.17"),
+        (0, "AveragePool", [1, 0, 1, 0], "1.25"),
+        (0, "MaxPool", [1, 0, 1, 0], "1.17"),
+        (1, "MaxPool", [0, 0, 0, 0], "1.17"),
+        (2, "MaxPool", [0, 0, 0, 0], "1.32"),
+        (1, "AveragePool", [1, 1, 1, 1], "1.32"),
+    ],
+)
+def test_poolings_need_a_newer_runtime_than_their_opset(border: int, operator: str, own: list[int], least: str) -> None:
+    image, pooled = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y"))
+    nodes = [
+        helper.make_node("Pad", ["x", "amounts"], ["wider"]),
+        helper.make_node(operator, ["wider"], ["y"], "pooling", kernel_shape=[2, 2], pads=own),
+    ]
+    amounts = helper.make_tensor("amounts", TensorProto.INT64, [8], [0, 0, border, border] * 2)
+    graph = helper.make_graph(nodes, "g", [image], [pooled], initializer=[amounts])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    needed = least_runtime(model, "onnxruntime")
+    assert needed is not None and needed["least"] == least
+    assert ("pooling" in needed["why"]) == (least != "1.17")
+    inputs = np.random.default_rng(0).normal(size=(1, 2, 7, 7)).astype(np.float32)
+    if not older_than(least):
+        with OnnxRuntime().runner(model.SerializeToString(), threads=1) as runner:
+            (result,) = runner.run(inputs)
+        if operator == "AveragePool":  # onnx's reference has other maxima at borders than torch
+            expected: Any = ReferenceEvaluator(model).run(None, {"x": inputs})
+            np.testing.assert_allclose(result, expected[0], rtol=1e-5, atol=1e-6)
+
+
+def older_than(least: str) -> bool:
+    own, needed = (tuple(map(int, version.split(".")[:2])) for version in (onnxruntime.__version__, least))
+    return own < needed
 
 
 @pytest.mark.parametrize(("opset", "ir_version", "least"), [(17, 8, "1.15"), (20, 9, "1.17"), (21, 10, "1.18")])

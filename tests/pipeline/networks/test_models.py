@@ -244,7 +244,7 @@ def test_timm_mistakes(tmp_path: Path) -> None:
     assert "did you mean" in _message("timm:mobilnetv3_small_050")
     assert "exclude each other" in _message("timm:resnet18?pretrained=true", tmp_path / "w.pth")
     assert "true or false" in _message("timm:resnet18?pretrained=no")
-    assert "has no published weights" in _message("timm:convnext_atto_rms")
+    assert "has no published weights" in _message("timm:lcnet_035")
 
 
 def test_a_hub_out_of_reach_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
