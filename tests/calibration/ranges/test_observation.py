@@ -71,11 +71,12 @@ def test_a_batch_that_runs_in_parts_is_seen_as_one(network: tuple[GraphModule, P
                 if any(p.tensor == node.name and p.group == group for p in plan.activations):
                     whole.observe(batch[node.name])
         assert observer.batches == whole.batches and observer.reach == whole.reach
-        assert (observer.minimum, observer.maximum) == (whole.minimum, whole.maximum)
-        assert observer.average_minimum == whole.average_minimum
-        assert observer.average_maximum == whole.average_maximum
+        # A convolution of fewer images may give other last bits: a value at the edge of a bin then lies beside it.
+        for name in ("minimum", "maximum", "average_minimum", "average_maximum"):
+            assert getattr(observer, name) == pytest.approx(getattr(whole, name), rel=1e-6, abs=1e-7)
         assert observer.counts is not None and whole.counts is not None
-        assert torch.equal(observer.counts, whole.counts)
+        assert observer.counts.sum() == whole.counts.sum()
+        assert (observer.counts.cumsum(0) - whole.counts.cumsum(0)).abs().max() <= 3
 
 
 def test_a_limit_ends_the_range(network: tuple[GraphModule, Plan], noise: Noise) -> None:

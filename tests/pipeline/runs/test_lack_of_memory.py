@@ -50,7 +50,7 @@ def test_it_is_no_fault_of_the_network_that_is_captured(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("place", "kept"),
     [
-        ("pipeline.run.read_inputs", False),
+        ("pipeline.run._read", False),
         ("pipeline.distillation.training.learner.Learner.update", True),
         ("pipeline.run.validate_network", True),
     ],
