@@ -41,10 +41,10 @@ class Corrections:
     def apply(self, network: PreparedNetwork) -> PreparedNetwork:
         """The network itself with parameters of its own where they are corrected; others stay, shared or not."""
         for path, bias in self.biases.items():
-            _replace(network.graph, path, bias.clone())
+            network.replace_constant(path, bias.clone())
         for path, factor in self.factors.items():
             grid, weight = network.weight_grid(path), network.graph.get_parameter(path).detach()
-            _replace(network.graph, path, weight * broadcast_scale(factor, grid.grid.channel_axis, weight.dim()))
+            network.replace_constant(path, weight * broadcast_scale(factor, grid.grid.channel_axis, weight.dim()))
             grid.log_scale.data.add_(factor.log())
         return network
 
@@ -177,8 +177,3 @@ def _factor(float_deviation: Tensor, deviation: Tensor) -> Tensor:
     """What makes one standard deviation the other; 1 for channels that are switched off in either."""
     alive = (float_deviation > _SWITCHED_OFF * float_deviation.max()) & (deviation > _SWITCHED_OFF * deviation.max())
     return torch.where(alive, (float_deviation / deviation.clamp_min(1e-30)).clamp(_LEAST_FACTOR, _LARGEST_FACTOR), 1.0)
-
-
-def _replace(graph: GraphModule, path: str, values: Tensor) -> None:
-    owner, _, name = path.rpartition(".")
-    setattr(graph.get_submodule(owner), name, nn.Parameter(values))

@@ -79,6 +79,11 @@ class PreparedNetwork(Unpicklable, nn.Module):
         """What rounds the bias of a layer to int32."""
         return self._bias_integers[layer]
 
+    def replace_constant(self, path: str, values: Tensor) -> None:
+        """Give the weight or bias stored under a dotted path a parameter of its own, shared with no other network."""
+        owner, _, name = path.rpartition(".")
+        setattr(self.graph.get_submodule(owner), name, nn.Parameter(values))
+
     def scale_parameters(self, *, activations: bool, weights: bool) -> list[nn.Parameter]:
         """The logarithms of the learned scales."""
         return [grid.log_scale for grid in self._grids(activations=activations, weights=weights)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from calibration.simulation.prepared import PreparedNetwork
 
@@ -46,8 +46,7 @@ class Reconstruction:
     def apply(self, network: PreparedNetwork) -> PreparedNetwork:
         """The network itself with parameters of its own where they were changed; others stay, shared or not."""
         for path, values in self.constants.items():
-            owner, _, name = path.rpartition(".")
-            setattr(network.graph.get_submodule(owner), name, nn.Parameter(values.clone()))
+            network.replace_constant(path, values.clone())
         for path, values in self.scales.items():
             network.weight_grid(path).log_scale.data.copy_(values)
         return network

@@ -20,9 +20,9 @@ from pipeline.distillation.training.batch import batch_size_for
 STEPS = {8: 300, 4: 400, 3: 800, 2: 1600, 1: 800}
 #: Training steps where activations have 2 bits: after 800 the held-out loss has a sixth to fall (docs/benchmarks.md).
 STEPS_OF_TWO_BIT_ACTIVATIONS = 2400
-#: Times that a default run shows each image at the most, for each of its steps' hundreds: 40 in the 300 of 8 bits, as
-#: weights that have seen few images so often learn them by heart [ours].
-MOST_EPOCHS = 40 / 300
+#: Times that a default run shows each image at the most, per step by the bits: 40 in the 300 of 8 bits, as weights that
+#: have seen few images so often learn them by heart [ours, not tuned].
+EPOCHS_PER_STEP = 40 / 300
 #: Peak learning rate of Adam by weight bits: the best of 3e-5, 1e-4 and 3e-4 by the same loss (of ResNet-56 at 4 bits
 #: 3e-5 is a little better); below 4 bits, where layers are normalised in training, networks learn with the rate that
 #: Adam usually has.
@@ -56,7 +56,7 @@ def resolve_steps(
     if steps is not None:
         return steps
     most = STEPS_OF_TWO_BIT_ACTIVATIONS if activation_bits == 2 else STEPS[min(weight_bits, activation_bits)]
-    return min(most, math.ceil(MOST_EPOCHS * most * images / batch_size))
+    return min(most, math.ceil(EPOCHS_PER_STEP * most * images / batch_size))
 
 
 def resolve_learning_rate(rate: float | None, bits: int, *, normalised: bool = False, optimiser: str = "adam") -> float:
