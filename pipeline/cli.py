@@ -41,6 +41,7 @@ from pipeline.config.recipes import all_recipes, recipe_named
 from pipeline.config.run import default_settings
 from pipeline.tools import interruption
 from pipeline.tools.endings import USER_MISTAKE, ending_of, leaving_is_a_mistake
+from pipeline.tools.memory import lasting_imports
 from pipeline.tools.printing import console, plain, take_any_text
 from pipeline.tools.progress import progress_on
 from pipeline.tools.streams import flush_results, messages_may_fail
@@ -149,10 +150,11 @@ def run(
     4 undecided (too few images), 130 interrupted.
     """
     progress = progress_on(_configure_talk(talk), quiet=talk.quiet)
-    from pipeline.run import run as run_pipeline
-    from pipeline.setup.left_in_folder import beginning
-    from pipeline.setup.run_folder import RunFolder
-    from pipeline.setup.state import is_finished
+    with lasting_imports():
+        from pipeline.run import run as run_pipeline
+        from pipeline.setup.left_in_folder import beginning
+        from pipeline.setup.run_folder import RunFolder
+        from pipeline.setup.state import is_finished
 
     interruption.work_begins()
     bundle, out = config.folder / "bundle", console(wrapped=False)
@@ -199,8 +201,9 @@ def validate(
 ) -> int:
     """Validate an existing bundle on this machine's runtime, or an emulated one. Exit status as of run."""
     progress = progress_on(_configure_talk(talk), quiet=talk.quiet)
-    from pipeline.run import validate_bundle
-    from pipeline.tools.atomic import check_place, write_text
+    with lasting_imports():
+        from pipeline.run import validate_bundle
+        from pipeline.tools.atomic import check_place, write_text
 
     interruption.work_begins()
     if report_file is not None:
@@ -244,9 +247,10 @@ def compare(
     Exit status: 0 every integer is equal (within --tolerance), 1 one differs, 2 a mistake in the input.
     """
     progress = progress_on(_configure_talk(talk), quiet=talk.quiet)
-    from pipeline.report.comparison import render_comparison
-    from pipeline.run import compare as compare_models
-    from pipeline.tools.atomic import check_place, write_text
+    with lasting_imports():
+        from pipeline.report.comparison import render_comparison
+        from pipeline.run import compare as compare_models
+        from pipeline.tools.atomic import check_place, write_text
 
     interruption.work_begins()
     if report_file is not None:
