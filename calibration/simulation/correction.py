@@ -164,7 +164,11 @@ class _Correcting(Interpreter):
         # What is added behind the sums as it is must be multiplied as well.
         offset = (shift + after * (factor - 1)) / unit
         shape = (-1,) if layer.axis == -1 else (-1, *[1] * (sums.dim() - 2))
-        return (sums * factor.reshape(shape) + offset.reshape(shape)).to(sums.dtype)
+        factor, offset, put_right = factor.reshape(shape), offset.reshape(shape), torch.empty_like(sums)
+        # Image by image: in double precision a whole batch of maps takes more memory than any cache has.
+        for mine, image in zip(put_right, sums, strict=True):
+            mine.copy_(image * factor + offset)
+        return put_right
 
 
 def _statistics(values: Tensor, axis: int) -> tuple[Tensor, Tensor]:

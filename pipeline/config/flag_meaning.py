@@ -246,6 +246,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "batch": ALWAYS,
     "max-drop": ALWAYS,
     "output-max-drop": ALWAYS,
+    "parity-images": ALWAYS,
     "min-speedup": ALWAYS,
     # TensorRT engine.
     "runner": (_BUILDS_ENGINE,),
@@ -306,6 +307,11 @@ def check_bundle_meanings(
         raise UserError(
             f"--classes {limits.classes} has no meaning without --eval-data, whose class folders it matches with the"
             " outputs"
+        )
+    if "parity-images" in asked and limits.eval_data is None:
+        raise UserError(
+            f"--parity-images {limits.parity_images} has no meaning without --eval-data: the bundle's golden images are"
+            " all compared"
         )
     timed = [key for key in ("threads", "batch", "min-speedup") if key in asked]
     if emulated is not None and timed:

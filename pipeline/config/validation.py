@@ -61,6 +61,14 @@ class ValidationConfig:
             "Default: that of --max-drop for every output.",
         ),
     ] = ()
+    parity_images: Annotated[
+        int | Literal["all"],
+        Parameter(
+            metavar="COUNT|all",
+            help="Images on which simulation and oracle are held to the runtime, drawn by the seed; the runtime is "
+            "scored on all.",
+        ),
+    ] = 256
     min_speedup: Annotated[
         float | None,
         Parameter(metavar="FACTOR", help="Gate: float over quantised median latency at least. Default: no gate."),
@@ -71,6 +79,8 @@ class ValidationConfig:
         if self.eval_data is not None:
             check_source("eval-data", self.eval_data)
         flags.check_at_least(self, threads=1, batch=1)
+        if self.parity_images != "all" and self.parity_images < 1:
+            raise UserError(f"--parity-images {self.parity_images}: must be at least 1, or all")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise UserError(f"--max-drop {self.max_drop:g}: must be 0 to 100 percentage points")
         flags.check_above_zero(self, "min_speedup")

@@ -46,13 +46,14 @@ def split_held_out(
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
-def images_at_once(preprocessing: Preprocessing, most: int) -> int:
+def images_at_once(preprocessing: Preprocessing, most: int, *, customary: int | None = None) -> int:
     """Return how many images to run through a network at a time: `most` up to 224 px, fewer of larger ones.
 
-    The memory of a network's feature maps grows with the pixels of its input.
+    `customary`: how many of 224 px, where that is fewer than the most. The memory of a network's feature maps grows
+    with the pixels of its input.
     """
     pixels = preprocessing.height * preprocessing.width
-    return max(1, min(most, most * _CUSTOMARY_PIXELS // pixels))
+    return max(1, min(most, (customary or most) * _CUSTOMARY_PIXELS // pixels))
 
 
 def suggested_workers(source: ImageSource, preprocessing: Preprocessing) -> int:

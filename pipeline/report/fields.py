@@ -46,6 +46,26 @@ class Accuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Scores of a sample of the images on every stage of the way, where some stages ran on it alone.
+
+    Of these `Accuracy`, outputs and `Distillation` hold None; all that compares stages is of the sample.
+    """
+
+    images: int
+    """How many; drawn by the seed, all over the source."""
+    teacher: float | None
+    calibrated: float | None
+    simulated: float | None
+    oracle: float | None
+    runtime: float | None
+
+    def __post_init__(self) -> None:
+        records.check(self)
+        _check_fractions(self, "teacher", "calibrated", "simulated", "oracle", "runtime")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parity:
     """The runtime's outputs against the integer oracle's on the same images."""
 
@@ -284,6 +304,8 @@ class ReportFields:
     """How the integers were found: faqd, or another tool's way; None in reports older than the choice."""
     target: str | None = None
     """Processor that the artifact is for, a key of `backends.facts.cpu.CPUS`; None where the backend runs on none."""
+    sample: Sample | None = None
+    """The images on which simulation and oracle were held to the runtime; None: on all that were scored."""
     run: str | None = None
     """Which run it is of, a hash of all that decided it, as the bundle's manifest has it; None of what no run made."""
 

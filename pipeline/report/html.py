@@ -54,15 +54,20 @@ def _breakable(name: str) -> Markup:
 
 
 def _accuracy_bars(report: ReportFields) -> list[Bar]:
-    return [
-        Bar(
-            label=label,
-            value=wording.percentage(fraction),
-            share=None if fraction is None else 100 * fraction,
-            kind="float" if label == "float teacher" else "quantised",
+    bars, of_sample = [], dict(wording.scores(report, of_sample=True))
+    for heading, of_all in wording.scores(report):
+        label, fraction = heading, of_all
+        if of_all is None and report.sample is not None and of_sample[heading] is not None:
+            label, fraction = f"{heading}, {report.sample.images} images", of_sample[heading]
+        bars.append(
+            Bar(
+                label=label,
+                value=wording.percentage(fraction),
+                share=None if fraction is None else 100 * fraction,
+                kind="float" if heading == "float teacher" else "quantised",
+            )
         )
-        for label, fraction in wording.scores(report)
-    ]
+    return bars
 
 
 def _latency_bars(report: ReportFields) -> list[Bar]:

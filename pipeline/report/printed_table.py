@@ -47,7 +47,14 @@ def _accuracies(report: ReportFields) -> Table:
     columns = wording.scores(report)
     for heading, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_row(wording.metric_words(report), *(wording.percentage(value) for _, value in columns))
+    of_sample = wording.scores(report, of_sample=True)
+    ran_there = {heading for heading, value in of_sample if value is not None}
+    table.add_row(
+        wording.metric_words(report),
+        *("" if value is None and heading in ran_there else wording.percentage(value) for heading, value in columns),
+    )
+    if report.sample is not None:
+        table.add_row(f"{report.sample.images} of these", *(wording.percentage(value) for _, value in of_sample))
     return table
 
 

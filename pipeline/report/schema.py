@@ -29,6 +29,7 @@ from pipeline.report.fields import (
     Parity,
     Percentiles,
     ReportFields,
+    Sample,
     Size,
 )
 from pipeline.report.gate import OPTIONAL_OF_GATES
@@ -51,11 +52,23 @@ __all__ = [
     "Parity",
     "Percentiles",
     "Report",
+    "Sample",
     "Size",
     "read_report",
 ]
 
-OPTIONAL_BLOCKS = ("target", "distillation", "data", "preprocessing", "notes", "layers", "outputs", "quantiser", "run")
+OPTIONAL_BLOCKS = (
+    "target",
+    "distillation",
+    "data",
+    "preprocessing",
+    "notes",
+    "layers",
+    "outputs",
+    "quantiser",
+    "sample",
+    "run",
+)
 OPTIONAL_OF_OUTPUTS = ("worst", "cosine", "entries")
 """The same of an output."""
 

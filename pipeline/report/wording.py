@@ -356,19 +356,18 @@ def way(report: ReportFields) -> str:
     return "".join(f", {word}" for word in words)
 
 
-def scores(report: ReportFields) -> list[tuple[str, float | None]]:
-    """Return the accuracy columns in order: (heading, fraction)."""
-    accuracy, distillation = report.accuracy, report.distillation
-    columns = [("float teacher", accuracy.teacher)]
-    if distillation is not None:
-        columns.append(("calibrated only", distillation.accuracy_calibrated))
-    if accuracy.simulated is not None:  # a bundle holds no simulation, and other tools' files have none
-        columns.append(("simulated", accuracy.simulated))
-    return [
-        *columns,
-        ("oracle", accuracy.oracle),
-        ("runtime", accuracy.runtime),
-    ]
+def scores(report: ReportFields, *, of_sample: bool = False) -> list[tuple[str, float | None]]:
+    """Return the accuracy columns in order, (heading, fraction), of all images or of the sample that all stages saw."""
+    accuracy, sample, training = report.accuracy, report.sample, report.distillation
+    scored = sample if of_sample and sample is not None else accuracy
+    columns = [("float teacher", scored.teacher)]
+    if training is not None:
+        calibrated = training.accuracy_calibrated if sample is None or not of_sample else sample.calibrated
+        columns.append(("calibrated only", calibrated))
+    # A bundle holds no simulation, and other tools' files have none.
+    if (accuracy if sample is None else sample).simulated is not None:
+        columns.append(("simulated", scored.simulated))
+    return [*columns, ("oracle", scored.oracle), ("runtime", scored.runtime)]
 
 
 def headline(report: ReportFields) -> str:

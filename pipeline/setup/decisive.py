@@ -50,7 +50,7 @@ _PLACEMENT = (
     "weight-only", "dynamic-size",
 )  # fmt: skip
 _GRIDS = ("learned-scales", "weight-grids", "activation-grids", "precision")
-_SCORING = ("eval-data", "threads", "batch", "max-drop", "output-max-drop", "min-speedup")
+_SCORING = ("eval-data", "threads", "batch", "max-drop", "output-max-drop", "parity-images", "min-speedup")
 
 # Settings, each of which stands here once, and what they decide, that which is made of it among it: all end in the
 # bundle, but for those that say only where and how fast, or what is to be made again.

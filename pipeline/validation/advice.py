@@ -117,16 +117,20 @@ def _of_runtime(gate: Gate, report: Report, bundle: Path | None) -> str | None:
 def _measured(report: Report, gate: Gate) -> str | None:
     """The calibrated network, where training went on and it was better by the gate's measure."""
     trained, teacher = report.distillation, report.accuracy.teacher
-    if trained is None or trained.chosen != "trained" or trained.accuracy_calibrated is None:
+    if trained is None or trained.chosen != "trained":
         return None
-    if teacher is None or gate.limit is None:
+    calibrated = trained.accuracy_calibrated
+    if report.sample is not None:
+        teacher, calibrated = report.sample.teacher, report.sample.calibrated
+    if teacher is None or calibrated is None or gate.limit is None:
         return None
-    lost = 100 * (teacher - trained.accuracy_calibrated)
+    lost = 100 * (teacher - calibrated)
     if lost > gate.limit + 1e-9:
         return None
+    where = "the same images" if report.sample is None else f"{report.sample.images} of the images"
     return (
         f"for the accuracy gate: calibrated only passes, --steps 0: it lost {lost:.2f} points in this run, simulated on"
-        " the same images, though its held-out loss is the higher one"
+        f" {where}, though its held-out loss is the higher one"
     )
 
 

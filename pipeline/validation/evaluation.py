@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from calibration.errors import UserError
 from pipeline.artifacts import Network
+from pipeline.images.batches import images_at_once
 from pipeline.images.data import EvaluationSet, open_evaluation, ordered_batches
 from pipeline.images.preprocessing import Preprocessing, normalise
 from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.class_order import in_network_order
 from pipeline.networks.outputs.meaning import Output, primary
+from pipeline.tools.randomness import generator_for
 from pipeline.tools.source_text import batch_shape
 from pipeline.validation.score import ScoredImages
 from pipeline.validation.subject import ImagesToScore
 
+# Images that are scored at a time: at the most, and of 224 px.
+_MOST_AT_ONCE, _CUSTOMARY_AT_ONCE = 64, 16
 _OTHERWISE = "; --classes FILE says another order"
 
 
@@ -88,17 +94,37 @@ def usable_labels(
     return replace(evaluation, labels=None), (f"{said}: agreement with the teacher is scored",)
 
 
-def scored_images(scored: Scored, preprocessing: Preprocessing, most: int) -> ImagesToScore:
-    """These images, normalised, `most` at a time, with their labels."""
+def drawn_for_parity(indices: NDArray[np.int64], *, count: int | Literal["all"], seed: int) -> NDArray[np.int64] | None:
+    """Which `count` of the images [N] to compare all stages on: one of each of as many equal stretches of them.
+
+    None where these are all of them.
+    """
+    if count == "all" or count >= len(indices):
+        return None
+    ends = np.arange(count + 1) * len(indices) // count
+    places = torch.rand(count, generator=generator_for(seed, "parity"), dtype=torch.float64).numpy()
+    return indices[ends[:-1] + (places * np.diff(ends)).astype(np.int64)]
+
+
+def scored_images(
+    scored: Scored, preprocessing: Preprocessing, *, parity: int | Literal["all"] = "all", seed: int = 0
+) -> ImagesToScore:
+    """These images, normalised and in batches, with their labels; `parity` of them are drawn as the sample."""
+    # Where they are large, fewer at a time: maps that leave the caches cost oracle and simulation a quarter more.
+    most = images_at_once(preprocessing, _MOST_AT_ONCE, customary=_CUSTOMARY_AT_ONCE)
+    sample = drawn_for_parity(scored.indices, count=parity, seed=seed)
     return ImagesToScore(
-        batches=_batches(scored, preprocessing, most),
+        batches=_batches(scored, preprocessing, most, sample),
         count=len(scored.indices),
         source=None if scored.trained_on else scored.evaluation.images,
     )
 
 
-def _batches(scored: Scored, preprocessing: Preprocessing, most: int) -> Iterator[ScoredImages]:
+def _batches(
+    scored: Scored, preprocessing: Preprocessing, most: int, sample: NDArray[np.int64] | None
+) -> Iterator[ScoredImages]:
     images, labels = scored.evaluation.images, scored.evaluation.labels
     for batch in ordered_batches(images, scored.indices, preprocessing, batch_size=most, workers=scored.workers):
         of_batch = None if labels is None else labels[batch.indices.numpy()]
-        yield ScoredImages(images=normalise(batch.images, preprocessing), labels=of_batch)
+        sampled = None if sample is None else np.isin(batch.indices.numpy(), sample)
+        yield ScoredImages(images=normalise(batch.images, preprocessing), labels=of_batch, sampled=sampled)

@@ -26,6 +26,10 @@ from pipeline.validation.running import filled_up, latency_batch, runner_outputs
 from pipeline.validation.score import Scores, count_kernels, measure_latency, no_latency, score
 from pipeline.validation.subject import ImagesToScore, Subject, oracle_of
 
+# Columns that run on the sample of --parity-images alone: of the artifact's own what runs here is scored on all.
+_BESIDE_ORACLE = frozenset({"calibrated", "simulated"})
+_BESIDE_RUNTIME = _BESIDE_ORACLE | {"oracle"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
@@ -52,7 +56,11 @@ def measured(subject: Subject, limits: ValidationConfig, progress: Progress) -> 
         images = subject.images
         with freed_memory_kept():
             scores = score(
-                columns, images.batches, subject.outputs, step=lambda done: progress.step(done, images.count)
+                columns,
+                images.batches,
+                subject.outputs,
+                sampled=_BESIDE_RUNTIME if "runtime" in columns else _BESIDE_ORACLE,
+                step=lambda done: progress.step(done, images.count),
             )
         if subject.other_size is not None:
             oracle, runtime = oracle_of(model, backend), columns.get("runtime")
@@ -96,6 +104,7 @@ def report_of(
         *ungated(limits),
         *repetitions(scores),
         *_overlap(scores),
+        *_sampled(scores),
         *subject.remarks,
         *measurement.remarks,
         *reasons(gates, scores.outputs, scores.main, subject.graph),
@@ -127,6 +136,7 @@ def report_of(
         outputs=scores.outputs,
         quantiser=origin.quantiser,
         target=subject.target,
+        sample=scores.sample,
     )
 
 
@@ -135,6 +145,17 @@ def _overlap(scores: Scores) -> tuple[str, ...]:
     kinds = ("teacher", "simulated", "oracle", "runtime")
     said = [f"{name} {percentage(scores.mean_ious[name])}" for name in kinds if name in scores.mean_ious]
     return (f"mean IoU with the labels: {', '.join(said)}",) if said else ()
+
+
+def _sampled(scores: Scores) -> tuple[str, ...]:
+    """What to say of stages that ran on a sample alone."""
+    if scores.sample is None:
+        return ()
+    judged = "runtime" if scores.accuracy.runtime is not None else "oracle"
+    return (
+        f"{judged} and float teacher are scored on all {scores.accuracy.images} images, the other stages held to the"
+        f" {judged} on {scores.sample.images} of them, drawn by the seed; --parity-images all takes all",
+    )
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from backends.timing import interleaved_latency
 from calibration.errors import MissingExtra, UserError
 from pipeline.networks.outputs.agreement import OutputTally, parity_of
 from pipeline.networks.outputs.meaning import Output, primary
-from pipeline.report.schema import Accuracy, Latency, OutputScore, Parity, Percentiles
+from pipeline.report.schema import Accuracy, Latency, OutputScore, Parity, Percentiles, Sample
 from pipeline.tools.confidence import PointsLost, loss_of
 from pipeline.validation.label_tally import LabelTally
 
@@ -38,6 +39,8 @@ class ScoredImages:
 
     images: Tensor
     labels: NDArray[np.int64] | None
+    sampled: NDArray[np.bool_] | None = None
+    """Which of them, [B], are of the sample on which some columns run; None: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,8 @@ class Scores:
     """Of each output whether its target is the same on all images, so that agreement with it says nothing."""
     repeated: int = 0
     """Images that are the same as one before: they do not count as further ones."""
+    sample: Sample | None = None
+    """Scores of the images on which some columns ran alone; None where all ran on all."""
     mean_ious: Mapping[str, float] = field(default_factory=dict)
     """Of columns, where labels are maps: the mean over classes of intersection over union with them."""
 
@@ -71,61 +76,119 @@ def score(
     batches: Iterable[ScoredImages],
     outputs: Sequence[Output],
     *,
+    sampled: Collection[str] = (),
     step: Callable[[int], None],
 ) -> Scores:
     """Accuracy of every column, parity of simulation, oracle and runtime, and both for every output of its own.
 
     The metric of the accuracy is top-1 where batches have labels, else that of the network's first classes (or labels)
     against the distillation targets (column "target", needed then): the teacher's own outputs, unless they are averaged
-    over mirror images. Maps count per position. Raises UserError when a label is no class of the network.
+    over mirror images. Maps count per position. Columns that are `sampled` run on the sample alone that batches name,
+    if they do, and columns are compared with each other on it. Raises UserError when a label is no class of the
+    network, and where no image, or none of a sample, could be read.
     """
-    images, main = 0, primary(outputs)
-    tallies = [OutputTally(output) for output in outputs]
-    labelled = dict[str, LabelTally]()
+    main, whole = primary(outputs), _Tallies(outputs)
+    part: _Tallies | None = None  # of the sample, where it is not all
     seen, first = set[bytes](), list[bool]()
     for batch in batches:
-        answers = {run: run(batch.images) for run in dict.fromkeys(columns.values())}  # teacher and target may be one
-        results = {name: answers[run] for name, run in columns.items()}
-        images += len(batch.images)
         first += _unseen(batch.images, seen)
-        if batch.labels is not None:
-            for name, values in results.items():
-                tally_of_labels = labelled.setdefault(name, LabelTally(values[main].shape[outputs[main].axis]))
-                tally_of_labels.add(outputs[main].answers(values[main]), batch.labels)
-        for index, tally in enumerate(tallies):
-            tally.add({name: values[index] for name, values in results.items()})
-        step(images)
-    if not images:
+        if not sampled or batch.sampled is None:
+            whole.add(_answers(columns, batch.images), batch.labels)
+        else:
+            part = part or _Tallies(outputs)
+            everywhere = {name: run for name, run in columns.items() if name not in sampled}
+            results = _answers(everywhere, batch.images)
+            whole.add(results, batch.labels)
+            if batch.sampled.any():
+                chosen = torch.from_numpy(np.flatnonzero(batch.sampled))
+                others = {name: run for name, run in columns.items() if name in sampled}
+                of_sample = {name: [value[chosen] for value in values] for name, values in results.items()}
+                of_sample |= _answers(others, batch.images[chosen])
+                part.add(of_sample, None if batch.labels is None else batch.labels[batch.sampled])
+        step(whole.images)
+    if not whole.images:
         raise UserError("--eval-data: no image to score was readable")
-    fractions = {name: tally.fraction() for name, tally in labelled.items()} or tallies[main].fractions()
+    if part is not None and not part.images:
+        raise UserError("--parity-images: none of the images that were drawn could be read: give a larger number")
+    fractions, compared = whole.fractions(main), part or whole
     accuracy = Accuracy(
-        metric="top1" if labelled else tallies[main].metric,
-        images=images,
+        metric="top1" if whole.labelled else whole.outputs[main].metric,
+        images=whole.images,
         teacher=fractions.get("teacher"),
         simulated=fractions.get("simulated"),
         oracle=fractions.get("oracle"),
         runtime=fractions.get("runtime"),
     )
-    scores = tuple(tally.score() for tally in tallies)
     last = "runtime" if "runtime" in columns else "oracle"
     own = np.array(first)
-    outputs_lost = tuple(_output_loss(tally, last, own) for tally in tallies)
+    outputs_lost = tuple(_output_loss(tally, last, own) for tally in whole.outputs)
     lost = outputs_lost[main]
-    if labelled:
-        lost = _labelled_loss(labelled, last, own, decisions=outputs[main].decisions)
+    if whole.labelled:
+        lost = _labelled_loss(whole.labelled, last, own, decisions=outputs[main].decisions)
     return Scores(
         accuracy=accuracy,
-        parity=parity_of(tallies),
+        parity=parity_of(compared.outputs),
         calibrated=fractions.get("calibrated"),
-        outputs=scores,
+        outputs=tuple(_scored(*tallies) for tallies in zip(whole.outputs, compared.outputs, strict=True)),
         main=main,
-        agreements=tuple(tally.joint_agreement for tally in tallies),
-        limits_with_float=tuple(tally.limit(WITH_FLOAT) for tally in tallies),
+        agreements=tuple(tally.joint_agreement for tally in compared.outputs),
+        limits_with_float=tuple(tally.limit(WITH_FLOAT) for tally in compared.outputs),
         lost=lost,
         outputs_lost=outputs_lost,
-        alike=tuple(tally.alike for tally in tallies),
-        repeated=images - len(seen),
-        mean_ious={name: iou for name, tally in labelled.items() if (iou := tally.mean_iou()) is not None},
+        alike=tuple(tally.alike for tally in whole.outputs),
+        repeated=whole.images - len(seen),
+        sample=None if part is None else part.sample(main),
+        mean_ious={name: iou for name, tally in whole.labelled.items() if (iou := tally.mean_iou()) is not None},
+    )
+
+
+class _Tallies:
+    """What is counted of some images: every output's columns against each other, and the main one's against labels."""
+
+    def __init__(self, outputs: Sequence[Output]) -> None:
+        self.outputs = [OutputTally(output) for output in outputs]
+        self.labelled = dict[str, LabelTally]()
+        self.images, self._main = 0, primary(outputs)
+
+    def add(self, results: Mapping[str, Sequence[Tensor]], labels: NDArray[np.int64] | None) -> None:
+        """Count one batch: column -> its outputs [B, ...], and labels [B] where there are any."""
+        main, output = self._main, self.outputs[self._main].output
+        self.images += len(next(iter(results.values()))[main])
+        if labels is not None:
+            for name, values in results.items():
+                tally_of_labels = self.labelled.setdefault(name, LabelTally(values[main].shape[output.axis]))
+                tally_of_labels.add(output.answers(values[main]), labels)
+        for index, tally in enumerate(self.outputs):
+            tally.add({name: values[index] for name, values in results.items()})
+
+    def fractions(self, main: int) -> dict[str, float]:
+        """Each column's share of answers that are the label's, or without labels what it agrees by."""
+        return {name: tally.fraction() for name, tally in self.labelled.items()} or self.outputs[main].fractions()
+
+    def sample(self, main: int) -> Sample:
+        """The scores as a block of the report."""
+        kinds, fractions = ("teacher", "calibrated", "simulated", "oracle", "runtime"), self.fractions(main)
+        return Sample(images=self.images, **{name: fractions.get(name) for name in kinds})
+
+
+def _answers(columns: Mapping[str, Outputs], images: Tensor) -> dict[str, list[Tensor]]:
+    """What each column gives; columns that are the same, as teacher and target may be, are asked once."""
+    answers = {run: run(images) for run in dict.fromkeys(columns.values())}
+    return {name: answers[run] for name, run in columns.items()}
+
+
+def _scored(whole: OutputTally, compared: OutputTally) -> OutputScore:
+    """An output's entry in the report; what compares columns with each other is of the sample."""
+    if compared is whole:
+        return whole.score()
+    on_sample = compared.score()
+    return replace(
+        whole.score(),
+        oracle_vs_simulated=on_sample.oracle_vs_simulated,
+        runtime_vs_oracle=on_sample.runtime_vs_oracle,
+        exact_fraction=on_sample.exact_fraction,
+        max_difference=on_sample.max_difference,
+        simulated_difference=on_sample.simulated_difference,
     )
 
 

@@ -44,7 +44,6 @@ from pipeline.validation.score import Outputs, ScoredImages, oracle_outputs
 from pipeline.validation.sensitivity import layer_sqnr
 from pipeline.validation.subject import Asked, ImagesToScore, Origin, Subject, bits_of, fixed_batch_of, oracle_of
 
-_BATCH = 64
 _SQNR_IMAGES = 32
 _OTHER_SIZE_IMAGES = 8
 _ORACLE_IMAGES = 4
@@ -111,11 +110,13 @@ def validate_student(
     if calibrated is not None and simulated is not None:
         columns["simulated"] = _module_outputs(simulated)
         if simulated is not calibrated:
-            columns["calibrated"] = _module_outputs(calibrated)
+            learned = quantised.distillation
+            same = learned is not None and learned.chosen == "calibrated"
+            columns["calibrated"] = columns["simulated"] if same else _module_outputs(calibrated)
     inputs = _first_images(scored, preprocessing, _SQNR_IMAGES)
-    most = images_at_once(preprocessing, _BATCH)
+    origin = known.origin or Origin(teacher=teacher.source, student=teacher.source, bits=bits_of(quantised.plan))
     subject = Subject(
-        origin=known.origin or Origin(teacher=teacher.source, student=teacher.source, bits=bits_of(quantised.plan)),
+        origin=origin,
         backend=backend,
         absent=backend.unavailable(),
         model=compiled.model,
@@ -126,7 +127,7 @@ def validate_student(
         fixed_batch=fixed_batch_of(compiled.model),
         least_parity=least_parity_for(quantised.plan, backend),
         columns=columns,
-        images=scored_images(scored, preprocessing, most),
+        images=scored_images(scored, preprocessing, parity=limits.parity_images, seed=origin.seed),
         example=inputs,
         other_size=None if teacher.other is None else _at_other_size(scored, preprocessing),
         noise=_noise(quantised.prepared, simulated, torch.split(inputs, images_at_once(preprocessing, _SQNR_IMAGES))),
@@ -161,14 +162,17 @@ def validate_network(
     `notes`: what there is to say of it already, for the report.
     """
     bits, teacher, images = asked.quantisation, lesson.teacher, lesson.images
-    background = Background(
-        outputs=student.outputs,
-        target=joint_targets(
+    asked_for: Outputs | None = None
+    if lesson.mirror or len(lesson.teachers) > 1:  # else the teacher's own answers, which are scored as well
+        asked_for = joint_targets(
             [network.folded for network in lesson.teachers],
             [network.outputs for network in lesson.teachers],
             mirror=lesson.mirror,
             temperature=asked.learning.softening,
-        ),
+        )
+    background = Background(
+        outputs=student.outputs,
+        target=asked_for,
         origin=Origin(
             teacher=teacher.source,
             student=asked.student or teacher.source,
@@ -311,8 +315,8 @@ def _named_images(bundle: Bundle, limits: ValidationConfig, backend: Backend, fl
         remarks += (f"no accuracy is judged: {float_file}, the float network that a run leaves, is absent",)
     else:
         columns["target"] = columns["teacher"] = answers_in_form(bundle.outputs, bundle.float_outputs, teacher)
-    most = images_at_once(bundle.preprocessing, _BATCH)
-    images = scored_images(Scored.whole(evaluation), bundle.preprocessing, most)
+    seed = bundle.manifest.seed
+    images = scored_images(Scored.whole(evaluation), bundle.preprocessing, parity=limits.parity_images, seed=seed)
     return columns, images, (*evaluation.images.notes, *remarks)
 
 

@@ -22,7 +22,9 @@ def test_the_default_run_is_validated_on_the_runtime(finished: Path) -> None:
 
     assert report.status == "validated" and report.accuracy.metric == "top1"
     assert report.accuracy.images == 450
-    for score in (report.accuracy.simulated, report.accuracy.oracle, report.accuracy.runtime):
+    sample = report.sample
+    assert sample is not None and sample.images == 256 and report.accuracy.oracle is report.accuracy.simulated is None
+    for score in (sample.simulated, sample.oracle, sample.runtime, report.accuracy.runtime):
         assert score is not None and score >= 0.98
     assert report.parity.argmax_agreement == report.parity.exact_fraction == 1.0
     assert (report.kernels.integer, report.kernels.float) == (10, 0)

@@ -62,7 +62,7 @@ def test_a_head_of_int4_weights(folder: Path) -> None:
     (middle,) = [layer for layer in report.layers if layer.weight_bits == 4]
     assert len(report.layers) == 3 and middle.integer is False and middle.sqnr_db is not None
     assert "4-bit integers" in middle.reason and 5 < middle.sqnr_db < 40
-    assert report.accuracy.oracle == report.accuracy.simulated
+    assert report.sample is not None and report.sample.oracle == report.sample.simulated
     assert middle.name not in bundle.plan.integer_layers() and len(bundle.plan.integer_layers()) == 2
     model = parsed(bundle.model)
     assert TensorProto.INT4 in {tensor.data_type for tensor in model.graph.initializer}

@@ -13,7 +13,7 @@ from pipeline.images.sources.arrays import ArraySource
 from pipeline.images.sources.image_source import EvaluationSet
 from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.meaning import Output
-from pipeline.validation.evaluation import Scored, scored_images, usable_labels
+from pipeline.validation.evaluation import Scored, drawn_for_parity, scored_images, usable_labels
 
 SCORES = Output(name="scores", holds="classes", axis=1, shape=(3,), names=("ant", "bee", "cat"))
 MAP = Output(name="mask", holds="classes", axis=1, shape=(3, 4, 5))
@@ -74,11 +74,12 @@ def test_labels_follow_their_images_into_batches() -> None:
         channel_order="RGB",
     )
     scored = Scored(evaluation=labelled([5, 6, 7, 8, 9]), indices=np.array([4, 0, 2]))
-    made = scored_images(scored, preprocessing, 2)
+    made = scored_images(scored, preprocessing)
     batches = list(made.batches)
     assert made.count == 3 and made.source is IMAGES
     labels = [batch.labels.tolist() for batch in batches if batch.labels is not None]
-    assert labels == [[9, 5], [7]] and [len(batch.images) for batch in batches] == [2, 1]
+    assert labels == [[9, 5, 7]] and [len(batch.images) for batch in batches] == [3]
+    assert batches[0].sampled is None, "all of so few are compared"
     # Channels and pixels of image 4, 48 to 59, as fractions of 255.
     assert (batches[0].images[0].flatten() * 255).round().tolist() == list(range(48, 60))
     whole = Scored.whole(labelled([5, 6, 7, 8, 9]), ("said",))
@@ -86,4 +87,38 @@ def test_labels_follow_their_images_into_batches() -> None:
     split = SplitImages(source=IMAGES, training=np.array([0, 1]), held_out=np.array([3, 2]))
     held = Scored.held_out(split)
     assert held.indices.tolist() == [3, 2] and held.trained_on and held.evaluation.labels is None
-    assert scored_images(held, preprocessing, 2).source is None, "what of them is unreadable is told elsewhere"
+    assert scored_images(held, preprocessing).source is None, "what of them is unreadable is told elsewhere"
+
+
+def test_a_sample_follows_its_images_into_batches() -> None:
+    preprocessing = Preprocessing(
+        channels=3,
+        height=448,
+        width=448,
+        resize=None,
+        interpolation="bilinear",
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+        channel_order="RGB",
+    )
+    scored = Scored.whole(labelled([5, 6, 7, 8, 9]))
+    drawn = drawn_for_parity(scored.indices, count=2, seed=3)
+    assert drawn is not None
+    batches = list(scored_images(scored, preprocessing, parity=2, seed=3).batches)
+    assert [len(batch.images) for batch in batches] == [4, 1], "large images go through networks a few at a time"
+    assert np.concatenate([batch.sampled for batch in batches if batch.sampled is not None]).nonzero()[0].tolist() == (
+        drawn.tolist()
+    )
+
+
+def test_a_sample_lies_all_over_the_source_and_is_the_seeds() -> None:
+    images = np.arange(1000, 1997)
+    drawn = [drawn_for_parity(images, count=100, seed=seed) for seed in (0, 0, 1)]
+    one, again, other = (np.asarray(sample) for sample in drawn)
+    assert (one == again).all() and (one != other).any()
+    assert len(set(one.tolist())) == 100 and np.isin(one, images).all()
+    assert (np.diff(one) > 0).all() and np.diff(one).max() < 20, "one of each ten in a row"
+    means = [np.asarray(drawn_for_parity(images, count=10, seed=seed)).mean() for seed in range(200)]
+    # Of a uniform draw from each stretch of 99.7: a standard deviation of 28.8 / sqrt(10) for one, 0.64 for the mean.
+    assert abs(float(np.mean(means)) - 1498) < 3
+    assert drawn_for_parity(images, count="all", seed=0) is None and drawn_for_parity(images, count=997, seed=0) is None
