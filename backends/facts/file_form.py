@@ -25,6 +25,10 @@ class FileForm:
     merged_channels: int = 0
     #: A PReLU is the larger of x and slope times x.
     prelu_as_maximum: bool = False
+    #: A Max of the lowest number stands behind an average pooling that is written as products with shares.
+    shares_apart: bool = False
+    #: A Max of the lowest number stands behind a max pooling of reals of which an activation reads that also falls.
+    maxima_apart: bool = False
     #: A ReLU or clip that nothing absorbs, behind a matrix product on integers that writes floats, is a Max, a Min or
     #: both.
     bounds_behind_products: bool = False

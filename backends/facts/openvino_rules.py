@@ -81,6 +81,11 @@ PROFILE = Profile(
         borders_next_to_zero=True,
         # Rule 35: a rounding that becomes part of ReduceMax or ReduceMin gives wrong outputs (measured).
         reductions_apart=True,
+        # The plugin moves activations before the pooling, into a convolution, whether they rise or not
+        # (FuseConvolutionAndSimpleOperationThroughMaxPool; measured).
+        maxima_apart=True,
+        # As part of a product's kernel, slopes and summands per channel belong to the last axis (measured).
+        shares_apart=True,
         # Measured on 2026.4.1: where a convolution follows, the pass that fuses reversed channels into weights drops a
         # Gather of all channels and permutes the weights the wrong way round; a reversal is its own inverse.
         orders_in_halves=True,

@@ -38,17 +38,21 @@ def _maximum(graph: Graph, node: Node) -> None:
     kernel = pair(argument(node, 1, "kernel_size"))
     stride, padding = pair(argument(node, 2, "stride") or kernel), pair(argument(node, 3, "padding", 0))
     dilation = pair(argument(node, 4, "dilation", 1))
-    reach = _reach(node, stride, [d * (length - 1) + 1 for d, length in zip(dilation, kernel, strict=True)])
+    spans = [d * (length - 1) + 1 for d, length in zip(dilation, kernel, strict=True)]
+    reach = _reach(node, stride, spans)
     if reach is None:
         return
-    rows, columns = (
-        end > size + 2 * border for end, size, border in zip(reach, static_shape(source)[2:], padding, strict=True)
-    )
-    if dilation == (1, 1):
-        kernel = tuple(
-            min(length, size) if not border else length
-            for length, size, border in zip(kernel, static_shape(source)[2:], padding, strict=True)
-        )
+    rounded = []
+    for axis, size in enumerate(static_shape(source)[2:]):
+        whole = size + 2 * padding[axis]
+        inside = -(-size // dilation[axis])
+        if spans[axis] > whole and not padding[axis]:
+            # The one window is larger than the map, which OpenVINO refuses: the places that it has there.
+            kernel, stride = (_with(pair, axis, value) for pair, value in ((kernel, inside), (stride, whole)))
+            rounded.append(False)
+        else:
+            rounded.append(reach[axis] > whole)
+    rows, columns = rounded
     if rows == columns:
         node.args, node.kwargs = (source, list(kernel), list(stride), list(padding), list(dilation), rows), {}
         return
@@ -57,6 +61,10 @@ def _maximum(graph: Graph, node: Node) -> None:
     first = before(graph, node, aten.max_pool2d.default, alone)
     node.args = (first, [1, kernel[1]], [1, stride[1]], [0, padding[1]], [1, dilation[1]], columns)
     node.kwargs = {}
+
+
+def _with(numbers: tuple[int, ...] | list[int], axis: int, value: int) -> tuple[int, ...]:
+    return tuple(value if index == axis else number for index, number in enumerate(numbers))
 
 
 def _average(graph: Graph, node: Node) -> None:

@@ -11,13 +11,28 @@ from backends.onnx_file.shapes import shape_of, stored
 from backends.onnx_file.translations.common import Translator, input_of
 from backends.onnx_file.writer import Writer
 from calibration.graph.factors import written_factor
-from calibration.graph.operators import argument, pair, static_shape
+from calibration.graph.operators import argument, kind, pair, static_shape, tensor_inputs
 from calibration.graph.windows import Windows, equal_windows
 from calibration.simulation.freeze import FrozenConstant
 
 
 def max_pool(e: Writer, node: Node) -> list[str]:
-    """MaxPool."""
+    """MaxPool; or one and a Max of the lowest number, where the form keeps what may fall apart from it."""
+    if e.form.maxima_apart and node.name not in e.passthrough and any(map(_may_fall, node.users)):
+        pooled = _max_pool(e, node, suffix="_largest")
+        return e.add("Max", [*pooled, e.scalar(float(np.finfo(np.float32).min))])
+    return _max_pool(e, node)
+
+
+def _may_fall(node: Node) -> bool:
+    """Whether it is an activation, or a part of one, that may give less for a larger value."""
+    if kind(node) == "leaky_relu":
+        return float(argument(node, 1, "negative_slope", 0.01)) < 0
+    gate = kind(node) == "mul" and len(tensor_inputs(node)) == 2
+    return gate or kind(node) in ("gelu", "silu", "hardswish", "other")
+
+
+def _max_pool(e: Writer, node: Node, suffix: str = "") -> list[str]:
     kernel = pair(node.args[1])
     return e.add(
         "MaxPool",
@@ -27,6 +42,7 @@ def max_pool(e: Writer, node: Node) -> list[str]:
         pads=pair(argument(node, 3, "padding", 0)) * 2,
         dilations=pair(argument(node, 4, "dilation", 1)),
         ceil_mode=int(argument(node, 5, "ceil_mode", False)),
+        suffix=suffix,
     )
 
 
@@ -77,7 +93,11 @@ def adaptive_average_pool(e: Writer, node: Node) -> list[str]:
         # Windows of unequal size: a product with the matrix of shares from each side.
         rows, columns = (shares(size, side) for size, side in zip(sizes, target, strict=True))
         (tall,) = e.add("MatMul", [e.constant(rows, f"{node.name}_rows"), e.read(input_of(node))], suffix="_rows")
-        return e.add("MatMul", [tall, e.constant(columns.T, f"{node.name}_columns")])
+        shared = [tall, e.constant(columns.T, f"{node.name}_columns")]
+        if not e.form.shares_apart:
+            return e.add("MatMul", shared)
+        (product,) = e.add("MatMul", shared, suffix="_product")
+        return e.add("Max", [product, e.scalar(float(np.finfo(np.float32).min))])
     kernel = [size // side for size, side in zip(sizes, target, strict=True)]
     return e.add("AveragePool", [e.read(input_of(node))], kernel_shape=kernel, strides=kernel)
 

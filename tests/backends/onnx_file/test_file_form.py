@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from backends import BACKENDS
@@ -30,6 +31,8 @@ CHANGES: dict[str, tuple[Any, str, str, int]] = {
     "bounds_behind_products": (True, "relu_of_tokens", "onnxruntime", 8),
     "softmax_apart": (True, "softmax", "onnxruntime", 8),
     "reductions_apart": (True, "smallest_of_tokens", "openvino", 8),
+    "maxima_apart": (True, "gelu_of_maxima", "openvino", 8),
+    "shares_apart": (True, "unequal_windows", "openvino", 8),
     "bias_everywhere": (True, "conv", "openvino", 8),
     "borders_next_to_zero": (True, "bordered_average_of_a_sum", "openvino", 8),
     "orders_in_halves": (True, "reordered", "onnxruntime", 8),
@@ -46,6 +49,13 @@ OWN: dict[str, Callable[[], nn.Module]] = {
     "spread": lambda: Net(
         lambda n, x: n.b(torch.cat([n.a(x), n.c.bias.reshape(1, 16, 1, 1).expand(len(x), -1, *x.shape[2:])], 1)),
         **{"a": nn.Conv2d(3, 16, 1), "c": nn.Conv2d(3, 16, 1), "b": nn.Conv2d(32, 8, 1)},
+    ),
+    "gelu_of_maxima": lambda: Net(
+        lambda n, x: n.b(F.gelu(F.max_pool2d(n.a(x), 2))), a=nn.Conv2d(3, 16, 3), b=nn.Conv2d(16, 8, 1)
+    ),
+    "unequal_windows": lambda: Net(
+        lambda n, x: n.b(n.p(F.adaptive_avg_pool2d(n.a(x), (3, 5)))),
+        **{"a": nn.Conv2d(3, 16, 3), "p": nn.PReLU(16), "b": nn.Conv2d(16, 8, 1)},
     ),
     "softmax": lambda: Net(lambda n, x: n.b(torch.softmax(n.a(x), 1)), a=nn.Conv2d(3, 16, 3), b=nn.Conv2d(16, 8, 1)),
 }
