@@ -29,6 +29,8 @@ class FileForm:
     shares_apart: bool = False
     #: A Max of the lowest number stands behind a max pooling of reals of which an activation reads that also falls.
     maxima_apart: bool = False
+    #: A Max of the lowest number stands behind a product with constants of which some are negative.
+    negative_factors_apart: bool = False
     #: A ReLU or clip that nothing absorbs, behind a matrix product on integers that writes floats, is a Max, a Min or
     #: both.
     bounds_behind_products: bool = False

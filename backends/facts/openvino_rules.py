@@ -81,11 +81,14 @@ PROFILE = Profile(
         borders_next_to_zero=True,
         # Rule 35: a rounding that becomes part of ReduceMax or ReduceMin gives wrong outputs (measured).
         reductions_apart=True,
-        # The plugin moves activations before the pooling, into a convolution, whether they rise or not
-        # (FuseConvolutionAndSimpleOperationThroughMaxPool; measured).
+        # Rule 42: a convolution's kernel takes in the activations behind a max pooling of its sums, those that fall too
+        # (measured: it names them; its pass FuseConvolutionAndSimpleOperationThroughMaxPool asks for no more than that
+        # a kernel can compute them).
         maxima_apart=True,
-        # As part of a product's kernel, slopes and summands per channel belong to the last axis (measured).
+        # Rule 43: as part of a product's kernel, slopes and summands per channel belong to the last axis (measured).
         shares_apart=True,
+        # Rule 44: a rounding takes factors along axis 1 into its own bounds, the negative ones wrongly (measured).
+        negative_factors_apart=True,
         # Measured on 2026.4.1: where a convolution follows, the pass that fuses reversed channels into weights drops a
         # Gather of all channels and permutes the weights the wrong way round; a reversal is its own inverse.
         orders_in_halves=True,

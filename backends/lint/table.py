@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from backends.lint import fusion
+from backends.lint import fusion, openvino_kernels
 from backends.lint import openvino_passes as openvino
 from backends.lint import stored as checks
 from backends.lint.rule import LintRule, LintRules, Violation
@@ -299,6 +299,37 @@ RULES: tuple[LintRule, ...] = (
         breach={"openvino": "float"},
         check=openvino.dilated_maxima,
         source=f"of reals no pass takes the integers over a dilated pooling: the layer behind it runs in float ({_OV})",
+    ),
+    LintRule(
+        number=42,
+        title="a Max stands between a max pooling and what may fall for larger values",
+        breach={"openvino": "wrong"},
+        check=openvino_kernels.maxima_before_falling,
+        source="activations behind a max pooling become part of the convolution before it, GELU, SiLU, Mish, absolute"
+        f" values and negative slopes too: wrong outputs ({_OV})",
+    ),
+    LintRule(
+        number=43,
+        title="a Max stands between an average of unequal windows and what is per channel",
+        breach={"openvino": "wrong"},
+        check=openvino_kernels.products_before_channels,
+        source="numbers per channel become part of a product's kernel as if they were per column: refused, and where"
+        f" channels and columns are equally many wrong outputs ({_OV})",
+    ),
+    LintRule(
+        number=44,
+        title="a Max stands behind a product with negative factors of channels or rows",
+        breach={"openvino": "wrong"},
+        check=openvino_kernels.negative_factors,
+        source=f"a rounding takes the factors into its own bounds, negative ones wrongly: wrong outputs ({_OV})",
+    ),
+    LintRule(
+        number=45,
+        title="stored integers are the second input of a product",
+        breach={"openvino": "wrong"},
+        check=openvino_kernels.stored_on_the_left,
+        source="as its first input they leave the product in float and what it reads without its zero point: wrong"
+        f" outputs ({_OV})",
     ),
 )
 

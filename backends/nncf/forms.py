@@ -7,6 +7,12 @@ import onnx
 from onnx import NodeProto, helper
 
 from backends.facts.profile import Profile
+from backends.lint.openvino_kernels import (
+    maxima_before_falling,
+    negative_factors,
+    products_before_channels,
+    stored_on_the_left,
+)
 from backends.lint.openvino_passes import borders_of_averages, lone_reductions
 from backends.lint.rule import lint_rules
 from backends.nncf.editing import Names, add_constant
@@ -15,7 +21,7 @@ from backends.onnx_file.view import OnnxView, attributes, node_name
 
 
 def in_form(model: onnx.ModelProto, profile: Profile) -> None:
-    """Give layers a bias, averages of signed maps a border of their own, and what is largest or smallest a Max.
+    """Give layers a bias, averages of signed maps a border of their own, and what has to stand apart a Max.
 
     Each where the profile's form asks for it and as in our own files: nothing that is computed changes, but for sums of
     exactly 0, which become 1e-30.
@@ -26,9 +32,16 @@ def in_form(model: onnx.ModelProto, profile: Profile) -> None:
     if form.borders_next_to_zero:
         for name in {name for name, _ in borders_of_averages(OnnxView(model), rules)}:
             _border(model, _named(model, name), names)
-    if form.reductions_apart:
-        for name in {name for name, _ in lone_reductions(OnnxView(model), rules)}:
-            _maximum(model, _named(model, name), names)
+    for asked, check in (
+        (form.reductions_apart, lone_reductions),
+        (form.maxima_apart, maxima_before_falling),
+        (form.shares_apart, products_before_channels),
+        (form.shares_apart, stored_on_the_left),
+        (form.negative_factors_apart, negative_factors),
+    ):
+        if asked:
+            for name in {name: None for name, _ in check(OnnxView(model), rules)}:
+                _maximum(model, _named(model, name), names)
 
 
 def _named(model: onnx.ModelProto, name: str) -> NodeProto:
@@ -79,8 +92,8 @@ def _border(model: onnx.ModelProto, node: NodeProto, names: Names) -> None:
 
 
 def _maximum(model: onnx.ModelProto, node: NodeProto, names: Names) -> None:
-    """Put a Max with the lowest number behind a reduction."""
-    result, node.output[0] = node.output[0], names.fresh(f"{node.output[0]}_reduced")
+    """Put a Max with the lowest number behind a node."""
+    result, node.output[0] = node.output[0], names.fresh(f"{node.output[0]}_alone")
     name = names.fresh(f"{result}_max")
     lowest = add_constant(model, names.fresh(f"{name}_lowest"), np.array(np.finfo(np.float32).min, np.float32))
     position = list(model.graph.node).index(node)

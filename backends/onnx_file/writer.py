@@ -133,7 +133,24 @@ class Writer:
     def add(
         self, operator: str, inputs: Sequence[str], *, outputs: int = 1, suffix: str = "", **attributes: Any
     ) -> list[str]:
-        """Append a node named after the graph node being translated; its output names."""
+        """Append a node named after the graph node being translated; its output names.
+
+        A product with constants of which some are negative has a Max of the lowest number behind it, where the form
+        asks for that.
+        """
+        if self.form.negative_factors_apart and self._multiplies_by_negatives(operator, inputs):
+            product = self._append(operator, inputs, suffix=f"{suffix}_product", **attributes)
+            return self._append("Max", [*product, self.lowest], suffix=suffix)
+        return self._append(operator, inputs, outputs=outputs, suffix=suffix, **attributes)
+
+    def _multiplies_by_negatives(self, operator: str, inputs: Sequence[str]) -> bool:
+        factors = inputs if operator == "Mul" else inputs[1:] if operator == "Div" else ()
+        stored = [numpy_helper.to_array(self.initialisers[name]) for name in factors if name in self.initialisers]
+        return any(values.size > 1 and bool((values < 0).any()) for values in stored)
+
+    def _append(
+        self, operator: str, inputs: Sequence[str], *, outputs: int = 1, suffix: str = "", **attributes: Any
+    ) -> list[str]:
         assert self.current is not None
         base = self.current.name + suffix
         plain = [base] if outputs == 1 else [f"{base}_{index}" for index in range(outputs)]
@@ -160,6 +177,11 @@ class Writer:
     def scalar(self, value: float) -> str:
         """A float32 number as a rank-0 initialiser."""
         return self.constant(np.array(value, np.float32), f"f32_{np.float32(value)!s}")
+
+    @property
+    def lowest(self) -> str:
+        """The lowest float32: a Max of it changes nothing, and keeps what is before and behind out of one kernel."""
+        return self.scalar(float(np.finfo(np.float32).min))
 
     def read(self, node: Node) -> str:
         """Name of a node's value for the node being translated: integers for one that only moves them, else float."""

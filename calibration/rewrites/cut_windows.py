@@ -45,9 +45,9 @@ def _maximum(graph: Graph, node: Node) -> None:
     rounded = []
     for axis, size in enumerate(static_shape(source)[2:]):
         whole = size + 2 * padding[axis]
-        inside = -(-size // dilation[axis])
-        if spans[axis] > whole and not padding[axis]:
-            # The one window is larger than the map, which OpenVINO refuses: the places that it has there.
+        inside = -(-whole // dilation[axis])
+        if spans[axis] > whole and 2 * padding[axis] <= dilation[axis] * (inside - 1) + 1 and padding[axis] < inside:
+            # The one window is larger than map and border, which OpenVINO refuses: the places that it has there.
             kernel, stride = (_with(pair, axis, value) for pair, value in ((kernel, inside), (stride, whole)))
             rounded.append(False)
         else:
@@ -87,15 +87,19 @@ def _average(graph: Graph, node: Node) -> None:
             bottom, right = (
                 min(border, end - size - border) for border, end, size in zip(padding, reach, sizes, strict=True)
             )
+            # A window may be larger than map and border.
+            inside = (size + front + end for size, front, end in zip(sizes, padding, (bottom, right), strict=True))
+            kernel = tuple(map(min, kernel, inside))
             amounts = [padding[1], right, padding[0], bottom]
             source, padding = before(graph, node, aten.constant_pad_nd.default, (source, amounts, 0.0)), (0, 0)
         else:
             source = _without_rest(graph, node, source, reach, padding)
-            # A window may be larger than its map.
-            kernel = tuple(
-                min(length, size) if not border else length
+            # A window that is larger than map and border holds the map alone, as no border counts.
+            sides = [
+                (size, 0) if length > size + 2 * border else (length, border)
                 for length, size, border in zip(kernel, sizes, padding, strict=True)
-            )
+            ]
+            kernel, padding = tuple(length for length, _ in sides), tuple(border for _, border in sides)
             cut = [end > size + 2 * border for border, end, size in zip(padding, reach, sizes, strict=True)]
             if any(border and not short for border, short in zip(padding, cut, strict=True)):
                 # Each axis by itself, as one alone is rounded up: as many columns count in every row.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from backends.onnx_file.translations import activations, arithmetic, layers, maps, movement
+from backends.onnx_file.translations import activations, arithmetic, layers, maps, maxima, movement
 from backends.onnx_file.translations.common import Translator, simple
 
 __all__ = ["TRANSLATORS", "Translator"]
@@ -77,7 +77,7 @@ TRANSLATORS: dict[Any, Translator] = {
     aten.mul.Tensor: arithmetic.binary("Mul"),
     aten.div.Tensor: arithmetic.binary("Div"),
     aten.mean.dim: arithmetic.reduction("ReduceMean"),
-    aten.max_pool2d.default: maps.max_pool,
+    aten.max_pool2d.default: maxima.max_pool,
     aten.avg_pool2d.default: maps.average_pool,
     aten.adaptive_avg_pool2d.default: maps.adaptive_average_pool,
     aten.upsample_nearest2d.vec: maps.resize("nearest"),

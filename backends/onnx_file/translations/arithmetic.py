@@ -49,7 +49,7 @@ def _reduce(e: Writer, node: Node, operator: str, axes: object, keep: object) ->
     if e.form.reductions_apart and operator in ("ReduceMax", "ReduceMin"):
         # Nothing is lower: it only keeps what lies behind out of the reduction's kernel.
         (reduced,) = _reduced(e, node, operator, numbers, kept, suffix="_reduced")
-        return e.add("Max", [reduced, e.scalar(float(np.finfo(np.float32).min))])
+        return e.add("Max", [reduced, e.lowest])
     return _reduced(e, node, operator, numbers, kept)
 
 
@@ -67,7 +67,7 @@ def softmax(operator: str) -> Translator:
         source = e.read(input_of(node))
         if e.form.softmax_apart and node.name in e.placements and input_of(node) in e.integers:
             # Not below the lowest number: nothing changes but what the runtime sees between the two roundings.
-            (source,) = e.add("Max", [source, e.scalar(float(np.finfo(np.float32).min))], suffix="_kept_in_float")
+            (source,) = e.add("Max", [source, e.lowest], suffix="_kept_in_float")
         return e.add(operator, [source], axis=int(argument(node, 1, "dim")))
 
     return translate

@@ -1,4 +1,4 @@
-"""Translations of poolings and resizings."""
+"""Translations of averages and resizings."""
 
 from __future__ import annotations
 
@@ -11,39 +11,9 @@ from backends.onnx_file.shapes import shape_of, stored
 from backends.onnx_file.translations.common import Translator, input_of
 from backends.onnx_file.writer import Writer
 from calibration.graph.factors import written_factor
-from calibration.graph.operators import argument, kind, pair, static_shape, tensor_inputs
+from calibration.graph.operators import argument, pair, static_shape
 from calibration.graph.windows import Windows, equal_windows
 from calibration.simulation.freeze import FrozenConstant
-
-
-def max_pool(e: Writer, node: Node) -> list[str]:
-    """MaxPool; or one and a Max of the lowest number, where the form keeps what may fall apart from it."""
-    if e.form.maxima_apart and node.name not in e.passthrough and any(map(_may_fall, node.users)):
-        pooled = _max_pool(e, node, suffix="_largest")
-        return e.add("Max", [*pooled, e.scalar(float(np.finfo(np.float32).min))])
-    return _max_pool(e, node)
-
-
-def _may_fall(node: Node) -> bool:
-    """Whether it is an activation, or a part of one, that may give less for a larger value."""
-    if kind(node) == "leaky_relu":
-        return float(argument(node, 1, "negative_slope", 0.01)) < 0
-    gate = kind(node) == "mul" and len(tensor_inputs(node)) == 2
-    return gate or kind(node) in ("gelu", "silu", "hardswish", "other")
-
-
-def _max_pool(e: Writer, node: Node, suffix: str = "") -> list[str]:
-    kernel = pair(node.args[1])
-    return e.add(
-        "MaxPool",
-        [e.read(input_of(node))],
-        kernel_shape=kernel,
-        strides=pair(argument(node, 2, "stride") or kernel),
-        pads=pair(argument(node, 3, "padding", 0)) * 2,
-        dilations=pair(argument(node, 4, "dilation", 1)),
-        ceil_mode=int(argument(node, 5, "ceil_mode", False)),
-        suffix=suffix,
-    )
 
 
 def average_pool(e: Writer, node: Node) -> list[str]:
@@ -97,7 +67,7 @@ def adaptive_average_pool(e: Writer, node: Node) -> list[str]:
         if not e.form.shares_apart:
             return e.add("MatMul", shared)
         (product,) = e.add("MatMul", shared, suffix="_product")
-        return e.add("Max", [product, e.scalar(float(np.finfo(np.float32).min))])
+        return e.add("Max", [product, e.lowest])
     kernel = [size // side for size, side in zip(sizes, target, strict=True)]
     return e.add("AveragePool", [e.read(input_of(node))], kernel_shape=kernel, strides=kernel)
 

@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from backends import backend_named
 from backends.base import Array
@@ -25,6 +27,7 @@ from backends.onnx_file.view import OnnxView
 from backends.onnxruntime.emulation import EmulatedOnnxRuntime
 from backends.oracle.backend import IntegerOracle
 from calibration.errors import MissingExtra, UserError
+from tests.one_line_net import Net
 
 # Looked for, not imported: that takes every test process seconds before its first test.
 pytestmark = pytest.mark.skipif(find_spec("nncf") is None, reason="NNCF is not installed: pip install 'faqd[nncf]'")
@@ -119,16 +122,40 @@ def test_a_network_without_layers_is_the_users_mistake() -> None:
         quantise(model.SerializeToString(), lambda: images, 1, X64)
 
 
-@pytest.mark.parametrize("network", ["sum_without_bias", "tokens_without_bias", "bordered_average", "largest"])
+def layers() -> dict[str, nn.Module]:
+    """A convolution before and one behind, a group normalisation that turns some channels round, slopes."""
+    norm, slopes = nn.GroupNorm(4, 16), nn.PReLU(16)
+    with torch.no_grad():
+        norm.weight.copy_(torch.arange(16.0) / 4 - 2)
+    return {"a": nn.Conv2d(3, 16, 3, padding=1), "b": nn.Conv2d(16, 8, 1), "norm": norm, "slopes": slopes}
+
+
+#: Networks of one line for what no table has, and the rule that they would break.
+LINES: dict[str, tuple[int, Callable[[Any, torch.Tensor], torch.Tensor]]] = {
+    "falling_behind_maxima": (42, lambda n, x: n.b(F.max_pool2d(n.a(x), 2).abs())),
+    "shares": (45, lambda n, x: n.b(F.adaptive_avg_pool2d(n.a(x), (5, 12)))),
+    "slopes_behind_shares": (43, lambda n, x: n.b(n.slopes(F.adaptive_avg_pool2d(n.a(x), (5, 16))))),
+    "negative_factors": (44, lambda n, x: n.b(n.norm(n.a(x)))),
+}
+FORMS = {"sum_without_bias": 32, "tokens_without_bias": 32, "bordered_average": 34, "largest": 35}
+
+
+def network_named(name: str) -> str | nn.Module:
+    """What to build of a name: a table's network by its own, else one line."""
+    return Net(LINES[name][1], **layers()) if name in LINES else name
+
+
+@pytest.mark.parametrize("network", [*FORMS, *LINES])
 def test_forms_that_openvino_would_compute_wrongly_are_written_otherwise(network: str, build: Build) -> None:
     try:
         backend = backend_named("openvino")
     except MissingExtra as missing:
         pytest.skip(str(missing))
-    built = build(network)
+    built = build(network_named(network))
     float_file, images = source(built)
     model = quantise(float_file, images, COUNT, backend.profile)
-    assert not [violation for violation in lint(model, lint_rules(backend.profile)) if violation.rule in {32, 34, 35}]
+    rules = {*FORMS.values(), *(rule for rule, _ in LINES.values())}
+    assert not [violation for violation in lint(model, lint_rules(backend.profile)) if violation.rule in rules]
     outputs, _ = IntegerOracle(model).run(built.images)
     with backend.runner(model.SerializeToString(), threads=1) as runner:
         theirs = runner.run(built.images.numpy())
@@ -137,15 +164,12 @@ def test_forms_that_openvino_would_compute_wrongly_are_written_otherwise(network
         assert np.abs(runtime - mine.numpy()).max() < 0.05 * np.abs(mine.numpy()).max()
 
 
-@pytest.mark.parametrize(
-    ("network", "rule"),
-    [("sum_without_bias", 32), ("tokens_without_bias", 32), ("bordered_average", 34), ("largest", 35)],
-)
+@pytest.mark.parametrize(("network", "rule"), [*FORMS.items(), *((name, rule) for name, (rule, _) in LINES.items())])
 def test_forms_that_would_be_computed_wrongly_are_refused_where_nothing_writes_them_otherwise(
     network: str, rule: int, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("backends.nncf.quantiser.adapted", lambda model, _: adapted(model, X64))
-    built = build(network)
+    built = build(network_named(network))
     float_file, images = source(built)
     with pytest.raises(UserError, match=rf"rule {rule}\b"):
         quantise(float_file, images, COUNT, OPENVINO)

@@ -33,6 +33,7 @@ CHANGES: dict[str, tuple[Any, str, str, int]] = {
     "reductions_apart": (True, "smallest_of_tokens", "openvino", 8),
     "maxima_apart": (True, "gelu_of_maxima", "openvino", 8),
     "shares_apart": (True, "unequal_windows", "openvino", 8),
+    "negative_factors_apart": (True, "negative_factors", "openvino", 8),
     "bias_everywhere": (True, "conv", "openvino", 8),
     "borders_next_to_zero": (True, "bordered_average_of_a_sum", "openvino", 8),
     "orders_in_halves": (True, "reordered", "onnxruntime", 8),
@@ -56,6 +57,10 @@ OWN: dict[str, Callable[[], nn.Module]] = {
     "unequal_windows": lambda: Net(
         lambda n, x: n.b(n.p(F.adaptive_avg_pool2d(n.a(x), (3, 5)))),
         **{"a": nn.Conv2d(3, 16, 3), "p": nn.PReLU(16), "b": nn.Conv2d(16, 8, 1)},
+    ),
+    "negative_factors": lambda: Net(
+        lambda n, x: n.b(n.a(x).softmax(1) * (torch.arange(16.0).reshape(16, 1, 1) - 5)),
+        **{"a": nn.Conv2d(3, 16, 3), "b": nn.Conv2d(16, 8, 1)},
     ),
     "softmax": lambda: Net(lambda n, x: n.b(torch.softmax(n.a(x), 1)), a=nn.Conv2d(3, 16, 3), b=nn.Conv2d(16, 8, 1)),
 }

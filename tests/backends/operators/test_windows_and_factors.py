@@ -51,6 +51,18 @@ CUT |= {
     "average, a window larger than the map": lambda x: F.avg_pool2d(x[..., :4, :4], (5, 2), 3, ceil_mode=True),
     "maximum, a window larger than the map": lambda x: F.max_pool2d(x[..., :4, :4], (5, 2), 3, ceil_mode=True),
 }
+#: Windows that are larger than map and border, which OpenVINO refuses.
+LARGER: dict[str, Line] = {
+    "maximum, dilated": lambda x: F.max_pool2d(x[..., :4, :5], 3, 4, dilation=3, ceil_mode=True),
+    "maximum, dilated along one axis": lambda x: F.max_pool2d(x[..., :4, :], (3, 2), 4, dilation=3, ceil_mode=True),
+    "maximum, with a border": lambda x: F.max_pool2d(x[..., :2, :3], 5, 2, 1, ceil_mode=True),
+    "maximum, dilated, with a border": lambda x: F.max_pool2d(x[..., :4, :5], 5, 6, 2, dilation=3, ceil_mode=True),
+    "average, a border counts": lambda x: F.avg_pool2d(x[..., :2, :2], (5, 3), 2, 1, ceil_mode=True),
+    "average, a border does not count": lambda x: F.avg_pool2d(x[..., :2, :2], (5, 3), 2, 1, True, False),
+    "average, a border of rows": lambda x: F.avg_pool2d(x[..., :2, :9], (5, 3), 2, (1, 0), True, False),
+    "average, divided by 3": lambda x: F.avg_pool2d(x[..., :2, :2], 5, 2, 1, ceil_mode=True, divisor_override=3),
+}
+CUT |= {f"larger than all: {name}": line for name, line in LARGER.items()}
 WHOLE: dict[str, Line] = {
     "average, last window left out": lambda x: F.avg_pool2d(x[..., :11, :11], 3, 3, 1, ceil_mode=True),
     "average, divided by 5, cut": lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, divisor_override=5),

@@ -1,0 +1,119 @@
+"""The linter's checks for OpenVINO: what has to be kept out of the kernel before it, which computes it wrongly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+from backends.lint.rule import LintRules
+from backends.onnx_file.view import OnnxView, attributes, node_name
+
+Found = Iterator[tuple[str, str]]
+
+_SCALES = frozenset({"Add", "Sub", "Mul", "Div", "BatchNormalization"})
+_FALL = frozenset({"Abs", "Gelu", "Mish"})
+_RISE = frozenset({"Relu", "Clip", "Sigmoid", "HardSigmoid", "Tanh", "Softplus", "Identity"})
+#: Activations with a slope that turns them round where it is negative, and what it is without being written.
+_SLOPES = {"LeakyRelu": 0.01, "Elu": 1.0}
+#: Of several that read the same map these may be parts of one activation.
+_PARTS = frozenset({"Mul", "Div", "Sub"})
+
+
+def maxima_before_falling(view: OnnxView, rules: LintRules) -> Found:
+    """Rule 42."""
+    for node in view.nodes:
+        if node.op_type == "MaxPool" and _is_of_sums(view, node.input[0]):
+            falling = _falling(view, node.output[0])
+            if falling is not None:
+                yield node_name(node), f"{node_name(falling)} would be computed before it, and outputs be wrong"
+
+
+def _is_of_sums(view: OnnxView, tensor: str) -> bool:
+    """Whether a tensor is what a convolution gives, added to and scaled or not."""
+    stack, seen = [tensor], set[str]()
+    while stack:
+        node = view.producer(stack.pop())
+        if node is None or node.output[0] in seen:
+            continue
+        seen.add(node.output[0])
+        if node.op_type == "Conv":
+            return True
+        if node.op_type in _SCALES:
+            stack.extend(node.input)
+    return False
+
+
+def _falling(view: OnnxView, tensor: str) -> NodeProto | None:
+    """What reads a tensor, at once or behind what rises, and may give less for a larger value; None: nothing."""
+    readers = view.readers(tensor)
+    if len(readers) > 1:
+        return next((node for node in readers if node.op_type in _PARTS), None)
+    for node in readers:
+        if node.op_type in _FALL or _slopes_down(view, node):
+            return node
+        if node.op_type in _RISE or node.op_type in _SLOPES or node.op_type == "PRelu":
+            return _falling(view, node.output[0])
+    return None
+
+
+def _slopes_down(view: OnnxView, node: NodeProto) -> bool:
+    if node.op_type == "PRelu":
+        slopes = view.value(node.input[1])
+        return slopes is None or bool((slopes < 0).any())
+    return node.op_type in _SLOPES and attributes(node).get("alpha", _SLOPES[node.op_type]) < 0
+
+
+def products_before_channels(view: OnnxView, rules: LintRules) -> Found:
+    """Rule 43."""
+    for node in view.nodes:
+        if node.op_type == "MatMul" and view.is_weighted(node):
+            reader = _of_channels(view, node.output[0])
+            if reader is not None:
+                yield node_name(node), f"{node_name(reader)} would be part of its kernel, and the file wrong or refused"
+
+
+def _of_channels(view: OnnxView, tensor: str) -> NodeProto | None:
+    """What reads a tensor, at once or behind an activation, with a number for each place of another axis than the last.
+
+    None: nothing does.
+    """
+    for node in view.readers(tensor):
+        if node.op_type in _SCALES or node.op_type == "PRelu":
+            constants = [values for values in map(view.value, node.input) if values is not None]
+            if any(values.size > 1 and values.ndim > 1 and values.shape[-1] == 1 for values in constants):
+                return node
+        elif node.op_type in _RISE | _FALL or node.op_type in _SLOPES:
+            behind = _of_channels(view, node.output[0])
+            if behind is not None:
+                return behind
+    return None
+
+
+def negative_factors(view: OnnxView, rules: LintRules) -> Found:
+    """Rule 44."""
+    for node in view.nodes:
+        factors = node.input if node.op_type == "Mul" else node.input[1:] if node.op_type == "Div" else ()
+        if not any(map(_turns_some, map(view.value, factors))):
+            continue
+        others = [reader for reader in view.readers(node.output[0]) if reader.op_type != "Max"]
+        if others:
+            yield (
+                node_name(node),
+                f"its negative factors would be part of a rounding behind it ({node_name(others[0])}), which would"
+                " be wrong",
+            )
+
+
+def stored_on_the_left(view: OnnxView, rules: LintRules) -> Found:
+    """Rule 45."""
+    for node in view.nodes:
+        weights = view.dequantised(node, 0) if node.op_type == "MatMul" else None
+        if weights is not None and view.stored_integers(weights) is not None:
+            yield node_name(weights), f"{node_name(node)} reads them first: its outputs would be wrong"
+
+
+def _turns_some(values: NDArray[Any] | None) -> bool:
+    return values is not None and values.size > 1 and bool((values < 0).any())

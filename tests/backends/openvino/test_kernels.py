@@ -1,0 +1,253 @@
+"""What OpenVINO takes into the kernel before it and computes wrongly there: kept apart in our files, named in others.
+
+Every line is a branch of one network, so that a form is tried on all of them with one network and two files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backends.facts.openvino_rules import PROFILE
+from backends.lint.rule import lint_rules
+from backends.lint.table import lint
+from backends.onnx_file.emit import emit
+from backends.openvino.backend import OpenVINO, _compiled, _facts
+from backends.oracle.backend import IntegerOracle
+from calibration.errors import UserError
+
+pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'faqd[openvino]'")
+
+Build = Callable[..., Any]
+#: From the parts of a branch and what its first convolution gives to what its last one reads.
+Line = Callable[[Any, Tensor], Tensor]
+BACKEND = OpenVINO()
+CHANNELS, SIDE = 16, 12
+
+
+class Parts(nn.Module):
+    """The layers and constants of a branch; sums of its first convolution are mostly negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.depthwise = nn.Conv2d(3, CHANNELS, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.again, self.rows = nn.Conv2d(16, 16, 3, padding=1), nn.Linear(SIDE, SIDE)
+        self.tokens, self.norm = nn.Linear(CHANNELS, CHANNELS), nn.GroupNorm(4, CHANNELS)
+        self.one_slope, self.slopes = nn.PReLU(1, init=-0.7), nn.PReLU(CHANNELS)
+        self.last = nn.Conv2d(CHANNELS, 8, 1)
+        self.factors = nn.Parameter(torch.randn(CHANNELS, 1, 1))
+        with torch.no_grad():
+            for layer in (self.first, self.depthwise, self.again):
+                layer.weight.mul_(2)
+                assert layer.bias is not None
+                layer.bias.sub_(1)
+            self.norm.weight.normal_()
+            self.slopes.weight.uniform_(-1, 1)
+
+
+class Branches(nn.Module):
+    """Lines of code side by side, each with layers of its own and behind each a convolution."""
+
+    def __init__(self, lines: Mapping[str, Line]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lines, self.parts = list(lines.values()), nn.ModuleList(Parts() for _ in lines)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        branches = zip(self.lines, self.parts, strict=True)
+        return tuple(parts.last(line(parts, parts.first(x))) for line, parts in branches)  # type: ignore[operator]
+
+
+def built_of(lines: Mapping[str, Line], build: Build) -> Any:
+    images = torch.randn((4, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(1))
+    return build(Branches(lines).eval(), "openvino", inputs=images)
+
+
+def written(built: Any, **form: Any) -> onnx.ModelProto:
+    """The file in the profile's form, or with fields of it otherwise."""
+    return emit(built.frozen, opset=20, form=replace(PROFILE.form, packs_int4=False, **form))
+
+
+def errors(lines: Mapping[str, Line], built: Any, model: onnx.ModelProto) -> dict[str, float]:
+    """How far each branch is from the oracle's, relative to the oracle's."""
+    exact, _ = IntegerOracle(model).run(built.images)
+    with BACKEND.runner(model.SerializeToString(), threads=1) as runner:
+        results = runner.run(built.images.numpy())
+    return {
+        name: float(np.linalg.norm(result - own.numpy()) / np.linalg.norm(own.numpy()))
+        for name, result, own in zip(lines, results, exact, strict=True)
+    }
+
+
+def broken(built: Any, model: onnx.ModelProto) -> list[int]:
+    return [violation.rule for violation in lint(model, lint_rules(PROFILE, built.plan))]
+
+
+def floating(built: Any, model: onnx.ModelProto) -> tuple[str, ...]:
+    layers = [placement.layer for placement in built.plan.weights]
+    return tuple(BACKEND.census(model.SerializeToString(), layers).floating)
+
+
+def kernels_of(model: onnx.ModelProto) -> list[set[str]]:
+    """For each kernel of the compiled file the nodes that it says to compute."""
+    compiled = _compiled(model.SerializeToString(), threads=1).get_runtime_model()
+    return [set(_facts(node)["originalLayersNames"].split(",")) for node in compiled.get_ordered_ops()]
+
+
+def holds(lines: Mapping[str, Line], built: Any) -> bool:
+    """Whether the file in the profile's form breaks no rule, runs on integers and is right; else what is not so."""
+    model = written(built)
+    far = {name: error for name, error in errors(lines, built, model).items() if error > 0.005}
+    assert (broken(built, model), floating(built, model), far) == ([], (), {})
+    return True
+
+
+def _largest(function: Callable[[Tensor], Tensor]) -> Line:
+    """A function behind a max pooling of a convolution's sums."""
+    return lambda n, y: function(F.max_pool2d(y, 2))
+
+
+FALLING: dict[str, Line] = {
+    "GELU": _largest(F.gelu),
+    "GELU by tanh": _largest(lambda y: F.gelu(y, approximate="tanh")),
+    "GELU in parts": _largest(lambda y: y / 2 * (1 + torch.erf(y / math.sqrt(2)))),
+    "SiLU": _largest(F.silu),
+    "SiLU of 1.7 x": _largest(lambda y: y * torch.sigmoid(1.702 * y)),
+    "Mish": _largest(F.mish),
+    "Mish in parts": _largest(lambda y: y * torch.tanh(F.softplus(y))),
+    "absolute value": _largest(torch.abs),
+    "absolute value in parts": _largest(lambda y: torch.maximum(y, -y)),
+    "negative slope": _largest(lambda y: F.leaky_relu(y, -0.5)),
+    "negative slope in parts": _largest(lambda y: torch.maximum(y, -0.5 * y)),
+    "learned negative slope": lambda n, y: n.one_slope(F.max_pool2d(y, 2)),
+    "negative ELU": _largest(lambda y: F.elu(y, -1.0)),
+    "behind tanh": _largest(lambda y: y.tanh().abs()),
+    "behind a slope": _largest(lambda y: F.leaky_relu(y, 0.3).abs()),
+    "behind a clip": _largest(lambda y: F.silu(y.clamp(-2, 2))),
+    "of a depthwise convolution": lambda n, y: F.max_pool2d(n.depthwise(y), 2).abs(),
+    "of a sum of convolutions": lambda n, y: F.max_pool2d(n.again(y) + n.depthwise(y), 2).abs(),
+    "of scaled sums": lambda n, y: F.max_pool2d(y * n.factors, 2).abs(),
+    "of shifted sums": lambda n, y: F.max_pool2d(y + n.factors, 2).abs(),
+    "of the whole map": lambda n, y: F.max_pool2d(y, SIDE).abs(),
+    "of windows cut short": lambda n, y: F.max_pool2d(y, 5, 4, ceil_mode=True).abs(),
+    "of adaptive windows": lambda n, y: F.adaptive_max_pool2d(y, 4).abs(),
+}
+
+#: The same runtime, right without a Max: no pooling of maxima, one that rises, or something in between.
+RIGHT: dict[str, Line] = {
+    "ReLU": _largest(torch.relu),
+    "clip": _largest(lambda y: y.clamp(-1, 1.5)),
+    "sigmoid": _largest(torch.sigmoid),
+    "tanh": _largest(torch.tanh),
+    "ELU": _largest(F.elu),
+    "slope": _largest(lambda y: F.leaky_relu(y, 0.3)),
+    "scaled in between": _largest(lambda y: F.gelu(-0.7 * y)),
+    "shifted in between": _largest(lambda y: (y + 0.7).abs()),
+    "part in between": _largest(lambda y: y[:, :, 1:].abs()),
+    "smallest": lambda n, y: F.gelu(-F.max_pool2d(-y, 2)),
+    "average": lambda n, y: F.avg_pool2d(y, 2).abs(),
+    "average of the map": lambda n, y: F.adaptive_avg_pool2d(y, 1).abs(),
+    "larger of two": lambda n, y: torch.maximum(y, n.again(y)).abs(),
+    "largest of the map": lambda n, y: y.amax((2, 3), keepdim=True).abs(),
+    "nearer ones": lambda n, y: F.interpolate(y, scale_factor=2.0, mode="nearest").abs(),
+}
+
+
+def test_what_may_fall_behind_a_max_pooling_is_computed_before_it_unless_a_max_stands_between(build: Build) -> None:
+    built = built_of(FALLING, build)
+    assert holds(FALLING, built)
+    model = written(built, maxima_apart=False)
+    assert broken(built, model) == [42] * len(FALLING)
+    right = {name: error for name, error in errors(FALLING, built, model).items() if error < 0.01}
+    assert right == {}, "no Max is needed there"
+
+
+def test_what_was_taken_in_is_named_by_the_kernel_of_the_convolution(build: Build) -> None:
+    """The reason: the convolution's kernel says that it computes the activation, whose pooling comes behind it."""
+    lines = {"absolute value": FALLING["absolute value"]}
+    built = built_of(lines, build)
+    seen = []
+    for apart in (False, True):
+        model = written(built, maxima_apart=apart)
+        (node,) = [node.name for node in model.graph.node if node.op_type == "Abs"]
+        kernels = kernels_of(model)
+        seen.append(any({"parts_0_first", node} <= names for names in kernels))
+    assert seen == [True, False]
+
+
+def test_what_rises_and_other_poolings_are_right_as_they_are(build: Build) -> None:
+    built = built_of(RIGHT, build)
+    model = written(built, maxima_apart=False)
+    assert written(built).SerializeToString() == model.SerializeToString(), "a Max is written for nothing"
+    assert holds(RIGHT, built)
+
+
+def _average(columns: int, function: Callable[[Any, Tensor], Tensor]) -> Line:
+    """A function behind an average of unequal windows."""
+    return lambda n, y: function(n, F.adaptive_avg_pool2d(y, (5, columns)))
+
+
+PER_CHANNEL: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "slopes": lambda n, y: n.slopes(y),
+    "summands": lambda n, y: y + n.factors,
+    "factors behind an activation": lambda n, y: y.relu() * n.factors,
+}
+
+
+def test_what_is_per_channel_behind_an_average_of_unequal_windows_is_taken_for_per_column(build: Build) -> None:
+    """Wrong where there are as many columns as channels; behind other numbers of columns the file is refused."""
+    lines = {f"{name}, {side}": _average(side, line) for name, line in PER_CHANNEL.items() for side in (16, 5)}
+    built = built_of(lines, build)
+    assert holds(lines, built)
+    assert broken(built, written(built, shares_apart=False)) == [43] * len(lines)
+    for name, line in PER_CHANNEL.items():
+        for side in (16, 5):
+            alone = {name: _average(side, line)}
+            built = built_of(alone, build)
+            model = written(built, shares_apart=False)
+            if side == 16:
+                assert errors(alone, built, model)[name] > 0.1
+            else:
+                with pytest.raises(UserError, match="cannot load the model"):
+                    errors(alone, built, model)
+
+
+TURNED: dict[str, Line] = {
+    "group norm": lambda n, y: n.norm(y),
+    "group norm and ReLU": lambda n, y: n.norm(y).relu(),
+    "group norm and average": lambda n, y: F.avg_pool2d(n.norm(y), 2),
+    "group norm and maximum": lambda n, y: F.max_pool2d(n.norm(y), 2),
+    "group norm of tokens": lambda n, y: n.tokens(n.norm(y).transpose(1, 3)).transpose(1, 3),
+    "factors of a softmax": lambda n, y: y.softmax(1) * n.factors,
+    "factors of maxima": lambda n, y: F.max_pool2d(y, 2) * n.factors,
+    "divisors": lambda n, y: y.softmax(1) / (n.factors - 3),
+    "factors of rows": lambda n, y: n.rows(y) * n.factors,
+}
+
+
+def test_negative_factors_become_wrong_bounds_of_a_rounding_unless_a_max_stands_between(build: Build) -> None:
+    built = built_of(TURNED, build)
+    assert holds(TURNED, built)
+    model = written(built, negative_factors_apart=False)
+    assert broken(built, model) == [44] * len(TURNED)
+    assert {name: error for name, error in errors(TURNED, built, model).items() if error < 0.05} == {}
+
+
+def test_positive_factors_are_right_as_they_are(build: Build) -> None:
+    lines: dict[str, Line] = {
+        "factors": lambda n, y: y.softmax(1) * n.factors.abs(),
+        "one negative factor": lambda n, y: y.softmax(1) * -1.5,
+        "normalised": lambda n, y: F.group_norm(y, 4),
+    }
+    built = built_of(lines, build)
+    assert written(built).SerializeToString() == written(built, negative_factors_apart=False).SerializeToString()
+    assert holds(lines, built)
