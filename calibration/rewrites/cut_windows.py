@@ -44,14 +44,16 @@ def _maximum(graph: Graph, node: Node) -> None:
         return
     rounded = []
     for axis, size in enumerate(static_shape(source)[2:]):
-        whole = size + 2 * padding[axis]
-        inside = -(-whole // dilation[axis])
-        if spans[axis] > whole and 2 * padding[axis] <= dilation[axis] * (inside - 1) + 1 and padding[axis] < inside:
-            # The one window is larger than map and border, which OpenVINO refuses: the places that it has there.
-            kernel, stride = (_with(pair, axis, value) for pair, value in ((kernel, inside), (stride, whole)))
-            rounded.append(False)
-        else:
-            rounded.append(reach[axis] > whole)
+        start = -padding[axis] % dilation[axis]
+        if spans[axis] <= size + 2 * padding[axis] or start >= size:
+            rounded.append(reach[axis] > size + 2 * padding[axis])
+            continue
+        # The one window is larger than map and border, which OpenVINO refuses: the places that it has in the map.
+        if start:
+            source = before(graph, node, aten.slice.Tensor, (source, axis + 2, start, size))
+        kernel = _with(kernel, axis, -(-(size - start) // dilation[axis]))
+        stride, padding = _with(stride, axis, size), _with(padding, axis, 0)
+        rounded.append(False)
     rows, columns = rounded
     if rows == columns:
         node.args, node.kwargs = (source, list(kernel), list(stride), list(padding), list(dilation), rows), {}
