@@ -38,6 +38,11 @@ class FileForm:
     softmax_apart: bool = False
     #: A Max of the lowest number stands behind every largest or smallest value along axes.
     reductions_apart: bool = False
+    #: A Max of the lowest number stands behind a concatenation of positions in float to which a number is added, or by
+    #: which it is multiplied.
+    joins_apart: bool = False
+    #: A Max of the lowest number stands behind the tanh of a Mish that no layer's kernel takes in.
+    mish_in_parts: bool = False
     #: A layer on integers that has no bias, or one of zeros, has one of 1e-30.
     bias_everywhere: bool = False
     #: A border of zeros that is moved as reals into an average of values of both signs holds 1e-30 for 0.

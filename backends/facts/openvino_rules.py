@@ -89,6 +89,10 @@ PROFILE = Profile(
         shares_apart=True,
         # Rule 44: a rounding takes factors along axis 1 into its own bounds, the negative ones wrongly (measured).
         negative_factors_apart=True,
+        # Rule 46: no pass finds the integers of a convolution behind such a concatenation and number (measured).
+        joins_apart=True,
+        # Rule 47: behind a product of two activations no kernel for a Mish is there (measured).
+        mish_in_parts=True,
         # Measured on 2026.4.1: where a convolution follows, the pass that fuses reversed channels into weights drops a
         # Gather of all channels and permutes the weights the wrong way round; a reversal is its own inverse.
         orders_in_halves=True,

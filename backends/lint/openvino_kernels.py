@@ -115,5 +115,39 @@ def stored_on_the_left(view: OnnxView, rules: LintRules) -> Found:
             yield node_name(weights), f"{node_name(node)} reads them first: its outputs would be wrong"
 
 
+def numbers_behind_joins(view: OnnxView, rules: LintRules) -> Found:
+    """Rule 46."""
+    for node in view.nodes:
+        if node.op_type == "Concat" and attributes(node)["axis"] != 1:
+            for reader in view.readers(node.output[0]):
+                if reader.op_type in _SCALES and any(map(_is_one_number, map(view.value, reader.input))):
+                    yield node_name(node), f"behind it and {node_name(reader)} a layer would run in float"
+
+
+def _is_one_number(values: NDArray[Any] | None) -> bool:
+    return values is not None and values.size == 1
+
+
+def mish_behind_products(view: OnnxView, rules: LintRules) -> Found:
+    """Rule 47."""
+    for node in view.nodes:
+        gate = view.producer(node.input[0]) if node.op_type == "Tanh" else None
+        if gate is None or gate.op_type != "Softplus" or not _is_of_a_product(view, gate.input[0]):
+            continue
+        if any(reader.op_type != "Max" for reader in view.readers(node.output[0])):
+            yield node_name(node), "it is part of a Mish behind a product of two activations: the file would not load"
+
+
+def _is_of_a_product(view: OnnxView, tensor: str) -> bool:
+    """Whether a tensor is a product of two that are computed, moved or changed value by value since, or not."""
+    node = view.producer(tensor)
+    while node is not None and node.op_type != "MatMul":
+        computed = [name for name in node.input if view.producer(name) is not None]
+        if len(computed) != 1 or node.op_type in ("Conv", "Gemm", "QuantizeLinear", "DequantizeLinear"):
+            return False
+        node = view.producer(computed[0])
+    return node is not None and not view.is_weighted(node)
+
+
 def _turns_some(values: NDArray[Any] | None) -> bool:
     return values is not None and values.size > 1 and bool((values < 0).any())

@@ -331,6 +331,20 @@ RULES: tuple[LintRule, ...] = (
         source="as its first input they leave the product in float and what it reads without its zero point: wrong"
         f" outputs ({_OV})",
     ),
+    LintRule(
+        number=46,
+        title="a Max stands between a concatenation of positions and a number",
+        breach={"openvino": "float"},
+        check=openvino_kernels.numbers_behind_joins,
+        source=f"where a part is made of another no pass takes the integers over both: the layer runs in float ({_OV})",
+    ),
+    LintRule(
+        number=47,
+        title="a Mish behind a product of two activations is written in parts",
+        breach={"openvino": "refused"},
+        check=openvino_kernels.mish_behind_products,
+        source=f"it is put together and then has no kernel there: the plugin refuses the file ({_OV})",
+    ),
 )
 
 

@@ -9,7 +9,9 @@ from onnx import NodeProto, helper
 from backends.facts.profile import Profile
 from backends.lint.openvino_kernels import (
     maxima_before_falling,
+    mish_behind_products,
     negative_factors,
+    numbers_behind_joins,
     products_before_channels,
     stored_on_the_left,
 )
@@ -38,6 +40,8 @@ def in_form(model: onnx.ModelProto, profile: Profile) -> None:
         (form.shares_apart, products_before_channels),
         (form.shares_apart, stored_on_the_left),
         (form.negative_factors_apart, negative_factors),
+        (form.joins_apart, numbers_behind_joins),
+        (form.mish_in_parts, mish_behind_products),
     ):
         if asked:
             for name in {name: None for name, _ in check(OnnxView(model), rules)}:

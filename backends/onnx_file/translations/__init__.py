@@ -36,7 +36,7 @@ TRANSLATORS: dict[Any, Translator] = {
     aten.hardswish.default: simple("HardSwish"),
     aten.silu.default: activations.silu,
     aten.gelu.default: activations.gelu,
-    aten.tanh.default: simple("Tanh"),
+    aten.tanh.default: activations.tanh,
     aten.softmax.int: arithmetic.softmax("Softmax"),
     aten.linalg_vector_norm.default: arithmetic.vector_norm,
     aten.selu.default: simple("Selu"),

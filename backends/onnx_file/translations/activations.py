@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch.fx import Node
 
 from backends.onnx_file.translations.common import input_of, per_channel
 from backends.onnx_file.writer import Writer
-from calibration.graph.operators import argument, attribute, clip_bounds, kind, static_shape
+from calibration.graph.operators import WEIGHTED, argument, attribute, clip_bounds, kind, static_shape, tensor_inputs
+
+aten = torch.ops.aten
 
 
 def relu(e: Writer, node: Node) -> list[str]:
@@ -83,6 +86,20 @@ def silu(e: Writer, node: Node) -> list[str]:
     """X * Sigmoid(x)."""
     source = e.read(input_of(node))
     return e.add("Mul", [source, *e.add("Sigmoid", [source], suffix="_sigmoid")])
+
+
+def tanh(e: Writer, node: Node) -> list[str]:
+    """Tanh; in a Mish one and a Max of the lowest number, where the form keeps its parts from becoming one."""
+    gate = input_of(node)
+    if not e.form.mish_in_parts or gate.target is not aten.softplus.default or _behind_a_layer(input_of(gate)):
+        return e.add("Tanh", [e.read(gate)])
+    (whole,) = e.add("Tanh", [e.read(gate)], suffix="_whole")
+    return e.add("Max", [whole, e.lowest])
+
+
+def _behind_a_layer(source: Node) -> bool:
+    """Whether it is what a layer's kernel gives, which takes in a Mish as a whole, added to another map or not."""
+    return kind(source) in WEIGHTED or (kind(source) == "add" and len(tensor_inputs(source)) == 2)
 
 
 def gelu(e: Writer, node: Node) -> list[str]:

@@ -13,7 +13,15 @@ from torch.fx import Node
 from backends.onnx_file.shapes import shape_of, stored
 from backends.onnx_file.translations.common import NEXT_TO_NOTHING, input_of
 from backends.onnx_file.writer import Writer
-from calibration.graph.operators import argument, axis_order, constant, is_non_negative, kind, static_shape
+from calibration.graph.operators import (
+    argument,
+    axis_order,
+    constant,
+    is_non_negative,
+    kind,
+    static_shape,
+    tensor_inputs,
+)
 
 aten = torch.ops.aten
 
@@ -142,11 +150,19 @@ def _is_averaged(pad: Node) -> bool:
 
 
 def concat(e: Writer, node: Node) -> list[str]:
-    """Concat."""
+    """Concat; of positions in float one and a Max of the lowest number, where the form keeps numbers apart from it."""
     parts = node.args[0]
     assert isinstance(parts, (list, tuple))
     names = [e.read(part) for part in parts if isinstance(part, Node)]
-    return e.add("Concat", names, axis=int(argument(node, 1, "dim", 0)) % len(static_shape(node)))
+    axis = int(argument(node, 1, "dim", 0)) % len(static_shape(node))
+    if not e.form.joins_apart or axis == 1 or e.moves_integers(node) or not any(map(_is_by_a_number, node.users)):
+        return e.add("Concat", names, axis=axis)
+    (joined,) = e.add("Concat", names, axis=axis, suffix="_joined")
+    return e.add("Max", [joined, e.lowest])
+
+
+def _is_by_a_number(node: Node) -> bool:
+    return kind(node) in ("add", "sub", "mul", "div") and len(tensor_inputs(node)) == 1
 
 
 def expand(e: Writer, node: Node) -> list[str]:

@@ -34,6 +34,8 @@ CHANGES: dict[str, tuple[Any, str, str, int]] = {
     "maxima_apart": (True, "gelu_of_maxima", "openvino", 8),
     "shares_apart": (True, "unequal_windows", "openvino", 8),
     "negative_factors_apart": (True, "negative_factors", "openvino", 8),
+    "joins_apart": (True, "number_behind_a_join", "openvino", 8),
+    "mish_in_parts": (True, "mish_of_a_product", "openvino", 8),
     "bias_everywhere": (True, "conv", "openvino", 8),
     "borders_next_to_zero": (True, "bordered_average_of_a_sum", "openvino", 8),
     "orders_in_halves": (True, "reordered", "onnxruntime", 8),
@@ -57,6 +59,13 @@ OWN: dict[str, Callable[[], nn.Module]] = {
     "unequal_windows": lambda: Net(
         lambda n, x: n.b(n.p(F.adaptive_avg_pool2d(n.a(x), (3, 5)))),
         **{"a": nn.Conv2d(3, 16, 3), "p": nn.PReLU(16), "b": nn.Conv2d(16, 8, 1)},
+    ),
+    "number_behind_a_join": lambda: Net(
+        lambda n, x: (lambda y: n.b(torch.cat([y, F.gelu(y)], 3) + 1))(n.a(x)),
+        **{"a": nn.Conv2d(3, 16, 3), "b": nn.Conv2d(16, 8, 1)},
+    ),
+    "mish_of_a_product": lambda: Net(
+        lambda n, x: n.b(F.mish(n.a(x) @ n.a(x).transpose(2, 3))), a=nn.Conv2d(3, 16, 3), b=nn.Conv2d(16, 8, 1)
     ),
     "negative_factors": lambda: Net(
         lambda n, x: n.b(n.a(x).softmax(1) * (torch.arange(16.0).reshape(16, 1, 1) - 5)),
