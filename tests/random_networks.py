@@ -177,14 +177,17 @@ def _batch_norm(n: RandomNetwork, at: int) -> Step:
 def _group_norm(n: RandomNetwork, at: int) -> Step | None:
     if n.values[at].shape[1] % 4:
         return None
-    layer = n.layer(nn.GroupNorm(4, n.values[at].shape[1]))
-    return _of_layer(layer, at)
+    norm = nn.GroupNorm(4, n.values[at].shape[1])
+    nn.init.normal_(norm.weight, 1, 0.8)  # some of them negative, as they are learnt
+    return _of_layer(n.layer(norm), at)
 
 
 def _layer_norm(n: RandomNetwork, at: int) -> Step:
     """Over the channels, which lie on the last axis but for maps."""
     of_map = n.values[at].dim() == 4
-    layer = n.layer(nn.LayerNorm(n.values[at].shape[1 if of_map else -1]))
+    norm = nn.LayerNorm(n.values[at].shape[1 if of_map else -1])
+    nn.init.normal_(norm.weight, 1, 0.8)
+    layer = n.layer(norm)
     if of_map:
         return lambda n, values: _called(n, layer, values[at].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     return _of_layer(layer, at)
