@@ -70,7 +70,7 @@ def fold_affine(graph_module: GraphModule, node: Node) -> None:
             fold_into(graph_module, layer, *_per_channel(layer, torch.tensor(-1.0), torch.tensor(0.0)))
             node.target = torch.ops.aten.add.Tensor
         return
-    if len(sources) != 1 or len(node.args) != 2 or (kind(node) in {"sub", "div"} and node.args[0] is not sources[0]):
+    if len(sources) != 1 or len(node.args) != 2 or (kind(node) == "div" and node.args[0] is not sources[0]):
         return
     (other,) = (operand for operand in node.args if operand is not sources[0])
     values = torch.tensor(float(other)) if isinstance(other, (int, float)) else constant(graph_module, other)
@@ -84,7 +84,8 @@ def fold_affine(graph_module: GraphModule, node: Node) -> None:
     if layer is None or (axes and axis != _channel_axis(layer)):
         return
     one, zero, vector = torch.tensor(1.0), torch.tensor(0.0), values.reshape(-1) if axes else values.reshape(())
-    affine = {"mul": (vector, zero), "div": (1 / vector, zero), "add": (one, vector), "sub": (one, -vector)}
+    taken_away = (one, -vector) if node.args[0] is sources[0] else (-one, vector)
+    affine = {"mul": (vector, zero), "div": (1 / vector, zero), "add": (one, vector), "sub": taken_away}
     fold_into(graph_module, layer, *_per_channel(layer, *affine[kind(node)]))
     node.replace_all_uses_with(sources[0])
     graph_module.graph.erase_node(node)

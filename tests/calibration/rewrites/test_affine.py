@@ -23,6 +23,8 @@ FOLDED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a division": lambda n, x: n.a(x) / 3,
     "a division by a constant": lambda n, x: n.a(x) / VECTOR.view(8, 1, 1),
     "a number taken away": lambda n, x: n.a(x) - 0.5,
+    "taken from a number": lambda n, x: 0.5 - n.a(x),
+    "taken from a constant per channel": lambda n, x: VECTOR.view(8, 1, 1) - n.a(x),
     "a scale per channel": lambda n, x: n.a(x) * VECTOR.view(1, 8, 1, 1),
     "a shift per channel": lambda n, x: VECTOR.view(8, 1, 1) + n.a(x),
     "a row of constants": lambda n, x: (n.a(x) * 2 + VECTOR.view(8, 1, 1)) / 4,
