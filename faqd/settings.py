@@ -49,6 +49,7 @@ class DistillationSettings(TypedDict, total=False):
     """Fields of `faqd.DistillationConfig`: how a student learns; `float_steps` and their rate are of float students."""
 
     steps: int | None
+    patience: int | None
     minutes: float | None
     float_steps: int | None
     float_learning_rate: float

@@ -22,6 +22,8 @@ from pipeline.config.affinity_points import (
 from pipeline.config.loss_names import LogitLossName
 from pipeline.config.ramps import Ramp, read_ramp
 
+_WEIGHTED = ("logit", "class", "label", "affinity", "feed", "sakd", "speq")
+
 
 def _weight(name: str, help: str) -> Parameter:
     return Parameter(name=name, metavar="NUMBER|SCHEDULE", help=f"{help} Or linear:A:B, cosine:A:B, step:A:B:...")
@@ -36,6 +38,14 @@ class DistillationConfig:
         Parameter(
             metavar="COUNT",
             help="Training steps; 0: calibration only. Default: by the bits, 300 to 2400, fewer of few images.",
+        ),
+    ] = None
+    patience: Annotated[
+        int | None,
+        Parameter(
+            metavar="COUNT",
+            help="Looks at the held-out loss in a row, twenty in a whole training, after which it ends early where "
+            "that has not fallen beyond chance; 0: never. Default: 3, 0 with --steps.",
         ),
     ] = None
     minutes: Annotated[
@@ -174,7 +184,9 @@ class DistillationConfig:
 
     def __post_init__(self) -> None:
         flags.check_fields(self)
-        flags.check_at_least(self, steps=0, float_steps=0, batch_size=1, projections=1, generations=1, weight_decay=0)
+        flags.check_at_least(
+            self, steps=0, patience=0, float_steps=0, batch_size=1, projections=1, generations=1, weight_decay=0
+        )
         flags.check_above_zero(self, "minutes", "learning_rate", "scale_learning_rate", "float_learning_rate")
         if self.minutes is not None and self.steps is not None:
             raise UserError(f"--minutes {self.minutes:g} and --steps {self.steps} both say how long: give one of them")
@@ -220,6 +232,12 @@ class DistillationConfig:
         if value is None and name == "affinity_weight":
             value = AFFINITY_WEIGHTS.get(self.affinity, 1.0)
         return read_ramp(name.replace("_", "-"), value, positive=name == "temperature")
+
+    @property
+    def changes(self) -> bool:
+        """Whether a weight or the temperature changes over the run."""
+        names = ("temperature", *(f"{part}_weight" for part in _WEIGHTED))
+        return any(getattr(self, name) is not None and len(set(self.ramp(name).values)) > 1 for name in names)
 
     def _check_weights(self) -> None:
         read_ramp("temperature", self.temperature, positive=True)

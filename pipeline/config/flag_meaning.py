@@ -94,6 +94,11 @@ _SCALES_LEARN = _need(
     lambda s: s["learned-scales"] != "none",
     "with --learned-scales none: no scale is learned; leave one of them out",
 )
+_JUDGED_ON_THE_WAY = _need(
+    lambda s: s["batch-norm"] == "folded" or (s["batch-norm"] == "auto" and min(s["bits"], s["activation-bits"]) >= 4),
+    "where layers are normalised in training, whose weights are judged once that is folded away: use --batch-norm"
+    " folded, or leave it out",
+)
 _HAS_AFFINITY = _need(
     lambda s: s["affinity"] != "none", "with --affinity none, which compares no features: leave one of them out"
 )
@@ -210,6 +215,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "external-data-above": ALWAYS,
     # Distillation.
     "steps": (_OURS,),
+    "patience": (_LEARNS_QUANTISED, _JUDGED_ON_THE_WAY),
     "minutes": (_LEARNS_QUANTISED,),
     "float-steps": (_HAS_STUDENT,),
     "float-learning-rate": (_LEARNS_IN_FLOAT,),

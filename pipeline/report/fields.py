@@ -169,6 +169,8 @@ class Distillation:
     """Standard error of that mean; None for a single image, which says nothing about chance."""
     remarks: tuple[str, ...] = ()
     """What a user should know about the weights that went on."""
+    planned_steps: int | None = None
+    """Steps that were to be taken, where training ended before, as the held-out loss fell no longer."""
 
     def __post_init__(self) -> None:
         records.check(self)

@@ -338,7 +338,8 @@ def training_words(report: ReportFields) -> str | None:
         return None
     if distillation.steps == 0:
         return "none: calibrated only"
-    words = f"{distillation.steps} steps, learning rate {distillation.learning_rate:g}"
+    early = "" if distillation.planned_steps is None else f" of {distillation.planned_steps}"
+    words = f"{distillation.steps}{early} steps, learning rate {distillation.learning_rate:g}"
     if distillation.loss_calibrated is not None and distillation.loss_final is not None:
         words += f", held-out loss {distillation.loss_calibrated:.3g} -> {distillation.loss_final:.3g}"
     if distillation.backoffs:

@@ -35,6 +35,7 @@ _IN_FLOAT = frozenset({"float-steps", "float-learning-rate"})
 _QUANTISED = frozenset(
     {
         "steps",
+        "patience",
         "minutes",
         "batch-norm",
         "learning-rate",

@@ -18,6 +18,7 @@ from pipeline.distillation.training.schedule import (
     resolve_device,
     resolve_learning_rate,
     resolve_normalised,
+    resolve_patience,
 )
 from pipeline.setup.decisive import FREE
 from pipeline.setup.settled import float_steps
@@ -59,6 +60,7 @@ def settled_by_configuration(config: RunConfig) -> dict[str, Any]:
     settled: dict[str, Any] = {
         "float-steps": float_steps(config.student, learning),
         "batch-norm": "kept" if normalised else "folded",
+        "patience": resolve_patience(learning, normalised=normalised),
         "rounding": quantisation.resolved_rounding,
         "precision": config.execution.precision,
         "training-threads": config.execution.training_threads or torch.get_num_threads(),

@@ -51,7 +51,10 @@ def distil(
             minutes = None if settings.minutes is None else settings.minutes / generations
             if trained is not None and minutes is not None:
                 # As long as the first: one number of steps says how all of a chain have learned.
-                trainer.take(steps=trained.distillation.steps, batch_size=trainer.schedule.batch_size)
+                trainer.take(
+                    steps=trained.distillation.planned_steps or trained.distillation.steps,
+                    batch_size=trainer.schedule.batch_size,
+                )
                 minutes = None
             checkpoint = None if files is None else files.checkpoint
             trained = teach(trainer, checkpoint=checkpoint, minutes=minutes, progress=progress)

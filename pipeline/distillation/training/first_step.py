@@ -11,7 +11,7 @@ square of the rate; at 4 bits 0.197 -> 0.293 (1e-4), which training makes good. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -67,3 +67,12 @@ def try_first_step(parameters: Sequence[nn.Parameter], rate: float, loss: Callab
         if after[-1] <= LARGEST_RISE * before:
             break
     return FirstStep(share=share, before=before, after=after[0])
+
+
+def lowered(what: str, rate: float, tried: FirstStep) -> Iterable[str]:
+    """What to say of a rate that is not taken as it is."""
+    if tried.share < 1:
+        yield (
+            f"a first step at learning rate {rate:g} of {what} would raise the loss from {tried.before:.3g} to"
+            f" {tried.after:.3g}: {rate * tried.share:.3g} is taken (--learning-rate takes yours as it is)"
+        )

@@ -19,6 +19,7 @@ from pipeline.distillation.terms import Seen, Signals
 from pipeline.distillation.training.divergence import DivergenceWatch, Watched
 from pipeline.distillation.training.lesson_images import Batch, LessonImages
 from pipeline.distillation.training.optimiser import Rates, ScheduledOptimiser
+from pipeline.distillation.training.plateau import Plateau, Waited
 from pipeline.distillation.training.teachers import Teachers
 from pipeline.tools.kept import Kept
 from pipeline.tools.progress import Progress
@@ -29,8 +30,9 @@ CHECKPOINT_SECONDS = 20.0
 _CURVE_POINTS = 200
 # When a run says how long it will take: steps that know it, of a training that is no matter of seconds.
 _TOLD_AFTER_STEPS, _TOLD_AFTER_SECONDS = 4, 3.0
+_REFERENCE = "plateau.reference"
 # Of what a checkpoint holds: one of another form is not gone on from.
-_FORM = 4
+_FORM = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,7 @@ class Place:
     curve: tuple[tuple[int, float], ...] = ()
     watch: Watched | None = None
     attempt: Attempt | None = None
+    waited: Waited | None = None
 
     def __post_init__(self) -> None:
         if self.step < 0:
@@ -83,7 +86,8 @@ class Learner:
     """A network on its way: what it is compared with, where it stands, and how it takes a step.
 
     What it draws, it draws by the seed of its images. `watch`: says when the run is lost; None: when its loss is no
-    finite number. `attempt`: what checkpoints hold as well, for who made the learner.
+    finite number. `plateau`: says when it is to end early, if it may. `attempt`: what checkpoints hold as well, for who
+    made the learner.
     """
 
     def __init__(
@@ -99,13 +103,14 @@ class Learner:
     ) -> None:
         self.pupil, self.objective, self.teachers, self.images = pupil, objective, teachers, images
         self.optimiser, self.seed, self.watch, self.attempt = optimiser, images.seed, watch, attempt
+        self.plateau: Plateau | None = None
         self.step, self.curve = 0, list[tuple[int, float]]()
         self._logit_part = 0.0
 
     @property
     def steps(self) -> int:
-        """Length of the run."""
-        return self.optimiser.steps
+        """Length of the run, as far as is known."""
+        return self.optimiser.steps if self.plateau is None else self.plateau.end
 
     def batches(self) -> Iterator[Batch]:
         """Images of the steps that remain, on the device, with labels where they were asked for."""
@@ -119,7 +124,7 @@ class Learner:
             student=Seen(outputs=outputs, features=features),
             teachers=self.teachers.seen(images),
             step=self.step,
-            steps=self.steps,
+            steps=self.optimiser.steps,
             generator=generator_for(self.seed, self.pupil.draws, self.step),
             labels=labels,
             ensemble=self._second_pass(images) if self.objective.wants_ensemble else None,
@@ -130,11 +135,12 @@ class Learner:
     def update(self, images: Tensor, labels: Tensor | None = None) -> float:
         """One step of the optimiser; the loss before it."""
         loss, parts = self.loss(images, labels)
-        self.optimiser.update(loss, self.step)
+        share = 1.0 if self.plateau is None else self.plateau.share(self.step)
+        self.optimiser.update(loss, self.step, share=share)
         value = float(loss.detach())
         # A schedule may leave the logits out for a while: then nothing new is known of them.
         self._logit_part = float(parts["logits"]) if "logits" in parts else self._logit_part
-        if math.isfinite(value) and self.step % max(1, self.steps // _CURVE_POINTS) == 0:
+        if math.isfinite(value) and self.step % max(1, self.optimiser.steps // _CURVE_POINTS) == 0:
             self.curve.append((self.step, value))
         self.step += 1
         return value
@@ -151,7 +157,12 @@ class Learner:
         tensors = {f"network.{name}": tensor for name, tensor in self.pupil.network.state_dict().items()}
         tensors |= {f"objective.{name}": tensor for name, tensor in self.objective.state_dict().items()}
         watch = None if self.watch is None else self.watch.state()
-        place = Place(form=_FORM, step=self.step, curve=tuple(self.curve), watch=watch, attempt=self.attempt)
+        waited = None
+        if self.plateau is not None:
+            waited, tensors[_REFERENCE] = self.plateau.place, self.plateau.reference
+        place = Place(
+            form=_FORM, step=self.step, curve=tuple(self.curve), watch=watch, attempt=self.attempt, waited=waited
+        )
         return tensors | self.optimiser.tensors(), place
 
     def restore(self, tensors: Mapping[str, Tensor], place: Place) -> None:
@@ -159,8 +170,8 @@ class Learner:
 
         Raises KeyError, IndexError, RuntimeError or ValueError where it was taken of another one.
         """
-        if place.step > self.steps:
-            raise ValueError(f"step is {place.step}, of {self.steps}")
+        if place.step > self.optimiser.steps:
+            raise ValueError(f"step is {place.step}, of {self.optimiser.steps}")
         for prefix, module in (("network.", self.pupil.network), ("objective.", self.objective)):
             own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
             module.load_state_dict(own)
@@ -170,6 +181,10 @@ class Learner:
             if place.watch is None:
                 raise ValueError("watch is missing")
             self.watch.restore(place.watch)
+        if self.plateau is not None:
+            if place.waited is None:
+                raise ValueError("waited is missing")
+            self.plateau.restore(place.waited, tensors[_REFERENCE])
 
     def _second_pass(self, images: Tensor) -> tuple[Tensor, ...]:
         assert self.pupil.second_pass is not None
@@ -219,6 +234,8 @@ def train(learner: Learner, *, checkpoint: Kept | None, progress: Progress) -> s
     first, said = learner.step, False
     try:
         for images, labels in learner.batches():
+            if learner.plateau is not None and (line := learner.plateau.look(learner.step)) is not None:
+                progress.say(line)
             loss = learner.update(images, labels)
             if (reason := learner.lost(loss)) is not None:
                 return reason
@@ -230,6 +247,8 @@ def train(learner: Learner, *, checkpoint: Kept | None, progress: Progress) -> s
             if checkpoint is not None and time.monotonic() - kept > CHECKPOINT_SECONDS:
                 checkpoint.save(*learner.state())
                 kept = time.monotonic()
+            if learner.step >= learner.steps:  # which is known on the way
+                break
     except KeyboardInterrupt:
         if checkpoint is not None:
             checkpoint.save(*learner.state())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,11 +48,14 @@ class LessonImages:
         """Training images from which statistics of the layers are read, some batches of them."""
         return (images for images, _ in self.training(first_step, _STATISTICS_BATCHES))
 
-    def held_out(self) -> Iterator[Tensor]:
-        """The images that do not train, in order."""
+    def held_out(self, *, most: int | None = None) -> Iterator[Tensor]:
+        """The images that do not train, in order; `most` of them, from all over their source."""
+        indices = self._images.held_out
+        if most is not None and most < len(indices):
+            indices = indices[np.arange(most) * len(indices) // most]
         for batch in ordered_batches(
             self._images.source,
-            self._images.held_out,
+            indices,
             self._preprocessing,
             batch_size=self._batch_size,
             workers=self._images.workers,

@@ -107,10 +107,10 @@ class ScheduledOptimiser:
             optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
 
-    def update(self, loss: Tensor, step: int) -> None:
-        """One step against the gradients of a loss."""
+    def update(self, loss: Tensor, step: int, *, share: float = 1.0) -> None:
+        """One step against the gradients of a loss, at this share of the schedule's rate."""
         self.find_gradients(loss)
-        factor = learning_rate_factor(step, steps=self.steps, warmup_steps=self._warm_up, kind="cosine")
+        factor = share * learning_rate_factor(step, steps=self.steps, warmup_steps=self._warm_up, kind="cosine")
         for optimiser in self._optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * factor

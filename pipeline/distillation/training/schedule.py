@@ -13,6 +13,7 @@ from pipeline.config.distillation import DistillationConfig
 from pipeline.config.execution import ExecutionConfig
 from pipeline.config.quantisation import QuantisationConfig
 from pipeline.distillation.training.batch import batch_size_for
+from pipeline.distillation.training.plateau import PATIENCE
 
 #: Training steps by weight bits: at 8 bits what two minutes on two cores have room for (ResNet-20: the held-out loss
 #: tells no number of steps from another), at 4 enough for the held-out loss to level off (docs/benchmarks.md); below 4
@@ -68,6 +69,17 @@ def resolve_learning_rate(rate: float | None, bits: int, *, normalised: bool = F
     return LEARNING_RATES[bits] if normalised or bits >= 4 else FOLDED_RATE
 
 
+def resolve_patience(settings: DistillationConfig, *, normalised: bool) -> int:
+    """Looks without a fall that end training early: those asked for, else some where no number of steps is typed.
+
+    None by default where layers are normalised in training, as their statistics are judged once they are folded away,
+    and where a weight or a temperature changes over the run: what it does in the end is not seen before.
+    """
+    if settings.patience is not None:
+        return settings.patience
+    return 0 if settings.steps is not None or normalised or settings.changes else PATIENCE
+
+
 def resolve_device(name: str) -> torch.device:
     """The device that trains. Raises UserError when a GPU is asked for and there is none."""
     if name == "auto":
@@ -98,9 +110,20 @@ class Schedule:
     normalised: bool = False
     """Convolutions learn with a normalisation over the batch, which is folded away at the end (see
     `calibration.simulation.normalised_training`)."""
+    patience: int = 0
+    """Looks at the held-out loss in a row without a fall that end it early (see
+    `pipeline.distillation.training.plateau`); 0: none does."""
     tries_first_step: bool = False
     """The rates are an offer, lowered where the first step would do harm (see
     `pipeline.distillation.training.first_step`)."""
+
+    def length(self, images: int, *, mirrored: bool) -> str:
+        """How long a student learns from so many images, in words: steps, images of each, how often each is seen."""
+        drawn = (self.batch_size + 1) // 2 if mirrored else self.batch_size
+        epochs = self.steps * drawn / images
+        often = f"{epochs:.0f} epochs" if epochs >= 1.5 else f"{100 * epochs:.0f} % of an epoch"
+        half = ", half of it mirrored" if mirrored else ""
+        return f"batch {self.batch_size}{half}, {self.steps} steps: {often} of {images} images"
 
 
 def schedule_of(
@@ -124,5 +147,6 @@ def schedule_of(
             settings.learning_rate, bits, normalised=normalised, optimiser=settings.optimiser
         ),
         normalised=normalised,
+        patience=resolve_patience(settings, normalised=normalised),
         tries_first_step=settings.learning_rate is None,
     )

@@ -27,11 +27,12 @@ from pipeline.distillation.objective import loss_per_image, outputs_loss, uninfo
 from pipeline.distillation.taps import Tapped, tap_prepared
 from pipeline.distillation.training.budget import LEAST_STEPS, TIMED_STEPS, fitting_steps, seconds_for
 from pipeline.distillation.training.divergence import DivergenceWatch
-from pipeline.distillation.training.first_step import FirstStep, try_first_step
+from pipeline.distillation.training.first_step import lowered, try_first_step
 from pipeline.distillation.training.layout import channels_last
 from pipeline.distillation.training.learner import Attempt, Learner, Place, Pupil
 from pipeline.distillation.training.lesson_images import LessonImages
 from pipeline.distillation.training.optimiser import TRANSFORM_RATE, Rates, optimiser_of_quantised
+from pipeline.distillation.training.plateau import LEAST_IMAGES, Plateau, seen_early
 from pipeline.distillation.training.schedule import Schedule, is_fast, resolve_device, schedule_of
 from pipeline.distillation.training.speq import stochastic_precision
 from pipeline.distillation.training.teachers import Teachers
@@ -87,6 +88,7 @@ class Trainer:
         self.first_steps: tuple[str, ...] = ()
         self._before = HeldOut(losses=torch.zeros(0, dtype=torch.float64), agreement=None, ignorant=0.0)
         self._reference = self._seconds_of_judging = 0.0
+        self._shown, self._undercut = list[tuple[Tensor, list[Tensor]]](), torch.zeros(0)
         self.learner = self._begun()
 
     def _lesson_images(self) -> LessonImages:
@@ -112,12 +114,7 @@ class Trainer:
 
     def length(self) -> str:
         """How long the student learns, in words: steps, images of each, and how often each image is seen."""
-        images, steps, batch = len(self.lesson.images.training), self.schedule.steps, self.schedule.batch_size
-        drawn = (batch + 1) // 2 if self.lesson.mirror else batch
-        epochs = steps * drawn / images
-        often = f"{epochs:.0f} epochs" if epochs >= 1.5 else f"{100 * epochs:.0f} % of an epoch"
-        mirrored = ", half of it mirrored" if self.lesson.mirror else ""
-        return f"batch {batch}{mirrored}, {steps} steps: {often} of {images} images"
+        return self.schedule.length(len(self.lesson.images.training), mirrored=self.lesson.mirror)
 
     def _begun(self) -> Learner:
         """A learner at step 0: the calibrated student, a fresh optimiser."""
@@ -132,7 +129,7 @@ class Trainer:
         self._clipped_scales = ClippedScales(self.network) if asked.activation_grids == "pact" else None
         objective = copy.deepcopy(self._fresh).to(self.device)
         tapped = self._tapped(self.network, objective.student_taps)
-        return Learner(
+        learner = Learner(
             Pupil(network=self.network, tapped=tapped, draws="projections", second_pass=self._second_pass(tapped)),
             objective,
             self.teachers,
@@ -149,6 +146,19 @@ class Trainer:
             watch=self._watch(),
             attempt=self._attempt(),
         )
+        learner.plateau = self._plateau()
+        return learner
+
+    def _plateau(self) -> Plateau | None:
+        """What ends the training early; None where it is not to, or held-out images are too few to say anything."""
+        steps, patience = self.schedule.steps, self.schedule.patience
+        # Nothing is judged yet before `measure_start`, which makes it anew.
+        if not steps or not patience or len(self._before.losses) < LEAST_IMAGES:
+            return None
+        if not self._shown:
+            self._shown = seen_early(self.images, self.lesson.teacher.preprocessing, self._asked_of)
+            self._undercut = self._losses(self._calibrated(trainable=False))
+        return Plateau(lambda: self._losses(self.network), self._undercut, steps=steps, patience=patience)
 
     def _watch(self) -> DivergenceWatch:
         return DivergenceWatch(reference=self._reference, floor=_HARMLESS_SHARE * self._before.ignorant)
@@ -197,6 +207,10 @@ class Trainer:
         outputs = [list(teacher.outputs) for teacher in self.teachers.seen(images)]
         return mean_outputs(outputs, self.lesson.teacher.outputs, temperature=self.settings.softening)
 
+    def _asked_of(self, images: Tensor) -> list[Tensor]:
+        """The same of images alone, whose mirror images may count as well."""
+        return [target[: len(images)] for target in self._targets(self.images.with_mirrors(images)[0])]
+
     @torch.no_grad()
     def judge(self, network: PreparedNetwork) -> HeldOut:
         """A student's losses of the held-out images, how far it decides as asked, and what one that sees none loses."""
@@ -205,7 +219,7 @@ class Trainer:
         network.eval()
         student = self._tapped(network)
         for images in self.images.held_out():
-            targets = [target[: len(images)] for target in self._targets(self.images.with_mirrors(images)[0])]
+            targets = self._asked_of(images)
             answers = student(images)[0]
             losses.append(loss_per_image(answers, targets, outputs, config=config))
             agreement.append(agreement_per_image(answers, targets, outputs))
@@ -213,6 +227,15 @@ class Trainer:
         joined, alike = torch.cat(losses), torch.cat(agreement)
         decides = not bool(alike.isnan().any())
         return HeldOut(losses=joined, agreement=alike if decides else None, ignorant=max(0.0, ignorant / len(joined)))
+
+    @torch.no_grad()
+    def _losses(self, network: PreparedNetwork) -> Tensor:
+        """A student's losses of the held-out images that are looked at on the way, float64 [N]."""
+        training, outputs, config = network.training, self.lesson.teacher.outputs, self.settings
+        student = self._tapped(network.eval())
+        losses = [loss_per_image(student(images)[0], asked, outputs, config=config) for images, asked in self._shown]
+        network.train(training)
+        return torch.cat(losses).cpu()
 
     def measure_start(self) -> None:
         """Judge the calibrated student: what training must improve, and what divergence is measured by."""
@@ -224,7 +247,7 @@ class Trainer:
             start = self.judge(self._calibrated(trainable=False, corrected=False)).losses
         # KL of two all but equal distributions may come out a rounding error below zero.
         self._reference = max(0.0, float(start.mean()))
-        self.learner.watch = self._watch()
+        self.learner.watch, self.learner.plateau = self._watch(), self._plateau()
 
     # Before the first step, and between two attempts.
 
@@ -297,9 +320,9 @@ class Trainer:
         learned = [parameter for parameter in scales if parameter.requires_grad]
         weights = try_first_step(self.network.weight_parameters(), self.rates.weights, loss)
         scale = try_first_step(learned, self.rates.scales, loss) if learned else None
-        said = [*_lowered("the weights", self.rates.weights, weights)]
+        said = [*lowered("the weights", self.rates.weights, weights)]
         if scale is not None:
-            said += _lowered("the scales", self.rates.scales, scale)
+            said += lowered("the scales", self.rates.scales, scale)
         self.rates = Rates(
             weights=self.rates.weights * weights.share,
             scales=self.rates.scales * (1.0 if scale is None else scale.share),
@@ -333,7 +356,7 @@ class Trainer:
 
     def finish(self) -> TrainedStudent:
         """The last step's weights where they lowered the held-out loss beyond chance, else the calibrated ones."""
-        steps = self.schedule.steps
+        steps = self.learner.steps
         if self._closed_forms is not None:
             self._closed_forms.settle()
         if self._clipped_scales is not None:
@@ -350,6 +373,7 @@ class Trainer:
         remarks = remarks_on(network, verdict, calibrated=calibrated, ignorant=self._before.ignorant)
         record = Distillation(
             steps=steps,
+            planned_steps=None if steps == self.schedule.steps else self.schedule.steps,
             learning_rate=self.rates.weights,
             loss_calibrated=calibrated,
             loss_final=None if verdict is None else verdict.final,
@@ -373,12 +397,3 @@ class Trainer:
                 f"WARNING: training diverged, at learning rate {self.rates.weights:.3g} too: the calibrated weights go"
                 " on; --learning-rate lowers it further"
             )
-
-
-def _lowered(what: str, rate: float, tried: FirstStep) -> Iterable[str]:
-    """What to say of a rate that is not taken as it is."""
-    if tried.share < 1:
-        yield (
-            f"a first step at learning rate {rate:g} of {what} would raise the loss from {tried.before:.3g} to"
-            f" {tried.after:.3g}: {rate * tried.share:.3g} is taken (--learning-rate takes yours as it is)"
-        )

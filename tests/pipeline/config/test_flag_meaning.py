@@ -34,6 +34,7 @@ ROWS: list[tuple[str, Any, dict[str, Any], dict[str, Any], str]] = [
     ("weight-grids", "faqd", {**UNTRAINED, "bits": 4}, {"bits": 4}, "with --steps 0"),
     ("activation-grids", "pact", UNTRAINED, {}, "with --steps 0"),
     ("steps", 9, {"quantiser": "nncf"}, {}, "with --quantiser nncf, which does not train"),
+    ("patience", 3, {"bits": 2}, {"bits": 2, "batch-norm": "folded"}, "where layers are normalised in training"),
     ("minutes", 5.0, UNTRAINED, {}, "with --steps 0"),
     ("float-steps", 9, {}, FLOAT, "without --student"),
     ("float-learning-rate", 0.1, {**FLOAT, "float-steps": 0}, FLOAT, "where no student learns in float"),

@@ -187,6 +187,44 @@ def test_an_interrupted_run_resumes_to_the_same_bits(example: SimpleNamespace, t
     assert whole.distillation == resumed.distillation
 
 
+def test_a_run_that_ends_early_resumes_to_the_same_bits(
+    example: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted before its end begins, in the middle of a look, and on its last steps; it has no rate to learn by."""
+    settings: dict[str, Any] = {"steps": 40, "learning_rate": 1e-9, "scale_learning_rate": 1e-9, "affinity": "none"}
+    (tmp_path / "whole").mkdir()
+    watched = Watched()
+    schedule = replace(made(example, **settings)[1], patience=1)
+
+    def taught(folder: Path, progress: Progress) -> TrainedStudent:
+        trainer = Trainer(*made(example, **settings)[0], schedule=schedule)
+        return teach(trainer, checkpoint=Kept(folder / "checkpoint.safetensors"), progress=progress)
+
+    whole = taught(tmp_path / "whole", watched)
+    assert watched.steps[-1] == 12 and (whole.distillation.steps, whole.distillation.planned_steps) == (12, 40)
+    assert any("training ends after 12 steps instead of 40" in line for line in watched.said)
+
+    with pytest.raises(KeyboardInterrupt):
+        taught(tmp_path, Watched(interrupt_at=2))
+    losses, asked = Trainer._losses, list[PreparedNetwork]()
+
+    def interrupted(self: Trainer, network: PreparedNetwork) -> Tensor:
+        asked.append(network)
+        if len(asked) == 2:  # the first are the calibrated student's
+            raise KeyboardInterrupt
+        return losses(self, network)
+
+    monkeypatch.setattr(Trainer, "_losses", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        taught(tmp_path, SILENT)
+    with pytest.raises(KeyboardInterrupt):
+        taught(tmp_path, on_last := Watched(interrupt_at=9))
+    resumed = taught(tmp_path, SILENT)
+    assert on_last.steps == [6, 7, 8, 9] and len(asked) == 5, "one look was made twice"
+    assert same(whole.network.state_dict(), resumed.network.state_dict())
+    assert whole.distillation == resumed.distillation
+
+
 def test_a_damaged_checkpoint_is_the_users_line(example: SimpleNamespace, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.safetensors").write_bytes(b"not safetensors")
 

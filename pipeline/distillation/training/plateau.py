@@ -1,0 +1,123 @@
+"""Ending a training early whose held-out loss falls no longer: what is left of its schedule is shortened, not cut off.
+
+While the learning rate is high the loss of a student that learns well stands still for long stretches, and falls when
+the rate does. So a plateau ends no training at once: the rate goes to 0 from there within a part of the steps, and only
+then weights are judged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from pipeline.distillation.training.lesson_images import LessonImages
+from pipeline.distillation.training.verdict import LEAST_GAIN, verdict_on
+from pipeline.images.preprocessing import Preprocessing
+
+#: Times in a whole training that the held-out loss is looked at.
+EVALUATIONS = 20
+#: Steps between two looks at the least: fewer change too little.
+LEAST_STEPS = 5
+#: Looks in a row without a fall that end a default training [ours].
+PATIENCE = 3
+#: Part of all steps in which the rate then falls to 0 [ours].
+COOLING_SHARE = 1 / 6
+#: Held-out images that are looked at, and fewer than which tell nothing early; what all may take together, bytes.
+MOST_IMAGES, LEAST_IMAGES, MOST_BYTES = 128, 8, 2**27
+
+
+def seen_early(
+    images: LessonImages, preprocessing: Preprocessing, asked_of: Callable[[Tensor], list[Tensor]]
+) -> list[tuple[Tensor, list[Tensor]]]:
+    """The held-out images that are looked at on the way, normalised, in batches with what a student is asked for.
+
+    They stay in memory: decoding them twenty times would cost more than the steps between.
+    """
+    size = 4 * preprocessing.channels * preprocessing.height * preprocessing.width
+    most = min(MOST_IMAGES, max(LEAST_IMAGES, MOST_BYTES // size))
+    return [(batch, asked_of(batch)) for batch in images.held_out(most=most)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waited:
+    """How far a training has come, as its checkpoint says beside the losses that are to be undercut."""
+
+    step: int
+    """Of the last look."""
+    waited: int
+    """Looks since the loss fell."""
+    cools_from: int | None = None
+    """Step at which the end began."""
+
+    def __post_init__(self) -> None:
+        if min(self.step, self.waited, self.cools_from or 0) < 0:
+            raise ValueError(f"step is {self.step}, waited {self.waited}, cools_from {self.cools_from}: must be >= 0")
+
+
+@final
+class Plateau:
+    """Looks at a student's held-out losses on its way, and says when its training is to come to an end.
+
+    The loss has fallen where it is below the last one that had, beyond what chance makes of the differences image by
+    image, and by what is worth it (`Verdict.improves` asks the same): small falls add up until they tell.
+
+    Args:
+        losses: of the student as it is, per image, float64 [N].
+        reference: the same of the calibrated student.
+        steps: of the whole training, >= 1.
+        patience: looks in a row without a fall, >= 1.
+    """
+
+    def __init__(self, losses: Callable[[], Tensor], reference: Tensor, *, steps: int, patience: int) -> None:
+        self._losses, self.reference, self._steps, self._patience = losses, reference, steps, patience
+        self.place = Waited(step=0, waited=0)
+        self.interval = max(LEAST_STEPS, steps // EVALUATIONS)
+
+    @property
+    def end(self) -> int:
+        """Steps of the training as far as is known."""
+        begun = self.place.cools_from
+        return self._steps if begun is None else min(self._steps, begun + self._cooling)
+
+    @property
+    def _cooling(self) -> int:
+        return max(1, round(self._steps * COOLING_SHARE))
+
+    def share(self, step: int) -> float:
+        """The part of the schedule's rate that a step takes: falling to 0 at the end, 1 before that has begun."""
+        begun = self.place.cools_from
+        return 1.0 if begun is None else 0.5 * (1 + math.cos(math.pi * (step - begun) / self._cooling))
+
+    def look(self, step: int) -> str | None:
+        """Look at the losses before a step, where it is time to; a line where the end begins there."""
+        place = self.place
+        if place.cools_from is not None or step <= place.step or step % self.interval:
+            return None
+        losses = self._losses()
+        verdict = verdict_on(self.reference, losses)
+        if (
+            verdict.gain is not None
+            and verdict.gain > verdict.chance
+            and verdict.gain >= LEAST_GAIN * verdict.calibrated
+        ):
+            self.reference, self.place = losses, Waited(step=step, waited=0)
+            return None
+        waited = place.waited + 1
+        ends = waited >= self._patience and step + self._cooling < self._steps
+        self.place = Waited(step=step, waited=waited, cools_from=step if ends else None)
+        if not ends:
+            return None
+        return (
+            f"the loss of {len(losses)} held-out images has not fallen beyond chance in {waited * self.interval} steps:"
+            f" training ends after {self.end} steps instead of {self._steps} (--patience 0 takes all)"
+        )
+
+    def restore(self, place: Waited, reference: Tensor) -> None:
+        """Go on where `place` and `reference` were; raises ValueError where the losses are of other images."""
+        if reference.shape != self.reference.shape:
+            raise ValueError(f"plateau has losses {list(reference.shape)}, not {list(self.reference.shape)}")
+        self.place, self.reference = place, reference
