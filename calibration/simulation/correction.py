@@ -49,11 +49,22 @@ class Corrections:
         return network
 
 
-def find_corrections(network: PreparedNetwork, folded: GraphModule, batches: Iterable[Tensor]) -> Corrections:
+#: Mean and standard deviation per channel of layers' float outputs, float64 [C] each, batch by batch.
+FloatStatistics = list[dict[str, tuple[Tensor, Tensor]]]
+
+
+def find_corrections(
+    network: PreparedNetwork,
+    folded: GraphModule,
+    batches: Iterable[Tensor],
+    *,
+    known: FloatStatistics | None = None,
+) -> Corrections:
     """The corrections of a calibrated network, in evaluation mode, towards the folded graph that it was made from.
 
     `batches` of normalised images, float32 [B, C, H, W]. Layers without a bias stay as they are, and so do those that
-    share one; weights of 8 bits, of one scale for all channels or shared by several layers get no factor. Raises
+    share one; weights of 8 bits, of one scale for all channels or shared by several layers get no factor. `known`: what
+    the float graph gives for the same batches; what is lacking there is added to it. Raises
     UserError where rounding makes something that is no number, naming the layer that reads it.
     """
     layers = _correctable(network, folded)
@@ -65,10 +76,14 @@ def find_corrections(network: PreparedNetwork, folded: GraphModule, batches: Ite
     original, rounded = Watching(folded, layers, look), _Correcting(network, layers, float_statistics)
     shifts = {name: torch.zeros(()) for name in layers}
     factors = {name: torch.zeros(()) for name in layers}
-    count = 0
+    count, of_batches = 0, [] if known is None else known
     with torch.no_grad():
-        for images in batches:
-            original.run(images)
+        for index, images in enumerate(batches):
+            if index < len(of_batches) and layers.keys() <= of_batches[index].keys():
+                float_statistics.update(of_batches[index])
+            else:
+                original.run(images)
+                of_batches[index:] = [dict(float_statistics)]
             rounded.run(images)
             count += len(images)
             for name in layers:

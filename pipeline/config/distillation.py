@@ -44,8 +44,9 @@ class DistillationConfig:
         int | None,
         Parameter(
             metavar="COUNT",
-            help="Looks at the held-out loss in a row, twenty in a whole training, after which it ends early where "
-            "that has not fallen beyond chance; 0: never. Default: 3, 0 with --steps.",
+            help="Looks at the held-out loss in a row, each after a twentieth of the steps, mostly in the second half, "
+            "after which training ends early where that has not fallen beyond chance; 0: never. Default: 3, 0 with "
+            "--steps.",
         ),
     ] = None
     minutes: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from backends.base import Backend
 from pipeline.artifacts import Network, PreparedStudent
@@ -35,7 +36,7 @@ def calibrated(
         check_opset(prepared.plan, quantisation.opset)
         return prepared
     prepared = prepare(student, candidates[0], images, quantisation, progress=progress)
-    prepared = choose_profile(prepared, candidates, teacher, images, corrected)
+    prepared = choose_profile(prepared, candidates, teacher, images, partial(corrected, known=[]))
     check_loads(prepared, teacher, prepared_for(candidates, prepared.plan))
     if place is not None:
         prepared.save(place)

@@ -16,7 +16,7 @@ from backends.placement.place import place
 from calibration.graph.interface import set_free_size
 from calibration.ranges.observation import choose_ranges, observe
 from calibration.rewrites.rewrite import rewritten
-from calibration.simulation.correction import find_corrections
+from calibration.simulation.correction import FloatStatistics, find_corrections
 from calibration.simulation.sums import check_first_sums
 from pipeline.artifacts import Network, PreparedStudent
 from pipeline.config.quantisation import QuantisationConfig
@@ -68,14 +68,19 @@ def prepare(
     return PreparedStudent(student=student, plan=plan, ranges=ranges, quantisation=quantisation)
 
 
-def corrected(prepared: PreparedStudent, images: SplitImages) -> PreparedStudent:
-    """A calibrated student with its layers' means and spreads put right, on up to 64 of its calibration images."""
+def corrected(
+    prepared: PreparedStudent, images: SplitImages, *, known: FloatStatistics | None = None
+) -> PreparedStudent:
+    """A calibrated student with its layers' means and spreads put right, on up to 64 of its calibration images.
+
+    `known`: what its float network gives for them, kept from one student to the next.
+    """
     chosen = calibration_indices(images)
     chosen = chosen[:: -(-len(chosen) // _CORRECTION_IMAGES)]  # from all over the source, whatever its order
     batches = _calibration(prepared.student, images, chosen, SILENT)
     network = prepared.network().eval()
     with freed_memory_kept():
-        corrections = find_corrections(network, prepared.student.folded, batches)
+        corrections = find_corrections(network, prepared.student.folded, batches, known=known)
     return replace(prepared, corrections=corrections)
 
 

@@ -16,11 +16,12 @@ from pipeline.images.data import EvaluationSet, ImageSource, ordered_batches
 from pipeline.images.preprocessing import normalise
 from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.meaning import Output, primary
+from pipeline.tools.memory import freed_memory_kept
 from pipeline.validation.teacher_judgement import Judgement, judge
 
 # A few hundred labelled images tell a teacher from chance; as many as a batch show what an output holds [ours].
 _JUDGED, _SEEN = 256, 64
-_BATCH = 64
+_BATCH, _CUSTOMARY_BATCH = 64, 16  # at the most, and of 224 px
 _SUM_ERROR = 1e-2
 
 
@@ -127,12 +128,13 @@ def _answers(
     teacher: Network, source: ImageSource, indices: NDArray[np.int64], workers: int
 ) -> Iterator[tuple[Sequence[Tensor], NDArray[np.int64]]]:
     """The teacher's outputs, batch by batch, with the indices of the images that could be read."""
-    size = images_at_once(teacher.preprocessing, _BATCH)
+    size = images_at_once(teacher.preprocessing, _BATCH, customary=_CUSTOMARY_BATCH)
     with torch.no_grad():
         for batch in ordered_batches(source, indices, teacher.preprocessing, batch_size=size, workers=workers):
             yield teacher.folded(normalise(batch.images, teacher.preprocessing)), batch.indices.numpy()
 
 
+@freed_memory_kept()
 def check_teacher(
     teacher: Network,
     images: SplitImages | None,

@@ -1,8 +1,10 @@
 """Ending a training early whose held-out loss falls no longer: what is left of its schedule is shortened, not cut off.
 
-While the learning rate is high the loss of a student that learns well stands still for long stretches, and falls when
-the rate does. So a plateau ends no training at once: the rate goes to 0 from there within a part of the steps, and only
-then weights are judged.
+While the learning rate is high the loss of a student that learns well may stand still for most of its steps, and fall
+when the rate does: ResNet-20 at 4 bits, taught the mean of image and mirror image, had not fallen below its 0.309 in 60
+steps of 400. So a plateau says something in the second half alone, and from the beginning only where a student is its
+teacher but for a trifle. And it ends no training at once: the rate goes to 0 from there within a part of the steps, and
+only then weights are judged.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import final
 from torch import Tensor
 
 from pipeline.distillation.training.lesson_images import LessonImages
-from pipeline.distillation.training.verdict import LEAST_GAIN, verdict_on
+from pipeline.distillation.training.verdict import LEAST_GAIN, HeldOut, verdict_on
 from pipeline.images.preprocessing import Preprocessing
 
 #: Times in a whole training that the held-out loss is looked at.
@@ -24,6 +26,9 @@ EVALUATIONS = 20
 LEAST_STEPS = 5
 #: Looks in a row without a fall that end a default training [ours].
 PATIENCE = 3
+#: Part of an ignorant student's loss below which a calibrated one has nothing to learn that decisions show [ours]: the
+#: embedded digits at 8 bits have 0.00003 of it, and all held-out images decided; ResNet-20 has 0.0005.
+TRIFLE = 1e-4
 #: Part of all steps in which the rate then falls to 0 [ours].
 COOLING_SHARE = 1 / 6
 #: Held-out images that are looked at, and fewer than which tell nothing early; what all may take together, bytes.
@@ -40,6 +45,12 @@ def seen_early(
     size = 4 * preprocessing.channels * preprocessing.height * preprocessing.width
     most = min(MOST_IMAGES, max(LEAST_IMAGES, MOST_BYTES // size))
     return [(batch, asked_of(batch)) for batch in images.held_out(most=most)]
+
+
+def is_trifle(calibrated: HeldOut) -> bool:
+    """Whether a student decides all held-out images as asked and loses next to nothing."""
+    decided = calibrated.agreement is None or bool((calibrated.agreement == 1).all())
+    return decided and float(calibrated.losses.mean()) <= TRIFLE * calibrated.ignorant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +81,14 @@ class Plateau:
         reference: the same of the calibrated student.
         steps: of the whole training, >= 1.
         patience: looks in a row without a fall, >= 1.
+        begins: step from which on it looks, >= 0.
     """
 
-    def __init__(self, losses: Callable[[], Tensor], reference: Tensor, *, steps: int, patience: int) -> None:
+    def __init__(
+        self, losses: Callable[[], Tensor], reference: Tensor, *, steps: int, patience: int, begins: int = 0
+    ) -> None:
         self._losses, self.reference, self._steps, self._patience = losses, reference, steps, patience
+        self._begins = begins
         self.place = Waited(step=0, waited=0)
         self.interval = max(LEAST_STEPS, steps // EVALUATIONS)
 
@@ -95,7 +110,7 @@ class Plateau:
     def look(self, step: int) -> str | None:
         """Look at the losses before a step, where it is time to; a line where the end begins there."""
         place = self.place
-        if place.cools_from is not None or step <= place.step or step % self.interval:
+        if place.cools_from is not None or step <= place.step or step < self._begins or step % self.interval:
             return None
         losses = self._losses()
         verdict = verdict_on(self.reference, losses)

@@ -32,7 +32,7 @@ from pipeline.distillation.training.layout import channels_last
 from pipeline.distillation.training.learner import Attempt, Learner, Place, Pupil
 from pipeline.distillation.training.lesson_images import LessonImages
 from pipeline.distillation.training.optimiser import TRANSFORM_RATE, Rates, optimiser_of_quantised
-from pipeline.distillation.training.plateau import LEAST_IMAGES, Plateau, seen_early
+from pipeline.distillation.training.plateau import LEAST_IMAGES, Plateau, is_trifle, seen_early
 from pipeline.distillation.training.schedule import Schedule, is_fast, resolve_device, schedule_of
 from pipeline.distillation.training.speq import stochastic_precision
 from pipeline.distillation.training.teachers import Teachers
@@ -150,15 +150,15 @@ class Trainer:
         return learner
 
     def _plateau(self) -> Plateau | None:
-        """What ends the training early; None where it is not to, or held-out images are too few to say anything."""
+        """What ends the training early; None where it is not to, or too few held-out images were judged (`_before`)."""
         steps, patience = self.schedule.steps, self.schedule.patience
-        # Nothing is judged yet before `measure_start`, which makes it anew.
         if not steps or not patience or len(self._before.losses) < LEAST_IMAGES:
             return None
         if not self._shown:
             self._shown = seen_early(self.images, self.lesson.teacher.preprocessing, self._asked_of)
             self._undercut = self._losses(self._calibrated(trainable=False))
-        return Plateau(lambda: self._losses(self.network), self._undercut, steps=steps, patience=patience)
+        first = 0 if is_trifle(self._before) else steps // 2
+        return Plateau(self._losses, self._undercut, steps=steps, patience=patience, begins=first)
 
     def _watch(self) -> DivergenceWatch:
         return DivergenceWatch(reference=self._reference, floor=_HARMLESS_SHARE * self._before.ignorant)
@@ -229,8 +229,9 @@ class Trainer:
         return HeldOut(losses=joined, agreement=alike if decides else None, ignorant=max(0.0, ignorant / len(joined)))
 
     @torch.no_grad()
-    def _losses(self, network: PreparedNetwork) -> Tensor:
-        """A student's losses of the held-out images that are looked at on the way, float64 [N]."""
+    def _losses(self, network: PreparedNetwork | None = None) -> Tensor:
+        """The losses of a student, the one that learns, on held-out images looked at on the way, float64 [N]."""
+        network = network or self.network
         training, outputs, config = network.training, self.lesson.teacher.outputs, self.settings
         student = self._tapped(network.eval())
         losses = [loss_per_image(student(images)[0], asked, outputs, config=config) for images, asked in self._shown]

@@ -14,7 +14,7 @@ from backends.facts.onnxruntime_rules import X64
 from backends.facts.profile import Profile
 from calibration.errors import UserError
 from calibration.ranges.observation import choose_ranges, observe
-from calibration.simulation.correction import Corrections, _factor, find_corrections
+from calibration.simulation.correction import Corrections, FloatStatistics, _factor, find_corrections
 from calibration.simulation.insert import insert
 from tests.calibration.conftest import BuildChain, Chain, MakeNet, Noise, Trained
 from tests.one_line_net import c3, residual, shared_layer, values_of
@@ -98,6 +98,25 @@ def test_no_integer_of_a_weight_moves(chain: BuildChain, net: MakeNet, noise: No
     assert (factors["b.weight"] - 1).abs().max() > 0.05
     for path, grid in network.weight_grids().items():
         assert torch.equal(grid(network.graph.get_parameter(path)), before[path])
+
+
+def test_what_the_float_network_gives_is_computed_once_for_several_students(
+    chain: BuildChain, net: MakeNet, noise: Noise
+) -> None:
+    layers = {"a": c3(3, 8), "b": c3(8, 4)}
+    made = chain(net(lambda n, x: n.b(n.a(x).relu()), **layers), noise(8, 3, 8, 8), bits=8)
+    network, batches, known = made.prepared.eval(), list(torch.split(made.images, 4)), FloatStatistics()
+    alone = find_corrections(network, made.folded, batches)
+    for _ in range(2):
+        shared = find_corrections(network, made.folded, batches, known=known)
+        assert all(torch.equal(values, alone.biases[name]) for name, values in shared.biases.items())
+    assert [of_batch.keys() for of_batch in known] == [{"a", "b"}] * 2
+    # What was kept is what is read, batch by batch: means that are 1 more ask for a bias that is.
+    for of_batch in known:
+        mean, deviation = of_batch["b"]
+        of_batch["b"] = mean + 1, deviation
+    moved = find_corrections(network, made.folded, batches, known=known)
+    assert torch.allclose(moved.biases["b.bias"], alone.biases["b.bias"] + 1, atol=1e-5)
 
 
 def test_the_float_network_shares_nothing_that_is_corrected(chain: BuildChain, net: MakeNet, noise: Noise) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.distillation.training.plateau import Plateau, Waited
+from pipeline.distillation.training.plateau import Plateau, Waited, is_trifle
+from pipeline.distillation.training.verdict import HeldOut
 
 IMAGES = 32
 
@@ -83,6 +84,21 @@ def test_where_less_is_left_than_the_rate_needs_to_fall_nothing_changes() -> Non
 def test_losses_that_are_no_numbers_are_no_fall() -> None:
     plateau, _ = watched(1.0, float("nan"), float("nan"), float("inf"))
     assert plateau.place.cools_from == 15
+
+
+def test_nothing_is_asked_before_it_begins() -> None:
+    losses = losses_of(1.0, 1.0, 1.0)
+    plateau = Plateau(losses, losses(), steps=100, patience=1, begins=50)
+    assert all(plateau.look(step) is None for step in range(50)) and plateau.place.step == 0
+    assert plateau.look(50) is not None and plateau.end == 67
+
+
+def test_a_trifle_is_a_loss_that_no_decision_shows() -> None:
+    losses, all_alike = torch.full((4,), 1e-3, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+    assert is_trifle(HeldOut(losses=losses, agreement=all_alike, ignorant=20.0))
+    assert is_trifle(HeldOut(losses=losses, agreement=None, ignorant=20.0)), "where nothing is decided the loss tells"
+    assert not is_trifle(HeldOut(losses=losses, agreement=all_alike, ignorant=9.0))
+    assert not is_trifle(HeldOut(losses=losses, agreement=all_alike * torch.tensor([1, 1, 0.5, 1]), ignorant=20.0))
 
 
 def test_few_steps_are_looked_at_seldom() -> None:
