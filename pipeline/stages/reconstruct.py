@@ -22,7 +22,7 @@ from pipeline.tools.progress import SILENT, Progress
 from pipeline.tools.randomness import generator_for
 
 # Images that layers are rounded by, and what memory may be held for them [ours].
-_IMAGES, _MEMORY = 128, 1 << 30
+_IMAGES, _MEMORY = 512, 2 << 30
 _BATCH = 64
 
 

@@ -22,7 +22,7 @@ from calibration.simulation.learned_grids import WeightGrid
 from calibration.simulation.prepared import PreparedNetwork
 from calibration.simulation.reconstruction.blocks import Block, blocks_of
 from calibration.simulation.reconstruction.layer_products import KINDS, groups_of, products
-from calibration.simulation.reconstruction.least_squares import round_by_least_squares
+from calibration.simulation.reconstruction.least_squares import Levels, round_by_least_squares
 from calibration.simulation.reconstruction.moments import MomentSums
 from calibration.simulation.reconstruction.part import Part
 from calibration.simulation.reconstruction.reconstruction import Reconstruction
@@ -31,6 +31,8 @@ from calibration.simulation.reconstruction.reconstruction import Reconstruction
 _MOST_PRODUCTS = 4608
 # Places that a covariance is read from: so many, or so many for each product in a sum where that is more [ours].
 _PLACES, _PLACES_PER_PRODUCT = 4096, 8
+# Of so many images one checks what the others say [ours].
+_CHECKED_BY = 5
 # Images that go through a part at once.
 _BATCH = 16
 
@@ -73,6 +75,9 @@ class Reconstructing:
         self._results = _names_of_results(folded, network.graph)
         self._layers = self._to_be_rounded()
         self._changed = list[_Layer]()
+        checks = torch.arange(len(images)) % _CHECKED_BY == min(_CHECKED_BY, len(images)) - 1
+        # Images that integers are found by, and those that check; a single one must serve for both.
+        self._sides = (~checks if len(images) > 1 else checks, checks)
         first = self.blocks[0].inputs[0]
         #: By tensor, what the next block reads: integers, and the float tensor in steps of the same grid.
         self._rounded: Mapping[str, Tensor] = {first: images}
@@ -83,19 +88,20 @@ class Reconstructing:
         """Round a block's layers anew, and pass it; the generator draws places in its maps."""
         part, targets = self._part(block), self._targets(block)
         before, kept = self._error(block, part, targets), list[tuple[Tensor, Tensor]]()
-        layers = [self._layers[name] for name in block.layers if name in self._layers]
+        layers, rounded = [self._layers[name] for name in block.layers if name in self._layers], list[_Layer]()
         for layer in layers:
             changing = (*layer.constants().values(), layer.grid.log_scale)
             kept += [(tensor, tensor.clone()) for tensor in changing]
-            self._round(layer, block, generator)
+            if self._round(layer, block, generator):
+                rounded.append(layer)
         after = self._error(block, part, targets)
         if after < before:
-            self._changed += layers
+            self._changed += rounded
         else:
             for tensor, value in kept:
                 tensor.copy_(value)
         self._hand_on(block, part, targets)
-        return BlockChange(before=before, after=min(after, before), layers=len(layers) if after < before else 0)
+        return BlockChange(before=before, after=min(after, before), layers=len(rounded) if after < before else 0)
 
     def changes(self) -> Reconstruction:
         """What blocks so far have changed."""
@@ -150,29 +156,34 @@ class Reconstructing:
         bias = constant(self.folded, argument(node, 2, "bias"))
         return None if bias is None else bias.detach().reshape(-1, *[1] * (0 if kind(node) == "linear" else 2))
 
-    def _round(self, layer: _Layer, block: Block, generator: torch.Generator) -> None:
-        sums = MomentSums(about_zero=layer.bias is None)
+    def _round(self, layer: _Layer, block: Block, generator: torch.Generator) -> bool:
+        """Round a layer anew; False where the nearest integers are better, and it stays as it is."""
+        fitting, checking = (MomentSums(about_zero=layer.bias is None) for _ in range(2))
         per_image = math.ceil(max(_PLACES, _PLACES_PER_PRODUCT * layer.weight[0].numel()) / self._count)
-        for inputs, outputs in self._seen_by(layer, block):
-            sums.add(*products(layer.node, inputs, outputs, positions=per_image, generator=generator))
+        for rows, inputs, outputs in self._seen_by(layer, block):
+            for side, own in zip((fitting, checking), (images[rows] for images in self._sides), strict=True):
+                if own.any():
+                    side.add(*products(layer.node, inputs[own], outputs[own], positions=per_image, generator=generator))
         groups, grid = groups_of(layer.node), layer.grid
         scale = grid.scale().detach()
         rounded = round_by_least_squares(
-            sums.moments(),
+            fitting,
+            checking,
             self.folded.get_parameter(layer.weight_path).detach().reshape(groups, -1, layer.weight[0].numel()),
             scale.expand(len(layer.weight)).reshape(groups, -1),
-            lowest=grid.grid.quant_min,
-            highest=grid.grid.quant_max,
-            one_scale=grid.grid.channel_axis is None,
+            Levels(lowest=grid.grid.quant_min, highest=grid.grid.quant_max, one_scale=grid.grid.channel_axis is None),
         )
+        if rounded is None:
+            return False
         fitted = rounded.scale.reshape(-1)
         grid.log_scale.copy_((fitted if scale.dim() else fitted[0]).log())
         layer.weight.copy_(grid.reals(rounded.integers.reshape(layer.weight.shape).float()))
         if layer.bias is not None:
             layer.bias.copy_(rounded.bias.reshape(-1))
+        return True
 
-    def _seen_by(self, layer: _Layer, block: Block) -> Iterator[tuple[Tensor, Tensor]]:
-        """What a layer reads, as reals, and what its float layer gives, batch by batch."""
+    def _seen_by(self, layer: _Layer, block: Block) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Of which images what a layer reads, as reals, and what its float layer gives, batch by batch."""
         own = Part(self.folded, block.inputs, [layer.node.name])
         held = self.network.integers[layer.source]
         before = None
@@ -184,7 +195,7 @@ class Reconstructing:
                 self._rounded[layer.source][rows].float() if before is None else before(*self._read(block, rows))[0]
             )
             (outputs,) = own(*self._read_float(block, rows))
-            yield integers * step, outputs if layer.other_bias is None else outputs - layer.other_bias
+            yield rows, integers * step, outputs if layer.other_bias is None else outputs - layer.other_bias
 
     # Values.
 

@@ -41,6 +41,13 @@ class MomentSums:
         self._sums = tuple(a + b for a, b in zip(self._sums, new, strict=True)) if self._sums else new
         self._count += factors.shape[1]
 
+    def joined(self, other: MomentSums) -> MomentSums:
+        """The sums of both, added up the same way."""
+        both = MomentSums(about_zero=self._about_zero)
+        both._sums = tuple(a + b for a, b in zip(self._sums, other._sums, strict=True))
+        both._count = self._count + other._count
+        return both
+
     def moments(self) -> Moments:
         """Those of all that was added."""
         xx, xy, x, y, yy = (total / self._count for total in self._sums)
