@@ -95,8 +95,8 @@ def _of_channels(view: OnnxView, tensor: str) -> NodeProto | None:
 def negative_factors(view: OnnxView, rules: LintRules) -> Found:
     """Rule 44."""
     for node in view.nodes:
-        factors = node.input if node.op_type == "Mul" else node.input[1:] if node.op_type == "Div" else ()
-        if not any(map(_turns_some, map(view.value, factors))):
+        places = {"Mul": node.input, "Div": node.input[1:], "LayerNormalization": node.input[1:2]}
+        if not any(map(_turns_some, map(view.value, places.get(node.op_type, ())))):
             continue
         others = [reader for reader in view.readers(node.output[0]) if reader.op_type != "Max"]
         if others:

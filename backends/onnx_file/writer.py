@@ -135,8 +135,8 @@ class Writer:
     ) -> list[str]:
         """Append a node named after the graph node being translated; its output names.
 
-        A product with constants of which some are negative has a Max of the lowest number behind it, where the form
-        asks for that.
+        What multiplies by constants of which some are negative, a normalisation of layers too, has a Max of the lowest
+        number behind it, where the form asks for that.
         """
         if self.form.negative_factors_apart and self._multiplies_by_negatives(operator, inputs):
             product = self._append(operator, inputs, suffix=f"{suffix}_product", **attributes)
@@ -144,7 +144,8 @@ class Writer:
         return self._append(operator, inputs, outputs=outputs, suffix=suffix, **attributes)
 
     def _multiplies_by_negatives(self, operator: str, inputs: Sequence[str]) -> bool:
-        factors = inputs if operator == "Mul" else inputs[1:] if operator == "Div" else ()
+        places = {"Mul": inputs, "Div": inputs[1:], "LayerNormalization": inputs[1:2]}
+        factors = places.get(operator, ())
         stored = [numpy_helper.to_array(self.initialisers[name]) for name in factors if name in self.initialisers]
         return any(values.size > 1 and bool((values < 0).any()) for values in stored)
 

@@ -42,7 +42,7 @@ class Parts(nn.Module):
         self.first, self.depthwise = nn.Conv2d(3, CHANNELS, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1, groups=16)
         self.again, self.rows = nn.Conv2d(16, 16, 3, padding=1), nn.Linear(SIDE, SIDE)
         self.tokens, self.keys, self.values = (nn.Linear(CHANNELS, CHANNELS) for _ in range(3))
-        self.norm = nn.GroupNorm(4, CHANNELS)
+        self.norm, self.vectors = nn.GroupNorm(4, CHANNELS), nn.LayerNorm(CHANNELS)
         self.one_slope, self.slopes = nn.PReLU(1, init=-0.7), nn.PReLU(CHANNELS)
         self.last = nn.Conv2d(CHANNELS, 8, 1)
         self.factors = nn.Parameter(torch.randn(CHANNELS, 1, 1))
@@ -52,6 +52,7 @@ class Parts(nn.Module):
                 assert layer.bias is not None
                 layer.bias.sub_(1)
             self.norm.weight.normal_()
+            self.vectors.weight.normal_()
             self.slopes.weight.uniform_(-1, 1)
 
 
@@ -235,6 +236,7 @@ TURNED: dict[str, Line] = {
     "factors of maxima": lambda n, y: F.max_pool2d(y, 2) * n.factors,
     "divisors": lambda n, y: y.softmax(1) / (n.factors - 3),
     "factors of rows": lambda n, y: n.rows(y) * n.factors,
+    "layer norm of vectors": lambda n, y: n.vectors(n.tokens(y.mean((2, 3)))).relu()[..., None, None],
 }
 
 
