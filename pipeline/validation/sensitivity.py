@@ -46,9 +46,11 @@ def layer_sqnr(folded: GraphModule, network: PreparedNetwork, batches: Iterable[
             values = answers[name]
             if tensor in network.integers:
                 values = values * network.tensor_grids[tensor].scale().detach()
-            signal = signals[tensor].double()
-            power[layer] += float(signal.square().sum())
-            noise[layer] += float((signal - values.double()).square().sum())
+            # Image by image: in double precision a whole batch of maps takes more memory than any cache has.
+            for signal, answer in zip(signals[tensor], values, strict=True):
+                exact = signal.double()
+                power[layer] += float(exact.square().sum())
+                noise[layer] += float((exact - answer).square_().sum())
     # 120 dB stands for "no noise at all", whose logarithm does not exist.
     return {
         layer: 10 * math.log10(power[layer] / max(noise[layer], power[layer] * 1e-12))
