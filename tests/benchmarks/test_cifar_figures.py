@@ -74,17 +74,8 @@ def test_command_reaches_its_figures(
     command = [
         *(sys.executable, "-m", "pipeline", "run", "--backend", "onnxruntime", "--bits", str(bits)),
         *("--teacher", f"cifar:{network}", "--weights", str(cifar.weights(network))),
-        *(
-            "--data",
-            cifar.unlabelled,
-            "--eval-data",
-            cifar.test,
-            "--output",
-            str(output),
-            "--parity-images",
-            "all",
-            *shlex.split(flags),
-        ),
+        *("--data", cifar.unlabelled, "--eval-data", cifar.test, "--parity-images", "all"),
+        *("--output", str(output), *shlex.split(flags)),
     ]
     start = time.monotonic()
     finished = subprocess.run(

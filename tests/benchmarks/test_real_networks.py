@@ -16,14 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import faqd
-from faqd.results import ImageSet
 from tests.benchmarks.coco_score import CocoScore
 from tests.benchmarks.fastestdet import FastestDet
 
@@ -95,9 +93,10 @@ def _fastestdet(shared: Path) -> Case:
 def _of(
     network: faqd.Network, files: list[Path], scoring: list[Path], score: Callable[[Tensor], float], *, classifies: bool
 ) -> Case:
-    source = faqd.open_images([str(file) for file in scoring], network, held_out_images=1).split.source
-    every = ImageSet(source, np.arange(len(scoring)), network.preprocessing)
-    scored = torch.stack([every[index] for index in range(len(every))])
+    images = faqd.open_images([str(file) for file in scoring], network, held_out_images=1)
+    halves = (images.split.training, images.training), (images.split.held_out, images.held_out)
+    by_index = {int(index): half[place] for indices, half in halves for place, index in enumerate(indices)}
+    scored = torch.stack([by_index[index] for index in range(len(scoring))])
     return Case(network=network, files=[str(file) for file in files], scored=scored, score=score, classifies=classifies)
 
 
