@@ -103,6 +103,8 @@ class _Rewriting:
             elif node.target in NO_OPERATION:
                 self._copies[node] = self._graph.node_copy(node, self._copies.__getitem__)
                 self._layouts[node] = self._layouts[node.all_input_nodes[0]]
+            elif not all(isinstance(size, int) for size in _sizes(node)):
+                raise self._refusal(node, "how much it gives depends on the values of a tensor")
             elif any(word in str(node.target) for word in _RECURRENT):
                 raise self._refusal(node, "it runs step by step, with no integer kernel in any runtime")
             else:
@@ -223,6 +225,13 @@ def _is_free(value: Tensor, layout: Layout) -> bool:
         not isinstance(size, int) if axis == layout.axis else isinstance(size, int) and size == layout.sizes[axis]
         for axis, size in enumerate(value.shape)
     )
+
+
+def _sizes(node: Node) -> tuple[Any, ...]:
+    """The sizes of all tensors that a node gives; no whole numbers where they follow from a tensor's values."""
+    value = node.meta.get("val")
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(size for one in values if isinstance(one, Tensor) for size in one.shape)
 
 
 def _place(node: Node) -> str:

@@ -228,7 +228,7 @@ REFUSED: dict[str, tuple[Compute, str]] = {
     "one number": (lambda n, x: n.a(x).mean(), "output is one number without an axis for the image"),
     "places that values decide": (
         lambda n, x: n.a(x)[:, torch.nonzero(x.mean((0, 2, 3)) > 0)[:, 0]],
-        r"nonzero \(aten.nonzero.default",
+        r"nonzero \(aten.nonzero.default.*how much it gives depends on the values of a tensor",
     ),
     "a recurrent layer": (
         lambda n, x: n.r(_flat(n, x).view(1, 64, 4), torch.zeros(1, 1, 4))[0].mean(1),
