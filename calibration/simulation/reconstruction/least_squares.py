@@ -29,9 +29,10 @@ _STAYING = (0.01, 0.1, 1.0, 10.0, 100.0)
 _DAMPING = (0.03, 0.3, 3.0)
 # Finer grids than this leave errors that need not be passed on [ours].
 _FINE_LEVELS = 128
-# How far a fitted scale may be from that of the grid before; rounds of integers and scales; passes over the integers
-# of one [ours].
-_LARGEST_CHANGE, _ROUNDS, _PASSES = 2.0, 3, 4
+# How far a fitted scale may be from that of the grid before [ours].
+_LARGEST_CHANGE = 2.0
+# Rounds of scales and integers, and passes over the integers in each; one of both tells which damping is best [ours].
+_ROUNDS, _PASSES = 2, 2
 # Columns that are rounded before their errors are passed on to all others at once.
 _COLUMNS = 64
 
@@ -82,7 +83,7 @@ def round_by_least_squares(
     staying = _STAYING[missed.index(min(missed))]
     best = real[missed.index(min(missed))]
     dampings = (None,) if levels.fine else _DAMPING
-    tries = [_rounded(fit, best, scale, levels, damping) for damping in dampings]
+    tries = [_rounded(fit, best, scale, levels, damping, rounds=1, passes=1) for damping in dampings]
     missed = [_error(integers * step[..., None], fit, check) for integers, step in tries]
     nearest = levels.nearest(weight, scale) * scale[..., None]
     if min(missed) >= _error(nearest, fit, check):
@@ -111,7 +112,14 @@ def _towards(moments: Moments, weight: Tensor, staying: float) -> Tensor:
 
 
 def _rounded(
-    moments: Moments, best: Tensor, scale: Tensor, levels: Levels, damping: float | None
+    moments: Moments,
+    best: Tensor,
+    scale: Tensor,
+    levels: Levels,
+    damping: float | None,
+    *,
+    rounds: int = _ROUNDS,
+    passes: int = _PASSES,
 ) -> tuple[Tensor, Tensor]:
     """Integers [G, O, K] and scales [G, O] that come near real weights; the nearest where there is no damping."""
     first = scale
@@ -120,9 +128,9 @@ def _rounded(
         return integers, _fitted(integers, moments, first, levels)
     damped = _damped(moments, damping)
     integers = _round_one_by_one(best, scale, damped.covariance, levels)
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         scale = _fitted(integers, moments, first, levels)
-        integers = _moved(integers, best, scale, damped.covariance, levels)
+        integers = _moved(integers, best, scale, damped.covariance, levels, passes=passes)
     return integers, _fitted(integers, moments, first, levels)
 
 
@@ -146,11 +154,11 @@ def _round_one_by_one(best: Tensor, scale: Tensor, covariance: Tensor, levels: L
     return torch.zeros_like(integers).scatter_(2, order[:, None, :].expand_as(integers), integers)
 
 
-def _moved(integers: Tensor, best: Tensor, scale: Tensor, covariance: Tensor, levels: Levels) -> Tensor:
+def _moved(integers: Tensor, best: Tensor, scale: Tensor, covariance: Tensor, levels: Levels, *, passes: int) -> Tensor:
     """The integers after each was set to what is best beside all others, over and over: never farther than before."""
     integers, variance = integers.clone(), covariance.diagonal(dim1=1, dim2=2)
     slope = (integers * scale[..., None] - best) @ covariance
-    for _ in range(_PASSES):
+    for _ in range(passes):
         before = integers.clone()
         for begin in range(0, integers.shape[-1], _COLUMNS):
             end = min(begin + _COLUMNS, integers.shape[-1])

@@ -170,7 +170,7 @@ def test_no_single_integer_is_better_at_another_place() -> None:
         return ((left @ moments.covariance) * left).sum(-1)
 
     begin = TWO_BITS.nearest(best, scale)
-    moved = least_squares._moved(begin, best, scale, moments.covariance, TWO_BITS)
+    moved = least_squares._moved(begin, best, scale, moments.covariance, TWO_BITS, passes=20)
     assert bool((missing(moved) <= missing(begin)).all()) and not torch.equal(moved, begin)
     for column, step in itertools.product(range(16), (-1, 1)):
         other = moved.clone()
