@@ -31,7 +31,7 @@ _DAMPING = (0.03, 0.3, 3.0)
 _FINE_LEVELS = 128
 # How far a fitted scale may be from that of the grid before [ours].
 _LARGEST_CHANGE = 2.0
-# Rounds of scales and integers, and passes over the integers in each; one of both tells which damping is best [ours].
+# Rounds of scales and integers, and passes over the integers in each; one round tells which damping is best [ours].
 _ROUNDS, _PASSES = 2, 2
 # Columns that are rounded before their errors are passed on to all others at once.
 _COLUMNS = 64
@@ -83,7 +83,7 @@ def round_by_least_squares(
     staying = _STAYING[missed.index(min(missed))]
     best = real[missed.index(min(missed))]
     dampings = (None,) if levels.fine else _DAMPING
-    tries = [_rounded(fit, best, scale, levels, damping, rounds=1, passes=1) for damping in dampings]
+    tries = [_rounded(fit, best, scale, levels, damping, rounds=1) for damping in dampings]
     missed = [_error(integers * step[..., None], fit, check) for integers, step in tries]
     nearest = levels.nearest(weight, scale) * scale[..., None]
     if min(missed) >= _error(nearest, fit, check):
@@ -119,7 +119,6 @@ def _rounded(
     damping: float | None,
     *,
     rounds: int = _ROUNDS,
-    passes: int = _PASSES,
 ) -> tuple[Tensor, Tensor]:
     """Integers [G, O, K] and scales [G, O] that come near real weights; the nearest where there is no damping."""
     first = scale
@@ -130,7 +129,7 @@ def _rounded(
     integers = _round_one_by_one(best, scale, damped.covariance, levels)
     for _ in range(rounds):
         scale = _fitted(integers, moments, first, levels)
-        integers = _moved(integers, best, scale, damped.covariance, levels, passes=passes)
+        integers = _moved(integers, best, scale, damped.covariance, levels)
     return integers, _fitted(integers, moments, first, levels)
 
 
@@ -142,39 +141,39 @@ def _round_one_by_one(best: Tensor, scale: Tensor, covariance: Tensor, levels: L
     # Row k of it: by how much an error in weight k is to be passed on to each of those behind it.
     passes = torch.linalg.cholesky(torch.linalg.inv(ordered), upper=True)
     passes = passes / passes.diagonal(dim1=1, dim2=2)[:, :, None]
-    left = torch.gather(best, 2, order[:, None, :].expand_as(best))
+    # Weight by weight in front, as that is how they are taken: [K, G, O].
+    left = torch.gather(best, 2, order[:, None, :].expand_as(best)).permute(2, 0, 1).contiguous()
     integers, errors = torch.zeros_like(left), torch.zeros_like(left)
-    for begin in range(0, left.shape[-1], _COLUMNS):
-        end = min(begin + _COLUMNS, left.shape[-1])
+    for begin in range(0, len(left), _COLUMNS):
+        end = min(begin + _COLUMNS, len(left))
         for column in range(begin, end):
-            integers[:, :, column] = (left[:, :, column] / scale).round().clamp(levels.lowest, levels.highest)
-            errors[:, :, column] = left[:, :, column] - integers[:, :, column] * scale
-            left[:, :, column + 1 : end] -= errors[:, :, column, None] * passes[:, None, column, column + 1 : end]
-        left[:, :, end:] -= errors[:, :, begin:end] @ passes[:, begin:end, end:]
-    return torch.zeros_like(integers).scatter_(2, order[:, None, :].expand_as(integers), integers)
+            integers[column] = (left[column] / scale).round_().clamp_(levels.lowest, levels.highest)
+            errors[column] = left[column] - integers[column] * scale
+            left[column + 1 : end] -= passes[:, column, column + 1 : end].T[:, :, None] * errors[column]
+        left[end:] -= torch.einsum("cgo,gck->kgo", errors[begin:end], passes[:, begin:end, end:])
+    return torch.zeros_like(best).scatter_(2, order[:, None, :].expand_as(best), integers.permute(1, 2, 0))
 
 
-def _moved(integers: Tensor, best: Tensor, scale: Tensor, covariance: Tensor, levels: Levels, *, passes: int) -> Tensor:
+def _moved(integers: Tensor, best: Tensor, scale: Tensor, covariance: Tensor, levels: Levels) -> Tensor:
     """The integers after each was set to what is best beside all others, over and over: never farther than before."""
-    integers, variance = integers.clone(), covariance.diagonal(dim1=1, dim2=2)
-    slope = (integers * scale[..., None] - best) @ covariance
-    for _ in range(passes):
+    slope = ((integers * scale[..., None] - best) @ covariance).permute(2, 0, 1).contiguous()
+    integers = integers.permute(2, 0, 1).contiguous()  # weight by weight in front: [K, G, O]
+    curvature = covariance.diagonal(dim1=1, dim2=2).T[:, :, None] * scale
+    for _ in range(_PASSES):
         before = integers.clone()
-        for begin in range(0, integers.shape[-1], _COLUMNS):
-            end = min(begin + _COLUMNS, integers.shape[-1])
-            own, started = covariance[:, begin:end, begin:end], integers[:, :, begin:end].clone()
-            inner = slope[:, :, begin:end].clone()
-            for column in range(end - begin):
-                here = integers[:, :, begin + column]
-                least = here - inner[:, :, column] / (variance[:, None, begin + column] * scale)
-                new = least.round().clamp(levels.lowest, levels.highest)
-                inner += ((new - here) * scale)[..., None] * own[:, None, column]
-                integers[:, :, begin + column] = new
-            change = (integers[:, :, begin:end] - started) * scale[..., None]
-            slope += change @ covariance[:, begin:end]
+        for begin in range(0, len(integers), _COLUMNS):
+            end = min(begin + _COLUMNS, len(integers))
+            started, inner = integers[begin:end].clone(), slope[begin:end].clone()
+            for column in range(begin, end):
+                here = integers[column]
+                new = (here - inner[column - begin] / curvature[column]).round_().clamp_(levels.lowest, levels.highest)
+                inner += covariance[:, column, begin:end].T[:, :, None] * ((new - here) * scale)
+                integers[column] = new
+            change = (integers[begin:end] - started) * scale
+            slope += torch.einsum("cgo,gck->kgo", change, covariance[:, begin:end])
         if torch.equal(before, integers):
             break
-    return integers
+    return integers.permute(1, 2, 0).contiguous()
 
 
 def _fitted(integers: Tensor, moments: Moments, first: Tensor, levels: Levels) -> Tensor:

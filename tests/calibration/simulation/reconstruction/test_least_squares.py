@@ -159,7 +159,8 @@ def test_rounding_by_columns_is_rounding_one_by_one(columns: int, monkeypatch: p
     assert torch.equal(rounded(x, weight, weight.abs().amax(1) / 3).integers, whole.integers)
 
 
-def test_no_single_integer_is_better_at_another_place() -> None:
+def test_no_single_integer_is_better_at_another_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(least_squares, "_PASSES", 20)
     x = correlated(300, 16)
     weight = torch.randn(3, 16, generator=torch.Generator().manual_seed(3))
     moments = moments_of(x, x @ weight.T)
@@ -170,7 +171,7 @@ def test_no_single_integer_is_better_at_another_place() -> None:
         return ((left @ moments.covariance) * left).sum(-1)
 
     begin = TWO_BITS.nearest(best, scale)
-    moved = least_squares._moved(begin, best, scale, moments.covariance, TWO_BITS, passes=20)
+    moved = least_squares._moved(begin, best, scale, moments.covariance, TWO_BITS)
     assert bool((missing(moved) <= missing(begin)).all()) and not torch.equal(moved, begin)
     for column, step in itertools.product(range(16), (-1, 1)):
         other = moved.clone()
