@@ -22,11 +22,15 @@ faqd.UserError, one line each. Importing this is quick: torch is imported by wha
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from faqd.api import compare, run, validate, write_bundle
 from faqd.chain import capture, convert, distil, load_network, open_images, prepare, read_bundle
 from faqd.own_packages import own
+
+# As the command line does: read by torch's threads when torch is first imported, which nothing here has done yet.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from calibration.errors import UserError

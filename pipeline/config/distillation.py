@@ -45,8 +45,8 @@ class DistillationConfig:
         Parameter(
             metavar="COUNT",
             help="Looks at the held-out loss in a row, each after a twentieth of the steps, mostly in the second half, "
-            "after which training ends early where that has not fallen beyond chance; 0: never. Default: 3, 0 with "
-            "--steps.",
+            "after which training ends early where that, of 8 images or more, has not fallen beyond chance; 0: never. "
+            "Default: 3, 0 with --steps.",
         ),
     ] = None
     minutes: Annotated[

@@ -51,10 +51,12 @@ def images():
     return Images()
 """
 GUEST = """
+import os
 import sys
 import pipeline.config
 import faqd
 assert not {"torch", "cyclopts", "rich"} & set(sys.modules)
+assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"  # in time for torch
 config = faqd.RunConfig(teacher=faqd.TeacherConfig(sources=("python:pipeline.model:absent",)),
                         data=faqd.DataConfig(source="python:pipeline.data:images"))
 for wrong in (lambda: faqd.run(config), lambda: faqd.validate("nowhere"), lambda: faqd.QuantisationConfig(bits=5)):
@@ -114,6 +116,7 @@ def project(tmp_path: Path) -> Path:
 def python(project: Path, repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Python in the user's folder, whose packages come first."""
     environment = os.environ | {"PYTHONPATH": f"{project}{os.pathsep}{repository}", "COLUMNS": "100"}
+    environment.pop("OMP_WAIT_POLICY", None)  # which these tests set for themselves
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=project,
