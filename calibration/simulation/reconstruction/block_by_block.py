@@ -33,6 +33,7 @@ _MOST_PRODUCTS = 4608
 _PLACES, _PLACES_PER_PRODUCT = 4096, 8
 # Of so many images one checks what the others say [ours].
 _CHECKED_BY = 5
+_LARGEST_HALF = torch.finfo(torch.half).max
 # Images that go through a part at once.
 _BATCH = 16
 
@@ -253,7 +254,8 @@ class Reconstructing:
             if name in block.handed_on:
                 rounded[name] = values
                 # In steps of its grid half precision holds integers as they are, and reals to a small part of a step.
-                real[name] = (target / self.network.tensor_grids[name].scale()).half()
+                steps = target / self.network.tensor_grids[name].scale()
+                real[name] = steps.clamp(-_LARGEST_HALF, _LARGEST_HALF).half()
         self._rounded = {name: rounded[name] for name in block.handed_on}
         self._float = {name: real[name] for name in block.handed_on}
 

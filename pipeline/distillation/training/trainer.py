@@ -284,7 +284,8 @@ class Trainer:
                 f" --minutes {least:g}, a smaller --batch-size, or --steps 0, which trains nothing"
             )
         taken = min(steps, self.schedule.steps)
-        line = f"--minutes {minutes:g}: of {step:.2g} s each {taken} steps are taken, which --steps {taken} repeats"
+        same = f"--steps {taken}" + (f" --patience {self.schedule.patience}" if self.schedule.patience else "")
+        line = f"--minutes {minutes:g}: of {step:.2g} s each {taken} steps are planned, which {same} repeats"
         self.first_steps = (*self.first_steps, line)
         self.schedule = replace(self.schedule, steps=taken)
         self.learner = self._begun()

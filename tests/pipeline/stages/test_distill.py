@@ -100,7 +100,8 @@ def test_a_budget_sets_the_steps_and_is_kept(
     with pytest.raises(KeyboardInterrupt):
         taught(watched, 60, 12)
     assert any(
-        re.fullmatch(r"--minutes 1: .* 12 steps are taken, which --steps 12 repeats", line) for line in watched.said
+        re.fullmatch(r"--minutes 1: .* 12 steps are planned, which --steps 12( --patience \d+)? repeats", line)
+        for line in watched.said
     )
     assert any(line.startswith(f"batch {BATCH}, 12 steps: ") for line in watched.said)
     resumed = taught(SILENT, 60, 11)

@@ -125,6 +125,20 @@ def test_inputs_that_are_always_zero_keep_the_nearest_integers() -> None:
     assert torch.equal(result.integers[0, :, 2], (weight[:, 2] / result.scale[0]).round().clamp(-3, 3))
 
 
+@pytest.mark.parametrize("levels", [TWO_BITS, Levels(lowest=-127, highest=127)])
+def test_a_constant_input_is_none(levels: Levels) -> None:
+    """As behind a ReLU6 that is always at its end: of its variance the sums hold rounding errors alone."""
+    x = correlated(1000, 8)
+    x[:, 3:] = 5.9999
+    weight = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    scale = weight.abs().amax(1) / levels.highest
+    nearest = levels.nearest(weight[None], scale[None])
+    sums = sums_of(x, x @ weight.T)
+    assert not sums.moments().covariance[0, 3:].any() and not sums.moments().cross[0, 3:].any()
+    result = round_by_least_squares(sums, sums, weight[None], scale[None], levels)
+    assert result is None or float((result.integers - nearest)[..., 3:].abs().max()) <= 1
+
+
 def test_where_inputs_say_nothing_the_nearest_integers_stay() -> None:
     sums = sums_of(torch.zeros(50, 4), torch.zeros(50, 1))
     weight = torch.tensor([[[0.5, -0.31, 0.17, 0.44]]])
