@@ -21,3 +21,9 @@ def fitting_steps(seconds: float, *, step: float, judging: float) -> int:
 def seconds_for(steps: int, *, step: float, judging: float) -> float:
     """The seconds into which so many steps fit: what `fitting_steps` comes from."""
     return ((steps + _TRIAL_STEPS) * step + judging) / (1 - _RESERVE)
+
+
+def planned(minutes: float, *, step: float, steps: int, patience: int) -> str:
+    """What to say of the steps that a budget is spent on, each of `step` seconds, and of how to repeat them."""
+    same = f"--steps {steps} --patience {patience}" if patience else f"--steps {steps}"
+    return f"--minutes {minutes:g}: of {step:.2g} s each {steps} steps are planned, which {same} repeats"

@@ -25,7 +25,7 @@ from pipeline.distillation.build import build_objective
 from pipeline.distillation.losses.of_outputs import mean_outputs
 from pipeline.distillation.objective import loss_per_image, outputs_loss, uninformed_loss
 from pipeline.distillation.taps import Tapped, tap_prepared
-from pipeline.distillation.training.budget import LEAST_STEPS, TIMED_STEPS, fitting_steps, seconds_for
+from pipeline.distillation.training.budget import LEAST_STEPS, TIMED_STEPS, fitting_steps, planned, seconds_for
 from pipeline.distillation.training.divergence import DivergenceWatch
 from pipeline.distillation.training.first_step import lowered, try_first_step
 from pipeline.distillation.training.layout import channels_last
@@ -284,8 +284,7 @@ class Trainer:
                 f" --minutes {least:g}, a smaller --batch-size, or --steps 0, which trains nothing"
             )
         taken = min(steps, self.schedule.steps)
-        same = f"--steps {taken}" + (f" --patience {self.schedule.patience}" if self.schedule.patience else "")
-        line = f"--minutes {minutes:g}: of {step:.2g} s each {taken} steps are planned, which {same} repeats"
+        line = planned(minutes, step=step, steps=taken, patience=self.schedule.patience)
         self.first_steps = (*self.first_steps, line)
         self.schedule = replace(self.schedule, steps=taken)
         self.learner = self._begun()
