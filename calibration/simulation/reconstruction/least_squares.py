@@ -120,7 +120,7 @@ def _rounded(
     *,
     rounds: int = _ROUNDS,
 ) -> tuple[Tensor, Tensor]:
-    """Integers [G, O, K] and scales [G, O] that come near real weights; the nearest where there is no damping."""
+    """Integers [G, O, K] and scales [G, O] near real weights [G, O, K]; the nearest where `damping` is None."""
     first = scale
     if damping is None:
         integers = levels.nearest(best, scale)

@@ -17,7 +17,7 @@ from typing import final
 from torch import Tensor
 
 from pipeline.distillation.training.lesson_images import LessonImages
-from pipeline.distillation.training.verdict import LEAST_GAIN, HeldOut, verdict_on
+from pipeline.distillation.training.verdict import HeldOut, verdict_on
 from pipeline.images.preprocessing import Preprocessing
 
 #: Times in a whole training that the held-out loss is looked at.
@@ -74,7 +74,7 @@ class Plateau:
     """Looks at a student's held-out losses on its way, and says when its training is to come to an end.
 
     The loss has fallen where it is below the last one that had, beyond what chance makes of the differences image by
-    image, and by what is worth it (`Verdict.improves` asks the same): small falls add up until they tell.
+    image, and by what is worth it (`Verdict.improves`): small falls add up until they tell.
 
     Args:
         losses: of the student as it is, per image, float64 [N].
@@ -113,12 +113,7 @@ class Plateau:
         if place.cools_from is not None or step <= place.step or step < self._begins or step % self.interval:
             return None
         losses = self._losses()
-        verdict = verdict_on(self.reference, losses)
-        if (
-            verdict.gain is not None
-            and verdict.gain > verdict.chance
-            and verdict.gain >= LEAST_GAIN * verdict.calibrated
-        ):
+        if verdict_on(self.reference, losses).improves:
             self.reference, self.place = losses, Waited(step=step, waited=0)
             return None
         waited = place.waited + 1

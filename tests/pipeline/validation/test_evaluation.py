@@ -62,17 +62,22 @@ def test_maps_of_labels_must_be_of_the_size_that_is_decided() -> None:
             usable_labels(labelled(np.zeros((5, *size), np.int64)), (output,), "npz:x")
 
 
-def test_labels_follow_their_images_into_batches() -> None:
-    preprocessing = Preprocessing(
+def of_size(side: int) -> Preprocessing:
+    """Images as they are, that many pixels wide and high."""
+    return Preprocessing(
         channels=3,
-        height=2,
-        width=2,
+        height=side,
+        width=side,
         resize=None,
         interpolation="bilinear",
         mean=(0.0,) * 3,
         std=(1.0,) * 3,
         channel_order="RGB",
     )
+
+
+def test_labels_follow_their_images_into_batches() -> None:
+    preprocessing = of_size(2)
     scored = Scored(evaluation=labelled([5, 6, 7, 8, 9]), indices=np.array([4, 0, 2]))
     made = scored_images(scored, preprocessing)
     batches = list(made.batches)
@@ -91,16 +96,7 @@ def test_labels_follow_their_images_into_batches() -> None:
 
 
 def test_a_sample_follows_its_images_into_batches() -> None:
-    preprocessing = Preprocessing(
-        channels=3,
-        height=448,
-        width=448,
-        resize=None,
-        interpolation="bilinear",
-        mean=(0.0,) * 3,
-        std=(1.0,) * 3,
-        channel_order="RGB",
-    )
+    preprocessing = of_size(448)
     scored = Scored.whole(labelled([5, 6, 7, 8, 9]))
     drawn = drawn_for_parity(scored.indices, count=2, seed=3)
     assert drawn is not None
