@@ -53,8 +53,8 @@ class DistillationConfig:
         float | None,
         Parameter(
             metavar="NUMBER",
-            help="Minutes that training may take: as many of the default's steps as fit, measured once where it begins "
-            "and kept by --resume.",
+            help="Minutes that training may take, every beginning of it: as many of the default's steps as fit, "
+            "measured once where it begins and kept by --resume.",
         ),
     ] = None
     float_steps: Annotated[

@@ -14,6 +14,7 @@ from cyclopts import ArgumentCollection, Parameter, Token
 
 from backends.device.bundle_check import records
 from calibration.errors import UserError
+from pipeline.tools.wrong_flags import number_words
 
 Configuration = TypeVar("Configuration")
 
@@ -212,7 +213,7 @@ def check_whole_numbers(arguments: ArgumentCollection) -> None:
             continue
         for token in argument.tokens:
             if re.fullmatch(r"[+-]?\d+\.\d*", token.value):
-                raise UserError(f"{argument.name} {token.value}: must be a whole number")
+                raise UserError(f"{argument.name} {token.value}: must be {number_words(argument.hint)}")
 
 
 def each_word(kind: Any, tokens: Sequence[Token]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from pipeline.images.device_preprocess import DEEP_MODES, to_channels
 from pipeline.images.preprocessing import Preprocessing
 from pipeline.images.sources.folder import FolderSource
 from pipeline.images.sources.image_source import ImageSource, UnreadableImage
-from pipeline.tools.source_text import shortened
+from pipeline.tools.source_text import counted, shortened
 
 #: Images that are looked at, evenly over the set; half a second of photographs.
 LOOKED_AT = 64
@@ -173,8 +173,9 @@ def _of_depth(seen: list[_Seen], preprocessing: Preprocessing) -> str | None:
     brightest = max(max(image.highest) for image in seen)
     if brightest <= _DARKEST_WHITE:
         return (
-            f"the brightest pixel of {len(seen)} images is {brightest} of 255: the network sees them nearly black. Were"
-            " 10- or 12-bit values stored in 16-bit colour, whose upper 8 bits are taken? Store them as 8 bits"
+            f"the brightest pixel of {counted(len(seen), 'image')} is {brightest} of 255: the network sees them nearly"
+            " black. Were 10- or 12-bit values stored in 16-bit colour, whose upper 8 bits are taken? Store them as 8"
+            " bits"
         )
     return None
 
@@ -184,8 +185,8 @@ def _of_spread(seen: list[_Seen]) -> str | None:
     spread = math.sqrt(max(0.0, float(np.mean([image.square for image in seen])) - mean**2))
     if spread < _LEAST_SPREAD:
         return (
-            f"the pixels of {len(seen)} images spread by {spread:.2g} of 255 around {mean:.3g}: ranges read from so"
-            " little contrast will not fit other images"
+            f"the pixels of {counted(len(seen), 'image')} spread by {spread:.2g} of 255 around {mean:.3g}: ranges read"
+            " from so little contrast will not fit other images"
         )
     if len(seen) > 1 and len({image.fingerprint for image in seen}) == 1:
         return f"all {len(seen)} images that were looked at are the same picture"

@@ -16,6 +16,7 @@ from pipeline.setup.resumption import Finished
 from pipeline.setup.run_folder import RunFolder
 from pipeline.tools.atomic import remove, unfinished, writable, write_bytes
 from pipeline.tools.kept import Kept
+from pipeline.tools.source_text import counted
 
 _MOST_REPORT: Final = 1 << 28
 
@@ -130,5 +131,4 @@ def _content(file: Path) -> bytes | None:
 
 def _steps_in(checkpoint: Path) -> str:
     """How many steps of training a checkpoint is ahead, in words."""
-    steps = Kept(checkpoint).record(Place).step
-    return f"{steps} step" if steps == 1 else f"{steps} steps"
+    return counted(Kept(checkpoint).record(Place).step, "step")

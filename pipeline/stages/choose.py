@@ -18,6 +18,7 @@ from pipeline.images.preprocessing import normalise
 from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.meaning import primary
 from pipeline.tools.memory import freed_memory_kept
+from pipeline.tools.source_text import counted
 
 _BATCH = 64
 # A difference of the means counts from here on: by chance alone it is larger in one case of forty.
@@ -62,8 +63,10 @@ def choose_profile(
     first, later = ("the fastest, and", ", though slower") if runs else ("the first, as", "")
     why = f"{first} none is better beyond chance" if best == 0 else f"better beyond chance{later}"
     count = scores.shape[1]
-    images_judged = f"{count} held-out image{'' if count == 1 else 's'}"
-    note = f"calibrated only, {what} on {images_judged}: {measured}; {names[best]} is taken: {why}"
+    # What follows is nobody's business here, and must not be read into these figures.
+    rounds = prepared.quantisation.resolved_rounding != "nearest"
+    when = "calibrated, before weights are rounded by least squares" if rounds else "calibrated only"
+    note = f"{when}, {what} on {counted(count, 'held-out image')}: {measured}; {names[best]} is taken: {why}"
     return replace(students[best], notes=(*prepared.notes, note))
 
 

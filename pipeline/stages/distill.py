@@ -45,19 +45,19 @@ def distil(
             continue
         if generations > 1:
             progress.say(f"student {generation + 1} of {generations}")
+        began = time.monotonic()
         with freed_memory_kept():
             predecessor = None if trained is None else trained.network
             trainer = Trainer(student, lesson, settings, execution, predecessor=predecessor)
-            minutes = None if settings.minutes is None else settings.minutes / generations
-            if trained is not None and minutes is not None:
-                # As long as the first: one number of steps says how all of a chain have learned.
-                trainer.take(
-                    steps=trained.distillation.planned_steps or trained.distillation.steps,
-                    batch_size=trainer.schedule.batch_size,
-                )
-                minutes = None
+            seconds = None
+            if settings.minutes is not None:
+                seconds = 60 * settings.minutes / generations - (time.monotonic() - began)
+                if trained is not None:
+                    # As long as the first: one number of steps says how all of a chain have learned.
+                    record, size = trained.distillation, trainer.schedule.batch_size
+                    trainer.take(steps=record.planned_steps or record.steps, batch_size=size)
             checkpoint = None if files is None else files.checkpoint
-            trained = teach(trainer, checkpoint=checkpoint, minutes=minutes, progress=progress)
+            trained = teach(trainer, checkpoint=checkpoint, seconds=seconds, progress=progress)
         if place is not None:
             trained.save(place)
         if files is not None:
@@ -67,15 +67,15 @@ def distil(
 
 
 def teach(
-    trainer: Trainer, *, checkpoint: Kept | None = None, minutes: float | None = None, progress: Progress = SILENT
+    trainer: Trainer, *, checkpoint: Kept | None = None, seconds: float | None = None, progress: Progress = SILENT
 ) -> TrainedStudent:
     """Train one student; the last step's weights if they are better, or the calibrated.
 
     Better is a distillation loss on held-out unlabelled images that is lower beyond chance, image by image: no label is
     read there. A run whose loss diverges starts again at a lower learning rate, at most three times, and says so.
     `checkpoint` is written every few seconds and when interrupted; a run that finds it goes on from there and ends with
-    the same weights. `minutes`: what a student that begins here may take; one that goes on takes the steps that it was
-    begun with.
+    the same weights. `seconds`: what a student that begins here may take, every beginning of it; one that goes on takes
+    the steps that it was begun with.
     """
     began = time.monotonic()
     with _matmul_precision(trainer.fast and trainer.device.type == "cuda"):
@@ -85,8 +85,8 @@ def teach(
                 trainer.take_length_of(kept[1])
         trainer.measure_start()
         if trainer.schedule.steps:
-            seconds = None if minutes is None else 60 * minutes - (time.monotonic() - began)
-            _begin(trainer, kept, checkpoint, seconds, progress)
+            left = None if seconds is None else seconds - (time.monotonic() - began)
+            _begin(trainer, kept, checkpoint, left, progress)
             while (reason := train(trainer.learner, checkpoint=checkpoint, progress=progress)) is not None:
                 goes_on, line = trainer.goes_on_after(reason)
                 progress.say(line)
@@ -110,8 +110,9 @@ def _begin(
         return
     began = time.monotonic()
     trainer.teach_branches()
-    budget = () if seconds is None else trainer.keep_to(seconds - (time.monotonic() - began))
-    for line in (*budget, trainer.length(), *trainer.try_first_step()):
+    if seconds is not None:
+        trainer.keep_to(seconds - (time.monotonic() - began))
+    for line in (*trainer.of_budget(), trainer.length(), *trainer.first_steps, *trainer.try_first_step()):
         progress.say(line)
     if seconds is not None and checkpoint is not None:
         # What a clock has settled is kept at once: measured again it would be another run.

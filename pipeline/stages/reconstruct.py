@@ -20,6 +20,7 @@ from pipeline.images.split_images import SplitImages
 from pipeline.tools.kept import Kept
 from pipeline.tools.progress import SILENT, Progress
 from pipeline.tools.randomness import generator_for
+from pipeline.tools.source_text import counted
 
 # Images that layers are rounded by, and what memory may be held for them [ours].
 _IMAGES, _MEMORY = 512, 2 << 30
@@ -62,7 +63,7 @@ def reconstruct(
     for index, block in enumerate(work.blocks):
         changes.append(work.reconstruct(block, generator_for(seed, "reconstruction", index)))
         progress.step(index + 1, len(work.blocks), before=changes[-1].before, after=changes[-1].after)
-    reconstruction, remarks = work.changes(), _remarks(changes, count=len(shown))
+    reconstruction, remarks = work.changes(), remarks_on_blocks(changes, count=len(shown))
     if place is not None:
         place.save(reconstruction.tensors(), Remarks(remarks=remarks))
     return _with(student, reconstruction, remarks)
@@ -75,15 +76,16 @@ def _images(student: PreparedStudent, images: SplitImages, chosen: NDArray[np.in
     return torch.cat(list(calibration_batches(images, chosen, preprocessing, batch_size=size, progress=SILENT)))
 
 
-def _remarks(changes: Sequence[BlockChange], *, count: int) -> tuple[str, ...]:
+def remarks_on_blocks(changes: Sequence[BlockChange], *, count: int) -> tuple[str, ...]:
     """What there is to say of it: how far blocks of layers are from their float outputs, before and after."""
     layers = sum(change.layers for change in changes)
     if not layers:
         return ()
     before, after = (sum(errors) / len(changes) for errors in zip(*((c.before, c.after) for c in changes), strict=True))
     return (
-        f"the weights of {layers} layers are rounded by least squares on {count} images: what blocks of layers miss of"
-        f" their float outputs' variance has come down from {100 * before:.2g} to {100 * after:.2g} %",
+        f"the weights of {counted(layers, 'layer')} are rounded by least squares on {counted(count, 'image')}: what"
+        f" blocks of layers miss of their float outputs' variance has come down from {100 * before:.2g} to"
+        f" {100 * after:.2g} %",
     )
 
 

@@ -24,6 +24,11 @@ def split_kind(source: str, known: Iterable[str], what: str) -> tuple[str, str]:
     return kind, rest
 
 
+def counted(number: int, thing: str) -> str:
+    """So many things, as in "1 image" and "2 images"."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def split_options(rest: str, allowed: Iterable[str] | None, where: str) -> tuple[str, dict[str, str]]:
     """Split `name?key=value&key=value`; percent escapes in values are decoded (%26 for an ampersand).
 

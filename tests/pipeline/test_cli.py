@@ -83,6 +83,8 @@ def test_a_file_that_hides_a_package_of_ours_is_named(name: str, repository: Pat
         (["run", "--max-drop", "5%"], "--max-drop 5%: must be a number"),
         (["validate", "b", "--threads", "two"], "--threads two: must be a whole number"),
         (["validate", "b", "--threads", "1.9"], "--threads 1.9: must be a whole number"),
+        (["run", "--parity-images", "some"], "--parity-images some: must be a whole number or all"),
+        (["validate", "b", "--parity-images", "1.5"], "--parity-images 1.5: must be a whole number or all"),
         (["run", "--learning-rate", "0"], "--learning-rate 0.0: must be greater than 0"),
         (["run", "--quiet", "-v"], "--verbose and --quiet contradict each other"),
         (["run", "--config", "absent.toml"], "--config absent.toml: No such file or directory"),

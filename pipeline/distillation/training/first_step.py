@@ -18,11 +18,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from calibration.simulation.prepared import PreparedNetwork
+from pipeline.distillation.training.optimiser import Rates
+
 #: Parts of the chosen rate that are tried, in this order; the last is taken without being asked.
 SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
 #: Times the loss at the start up to which a first step may raise it [ours]: of the rates above it leaves those that
 #: ended best, and at 4 bits the default as it is.
 LARGEST_RISE = 2.0
+#: Part of an ignorant student's loss that is rounding, of differences between logarithms in float32: what a student
+#: that is its teacher seems to lose, or to win.
+NOISE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,26 +56,48 @@ def signed_step(parameters: Sequence[nn.Parameter], rate: float) -> Iterator[Non
                 parameter.copy_(values)
 
 
-def try_first_step(parameters: Sequence[nn.Parameter], rate: float, loss: Callable[[], float]) -> FirstStep:
+def try_first_step(
+    parameters: Sequence[nn.Parameter], rate: float, loss: Callable[[], float], *, noise: float = 0.0
+) -> FirstStep:
     """The largest of `SHARES` of a rate at which Adam's first step leaves the loss below `LARGEST_RISE` times itself.
 
     Args:
         parameters: with their gradients; they are left as they were.
         rate: peak learning rate, > 0.
-        loss: of the present parameters, on images other than the gradients'; >= 0.
+        loss: of the present parameters, on images other than the gradients'; >= 0 but for rounding.
+        noise: what counts as none, >= 0, in units of the loss: no rise to less does harm.
 
     Source: ours.
     """
-    before, after = loss(), list[float]()
+    before, after = max(0.0, loss()), list[float]()
     for share in SHARES:
         with signed_step(parameters, rate * share):
             after.append(loss())
-        if after[-1] <= LARGEST_RISE * before:
+        if after[-1] <= LARGEST_RISE * max(before, noise):
             break
     return FirstStep(share=share, before=before, after=after[0])
 
 
-def lowered(what: str, rate: float, tried: FirstStep) -> Iterable[str]:
+def lowered_rates(
+    network: PreparedNetwork, rates: Rates, loss: Callable[[], float], *, noise: float
+) -> tuple[Rates, tuple[str, ...]]:
+    """The rates of a student's weights and of its scales, each lowered for itself; and what to say of that.
+
+    Its parameters have gradients; `loss` and `noise`: as of `try_first_step`.
+    """
+    scales = network.scale_parameters(activations=True, weights=True)
+    learned = [parameter for parameter in scales if parameter.requires_grad]
+    weights = try_first_step(network.weight_parameters(), rates.weights, loss, noise=noise)
+    said = [*_lowered("the weights", rates.weights, weights)]
+    share = 1.0
+    if learned:
+        tried = try_first_step(learned, rates.scales, loss, noise=noise)
+        said += _lowered("the scales", rates.scales, tried)
+        share = tried.share
+    return Rates(weights=rates.weights * weights.share, scales=rates.scales * share), tuple(said)
+
+
+def _lowered(what: str, rate: float, tried: FirstStep) -> Iterable[str]:
     """What to say of a rate that is not taken as it is."""
     if tried.share < 1:
         yield (

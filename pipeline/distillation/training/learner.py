@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from calibration.errors import UserError
 from pipeline.distillation.objective import Objective
 from pipeline.distillation.taps import Tapped
 from pipeline.distillation.terms import Seen, Signals
+from pipeline.distillation.training.budget import Budget, in_words
 from pipeline.distillation.training.divergence import DivergenceWatch, Watched
 from pipeline.distillation.training.lesson_images import Batch, LessonImages
 from pipeline.distillation.training.optimiser import Rates, ScheduledOptimiser
@@ -30,9 +32,11 @@ CHECKPOINT_SECONDS = 20.0
 _CURVE_POINTS = 200
 # When a run says how long it will take: steps that know it, of a training that is no matter of seconds.
 _TOLD_AFTER_STEPS, _TOLD_AFTER_SECONDS = 4, 3.0
+# Steps that tell how long one takes, behind a first one.
+_TIMED_STEPS = 3
 _REFERENCE = "plateau.reference"
 # Of what a checkpoint holds: one of another form is not gone on from.
-_FORM = 5
+_FORM = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,8 @@ class Attempt:
     steps: int
     """Length of the run, and images of a step: what machine and images made of the settings where it began."""
     batch_size: int
+    budget: Budget | None = None
+    """What is left for it, where there is one."""
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.batch_size < 1:
@@ -217,11 +223,20 @@ def load_checkpoint(checkpoint: Kept | None) -> tuple[dict[str, Tensor], Place] 
     return tensors, place
 
 
+def seconds_of_step(learner: Learner) -> float:
+    """Of a training step here and now, which the learner takes: the median of some, behind one that is slow as all
+    first ones are."""
+    times, began = list[float](), time.monotonic()
+    for images, labels in learner.images.training(0, 1 + _TIMED_STEPS):
+        learner.update(images, labels)
+        times.append(time.monotonic() - began)
+        began = time.monotonic()
+    return statistics.median(times[1:])
+
+
 def time_left(steps: int, seconds: float) -> str:
     """How long a number of steps of these seconds each will take, in words."""
-    left = steps * seconds
-    about = f"{left / 60:.0f} minutes" if left >= 90 else f"{max(1, round(left))} seconds"
-    return f"{seconds:.2g} s a step: training will take about {about} more"
+    return f"{seconds:.2g} s a step: training will take about {in_words(steps * seconds)} more"
 
 
 def train(learner: Learner, *, checkpoint: Kept | None, progress: Progress) -> str | None:
@@ -231,7 +246,8 @@ def train(learner: Learner, *, checkpoint: Kept | None, progress: Progress) -> s
     with the same weights.
     """
     began = kept = time.monotonic()
-    first, said = learner.step, False
+    # Of a budget the time is told already.
+    first, said = learner.step, learner.attempt is not None and learner.attempt.budget is not None
     try:
         for images, labels in learner.batches():
             if learner.plateau is not None and (line := learner.plateau.look(learner.step)) is not None:

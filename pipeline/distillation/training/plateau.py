@@ -10,7 +10,7 @@ only then weights are judged.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from pipeline.distillation.training.lesson_images import LessonImages
 from pipeline.distillation.training.verdict import HeldOut, verdict_on
 from pipeline.images.preprocessing import Preprocessing
+from pipeline.tools.source_text import counted
 
 #: Times in a whole training that the held-out loss is looked at.
 EVALUATIONS = 20
@@ -45,6 +46,31 @@ def seen_early(
     size = 4 * preprocessing.channels * preprocessing.height * preprocessing.width
     most = min(MOST_IMAGES, max(LEAST_IMAGES, MOST_BYTES // size))
     return [(batch, asked_of(batch)) for batch in images.held_out(most=most)]
+
+
+def without_looks(patience: int, *, images: int) -> Iterator[str]:
+    """What to say where so few images are held out that a patience ends no training."""
+    if patience and images < LEAST_IMAGES:
+        held_out = f"{counted(images, 'held-out image')} tell{'s' if images == 1 else ''}"
+        yield (
+            f"training does not end early, which --patience {patience} asks for: {held_out} no loss that falls from one"
+            f" that stands still, {LEAST_IMAGES} do (--held-out-images {LEAST_IMAGES})"
+        )
+
+
+def interval_of(steps: int) -> int:
+    """Steps between two looks of a training of so many."""
+    return max(LEAST_STEPS, steps // EVALUATIONS)
+
+
+def begin_of_looks(steps: int, *, trifle: bool) -> int:
+    """The step from which on a training of so many is looked at."""
+    return 0 if trifle else steps // 2
+
+
+def looks_at_most(steps: int, *, trifle: bool) -> int:
+    """How often a training of so many steps is looked at, at the most."""
+    return -(-(steps - begin_of_looks(steps, trifle=trifle)) // interval_of(steps))
 
 
 def is_trifle(calibrated: HeldOut) -> bool:
@@ -90,7 +116,7 @@ class Plateau:
         self._losses, self.reference, self._steps, self._patience = losses, reference, steps, patience
         self._begins = begins
         self.place = Waited(step=0, waited=0)
-        self.interval = max(LEAST_STEPS, steps // EVALUATIONS)
+        self.interval = interval_of(steps)
 
     @property
     def end(self) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -13,7 +11,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-from calibration.errors import UserError
 from calibration.simulation.clipping import ClippedScales
 from calibration.simulation.closed_forms import ClosedForms
 from calibration.simulation.normalised_training import Normalisation
@@ -22,21 +19,21 @@ from pipeline.artifacts import Lesson, PreparedStudent, TrainedStudent
 from pipeline.config.distillation import DistillationConfig
 from pipeline.config.execution import ExecutionConfig
 from pipeline.distillation.build import build_objective
-from pipeline.distillation.losses.of_outputs import mean_outputs
-from pipeline.distillation.objective import loss_per_image, outputs_loss, uninformed_loss
+from pipeline.distillation.objective import outputs_loss
 from pipeline.distillation.taps import Tapped, tap_prepared
-from pipeline.distillation.training.budget import LEAST_STEPS, TIMED_STEPS, fitting_steps, planned, seconds_for
+from pipeline.distillation.training.budget import LEAST_STEPS, Budget
 from pipeline.distillation.training.divergence import DivergenceWatch
-from pipeline.distillation.training.first_step import lowered, try_first_step
+from pipeline.distillation.training.first_step import NOISE, lowered_rates
+from pipeline.distillation.training.judging import Judge
 from pipeline.distillation.training.layout import channels_last
-from pipeline.distillation.training.learner import Attempt, Learner, Place, Pupil
+from pipeline.distillation.training.learner import Attempt, Learner, Place, Pupil, seconds_of_step
 from pipeline.distillation.training.lesson_images import LessonImages
 from pipeline.distillation.training.optimiser import TRANSFORM_RATE, Rates, optimiser_of_quantised
-from pipeline.distillation.training.plateau import LEAST_IMAGES, Plateau, is_trifle, seen_early
+from pipeline.distillation.training.plateau import LEAST_IMAGES, Plateau, begin_of_looks, is_trifle, without_looks
 from pipeline.distillation.training.schedule import Schedule, is_fast, resolve_device, schedule_of
 from pipeline.distillation.training.speq import stochastic_precision
 from pipeline.distillation.training.teachers import Teachers
-from pipeline.distillation.training.verdict import HeldOut, Verdict, agreement_per_image, judged, remarks_on
+from pipeline.distillation.training.verdict import HeldOut, Verdict, judged, remarks_on
 from pipeline.report.schema import Distillation
 
 # Below this share of an ignorant student's loss a rise is no divergence (see DivergenceWatch).
@@ -70,8 +67,8 @@ class Trainer:
         self.schedule = schedule or schedule_of(
             settings, student.quantisation, student.folded, self.device, images=count
         )
+        self._offered, self._follows = self.schedule.steps, predecessor is not None
         self.fast, self._seed = is_fast(execution, self.device), execution.seed
-        self.images = self._lesson_images()
         graphs = [teacher.folded for teacher in lesson.teachers]
         if predecessor is not None:
             graphs[0] = student.folded
@@ -83,22 +80,27 @@ class Trainer:
             fast=self.fast,
             predecessor=None if predecessor is None else (student.student, predecessor),
         )
-        self.backoffs, self.diverged = 0, False
+        self.backoffs, self.diverged, self._out_of_time = 0, False, False
         self.rates = Rates(weights=self.schedule.learning_rate, scales=settings.scale_learning_rate)
+        self.budget: Budget | None = None
         self.first_steps: tuple[str, ...] = ()
         self._before = HeldOut(losses=torch.zeros(0, dtype=torch.float64), agreement=None, ignorant=0.0)
         self._reference = self._seconds_of_judging = 0.0
-        self._shown, self._undercut = list[tuple[Tensor, list[Tensor]]](), torch.zeros(0)
+        self._undercut = torch.zeros(0)
+        self._take_images()
         self.learner = self._begun()
 
-    def _lesson_images(self) -> LessonImages:
-        return LessonImages(self.lesson, batch_size=self.schedule.batch_size, device=self.device, seed=self._seed)
+    def _take_images(self) -> None:
+        """See the lesson in the batches of the schedule."""
+        size = self.schedule.batch_size
+        self.images = LessonImages(self.lesson, batch_size=size, device=self.device, seed=self._seed)
+        self.judge = Judge(self.student.student, self.lesson, self.settings, self.teachers, self.images)
 
     def take(self, *, steps: int, batch_size: int) -> None:
         """Learn for this many steps of this many images instead; before anything is measured or learned."""
         if (steps, batch_size) != (self.schedule.steps, self.schedule.batch_size):
             self.schedule = replace(self.schedule, steps=steps, batch_size=batch_size)
-            self.images = self._lesson_images()
+            self._take_images()
             self.learner = self._begun()
 
     def take_length_of(self, place: Place) -> None:
@@ -154,11 +156,14 @@ class Trainer:
         steps, patience = self.schedule.steps, self.schedule.patience
         if not steps or not patience or len(self._before.losses) < LEAST_IMAGES:
             return None
-        if not self._shown:
-            self._shown = seen_early(self.images, self.lesson.teacher.preprocessing, self._asked_of)
-            self._undercut = self._losses(self._calibrated(trainable=False))
-        first = 0 if is_trifle(self._before) else steps // 2
-        return Plateau(self._losses, self._undercut, steps=steps, patience=patience, begins=first)
+        if not len(self._undercut):
+            self._undercut = self.judge.on_the_way(self._calibrated(trainable=False))
+        begins = begin_of_looks(steps, trifle=is_trifle(self._before))
+        return Plateau(self._losses, self._undercut, steps=steps, patience=patience, begins=begins)
+
+    def _losses(self) -> Tensor:
+        """The losses of the student that learns, on held-out images looked at on the way, float64 [N]."""
+        return self.judge.on_the_way(self.network)
 
     def _watch(self) -> DivergenceWatch:
         return DivergenceWatch(reference=self._reference, floor=_HARMLESS_SHARE * self._before.ignorant)
@@ -171,6 +176,7 @@ class Trainer:
             backoffs=self.backoffs,
             steps=self.schedule.steps,
             batch_size=self.schedule.batch_size,
+            budget=self.budget,
         )
 
     def _tapped(self, network: PreparedNetwork, taps: Iterable[str] = ()) -> Tapped:
@@ -200,55 +206,19 @@ class Trainer:
 
         return outputs_of
 
-    # Losses.
-
-    def _targets(self, images: Tensor) -> list[Tensor]:
-        """What a student is to say of images, which may have their mirror images behind them."""
-        outputs = [list(teacher.outputs) for teacher in self.teachers.seen(images)]
-        return mean_outputs(outputs, self.lesson.teacher.outputs, temperature=self.settings.softening)
-
-    def _asked_of(self, images: Tensor) -> list[Tensor]:
-        """The same of images alone, whose mirror images may count as well."""
-        return [target[: len(images)] for target in self._targets(self.images.with_mirrors(images)[0])]
-
-    @torch.no_grad()
-    def judge(self, network: PreparedNetwork) -> HeldOut:
-        """A student's losses of the held-out images, how far it decides as asked, and what one that sees none loses."""
-        losses, agreement, ignorant = list[Tensor](), list[Tensor](), 0.0
-        outputs, config = self.lesson.teacher.outputs, self.settings
-        network.eval()
-        student = self._tapped(network)
-        for images in self.images.held_out():
-            targets = self._asked_of(images)
-            answers = student(images)[0]
-            losses.append(loss_per_image(answers, targets, outputs, config=config))
-            agreement.append(agreement_per_image(answers, targets, outputs))
-            ignorant += float(uninformed_loss(targets, outputs, config=config)) * len(images)
-        joined, alike = torch.cat(losses), torch.cat(agreement)
-        decides = not bool(alike.isnan().any())
-        return HeldOut(losses=joined, agreement=alike if decides else None, ignorant=max(0.0, ignorant / len(joined)))
-
-    @torch.no_grad()
-    def _losses(self, network: PreparedNetwork | None = None) -> Tensor:
-        """The losses of a student, the one that learns, on held-out images looked at on the way, float64 [N]."""
-        network = network or self.network
-        training, outputs, config = network.training, self.lesson.teacher.outputs, self.settings
-        student = self._tapped(network.eval())
-        losses = [loss_per_image(student(images)[0], asked, outputs, config=config) for images, asked in self._shown]
-        network.train(training)
-        return torch.cat(losses).cpu()
-
     def measure_start(self) -> None:
         """Judge the calibrated student: what training must improve, and what divergence is measured by."""
         began = time.monotonic()
-        self._before = self.judge(self._calibrated(trainable=False))
+        self._before = self.judge.of_held_out(self._calibrated(trainable=False))
         self._seconds_of_judging = time.monotonic() - began
         start = self._before.losses
         if self._normalisation is not None:
-            start = self.judge(self._calibrated(trainable=False, corrected=False)).losses
+            start = self.judge.of_held_out(self._calibrated(trainable=False, corrected=False)).losses
         # KL of two all but equal distributions may come out a rounding error below zero.
         self._reference = max(0.0, float(start.mean()))
         self.learner.watch, self.learner.plateau = self._watch(), self._plateau()
+        if self.schedule.steps:
+            self.first_steps = tuple(without_looks(self.schedule.patience, images=len(self._before.losses)))
 
     # Before the first step, and between two attempts.
 
@@ -267,38 +237,54 @@ class Trainer:
         term.teacher.requires_grad_(False)
         self.learner = self._begun()
 
-    def keep_to(self, seconds: float) -> tuple[str, ...]:
-        """Take no more steps than fit into the seconds that are left of `--minutes`; what is said.
+    def keep_to(self, seconds: float) -> None:
+        """Take no more steps than fit into the seconds that are left of `--minutes`; those of a first student before.
 
         Raises UserError where these hold too few: nothing has been learned then.
         """
-        step, judging = self._seconds_of_step(), self._seconds_of_judging
-        steps = fitting_steps(seconds, step=step, judging=judging)
-        minutes, generations = self.settings.minutes or 0.0, self.settings.generations
-        if steps < LEAST_STEPS:
-            needed = 60 * minutes / generations - seconds + seconds_for(LEAST_STEPS, step=step, judging=judging)
-            least = math.ceil(needed * generations / 6) / 10
-            raise UserError(
-                f"--minutes {minutes:g}: a training step takes {step:.2g} s here and judging the held-out images"
-                f" {judging:.2g} s, which leaves room for {steps} steps, and {LEAST_STEPS} are the least: give"
-                f" --minutes {least:g}, a smaller --batch-size, or --steps 0, which trains nothing"
-            )
-        taken = min(steps, self.schedule.steps)
-        line = planned(minutes, step=step, steps=taken, patience=self.schedule.patience)
-        self.first_steps = (*self.first_steps, line)
-        self.schedule = replace(self.schedule, steps=taken)
+        budget = self._measured(seconds)
+        steps = budget.fitting(most=self.schedule.steps)
+        if self._follows:
+            steps = self.schedule.steps
+        elif steps < min(LEAST_STEPS, self.schedule.steps):
+            raise budget.too_small(steps)
+        self.budget = replace(budget, planned=steps)
+        self.schedule = replace(self.schedule, steps=steps)
         self.learner = self._begun()
-        return (line,)
 
-    def _seconds_of_step(self) -> float:
-        """Of a training step here and now: the median of some, behind one that is slower as every first one is."""
-        times = list[float]()
+    def _measured(self, seconds: float) -> Budget:
+        """What the parts of training take here and now, and what of the seconds that leaves."""
         began = time.monotonic()
-        for images, labels in self.images.training(0, 1 + TIMED_STEPS):
-            self.learner.update(images, labels)
-            times.append(time.monotonic() - began)
-            began = time.monotonic()
-        return statistics.median(times[1:])
+        self.learner = self._begun()
+        beginning = time.monotonic() - began
+        step = seconds_of_step(self.learner)
+        looks = time.monotonic()
+        if self.learner.plateau is not None:
+            self._losses()
+        return Budget(
+            seconds=seconds - (time.monotonic() - began),
+            step=step,
+            judging=self._seconds_of_judging,
+            look=0.0 if self.learner.plateau is None else time.monotonic() - looks,
+            trifle=is_trifle(self._before),
+            beginning=beginning,
+            minutes=self.settings.minutes or 0.0,
+            students=self.settings.generations,
+        )
+
+    def of_budget(self) -> tuple[str, ...]:
+        """What to say of `--minutes` and the steps that it comes to."""
+        if self.budget is None or self._out_of_time:
+            return ()
+        patience = 0 if self.learner.plateau is None else self.schedule.patience
+        said = self.budget.words(
+            steps=self.schedule.steps,
+            attempts=self.backoffs,
+            default=self._offered,
+            patience=patience,
+            follows=self._follows,
+        )
+        return (said,)
 
     def try_first_step(self) -> tuple[str, ...]:
         """Lower the rates of weights and scales, each for itself, where Adam's first step would do harm; what is said.
@@ -311,37 +297,41 @@ class Trainer:
         learner, outputs = self.learner, self.lesson.teacher.outputs
         learner.optimiser.find_gradients(learner.loss(images, labels)[0])
         others, _ = self.images.with_mirrors(others)
-        targets = self._targets(others)
+        targets = self.judge.targets(others)
 
         @torch.no_grad()
         def loss() -> float:
             return float(outputs_loss(learner.pupil.tapped(others)[0], targets, outputs, config=self.settings))
 
-        scales = self.network.scale_parameters(activations=True, weights=True)
-        learned = [parameter for parameter in scales if parameter.requires_grad]
-        weights = try_first_step(self.network.weight_parameters(), self.rates.weights, loss)
-        scale = try_first_step(learned, self.rates.scales, loss) if learned else None
-        said = [*lowered("the weights", self.rates.weights, weights)]
-        if scale is not None:
-            said += lowered("the scales", self.rates.scales, scale)
-        self.rates = Rates(
-            weights=self.rates.weights * weights.share,
-            scales=self.rates.scales * (1.0 if scale is None else scale.share),
-        )
+        noise = NOISE * self._before.ignorant
+        self.rates, said = lowered_rates(self.network, self.rates, loss, noise=noise)
         self.first_steps = (*self.first_steps, *said)
         self.learner = self._begun()
-        return tuple(said)
+        return said
 
     def goes_on_after(self, reason: str) -> tuple[bool, str]:
-        """Whether a run that is lost for this reason starts again, at lower learning rates, and what to say of it."""
+        """Whether a run that is lost for this reason starts again, at lower learning rates, and what to say of it.
+
+        Of a budget it takes what is left: the schedule is that of the steps that still fit.
+        """
         if self.backoffs == _MOST_BACKOFFS:
             self.diverged = True
             rates = f"{reason}; given up after {self.backoffs} lower learning rates"
             return False, f"{rates}: the calibrated network goes on"
+        planned, left = self.schedule.steps, ""
+        if self.budget is not None:
+            minutes, self.budget = self.budget.minutes, self.budget.after(self.learner.step)
+            steps = self.budget.fitting(most=planned)
+            if steps < min(LEAST_STEPS, planned):
+                self.diverged = self._out_of_time = True
+                room = f"what is left of --minutes {minutes:g} has room for {steps} more steps"
+                return False, f"{reason}; given up, as {room}: the calibrated network goes on"
+            self.schedule = replace(self.schedule, steps=steps)
+            left = f", with {steps} steps, for which what is left of --minutes {minutes:g} has room"
         self.backoffs += 1
         self.rates = self.rates.times(_BACKOFF)
         self.learner = self._begun()
-        return True, f"{reason}; starting again at learning rate {self.rates.weights:.3g}"
+        return True, f"{reason}; starting again at learning rate {self.rates.weights:.3g}{left}"
 
     def restore(self, tensors: Mapping[str, Tensor], place: Place) -> None:
         """Go on where the state of the learner was taken; raises as `Learner.restore` does."""
@@ -349,7 +339,8 @@ class Trainer:
             raise ValueError("attempt is missing")
         self.learner.restore(tensors, place)
         self._fresh.load_state_dict(self.learner.objective.state_dict())
-        self.rates, self.first_steps, self.backoffs = attempt.rates, attempt.first_steps, attempt.backoffs
+        self.rates, self.backoffs, self.budget = attempt.rates, attempt.backoffs, attempt.budget
+        self.first_steps = attempt.first_steps
         self.learner.optimiser.set_peaks(self.rates)
         self.learner.attempt = attempt
 
@@ -367,7 +358,7 @@ class Trainer:
             self.network = self._normalisation.fold(self._calibrated(trainable=True), statistics)
         verdict: Verdict | None = None
         if steps and not self.diverged:
-            verdict = judged(self._before, self.judge(self.network))
+            verdict = judged(self._before, self.judge.of_held_out(self.network))
         trained = verdict is not None and verdict.improves
         network: PreparedNetwork = self.network if trained else self.student.network()
         calibrated = max(0.0, float(self._before.losses.mean()))
@@ -384,7 +375,13 @@ class Trainer:
             curve=tuple(self.learner.curve),
             gain=None if verdict is None else verdict.gain,
             gain_error=None if verdict is None else verdict.error,
-            remarks=(*(self._fresh.remarks if steps else ()), *self.first_steps, *self._given_up(), *remarks),
+            remarks=(
+                *(self._fresh.remarks if steps else ()),
+                *self.of_budget(),
+                *self.first_steps,
+                *self._given_up(),
+                *remarks,
+            ),
         )
         for parameter in network.parameters():
             parameter.grad = None  # as large as the network itself
@@ -394,7 +391,9 @@ class Trainer:
 
     def _given_up(self) -> Iterable[str]:
         if self.diverged:
+            too, further = (" too", " further") if self.backoffs else ("", "")
+            why = ", and --minutes had no room to begin again" if self._out_of_time else ""
             yield (
-                f"WARNING: training diverged, at learning rate {self.rates.weights:.3g} too: the calibrated weights go"
-                " on; --learning-rate lowers it further"
+                f"WARNING: training diverged, at learning rate {self.rates.weights:.3g}{too}{why}: the calibrated"
+                f" weights go on; --learning-rate lowers it{further}"
             )

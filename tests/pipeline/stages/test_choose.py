@@ -26,8 +26,9 @@ EIGHT_BITS = QuantisationConfig(bits=8)
 
 def choose(example: SimpleNamespace, *profiles: Any, **changes: Any) -> PreparedStudent:
     """The student chosen for profiles in that order, of which the first one was prepared."""
-    plan = place(example.prepared.folded, profiles[0], EIGHT_BITS.widths)
-    prepared = replace(example.prepared, plan=plan, quantisation=EIGHT_BITS)
+    asked = changes.pop("asked", EIGHT_BITS)
+    plan = place(example.prepared.folded, profiles[0], asked.widths)
+    prepared = replace(example.prepared, plan=plan, quantisation=asked)
     backend = changes.pop("backend", OnnxRuntime)
     candidates = [backend(profile) for profile in profiles]
     teacher = replace(example.teacher, outputs=changes.pop("outputs", example.teacher.outputs))
@@ -45,6 +46,15 @@ def test_an_equal_slower_profile_is_not_taken(example: SimpleNamespace) -> None:
         "x86-avx2-limited is taken" in chosen.notes[0]
         and f"on {len(example.images.held_out)} held-out images: x86-avx2-limited" in chosen.notes[0]
     )
+
+
+def test_what_was_measured_before_weights_are_rounded_is_called_so(example: SimpleNamespace) -> None:
+    (note,) = choose(example, X64_WITHOUT_VNNI, X64_PRECISE).notes
+    assert note.startswith("calibrated only, decisions like the teacher's on ")
+    (note,) = choose(example, X64_WITHOUT_VNNI, X64_PRECISE, asked=QuantisationConfig(bits=4)).notes
+    assert note.startswith("calibrated, before weights are rounded by least squares, decisions like the teacher's on ")
+    nearest = QuantisationConfig(bits=4, rounding="nearest")
+    assert choose(example, X64_WITHOUT_VNNI, X64_PRECISE, asked=nearest).notes[0].startswith("calibrated only, ")
 
 
 def test_the_oracle_is_not_said_to_be_fast(example: SimpleNamespace) -> None:

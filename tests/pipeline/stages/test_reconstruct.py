@@ -12,13 +12,14 @@ import torch
 from backends.facts.widths import Widths
 from backends.placement.place import place
 from calibration.errors import UserError
+from calibration.simulation.reconstruction.block_by_block import BlockChange
 from calibration.simulation.reconstruction.reconstruction import Reconstruction
 from pipeline.artifacts import PreparedStudent
 from pipeline.config import QuantisationConfig
 from pipeline.images.data import ordered_batches
 from pipeline.images.preprocessing import normalise
 from pipeline.stages.observe import corrected
-from pipeline.stages.reconstruct import Remarks, reconstruct
+from pipeline.stages.reconstruct import Remarks, reconstruct, remarks_on_blocks
 from pipeline.tools.kept import Kept
 
 TWO_BITS = QuantisationConfig(bits=2)
@@ -48,6 +49,15 @@ def test_three_levels_come_nearer_to_the_teacher(example: SimpleNamespace, stude
     # The float network has its own weights still, and so has a student that is to begin with them.
     for name, parameter in student.network(corrected=False).state_dict().items():
         assert torch.equal(parameter, better.network(corrected=False).state_dict()[name])
+
+
+def test_one_layer_is_one_layer() -> None:
+    (line,) = remarks_on_blocks([BlockChange(layers=1, before=0.2, after=0.05)], count=1)
+    assert line.startswith("the weights of 1 layer are rounded by least squares on 1 image: what ")
+    assert line.endswith("from 20 to 5 %")
+    (line,) = remarks_on_blocks([BlockChange(layers=2, before=0.2, after=0.05)], count=64)
+    assert line.startswith("the weights of 2 layers are rounded by least squares on 64 images: what ")
+    assert remarks_on_blocks([], count=64) == ()
 
 
 def test_what_is_kept_is_not_found_again(example: SimpleNamespace, student: PreparedStudent, tmp_path: Path) -> None:

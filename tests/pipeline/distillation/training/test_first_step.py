@@ -46,3 +46,16 @@ def test_a_loss_that_is_no_number_is_too_large() -> None:
     weights, _ = bowl(1.0)
     step = try_first_step([weights], 1.0, lambda: float("nan") if float(weights.detach()) != 1.0 else 1.0)
     assert step.share == SHARES[-1]
+
+
+@pytest.mark.parametrize("start", [-1e-7, 0.0, 1e-7])
+def test_rounding_lowers_no_rate(start: float) -> None:
+    """A student that is its teacher but for rounding seems to lose a little, or to win."""
+    weights, _ = bowl(1.0)
+
+    def loss() -> float:
+        return start if float(weights.detach()) == 1.0 else 1.5e-7
+
+    assert try_first_step([weights], 1.0, loss, noise=1e-7).share == 1.0
+    assert try_first_step([weights], 1.0, loss, noise=1e-8).share == (SHARES[-1] if start < 1e-7 else 1.0)
+    assert try_first_step([weights], 1.0, loss, noise=1e-7).before >= 0
