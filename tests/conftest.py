@@ -142,6 +142,23 @@ def digits_captured_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def narrow_weights() -> bytes:
+    """Weights of the embedded network at a sixth of its width."""
+    from tests.narrow_digits import taught_narrow  # here: some tests are about interpreters without torch
+
+    return taught_narrow()
+
+
+@pytest.fixture
+def narrow_digits(narrow_weights: bytes) -> Iterator[None]:
+    """`digits` is a network of a sixth of its width, for tests whose point its width is not."""
+    from tests.narrow_digits import narrow_digits
+
+    with narrow_digits(narrow_weights):
+        yield
+
+
+@pytest.fixture(scope="session")
 def flags_assembled_once() -> Iterator[None]:
     """The tree of a command's flags is made for the first command line of a process alone, and copied for the others.
 

@@ -23,6 +23,7 @@ from tests.faqd.conftest import pixels, small
 LEARNING: dict[str, Any] = {"steps": 3, "batch_size": 16, "learning_rate": 1e-4}
 
 
+@pytest.mark.usefixtures("narrow_digits")
 def test_the_chain_makes_the_bytes_and_the_report_of_a_run(tmp_path: Path) -> None:
     bits: Literal[4] = 4
     data: dict[str, Any] = {"calibration_images": 64, "held_out_images": 40}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -207,7 +208,8 @@ def test_a_trained_network_comes_much_nearer(profile: Profile | str, chain: Buil
     made = chain(resnet20.module, resnet20.images[:128], profile, bits=4, trained=True)
     before, others = error(made), resnet20.images[128:]
     correct(made)
-    assert torch.equal(made.oracle()[0], made.simulate()[0])
+    few = replace(made, images=made.images[:16])
+    assert torch.equal(few.oracle()[0], few.simulate()[0])
     with torch.no_grad():
         expected, after = made.folded(others)[0], made.prepared(others)[0]
     assert float((after - expected).square().mean()) < 0.25 * before

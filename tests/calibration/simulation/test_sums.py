@@ -26,8 +26,7 @@ def check(inputs: int, weight: float, profile: Profile = X64, bits: int = 8) -> 
     with torch.no_grad():
         wide.weight.fill_(weight)
         wide.weight[:, 0] = 1.0
-    first = nn.Conv2d(1, 8, 2, bias=False)
-    network = Net(lambda n, x: n.b(n.a(x).flatten(1).repeat(1, inputs // 8 + 1)[:, :inputs]), a=first, b=wide)
+    network = Net(lambda n, x: n.b(n.a(x).flatten(1)), a=nn.Conv2d(1, inputs, 2, bias=False), b=wide)
     folded = folded_graph(network, torch.zeros(2, 1, 2, 2))
     check_first_sums(folded, place(folded, profile, Widths(weights=bits, last=bits)))
 

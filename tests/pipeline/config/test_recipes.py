@@ -32,7 +32,7 @@ def test_its_settings_are_a_configuration(recipe: Recipe) -> None:
     assert recipe.title and recipe.source and recipe.ours
 
 
-@pytest.mark.usefixtures("branches_learn_briefly")
+@pytest.mark.usefixtures("branches_learn_briefly", "narrow_digits")
 @pytest.mark.parametrize("recipe", all_recipes(), ids=lambda recipe: recipe.name)
 def test_it_ends_in_a_validated_bundle(recipe: Recipe, tmp_path: Path) -> None:
     """A few steps of each on the embedded digits, through to the runtime; generations as many as the recipe has."""

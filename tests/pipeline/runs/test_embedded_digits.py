@@ -86,6 +86,7 @@ def test_four_bits_are_stored_as_four_and_multiplied_as_eight(tmp_path: Path) ->
     assert {layer.weight_bits for layer in report.layers} == {4, 8}
 
 
+@pytest.mark.usefixtures("narrow_digits")
 @pytest.mark.parametrize(
     ("bits", "levels", "flags"),
     [

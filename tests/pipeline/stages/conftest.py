@@ -1,4 +1,4 @@
-"""The embedded network and images, ready for any stage; small enough to train in a test."""
+"""A narrow one of the embedded network and its images, ready for any stage; small enough to train in a test."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from pipeline.images.data import open_images, split_held_out
 from pipeline.images.split_images import SplitImages
 from pipeline.stages.observe import prepare
 from pipeline.stages.teacher import load_network
+from tests.narrow_digits import narrow_digits
 
 
 @pytest.fixture(scope="session")
-def example() -> SimpleNamespace:
-    """Embedded teacher and digits, W4A8 for ONNX Runtime, calibrated: backend, teacher, images, prepared."""
-    teacher, backend = load_network("digits"), OnnxRuntime()
+def example(narrow_weights: bytes) -> SimpleNamespace:
+    """Narrow digits network and digits, W4A8 for ONNX Runtime, calibrated: backend, teacher, images, prepared."""
+    with narrow_digits(narrow_weights):
+        teacher, backend = load_network("digits"), OnnxRuntime()
     source = open_images("digits", teacher.preprocessing)
     training, held_out = split_held_out(len(source), 0)
     images = SplitImages(

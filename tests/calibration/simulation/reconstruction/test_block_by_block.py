@@ -136,9 +136,9 @@ def test_memory_of_an_image_by_hand(made: Chain) -> None:
     assert bytes_per_image(made.folded, work.blocks) == 64 * (4 * 3 + 4 * 12 + 8 * 8)
 
 
-def test_a_trained_network_at_two_bits(chain: BuildChain, resnet20: Trained, signal_to_noise: Any) -> None:
-    made = chain(resnet20.module, resnet20.images[:64], bits=2, trained=True)
-    others = resnet20.images[64:128]
+def test_a_trained_network_at_two_bits(chain: BuildChain, digits: Trained, signal_to_noise: Any) -> None:
+    made = chain(digits.module, digits.images[:64], bits=2, trained=True)
+    others = digits.images[64:128]
 
     def ratio(network: PreparedNetwork) -> float:
         with torch.no_grad():
