@@ -41,6 +41,11 @@ class FileForm:
     #: A Max of the lowest number stands behind a concatenation of positions in float to which a number is added, or by
     #: which it is multiplied.
     joins_apart: bool = False
+    #: A Max of the lowest number stands before a normalisation of what is a product with a constant, integers and their
+    #: scale too, however it was changed since.
+    normalised_apart: bool = False
+    #: A Max of the lowest number stands before a clip of what integers stand for, moved or changed since or not.
+    clips_apart: bool = False
     #: A Max of the lowest number stands behind the tanh of a Mish that no layer's kernel takes in.
     mish_in_parts: bool = False
     #: A layer on integers that has no bias, or one of zeros, has one of 1e-30.

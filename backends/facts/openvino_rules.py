@@ -93,6 +93,11 @@ PROFILE = Profile(
         joins_apart=True,
         # Rule 47: behind a product of two activations no kernel for a Mish is there (measured).
         mish_in_parts=True,
+        # Rule 48: a pass moves factors and scales behind a normalisation, where they become their signs, and leaves its
+        # epsilon as it was (measured; MVNTransformation of its low-precision passes).
+        normalised_apart=True,
+        # Rule 49: a clip of integers rounds its bounds to them where it hands integers on to a sum (measured).
+        clips_apart=True,
         # Measured on 2026.4.1: where a convolution follows, the pass that fuses reversed channels into weights drops a
         # Gather of all channels and permutes the weights the wrong way round; a reversal is its own inverse.
         orders_in_halves=True,

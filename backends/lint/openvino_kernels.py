@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from backends.lint.rule import LintRules
+from backends.onnx_file.carried import carries_factor, carries_integers, normalised
 from backends.onnx_file.view import OnnxView, attributes, node_name
 
 Found = Iterator[tuple[str, str]]
@@ -122,6 +123,22 @@ def numbers_behind_joins(view: OnnxView, rules: LintRules) -> Found:
             for reader in view.readers(node.output[0]):
                 if reader.op_type in _SCALES and any(map(_is_one_number, map(view.value, reader.input))):
                     yield node_name(node), f"behind it and {node_name(reader)} a layer would run in float"
+
+
+def normalised_products(view: OnnxView, rules: LintRules) -> Found:
+    """Rule 48."""
+    for node in view.nodes:
+        if normalised(node.op_type, node.input, view.producer) and carries_factor(
+            node.input[0], view.producer, view.value
+        ):
+            yield node_name(node), "a factor of what it normalises would be dropped and its epsilon stay: wrong outputs"
+
+
+def clipped_integers(view: OnnxView, rules: LintRules) -> Found:
+    """Rule 49."""
+    for node in view.nodes:
+        if node.op_type == "Clip" and carries_integers(node.input[0], view.producer, view.value):
+            yield node_name(node), "it would clip integers, at bounds that are rounded to them"
 
 
 def _is_one_number(values: NDArray[Any] | None) -> bool:

@@ -345,6 +345,21 @@ RULES: tuple[LintRule, ...] = (
         check=openvino_kernels.mish_behind_products,
         source=f"it is put together and then has no kernel there: the plugin refuses the file ({_OV})",
     ),
+    LintRule(
+        number=48,
+        title="a Max stands before the normalisation of a product with a constant",
+        breach={"openvino": "wrong"},
+        check=openvino_kernels.normalised_products,
+        source="scales and factors are moved behind it, where they become their signs, and the epsilon stays as it was:"
+        f" wrong outputs where variances are near it ({_OV})",
+    ),
+    LintRule(
+        number=49,
+        title="a Max stands before a clip of what integers stand for",
+        breach={"openvino": "wrong"},
+        check=openvino_kernels.clipped_integers,
+        source=f"it clips the integers, whose bounds are whole: up to half a step off, and what is made of it ({_OV})",
+    ),
 )
 
 

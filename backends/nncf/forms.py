@@ -8,9 +8,11 @@ from onnx import NodeProto, helper
 
 from backends.facts.profile import Profile
 from backends.lint.openvino_kernels import (
+    clipped_integers,
     maxima_before_falling,
     mish_behind_products,
     negative_factors,
+    normalised_products,
     numbers_behind_joins,
     products_before_channels,
     stored_on_the_left,
@@ -46,6 +48,10 @@ def in_form(model: onnx.ModelProto, profile: Profile) -> None:
         if asked:
             for name in {name: None for name, _ in check(OnnxView(model), rules)}:
                 _maximum(model, _named(model, name), names)
+    for asked, check in ((form.normalised_apart, normalised_products), (form.clips_apart, clipped_integers)):
+        if asked:
+            for name in {name: None for name, _ in check(OnnxView(model), rules)}:
+                _maximum_before(model, _named(model, name), names)
 
 
 def _named(model: onnx.ModelProto, name: str) -> NodeProto:
@@ -98,8 +104,16 @@ def _border(model: onnx.ModelProto, node: NodeProto, names: Names) -> None:
 def _maximum(model: onnx.ModelProto, node: NodeProto, names: Names) -> None:
     """Put a Max with the lowest number behind a node."""
     result, node.output[0] = node.output[0], names.fresh(f"{node.output[0]}_alone")
+    _insert_maximum(model, list(model.graph.node).index(node) + 1, node.output[0], result, names)
+
+
+def _maximum_before(model: onnx.ModelProto, node: NodeProto, names: Names) -> None:
+    """Put a Max with the lowest number before a node's first input."""
+    source, node.input[0] = node.input[0], names.fresh(f"{node.input[0]}_apart")
+    _insert_maximum(model, list(model.graph.node).index(node), source, node.input[0], names)
+
+
+def _insert_maximum(model: onnx.ModelProto, position: int, source: str, result: str, names: Names) -> None:
     name = names.fresh(f"{result}_max")
     lowest = add_constant(model, names.fresh(f"{name}_lowest"), np.array(np.finfo(np.float32).min, np.float32))
-    position = list(model.graph.node).index(node)
-    made = helper.make_node("Max", [node.output[0], lowest], [result], name=name)
-    model.graph.node.insert(position + 1, made)
+    model.graph.node.insert(position, helper.make_node("Max", [source, lowest], [result], name=name))

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.fx import GraphModule, Node
 
 from backends.facts.file_form import FileForm
+from backends.onnx_file.carried import carries_factor, carries_integers, normalised
 from backends.onnx_file.group_merging import groups_in_one, merged_weight
 from backends.onnx_file.int4 import INT4_BITS, int4_tensor
 from calibration.errors import UserError
@@ -136,8 +137,11 @@ class Writer:
         """Append a node named after the graph node being translated; its output names.
 
         What multiplies by constants of which some are negative, a normalisation of layers too, has a Max of the lowest
-        number behind it, where the form asks for that.
+        number behind it, and what normalises a product with a constant or clips integers one before it, where the form
+        asks for that.
         """
+        if self._is_kept_apart(operator, inputs):
+            inputs = [*self._append("Max", [inputs[0], self.lowest], suffix=f"{suffix}_apart"), *inputs[1:]]
         if self.form.negative_factors_apart and self._multiplies_by_negatives(operator, inputs):
             product = self._append(operator, inputs, suffix=f"{suffix}_product", **attributes)
             return self._append("Max", [*product, self.lowest], suffix=suffix)
@@ -148,6 +152,18 @@ class Writer:
         factors = places.get(operator, ())
         stored = [numpy_helper.to_array(self.initialisers[name]) for name in factors if name in self.initialisers]
         return any(values.size > 1 and bool((values < 0).any()) for values in stored)
+
+    def _is_kept_apart(self, operator: str, inputs: Sequence[str]) -> bool:
+        clips = self.form.clips_apart and operator == "Clip"
+        if not clips and not self.form.normalised_apart:
+            return False
+        writers = {name: node for node in self.nodes for name in node.output}
+        if clips:
+            return carries_integers(inputs[0], writers.get, self._stored)
+        return normalised(operator, inputs, writers.get) and carries_factor(inputs[0], writers.get, self._stored)
+
+    def _stored(self, name: str) -> np.ndarray[Any, Any] | None:
+        return numpy_helper.to_array(self.initialisers[name]) if name in self.initialisers else None
 
     def _append(
         self, operator: str, inputs: Sequence[str], *, outputs: int = 1, suffix: str = "", **attributes: Any

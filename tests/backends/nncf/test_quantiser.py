@@ -127,7 +127,13 @@ def layers() -> dict[str, nn.Module]:
     norm, slopes = nn.GroupNorm(4, 16), nn.PReLU(16)
     with torch.no_grad():
         norm.weight.copy_(torch.arange(16.0) / 4 - 2)
-    return {"a": nn.Conv2d(3, 16, 3, padding=1), "b": nn.Conv2d(16, 8, 1), "norm": norm, "slopes": slopes}
+    return {
+        "a": nn.Conv2d(3, 16, 3, padding=1),
+        "b": nn.Conv2d(16, 8, 1),
+        "c": nn.Conv2d(16, 16, 1),
+        "norm": norm,
+        "slopes": slopes,
+    }
 
 
 #: Networks of one line for what no table has, and the rule that they would break.
@@ -136,6 +142,7 @@ LINES: dict[str, tuple[int, Callable[[Any, torch.Tensor], torch.Tensor]]] = {
     "shares": (45, lambda n, x: n.b(F.adaptive_avg_pool2d(n.a(x), (5, 12)))),
     "slopes_behind_shares": (43, lambda n, x: n.b(n.slopes(F.adaptive_avg_pool2d(n.a(x), (5, 16))))),
     "negative_factors": (44, lambda n, x: n.b(n.norm(n.a(x)))),
+    "normalised_number": (48, lambda n, x: n.b(F.instance_norm(F.gelu(n.a(x)) / 10, eps=0.1))),
 }
 FORMS = {"sum_without_bias": 32, "tokens_without_bias": 32, "bordered_average": 34, "largest": 35}
 

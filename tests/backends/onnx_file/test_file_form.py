@@ -35,6 +35,8 @@ CHANGES: dict[str, tuple[Any, str, str, int]] = {
     "shares_apart": (True, "unequal_windows", "openvino", 8),
     "negative_factors_apart": (True, "negative_factors", "openvino", 8),
     "joins_apart": (True, "number_behind_a_join", "openvino", 8),
+    "normalised_apart": (True, "normalised_number", "openvino", 8),
+    "clips_apart": (True, "clipped_integers", "openvino", 8),
     "mish_in_parts": (True, "mish_of_a_product", "openvino", 8),
     "bias_everywhere": (True, "conv", "openvino", 8),
     "borders_next_to_zero": (True, "bordered_average_of_a_sum", "openvino", 8),
@@ -62,6 +64,13 @@ OWN: dict[str, Callable[[], nn.Module]] = {
     ),
     "number_behind_a_join": lambda: Net(
         lambda n, x: (lambda y: n.b(torch.cat([y, F.gelu(y)], 3) + 1))(n.a(x)),
+        **{"a": nn.Conv2d(3, 16, 3), "b": nn.Conv2d(16, 8, 1)},
+    ),
+    "normalised_number": lambda: Net(
+        lambda n, x: n.b(F.instance_norm(F.gelu(n.a(x)) / 10)), a=nn.Conv2d(3, 16, 3), b=nn.Conv2d(16, 8, 1)
+    ),
+    "clipped_integers": lambda: Net(
+        lambda n, x: (lambda y: n.b(y).mean((1, 2, 3), keepdim=True) + y.clamp(-0.1, 0.2))(n.a(x)),
         **{"a": nn.Conv2d(3, 16, 3), "b": nn.Conv2d(16, 8, 1)},
     ),
     "mish_of_a_product": lambda: Net(
