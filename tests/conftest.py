@@ -143,7 +143,7 @@ def digits_captured_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def narrow_weights() -> bytes:
-    """Weights of the embedded network at a sixth of its width."""
+    """Weights of the embedded network at a quarter of its width."""
     from tests.narrow_digits import taught_narrow  # here: some tests are about interpreters without torch
 
     return taught_narrow()
@@ -151,7 +151,16 @@ def narrow_weights() -> bytes:
 
 @pytest.fixture
 def narrow_digits(narrow_weights: bytes) -> Iterator[None]:
-    """`digits` is a network of a sixth of its width, for tests whose point its width is not."""
+    """`digits` is a network of a quarter of its width, for a test whose point its width is not."""
+    from tests.narrow_digits import narrow_digits
+
+    with narrow_digits(narrow_weights):
+        yield
+
+
+@pytest.fixture(scope="module")
+def all_digits_narrow(narrow_weights: bytes) -> Iterator[None]:
+    """The same for a module and its fixtures, which asks for it with `pytestmark`."""
     from tests.narrow_digits import narrow_digits
 
     with narrow_digits(narrow_weights):

@@ -162,7 +162,7 @@ def resnet20(shared_folder: Path) -> Trained:
 
 @pytest.fixture(scope="session")
 def digits(narrow_weights: bytes) -> Trained:
-    """The embedded network at a sixth of its width, with 450 digits [450, 1, 8, 8], normalised as it expects."""
+    """The embedded network at a quarter of its width, with 450 digits [450, 1, 8, 8], normalised as it expects."""
     with narrow_digits(narrow_weights):
         loaded = load_model("digits")
     pixels = torch.from_numpy(digits_images()[1]).float() / 255

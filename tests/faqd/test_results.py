@@ -16,6 +16,8 @@ from torch import nn
 import faqd
 from tests.pipeline.conftest import report_elsewhere, report_with
 
+pytestmark = pytest.mark.usefixtures("all_digits_narrow")
+
 EVIL = '<script>alert("1")</script>\x1b[31m\u202e'
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 3, 16, 16), np.uint8)
 

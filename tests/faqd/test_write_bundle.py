@@ -14,6 +14,8 @@ import torch
 
 import faqd
 
+pytestmark = pytest.mark.usefixtures("all_digits_narrow")
+
 LEARNING: dict[str, Any] = {"steps": 2, "batch_size": 16, "learning_rate": 1e-4}
 #: What holds times, which are new each time, and their hashes.
 TIMED = {"manifest.json", "report.json", "report.html"}

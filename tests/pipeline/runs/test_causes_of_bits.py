@@ -14,6 +14,8 @@ import pipeline.stages.distill as stage
 from pipeline.report.schema import read_report
 from tests.command_line import command
 
+pytestmark = pytest.mark.usefixtures("all_digits_narrow")
+
 TINY = ("run", "--quiet", "--steps", "2", "--calibration-images", "16", "--batch-size", "8", "--max-drop", "100")
 
 

@@ -32,6 +32,8 @@ from tests.stored_changes import Change, changes_of_file, changes_of_folder, cha
 from tests.stored_reading import Reading, read_by, same_files
 from tests.vouched import seal, vouch
 
+pytestmark = pytest.mark.usefixtures("all_digits_narrow")
+
 #: Of the corpus: `tests/benchmarks/test_stored_files.py` reads all of it, by whole commands.
 CUTS, FLIPS, FEW = 2, 3, 80
 

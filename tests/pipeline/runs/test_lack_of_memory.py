@@ -13,6 +13,8 @@ from calibration.capture.graph_from_module import capture
 from calibration.errors import is_out_of_memory
 from tests.command_line import command
 
+pytestmark = pytest.mark.usefixtures("all_digits_narrow")
+
 TINY = ("run", "--quiet", "--steps", "2", "--calibration-images", "16", "--batch-size", "8", "--max-drop", "100")
 WORDS = (
     MemoryError(),

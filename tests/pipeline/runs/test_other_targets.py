@@ -15,6 +15,8 @@ from pipeline.bundle.bundle import read_bundle
 from pipeline.report.schema import read_report
 from tests.command_line import QUICK, command
 
+pytestmark = pytest.mark.usefixtures("all_digits_narrow")
+
 
 def test_the_reference_backend_is_its_own_runtime(tmp_path: Path) -> None:
     done = command("run", "--backend", "reference", *QUICK, "--output", str(tmp_path / "r"))
@@ -23,7 +25,6 @@ def test_the_reference_backend_is_its_own_runtime(tmp_path: Path) -> None:
     assert read_report(tmp_path / "r" / "report.json").parity.exact_fraction == 1.0
 
 
-@pytest.mark.usefixtures("narrow_digits")
 def test_openvino_is_validated_on_its_own_kernels(tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'faqd[openvino]'")
     folder = tmp_path / "ov"

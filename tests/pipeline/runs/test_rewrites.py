@@ -12,6 +12,8 @@ from backends.facts.profile import Profile
 from calibration.rewrites.rewrite import RewriteChangedOutputs
 from tests.faulty_row import PLANTED
 
+pytestmark = pytest.mark.usefixtures("all_digits_narrow")
+
 
 @pytest.fixture(autouse=True)
 def planted(monkeypatch: pytest.MonkeyPatch) -> None:

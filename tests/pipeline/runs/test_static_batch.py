@@ -21,6 +21,8 @@ from pipeline.validation.running import filled_up, latency_batch, runner_outputs
 from tests.refused import refused
 from tests.vouched import vouch
 
+pytestmark = pytest.mark.usefixtures("all_digits_narrow")
+
 RUN = ("run", "--quiet", "--steps", "0", "--calibration-images", "64")
 
 

@@ -16,6 +16,8 @@ from pipeline.cli import main
 from pipeline.report.comparison import ComparedOutput, ComparisonReport
 from tests.refused import refused
 
+pytestmark = pytest.mark.usefixtures("all_digits_narrow")
+
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:

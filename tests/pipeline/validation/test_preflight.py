@@ -27,6 +27,8 @@ from pipeline.setup.networks import Networks
 from pipeline.stages.teacher import load_network
 from pipeline.validation.preflight import check_learnable, check_room, scored_on
 
+pytestmark = pytest.mark.usefixtures("all_digits_narrow")
+
 QUICK = ("--quiet", "--steps", "2", "--calibration-images", "16")
 
 

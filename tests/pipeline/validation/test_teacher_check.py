@@ -23,6 +23,8 @@ from pipeline.stages.teacher import load_network
 from pipeline.validation.evaluation import usable_labels
 from pipeline.validation.teacher_check import check_teacher
 
+pytestmark = pytest.mark.usefixtures("all_digits_narrow")
+
 NAMES = ("six", "four", "nine", "one", "eight", "three", "zero", "seven", "two", "five")  # of the digits 0 to 9
 
 

@@ -22,6 +22,8 @@ from pipeline.stages.teacher import load_network
 from pipeline.validation.evaluation import Scored, drawn_for_parity
 from pipeline.validation.validate import validate_student
 
+pytestmark = pytest.mark.usefixtures("all_digits_narrow")
+
 
 @pytest.fixture(scope="module")
 def made() -> tuple[QuantisedStudent, Network]:
