@@ -15,6 +15,7 @@ import torch
 import torchvision
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 from pipeline.networks.architectures.cifar_resnet import CifarResNet
 from tests.command_line import Ended
@@ -58,17 +59,24 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder with the files that the README names."""
     folder = tmp_path_factory.mktemp("desk")
     generator = np.random.default_rng(0)
-    for place in ("photos", "labelled/cat", "labelled/dog"):
+    for place, darkest, brightest in (("photos", 0, 255), ("labelled/cat", 0, 100), ("labelled/dog", 155, 255)):
         (folder / place).mkdir(parents=True)
         for index in range(8):
-            Image.fromarray(generator.integers(0, 255, (70, 80, 3), np.uint8)).save(folder / place / f"{index}.jpg")
+            pixels = generator.integers(darkest, brightest, (70, 80, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / place / f"{index}.jpg")
     torch.save(torchvision.models.resnet18().state_dict(), folder / "resnet18.pth")
     save_file(CifarResNet(3).state_dict(), folder / "resnet20.safetensors")
     np.savez(folder / "cifar.npz", images=generator.integers(0, 255, (24, 3, 32, 32), np.uint8))
     (folder / "mynetworks.py").write_text(BUILDER)
     space: dict[str, object] = {}
     exec(BUILDER, space)  # the builder that the command names, to make weights that fit it
-    torch.save(space["build"]().state_dict(), folder / "best.pth")  # type: ignore[operator]
+    network: nn.Sequential = space["build"]()  # type: ignore[operator]
+    with torch.no_grad():  # it knows what is bright
+        for name, value in {"0.weight": 0.1, "0.bias": 0.0, "4.weight": 1.0, "4.bias": -1.0}.items():
+            network.get_parameter(name).fill_(value)
+        for parameter in network[4].parameters():
+            parameter[0].neg_()
+    torch.save(network.state_dict(), folder / "best.pth")
     (folder / "key").write_bytes(bytes(range(32)))
     (folder / "settings.toml").write_text('output = "from-settings"\nseed = 3\n')
     return folder

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 RECIPES = Path(__file__).parent / "recipes"
-COPIED = ("faqd", "pipeline", "backends", "calibration", "tests", "pyproject.toml")
+COPIED = ("faqd", "pipeline", "backends", "calibration", "scripts", "tests", "pyproject.toml")
 TABLE_ROW = re.compile(r"^\| \*\*(?P<recipe>[a-z ]+)\*\* \|(?P<files>.*)\|(?P<rows>.*)\|(?P<tests>.*)\|$", re.MULTILINE)
 
 
