@@ -119,7 +119,10 @@ def little_time_for_latency() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def digits_captured_once() -> Iterator[None]:
-    """The embedded network is exported for the first run of a process alone, and copied for those after it."""
+    """The embedded network is exported for the first run of a process alone, and copied for those after it.
+
+    So is the network of `tiny_desk`, whose code is one and the same.
+    """
     import copy  # here, with what needs torch: some tests are about interpreters without it
 
     from pipeline.networks.checked_capture import checked_capture
@@ -128,7 +131,7 @@ def digits_captured_once() -> Iterator[None]:
     kept: dict[object, Any] = {}
 
     def once(module: nn.Module, preprocessing: Preprocessing, *, source: str, **settings: Any) -> Any:
-        if not source.startswith("digits"):
+        if not source.startswith(("digits", "python:tiny_network:")):
             return checked_capture(module, preprocessing, source=source, **settings)
         weights = tuple((name, value.numpy().tobytes()) for name, value in module.state_dict().items())
         key = (source, preprocessing, weights, *sorted(settings.items()))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import onnxruntime
 import pytest
 
 from backends.onnx_file.view import OPSETS
 from backends.onnxruntime.oldest_version import LEAST_OF_OPSET
+from tests.versions import older
 
 
 def runs(opset: int) -> bool:
     """Whether the installed ONNX Runtime runs files of an opset."""
-    installed, least = (tuple(map(int, v.split(".")[:2])) for v in (onnxruntime.__version__, LEAST_OF_OPSET[opset]))
-    return installed >= least
+    return not older("onnxruntime", LEAST_OF_OPSET[opset])
 
 
 RUNNABLE_OPSETS = [

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor
@@ -35,6 +34,7 @@ from calibration.errors import UserError
 from calibration.graph.nearness import differing
 from tests.random_networks import PIXELS, RandomNetwork
 from tests.random_options import OPTIONS
+from tests.versions import older
 
 Build = Callable[..., Any]
 
@@ -89,7 +89,7 @@ def _apart(
 ) -> str | None:
     """The first two on the way from the network to the runtime whose numbers differ by more than they may."""
     floats = emit(built.folded, opset=20)
-    if (needed := least_runtime(floats, "onnxruntime")) and _newer(needed["least"]):
+    if (needed := least_runtime(floats, "onnxruntime")) and older("onnxruntime", needed["least"]):
         return "refused"  # by an older ONNX Runtime than this file says that it needs
     with torch.no_grad(), OnnxRuntime().runner(floats.SerializeToString(), threads=1) as runner:
         written = [torch.from_numpy(np.array(value)) for value in runner.run(images.numpy())]
@@ -111,11 +111,6 @@ def _apart(
         if (far := float((other - exact).abs().max()) / largest) > most:
             return f"{name} outputs differ from the oracle's by {far:.3g} of the largest"
     return None
-
-
-def _newer(least: str) -> bool:
-    own, needed = (tuple(map(int, version.split(".")[:2])) for version in (onnxruntime.__version__, least))
-    return needed > own
 
 
 def wrong(verdict: str | None) -> str | None:

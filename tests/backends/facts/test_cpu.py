@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 from backends import backend_of, backends_for
@@ -18,6 +17,7 @@ from backends.onnx_file.emit import emit
 from backends.onnxruntime.backend import OnnxRuntime
 from backends.oracle.backend import IntegerOracle
 from calibration.errors import UserError
+from tests.versions import older
 
 Build = Callable[..., Any]
 
@@ -128,9 +128,7 @@ def test_the_precise_option_is_exact_here_too(network: str, build: Build) -> Non
 
 
 @pytest.mark.skipif(host_cpu() == "arm64", reason="the option concerns x86-64 alone")
-@pytest.mark.skipif(
-    tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 32), reason="older versions take shared constants"
-)
+@pytest.mark.skipif(older("onnxruntime", "1.32"), reason="older versions take shared constants")
 def test_the_precise_option_fails_on_shared_constants(build: Build) -> None:
     built = build("residual", X64_PRECISE)
     shared = emit(built.frozen, opset=20, form=X64.form)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -65,7 +66,8 @@ class HandGraph:
         """An operator's node, of the shape that the operator gives."""
         node = self._graph.create_node("call_function", target, args, kwargs, name=name)
         values = map_arg((args, kwargs), lambda read: read.meta["val"])
-        with self._mode, torch.no_grad():
+        # Python's kernels, as exporting has them: in torch 2.11 matmul's other one asks for sizes that are numbers.
+        with enable_python_dispatcher(), self._mode, torch.no_grad():
             node.meta["val"] = target(*values[0], **values[1])
         return node
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
@@ -16,6 +15,7 @@ from backends.artifact import linted_artifact
 from backends.onnx_file.view import OPSETS
 from backends.onnxruntime.backend import OnnxRuntime
 from backends.onnxruntime.oldest_version import LEAST_OF_OPSET, least_runtime
+from tests.versions import older
 
 
 def test_every_opset_has_a_measured_runtime() -> None:
@@ -46,17 +46,12 @@ def test_poolings_need_a_newer_runtime_than_their_opset(border: int, operator: s
     assert needed is not None and needed["least"] == least
     assert ("pooling" in needed["why"]) == (least != "1.17")
     inputs = np.random.default_rng(0).normal(size=(1, 2, 7, 7)).astype(np.float32)
-    if not older_than(least):
+    if not older("onnxruntime", least):
         with OnnxRuntime().runner(model.SerializeToString(), threads=1) as runner:
             (result,) = runner.run(inputs)
         if operator == "AveragePool":  # onnx's reference has other maxima at borders than torch
             expected: Any = ReferenceEvaluator(model).run(None, {"x": inputs})
             np.testing.assert_allclose(result, expected[0], rtol=1e-5, atol=1e-6)
-
-
-def older_than(least: str) -> bool:
-    own, needed = (tuple(map(int, version.split(".")[:2])) for version in (onnxruntime.__version__, least))
-    return own < needed
 
 
 @pytest.mark.parametrize(("opset", "ir_version", "least"), [(17, 8, "1.15"), (20, 9, "1.17"), (21, 10, "1.18")])

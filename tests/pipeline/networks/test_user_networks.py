@@ -17,6 +17,7 @@ from pipeline.networks.declared import Declared
 from pipeline.stages.first_link import check_on_images
 from pipeline.stages.teacher import load_network
 from tests.user_builders import BUILDERS
+from tests.versions import older
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +29,8 @@ def at_the_desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     sys.modules.pop("users_nets", None)
 
 
-# A divisor of 0, which older versions of torch refuse themselves: 2.11 does, 2.14 computes with it.
-_REFUSED_BY_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12)
+# A divisor of 0, which torch 2.11 refuses itself; 2.12.0 and what came after compute with it.
+_REFUSED_BY_TORCH = older("torch", "2.12")
 _WITHOUT_SPREAD = (
     "ValueError: batch_norm eps must be positive, but got 0.0"
     if _REFUSED_BY_TORCH
