@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from backends.base import Backend
 from calibration.errors import require_package
+from calibration.simulation.correction import Corrections
+from pipeline.artifacts import Lesson, Network, PreparedStudent, QuantisedStudent
 from pipeline.bundle.bundle import read_bundle, vouched_report, write_model
 from pipeline.config import EngineConfig, RunConfig, ValidationConfig, check_engine
 from pipeline.config.compare import CompareConfig
 from pipeline.config.flag_meaning import check_bundle_meanings
 from pipeline.report.comparison import ComparisonReport
+from pipeline.report.course import StepName
 from pipeline.report.schema import Report
 from pipeline.setup.calibration import calibrated
 from pipeline.setup.chosen_backend import chosen_backends, emulated_backend, prepared_for, stored_backend
@@ -26,7 +29,7 @@ from pipeline.setup.settled import float_steps, settled_by_inputs
 from pipeline.setup.stage_seconds import StageSeconds
 from pipeline.setup.state import begin, clear, is_finished, open_run_folder
 from pipeline.setup.told_to_resume import told_to_resume
-from pipeline.stages.convert import convert
+from pipeline.stages.convert import convert, convert_untrained
 from pipeline.stages.distill import distil
 from pipeline.stages.first_link import check_float_file
 from pipeline.stages.float_student import teach_float, what_was_learned, with_weights
@@ -34,10 +37,12 @@ from pipeline.stages.imagine import imagine
 from pipeline.stages.observe import suited
 from pipeline.stages.post_training import quantise_after_training
 from pipeline.stages.reconstruct import reconstruct
+from pipeline.tools.kept import Kept
 from pipeline.tools.progress import Progress
 from pipeline.tools.threads import compute_in, own_threads
 from pipeline.validation.advice import advice_on_bundle
 from pipeline.validation.bundle_of_result import write_result
+from pipeline.validation.cheapest import Candidate, cheapest, check_goal, goal_words
 from pipeline.validation.evaluation import Scored
 from pipeline.validation.gates import check_output_names
 from pipeline.validation.inputs import Inputs, Material
@@ -47,7 +52,7 @@ from pipeline.validation.opening import opening
 from pipeline.validation.preflight import check_learnable, check_machine, check_room, identities, scored_on
 from pipeline.validation.subject import Asked
 from pipeline.validation.teacher_check import check_teacher
-from pipeline.validation.validate import validate_network, validate_stored
+from pipeline.validation.validate import Validated, validate_network, validate_stored
 
 
 def run(config: RunConfig, progress: Progress) -> Report:
@@ -78,7 +83,7 @@ def _run(config: RunConfig, candidates: tuple[Backend, ...], folder: RunFolder, 
 
     What lies in the folder once `begin` has been through it is this run's own, finished before it was interrupted.
     """
-    asked, learning, execution = config.quantisation, config.distillation, config.execution
+    asked, learning, execution = config.grids, config.learning, config.execution
     seed, steps = execution.seed, float_steps(config.student, learning)
     progress = times = StageSeconds(progress)
 
@@ -102,6 +107,8 @@ def _run(config: RunConfig, candidates: tuple[Backend, ...], folder: RunFolder, 
     scored = scored or Scored.held_out(images)
     notes = (*inputs.notes, *how_it_came_about(folder), *material.notes)
     _say(progress, (*opening(learning, config.validation, teacher, scored), *notes))
+    if config.strategy.stops_early:
+        progress.say(goal_words(config.validation, teacher.outputs, scored))
 
     if steps:
         with progress.stage("float"):
@@ -114,35 +121,77 @@ def _run(config: RunConfig, candidates: tuple[Backend, ...], folder: RunFolder, 
             check_taught(student, shown, asked)
     student = suited(student, candidates[0].profile, asked.widths, check=shown)
 
+    def judged(quantised: QuantisedStudent) -> Validated:
+        said = (*notes, *quantised.notes)
+        with times.stage("validate"):
+            return validate_network(
+                student, lesson, quantised, scored, _asked(config, folder.bundle), times, notes=said
+            )
+
     if not asked.trains:
         with progress.stage("quantise"):  # short enough to be done again by a resumed run
             quantised = quantise_after_training(student, teacher, candidates[0], images, asked, progress=progress)
+        validated = judged(quantised)
     else:
-        with progress.stage("observe"):
-            place = folder.of("calibration")
-            prepared = calibrated(student, candidates, teacher, images, asked, place=place, progress=progress)
-            backend = prepared_for(candidates, prepared.plan)
-        if asked.resolved_rounding != "nearest":
-            with progress.stage("reconstruct"):
-                place = folder.of("reconstruction")
-                prepared = reconstruct(prepared, images, seed=seed, place=place, progress=progress)
-        with progress.stage("distil"):
-            files = folder.training(learning.generations)
-            trained = distil(prepared, lesson, learning, execution, files=files, progress=progress)
-        with progress.stage("convert"):
-            quantised = convert(prepared, trained.network, teacher, backend, distillation=trained.distillation)
+        students = _students(config, student, lesson, candidates, folder, times)
+        if config.strategy.stops_early:
+            place, run = Kept(folder.measured), folder.identity().run
+            quantised, validated = cheapest(students, judged, place=place, run=run, progress=progress)
+        else:
+            (only,) = students
+            quantised, validated = only.quantised, judged(only.quantised)
     check_float_file(quantised.compiled.float_model, teacher, shown, batch=asked.static_batch)
     write_model(folder.float_of_next_bundle, quantised.compiled.float_model)
-
-    with progress.stage("validate"):
-        notes, judged_by = (*notes, *quantised.notes), _asked(config, folder.bundle)
-        validated = validate_network(student, lesson, quantised, scored, judged_by, progress, notes=notes)
     validated = validated.of_run(folder.identity().run, seconds=times.seconds())
     # Where the bundle is, the run is finished; what belongs beside it follows.
     replaced = config.output.overwrite or config.output.resume
     write_result(folder.bundle, quantised, validated, teacher, student, scored, overwrite=replaced)
     make_whole(folder)
     return validated.report
+
+
+def _students(
+    config: RunConfig,
+    student: Network,
+    lesson: Lesson,
+    candidates: tuple[Backend, ...],
+    folder: RunFolder,
+    progress: StageSeconds,
+) -> Iterator[Candidate]:
+    """The quantised forms of a float student, from the cheapest on, each made when it is asked for.
+
+    The last alone where the run is not to stop at its goal.
+    """
+    asked, learning, execution = config.grids, config.learning, config.execution
+    teacher, images, early = lesson.teacher, lesson.images, config.strategy.stops_early
+
+    def untrained(name: StepName, prepared: PreparedStudent, *, stage: str | None) -> Candidate:
+        seconds = None if stage is None else progress.seconds()[stage]
+        with progress.stage("convert"):
+            return Candidate(name=name, quantised=convert_untrained(prepared, teacher, backend), seconds=seconds)
+
+    with progress.stage("observe"):
+        place = folder.of("calibration")
+        prepared = calibrated(student, candidates, teacher, images, asked, place=place, progress=progress)
+        backend = prepared_for(candidates, prepared.plan)
+    if early:
+        yield untrained("calibrated", replace(prepared, corrections=Corrections()), stage="observe")
+        yield untrained("corrected", prepared, stage=None)
+    if asked.resolved_rounding != "nearest":
+        with progress.stage("reconstruct"):
+            place = folder.of("reconstruction")
+            prepared = reconstruct(prepared, images, seed=execution.seed, place=place, progress=progress)
+        if early:
+            yield untrained("reconstructed", prepared, stage="reconstruct")
+    if early and learning.steps == 0:
+        return
+    with progress.stage("distil"):
+        files = folder.training(learning.generations)
+        trained = distil(prepared, lesson, learning, execution, files=files, progress=progress)
+    seconds = progress.seconds()["distil"]
+    with progress.stage("convert"):
+        quantised = convert(prepared, trained.network, teacher, backend, distillation=trained.distillation)
+    yield Candidate(name="distilled", quantised=quantised, seconds=seconds)
 
 
 def _read(config: RunConfig, backend: Backend, root: Path) -> Inputs:
@@ -152,12 +201,14 @@ def _read(config: RunConfig, backend: Backend, root: Path) -> Inputs:
 
     Raises UserError for whatever is wrong with them.
     """
-    asked, learning, limits, seed = config.quantisation, config.distillation, config.validation, config.execution.seed
+    asked, learning, limits, seed = config.grids, config.learning, config.validation, config.execution.seed
     steps, to_score = float_steps(config.student, learning), config.evaluation_source
     declared = declared_by(config.teacher, asked, limits.classes)
     networks = networks_of(config.teacher, config.student, config.preprocessing, declared)
     teacher = networks.teacher
     check_output_names(limits, [output.name for output in teacher.outputs], source=teacher.source)
+    if config.strategy.stops_early:
+        check_goal(limits, teacher.outputs)
     check_networks(networks, backend, asked)
     objective = objective_of(networks, learning, seed=seed) if asked.trains else None
     images = images_named(config.data, teacher, labelled=learning.label_weight is not None, seed=seed)
@@ -186,8 +237,8 @@ def _read(config: RunConfig, backend: Backend, root: Path) -> Inputs:
 def _asked(config: RunConfig, bundle: Path) -> Asked:
     """What the result of a run is judged by."""
     return Asked(
-        quantisation=config.quantisation,
-        learning=config.distillation,
+        quantisation=config.grids,
+        learning=config.learning,
         limits=config.validation,
         seed=config.execution.seed,
         student=config.student.source,

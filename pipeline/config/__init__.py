@@ -11,6 +11,7 @@ from pipeline.config.preprocessing import PreprocessingConfig
 from pipeline.config.quantisation import Bits, QuantisationConfig
 from pipeline.config.run import RunConfig
 from pipeline.config.sources import EMBEDDED, NO_DATA, DataConfig, StudentConfig, TeacherConfig, check_source
+from pipeline.config.strategy import StrategyConfig
 from pipeline.config.validation import ENGINE_GROUP, EngineConfig, ValidationConfig, check_engine
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "PreprocessingConfig",
     "QuantisationConfig",
     "RunConfig",
+    "StrategyConfig",
     "StudentConfig",
     "TeacherConfig",
     "ValidationConfig",

@@ -14,6 +14,7 @@ from calibration.errors import UserError
 from pipeline.config import flags
 from pipeline.config.affinity_points import FA_CHOICES, Affinity
 from pipeline.config.sources import NO_DATA
+from pipeline.config.strategy import UNTRAINED
 from pipeline.config.validation import EngineConfig, ValidationConfig
 
 Settings = Mapping[str, Any]
@@ -45,8 +46,12 @@ def _ours(settings: Settings) -> bool:
     return bool(settings["quantiser"] == "faqd")
 
 
+def _trains(settings: Settings) -> bool:
+    return settings["strategy"] not in UNTRAINED
+
+
 def _learns_quantised(settings: Settings) -> bool:
-    return _ours(settings) and settings["steps"] != 0
+    return _ours(settings) and _trains(settings) and settings["steps"] != 0
 
 
 def _learns(settings: Settings) -> bool:
@@ -61,6 +66,8 @@ def _over_pixels(settings: Settings) -> bool:
 def _untrained(settings: Settings) -> str:
     if not _ours(settings):
         return f"with --quantiser {settings['quantiser']}, which does not train: leave it out"
+    if not _trains(settings):
+        return f"with --strategy {settings['strategy']}, which trains nothing: leave one of them out"
     return "with --steps 0, where no quantised network is trained: leave one of them out"
 
 
@@ -72,6 +79,12 @@ def _need(holds: Callable[[Settings], bool], lacking: str, *shown: str) -> Need:
 _OURS = Need(holds=_ours, lacking=_untrained)
 _LEARNS = Need(holds=_learns, lacking=_untrained)
 _LEARNS_QUANTISED = Need(holds=_learns_quantised, lacking=_untrained)
+_STEPS_OF_STRATEGY = Need(holds=lambda s: _trains(s) or s["steps"] == 0, lacking=_untrained)
+_ROUNDED_BY_STRATEGY = _need(
+    lambda s: (s["strategy"], s["rounding"]) not in (("calibrate", "least-squares"), ("reconstruct", "nearest")),
+    "with --strategy {}, which rounds otherwise: leave one of them out",
+    "strategy",
+)
 _USES_IMAGES = Need(holds=lambda s: _ours(s) or may_learn_in_float(s), lacking=_untrained)
 _LEARNS_IN_FLOAT = _need(
     may_learn_in_float,
@@ -193,6 +206,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "held-out-images": ALWAYS,
     "generator-steps": (_GENERATES,),
     "generated-images": (_GENERATES,),
+    "strategy": (_OURS,),
     # Quantisation: what a backend or a quantiser does not have at all is said in the group and in post_training.
     "backend": ALWAYS,
     "target": ALWAYS,
@@ -203,7 +217,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "last-bits": (_no_wider("last-bits"),),
     "activation-bits": ALWAYS,
     "range": (_OURS,),
-    "rounding": (_OURS,),
+    "rounding": (_OURS, _ROUNDED_BY_STRATEGY),
     "learned-scales": (_LEARNS_QUANTISED,),
     "weight-grids": (_LEARNS_QUANTISED,),
     "activation-grids": (_LEARNS_QUANTISED,),
@@ -214,7 +228,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "dynamic-size": ALWAYS,
     "external-data-above": ALWAYS,
     # Distillation.
-    "steps": (_OURS,),
+    "steps": (_OURS, _STEPS_OF_STRATEGY),
     "patience": (_LEARNS_QUANTISED, _JUDGED_ON_THE_WAY),
     "minutes": (_LEARNS_QUANTISED,),
     "float-steps": (_HAS_STUDENT,),
@@ -275,6 +289,8 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
 
 #: Values by which a flag asks for nothing, so that there is nothing to ignore.
 _NEUTRAL = (None, False, "auto", "none", "identity")
+#: Flags of which every value asks for something.
+_ASKED_BY_ANY = ("strategy",)
 
 
 def lacking(key: str, settings: Settings) -> str | None:
@@ -291,7 +307,8 @@ def check_meanings(settings: Settings, asked: Collection[str]) -> None:
     for key in (key for key in NEEDS if key in asked):
         why = lacking(key, settings)
         # True and 1 are equal in Python, and so are False and 0: a number asks for something.
-        if why is not None and not any(settings[key] is neutral or settings[key] == neutral for neutral in _NEUTRAL):
+        nothing = any(settings[key] is neutral or settings[key] == neutral for neutral in _NEUTRAL)
+        if why is not None and (key in _ASKED_BY_ANY or not nothing):
             value = "" if settings[key] is True else f" {flags.as_typed(settings[key])}"
             raise UserError(f"--{key}{value} has no meaning {why}")
 

@@ -19,6 +19,7 @@ from pipeline.config.post_training import check_post_training
 from pipeline.config.preprocessing import PreprocessingConfig
 from pipeline.config.quantisation import QuantisationConfig
 from pipeline.config.sources import EMBEDDED, NO_DATA, DataConfig, StudentConfig, TeacherConfig
+from pipeline.config.strategy import StrategyConfig
 from pipeline.config.validation import ENGINE_GROUP, EngineConfig, ValidationConfig, check_engine
 
 
@@ -34,6 +35,7 @@ class RunConfig:
     preprocessing: Annotated[PreprocessingConfig, _group("Preprocessing")] = field(default_factory=PreprocessingConfig)
     student: Annotated[StudentConfig, _group("Student")] = field(default_factory=StudentConfig)
     data: Annotated[DataConfig, _group("Data")] = field(default_factory=DataConfig)
+    strategy: Annotated[StrategyConfig, _group("Strategy")] = field(default_factory=StrategyConfig)
     quantisation: Annotated[QuantisationConfig, _group("Quantisation")] = field(default_factory=QuantisationConfig)
     distillation: Annotated[DistillationConfig, _group("Distillation")] = field(default_factory=DistillationConfig)
     validation: Annotated[ValidationConfig, _group("Validation")] = field(default_factory=ValidationConfig)
@@ -61,6 +63,16 @@ class RunConfig:
             check_post_training(self.to_json())
         settings, defaults = self.to_json(), default_settings()
         check_meanings(settings, [key for key, value in settings.items() if value != defaults[key]])
+
+    @property
+    def grids(self) -> QuantisationConfig:
+        """The section of quantisation, with the roundings that the strategy takes."""
+        return self.strategy.grids(self.quantisation)
+
+    @property
+    def learning(self) -> DistillationConfig:
+        """The section of distillation, without steps where the strategy has none."""
+        return self.strategy.learning(self.distillation)
 
     @property
     def evaluation_source(self) -> str | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from backends.device.bundle_check import records
+from pipeline.report.course import Course
 from pipeline.report.gate import EXIT_STATUS, Gate, Status, verdict
 
 SCHEMA: Final = 1
@@ -310,6 +311,8 @@ class ReportFields:
     """The images on which simulation and oracle were held to the runtime; None: on all that were scored."""
     run: str | None = None
     """Which run it is of, a hash of all that decided it, as the bundle's manifest has it; None of what no run made."""
+    strategy: Course | None = None
+    """What became of each student on the way, where the run was to stop at its goal."""
 
     def __post_init__(self) -> None:
         records.check(self)

@@ -6,7 +6,7 @@ import re
 
 from markupsafe import Markup, escape
 
-from pipeline.report import wording
+from pipeline.report import course_words, wording
 from pipeline.report.cards import Card
 from pipeline.report.charts import Bar, line_chart
 from pipeline.report.fields import ReportFields
@@ -21,6 +21,7 @@ def page(report: ReportFields) -> str:
         "page.html.j2",
         report=report,
         wording=wording,
+        course_words=course_words,
         accuracy_bars=_accuracy_bars(report),
         latency_bars=_latency_bars(report),
         size_bars=_size_bars(report),

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.report import wording
+from pipeline.report.course_words import course_words, step_words
 from pipeline.report.fields import ReportFields
 from pipeline.tools.printing import plain
 
@@ -106,6 +107,8 @@ def fact_rows(report: ReportFields) -> list[tuple[str, str]]:
     rows += [("size", shrunk)]
     if (training := wording.training_words(report)) is not None:
         rows.append(("distillation", training))
+    if (course := report.strategy) is not None:
+        rows += [("strategy", course_words(course)), *(("", step_words(step)) for step in course.steps)]
     if report.data is not None and report.data.unreadable:
         names = ", ".join(report.data.unreadable_names)
         rows.append(("images skipped", f"{report.data.unreadable} unreadable of {report.data.images}: {names}"))

@@ -68,6 +68,7 @@ OPTIONAL_BLOCKS = (
     "quantiser",
     "sample",
     "run",
+    "strategy",
 )
 OPTIONAL_OF_OUTPUTS = ("worst", "cosine", "entries")
 """The same of an output."""

@@ -62,7 +62,7 @@ _LIST: Final = (
     ((*_LEARNING, "classes", "augmentation"), (_FLOAT, _TRAINING, BUNDLE)),
     (_IN_FLOAT, (_FLOAT, BUNDLE)),
     ((*_PLACEMENT, "calibration-images", "range"), (_CALIBRATION, _RECONSTRUCTION, _TRAINING, BUNDLE)),
-    (("rounding",), (_RECONSTRUCTION, _TRAINING, BUNDLE)),
+    (("strategy", "rounding"), (_RECONSTRUCTION, _TRAINING, BUNDLE)),
     ((*_QUANTISED, *_GRIDS), (_TRAINING, BUNDLE)),
     ((*flags.flags(EngineConfig), "rest", "opset", "static-batch", "external-data-above", *_SCORING), (BUNDLE,)),
     (("output", "overwrite", "resume", "restart-training", "workers", "device"), ()),

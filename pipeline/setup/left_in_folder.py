@@ -72,8 +72,11 @@ def drop_training(folder: RunFolder) -> str | None:
     Raises UserError where the folder cannot be written.
     """
     dropped = [part for part in finished_parts(folder) if part.trained]
-    for file in (*folder.trainings(), *(() if folder.float_student.exists() else (folder.float_checkpoint,))):
+    # With what was measured, as by the clock another training may have other steps.
+    for file in (folder.measured, *folder.trainings()):
         remove(file)
+    if not folder.float_student.exists():
+        remove(folder.float_checkpoint)
     if not dropped:
         return None
     several = len(dropped) > 1 or dropped[0].several

@@ -21,7 +21,7 @@ STATE: Final = "state"
 BUNDLE: Final = "bundle"
 #: Names of the files in STATE: the one that says which run it belongs to, and what `RunFolder` says of each.
 SETTINGS: Final = "settings.json"
-SECONDS, PREPARED = "seconds.json", "prepared.json"
+SECONDS, PREPARED, MEASURED = "seconds.json", "prepared.json", "measured.json"
 GENERATED, FLOAT_STUDENT, TRAINED = "generated.safetensors", "float.safetensors", "trained.safetensors"
 RECONSTRUCTED: Final = "reconstructed.safetensors"
 FLOAT_CHECKPOINT, CHECKPOINT = "float-checkpoint.safetensors", "checkpoint.safetensors"
@@ -33,8 +33,8 @@ FLOAT_FILES: Final = (FLOAT_MODEL, FLOAT_MODEL + DATA_SUFFIX)
 #: What a run writes into its folder.
 OF_A_RUN: Final = (STATE, BUNDLE, *FLOAT_FILES, REPORT, PAGE)
 _FILES = (
-    SETTINGS, SECONDS, PREPARED, RECONSTRUCTED, GENERATED, FLOAT_STUDENT, FLOAT_CHECKPOINT, CHECKPOINT, TRAINED,
-    *FLOAT_FILES,
+    SETTINGS, SECONDS, PREPARED, MEASURED, RECONSTRUCTED, GENERATED, FLOAT_STUDENT, FLOAT_CHECKPOINT, CHECKPOINT,
+    TRAINED, *FLOAT_FILES,
 )  # fmt: skip
 _OF_STATE = re.compile("|".join([*map(re.escape, _FILES), r"\d+".join(map(re.escape, GENERATION.split("{}")))]))
 # What checks on a device leave in a bundle that they run in: bytecode, and the engines that they were told to keep.

@@ -14,6 +14,7 @@ from pipeline.setup.own_files import (
     FLOAT_STUDENT,
     GENERATED,
     GENERATION,
+    MEASURED,
     PREPARED,
     RECONSTRUCTED,
     SECONDS,
@@ -63,6 +64,11 @@ class RunFolder:
     def reconstructed(self) -> Path:
         """Weights as they are rounded before any training."""
         return self.state / RECONSTRUCTED
+
+    @property
+    def measured(self) -> Path:
+        """What was measured of students on the way to a goal."""
+        return self.state / MEASURED
 
     @property
     def checkpoint(self) -> Path:

@@ -54,7 +54,7 @@ def settled_by_configuration(config: RunConfig) -> dict[str, Any]:
 
     Raises UserError where this machine's processor is none that a backend knows.
     """
-    quantisation, learning, validation = config.quantisation, config.distillation, config.validation
+    quantisation, learning, validation = config.grids, config.learning, config.validation
     bits = min(quantisation.bits, quantisation.activation_bits)
     normalised = resolve_normalised(learning.batch_norm, bits)
     settled: dict[str, Any] = {

@@ -63,9 +63,9 @@ def choose_profile(
     first, later = ("the fastest, and", ", though slower") if runs else ("the first, as", "")
     why = f"{first} none is better beyond chance" if best == 0 else f"better beyond chance{later}"
     count = scores.shape[1]
-    # What follows is nobody's business here, and must not be read into these figures.
-    rounds = prepared.quantisation.resolved_rounding != "nearest"
-    when = "calibrated, before weights are rounded by least squares" if rounds else "calibrated only"
+    # Weights may be rounded otherwise behind this, which must not be read into these figures.
+    nearest = prepared.quantisation.resolved_rounding == "nearest"
+    when = "calibrated only" if nearest else "calibrated, weights rounded to the nearest integers"
     note = f"{when}, {what} on {counted(count, 'held-out image')}: {measured}; {names[best]} is taken: {why}"
     return replace(students[best], notes=(*prepared.notes, note))
 

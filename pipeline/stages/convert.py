@@ -102,6 +102,15 @@ def convert(
     )
 
 
+def convert_untrained(prepared: PreparedStudent, teacher: Network, backend: Backend) -> QuantisedStudent:
+    """The artifact of a student as it was calibrated, for the backend.
+
+    Raises UserError when the file would break one of the backend's rules.
+    """
+    compiled = compile_model(prepared, prepared.network(), teacher, backend)
+    return QuantisedStudent(backend=backend, compiled=compiled, plan=prepared.plan, prepared=prepared)
+
+
 def compile_model(
     prepared: PreparedStudent, network: PreparedNetwork, teacher: Network, backend: Backend
 ) -> CompiledModel:

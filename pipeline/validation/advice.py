@@ -15,6 +15,7 @@ from pipeline.report.wording import scored_output
 
 #: Bits of weights -> the next wider ones that are worth a run of their own.
 _WIDER = {4: 8, 3: 4, 2: 4, 1: 2}
+_TRAINING = "training: --strategy distil, without --steps 0"
 # Layers named at most.
 _NAMED_LAYERS = 3
 # Below this number of images, more of them are worth more than another setting [ours].
@@ -58,7 +59,7 @@ def _ways_of_another_run(report: Report, run: Report | None) -> Iterator[str]:
         yield "--quantiser faqd, which corrects and trains"
         return
     if run is not None and run.distillation is not None and run.distillation.steps == 0:
-        yield "training: leave --steps 0 out"
+        yield _TRAINING
     if report.bits.activations < 8:
         yield f"--activation-bits 8 instead of {report.bits.activations}"
     if report.bits.weights in _WIDER:
@@ -156,7 +157,7 @@ def _ways(widths: QuantisationConfig, report: Report) -> Iterator[str]:
         if bits < 8:
             yield f"--{flag}-bits 8 instead of {bits}"
     if report.distillation is not None and report.distillation.steps == 0:
-        yield "training: leave --steps 0 out"
+        yield _TRAINING
     if widths.activation_bits < 8:
         yield f"--activation-bits 8 instead of {widths.activation_bits}"
     if widths.bits in _WIDER:

@@ -25,6 +25,7 @@ ROWS: list[tuple[str, Any, dict[str, Any], dict[str, Any], str]] = [
     ("augmentation", "crop", {**UNTRAINED, "targets": "image"}, UNTRAINED, "with --steps 0"),
     ("generator-steps", 9, ELSEWHERE, {"data": "none"}, "with --data none alone"),
     ("generated-images", 9, {}, {"data": "none"}, "with --data digits"),
+    ("strategy", "auto", {"quantiser": "nncf"}, UNTRAINED, "with --quantiser nncf"),
     ("first-bits", 4, {"bits": 8}, {"bits": 4}, "with --bits 8, below which no layer goes: use --bits 4"),
     ("depthwise-bits", 2, {"bits": 4}, {"bits": 2}, "use --bits 2, or leave it out"),
     ("last-bits", 4, {}, {"bits": 3}, "with --bits 8, below which no layer goes"),

@@ -52,7 +52,7 @@ def test_what_was_measured_before_weights_are_rounded_is_called_so(example: Simp
     (note,) = choose(example, X64_WITHOUT_VNNI, X64_PRECISE).notes
     assert note.startswith("calibrated only, decisions like the teacher's on ")
     (note,) = choose(example, X64_WITHOUT_VNNI, X64_PRECISE, asked=QuantisationConfig(bits=4)).notes
-    assert note.startswith("calibrated, before weights are rounded by least squares, decisions like the teacher's on ")
+    assert note.startswith("calibrated, weights rounded to the nearest integers, decisions like the teacher's on ")
     nearest = QuantisationConfig(bits=4, rounding="nearest")
     assert choose(example, X64_WITHOUT_VNNI, X64_PRECISE, asked=nearest).notes[0].startswith("calibrated only, ")
 

@@ -57,7 +57,7 @@ def test_the_least_loss_that_passes_is_the_limit_itself(make_report: Callable[..
 
 def test_each_setting_has_its_own_ways(make_report: Callable[..., Report]) -> None:
     untrained = report_of(make_report, calibrated=0.844, chosen="calibrated", steps=0)
-    assert "training: leave --steps 0 out; another --range" in advice(config(steps=0), untrained)[0]
+    assert "training: --strategy distil, without --steps 0; another --range" in advice(config(steps=0), untrained)[0]
     assert "--quantiser faqd" in advice(config(quantiser="nncf"), replace(untrained, distillation=None))[0]
     assert untrained.data is not None
     few = replace(untrained, data=replace(untrained.data, images=96, unreadable=3))
@@ -89,7 +89,7 @@ def test_a_bundle_that_fails_elsewhere_is_told_what_another_run_may_change(make_
     run = report_of(make_report, calibrated=0.844, chosen="calibrated", steps=0)
     report = replace(run, gates=gates, bits=Bits(weights=4, activations=8), distillation=None)
     assert advice_on_bundle(Path("some/bundle"), report, run) == (
-        "for the gate of output boxes, another faqd run, cheapest first: training: leave --steps 0 out; --bits 8"
+        "for the gate of output boxes, another faqd run, cheapest first: training: --strategy distil, without --steps 0; --bits 8"
         " instead of 4; another --range (mse, minmax, percentile); images for --data that are like those to be judged",
         "for the parity gate: faqd compare some/bundle names what differs first",
     )
