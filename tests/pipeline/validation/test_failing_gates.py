@@ -217,7 +217,7 @@ def test_a_run_fails_by_every_gate_at_once(monkeypatch: pytest.MonkeyPatch, caps
     assert [gate.name for gate in report.gates if gate.passed is not False] == []
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.count("FAIL") == len(report.gates) and "a gate failed (exit status 1)" in shown
-    for advised in ("training: leave --steps 0 out", "faqd compare", "--image-size", "try another version of it"):
+    for advised in ("training: --strategy distil", "faqd compare", "--image-size", "try another version of it"):
         assert any(advised in note for note in report.notes), advised
     assert any("a smaller --min-speedup" in note for note in report.notes)
     assert read_report(Path("failing/bundle/report.json")) == report, "the bundle is made all the same"
