@@ -22,9 +22,9 @@ class StepTaken:
     over: float | None
     """Percentage points by which it exceeds a limit, of all accuracy gates the worst; 0 and less: by none."""
     reached: bool | None
-    """Whether all accuracy gates passed; None: the images are too few to say."""
+    """Whether all accuracy gates passed; None: the images cannot say."""
     suffices: bool
-    """Whether no further step is worth its time: the goal is reached, or images too few to say show no loss at all."""
+    """Whether no further step is worth its time: the goal is reached, or images that cannot say show no loss at all."""
     gained: float | None = None
     """Percentage points that it has lost less than the step before; None of the first."""
     seconds: float | None = None

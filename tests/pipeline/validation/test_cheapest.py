@@ -103,7 +103,7 @@ def test_images_too_few_to_decide_end_it_where_they_show_no_loss(make_report: Ma
     number, course = way.taken(tmp_path)
     assert (number, way.judged) == (2, [0, 1, 2])
     assert course.result.reached is None and course_words(course).endswith(
-        "reconstructed is taken, which loses nothing on images too few to decide"
+        "reconstructed is taken, which loses nothing on images that cannot decide"
     )
     (tmp_path / "again").mkdir()
     _, course = Way(make_report, 5.0, 0.1, 0.2, 0.3, undecided=True).taken(tmp_path / "again")
