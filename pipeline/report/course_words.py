@@ -12,9 +12,8 @@ def course_words(course: Course) -> str:
     if result.reached:
         return f"{course.name}, {limit}: {course.chosen} is the cheapest that reaches it"
     if result.reached is None:
-        why = (
-            "which loses nothing on images that cannot decide" if result.suffices else "which loses the least; undecided"
-        )
+        nothing = "which loses nothing on images that cannot decide"
+        why = nothing if result.suffices else "which loses the least; undecided"
         return f"{course.name}, {limit}: {course.chosen} is taken, {why}"
     return f"{course.name}, {limit}: the goal is NOT reached; {course.chosen} comes nearest and is taken"
 

@@ -90,8 +90,8 @@ def test_a_bundle_that_fails_elsewhere_is_told_what_another_run_may_change(make_
     report = replace(run, gates=gates, bits=Bits(weights=4, activations=8), distillation=None)
     assert advice_on_bundle(Path("some/bundle"), report, run) == (
         "for the gate of output boxes, another faqd run, cheapest first: training: --strategy distil, without --steps"
-        " 0; --bits 8 instead of 4; another --range (mse, minmax, percentile); images for --data that are like those to be"
-        " judged",
+        " 0; --bits 8 instead of 4; another --range (mse, minmax, percentile); images for --data that are like those to"
+        " be judged",
         "for the parity gate: faqd compare some/bundle names what differs first",
     )
     (line, _) = advice_on_bundle(Path("b"), report, None)
