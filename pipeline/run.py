@@ -122,6 +122,8 @@ def _run(config: RunConfig, candidates: tuple[Backend, ...], folder: RunFolder, 
     student = suited(student, candidates[0].profile, asked.widths, check=shown)
 
     def judged(quantised: QuantisedStudent) -> Validated:
+        check_float_file(quantised.compiled.float_model, teacher, shown, batch=asked.static_batch)
+        write_model(folder.float_of_next_bundle, quantised.compiled.float_model)
         said = (*notes, *quantised.notes)
         with times.stage("validate"):
             return validate_network(
@@ -140,8 +142,6 @@ def _run(config: RunConfig, candidates: tuple[Backend, ...], folder: RunFolder, 
         else:
             (only,) = students
             quantised, validated = only.quantised, judged(only.quantised)
-    check_float_file(quantised.compiled.float_model, teacher, shown, batch=asked.static_batch)
-    write_model(folder.float_of_next_bundle, quantised.compiled.float_model)
     validated = validated.of_run(folder.identity().run, seconds=times.seconds())
     # Where the bundle is, the run is finished; what belongs beside it follows.
     replaced = config.output.overwrite or config.output.resume
