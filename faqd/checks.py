@@ -21,6 +21,7 @@ from pipeline.config import (
     DistillationConfig,
     ExecutionConfig,
     QuantisationConfig,
+    RunConfig,
 )
 from pipeline.images.preprocessing_overrides import FLAGS, Overrides
 from pipeline.networks.declared import Declared
@@ -45,6 +46,14 @@ def section(kind: type[Section], settings: Mapping[str, Any], function: str, **o
             close = records.nearest(name, known) or f"; known: {', '.join(known)}"
             raise UserError(f"{function}({name}={value!r}): there is no such setting{close}")
     return kind(**settings, **own)
+
+
+def run_with(**sections: Any) -> RunConfig:
+    """A run of these sections on open images, which knows what a setting needs beside others in order to mean anything.
+
+    Raises UserError where one would be ignored.
+    """
+    return RunConfig(data=OPEN, **sections)
 
 
 def overrides_of(overrides: Mapping[str, Any], function: str) -> Overrides:

@@ -14,7 +14,7 @@ import torch
 
 from calibration.errors import UserError
 from calibration.graph.interface import interface_of
-from faqd.checks import OPEN, check_bundle_place, check_images, check_kind, section
+from faqd.checks import check_bundle_place, check_images, check_kind, run_with, section
 from faqd.images_at_hand import AT_HAND
 from faqd.results import Artifact, Images, Simulation, Student, snapshot
 from pipeline.artifacts import FLOAT_MODEL, Lesson, Network, QuantisedStudent, TrainingFiles
@@ -24,7 +24,6 @@ from pipeline.config import (
     EngineConfig,
     ExecutionConfig,
     QuantisationConfig,
-    RunConfig,
     StudentConfig,
     ValidationConfig,
 )
@@ -71,8 +70,7 @@ def prepared_student(
         if asked.static_batch not in (None, 1):
             raise UserError(f"prepare(static_batch={asked.static_batch}): {network.source} takes one image at a time")
         asked = replace(asked, static_batch=1)
-    # Also for its errors: it knows what a setting needs in order to mean something.
-    config = RunConfig(quantisation=asked, data=OPEN, execution=ExecutionConfig(seed=images.seed))
+    config = run_with(quantisation=asked, execution=ExecutionConfig(seed=images.seed))
     networks = Networks(teachers=(teacher or network,), student=network)
     candidates = chosen_backends(asked, config.engine, batch=config.validation.batch, progress=progress)
     with progress.stage("observe"):
@@ -119,7 +117,7 @@ def distilled_student(
     """See `faqd.distil`."""
     asked = section(DistillationConfig, settings, "distil")
     _check_lesson(teachers, images, "distil")
-    RunConfig(quantisation=student.prepared.quantisation, distillation=asked, data=OPEN, execution=execution)
+    run_with(quantisation=student.prepared.quantisation, distillation=asked, execution=execution)
     resolve_device(execution.device)
     if student.network is not teachers[0]:
         check_same_outputs(student.network, teachers[0])
@@ -168,7 +166,7 @@ def taught_network(
     asked = section(DistillationConfig, settings, "distil")
     check_kind(student, Network, "distil", "a student that faqd.prepare makes, or a float network")
     _check_lesson(teachers, images, "distil")
-    config = RunConfig(student=StudentConfig(source=student.source), distillation=asked, data=OPEN, execution=execution)
+    config = run_with(student=StudentConfig(source=student.source), distillation=asked, execution=execution)
     resolve_device(execution.device)
     check_same_outputs(student, teachers[0])
     steps = resolve_float_steps(asked.float_steps, named=True, has_weights=False)
@@ -260,9 +258,7 @@ def _judged(
     lesson, asked = student.lesson, student.prepared.quantisation
     learning = student.settings or DistillationConfig()
     execution = ExecutionConfig(seed=student.seed)
-    RunConfig(  # which knows what a setting needs in order to mean something
-        quantisation=asked, distillation=learning, data=OPEN, validation=limits, engine=engine, execution=execution
-    )
+    run_with(quantisation=asked, distillation=learning, validation=limits, engine=engine, execution=execution)
     candidates = chosen_backends(asked, engine, batch=limits.batch, progress=progress)
     backend = prepared_for(candidates, artifact.quantised.plan)
     quantised, scored = replace(artifact.quantised, backend=backend), _scored(images, lesson, limits)

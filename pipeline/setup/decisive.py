@@ -62,8 +62,9 @@ _LIST: Final = (
     ((*_LEARNING, "classes", "augmentation"), (_FLOAT, _TRAINING, BUNDLE)),
     (_IN_FLOAT, (_FLOAT, BUNDLE)),
     ((*_PLACEMENT, "calibration-images", "range"), (_CALIBRATION, _RECONSTRUCTION, _TRAINING, BUNDLE)),
-    (("strategy", "rounding"), (_RECONSTRUCTION, _TRAINING, BUNDLE)),
-    ((*_QUANTISED, *_GRIDS), (_TRAINING, BUNDLE)),
+    (("rounding",), (_RECONSTRUCTION, _TRAINING, BUNDLE)),
+    # A strategy that takes reconstructed weights takes the same as any other.
+    (("strategy", *_QUANTISED, *_GRIDS), (_TRAINING, BUNDLE)),
     ((*flags.flags(EngineConfig), "rest", "opset", "static-batch", "external-data-above", *_SCORING), (BUNDLE,)),
     (("output", "overwrite", "resume", "restart-training", "workers", "device"), ()),
 )

@@ -89,5 +89,11 @@ def test_named_ones_do_what_their_settings_say(tiny_desk: Path, tmp_path: Path) 
         first, second = ((folder / "bundle" / "model.onnx").read_bytes() for folder in folders)
         assert first == second
         assert read_report(folders[0] / "report.json").strategy is None
-    refusal = command(*bits, "--strategy", "distil", "--output", str(tmp_path / "0named"), "--resume", cwd=tiny_desk)
-    assert "--strategy was calibrate and is distil now" in refusal.refusal
+    # What was reconstructed is what another strategy begins to train with.
+    reconstructed, trained = tmp_path / "1named", (*bits, "--steps", "2", "--strategy", "distil")
+    refusal = command(*trained, "--output", str(reconstructed), "--resume", cwd=tiny_desk).refusal
+    assert "--strategy was reconstruct and is distil now" in refusal and "--restart-training" in refusal
+    resumed = command(*trained, "--output", str(reconstructed), "--resume", "--restart-training", cwd=tiny_desk)
+    assert resumed.status == 0, resumed.err
+    assert command(*trained, "--output", str(tmp_path / "anew"), cwd=tiny_desk).status == 0
+    assert all((tmp_path / "anew" / name).read_bytes() == (reconstructed / name).read_bytes() for name in FILES)

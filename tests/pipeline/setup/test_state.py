@@ -143,7 +143,7 @@ def test_a_setting_may_change_until_what_it_decides_is_there(
 def test_training_begins_anew_where_asked_for_and_costs_nothing_else(tmp_path: Path) -> None:
     folder = begun(config(tmp_path))
     left_at(folder.checkpoint, 3)
-    for kept in (folder.prepared, folder.float_student):
+    for kept in (folder.prepared, folder.float_student, folder.measured):
         kept.write_bytes(b"hours of work")
     other: dict[str, Any] = {"distillation": DistillationConfig(steps=5, learning_rate=0.25)}
 
@@ -158,6 +158,7 @@ def test_training_begins_anew_where_asked_for_and_costs_nothing_else(tmp_path: P
         lines = begin(open_run_folder(resumed), resumed, INPUTS, {})
     assert lines == (f"3 steps of training in {tmp_path} are dropped",)
     assert not folder.checkpoint.exists() and folder.prepared.exists() and folder.float_student.exists()
+    assert not folder.measured.exists(), "what is trained anew is measured anew"
     begun(config(tmp_path, resume=True, **other))
 
     # Of the float student it does not say yes to other settings than made it, once it is finished.
