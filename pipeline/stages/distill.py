@@ -92,6 +92,8 @@ def teach(
                 progress.say(line)
                 if not goes_on:
                     break
+                if trainer.budget is not None and checkpoint is not None:
+                    checkpoint.save(*trainer.learner.state())
         return trainer.finish()
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import final
 
 from calibration.errors import UserError
-from pipeline.distillation.training.plateau import looks_at_most
+from pipeline.distillation.training.plateau import cooled, cooling_steps, looks_at_most
 from pipeline.tools.source_text import counted
 
 #: Fewer steps than these teach nothing [ours].
 LEAST_STEPS = 10
 # Steps are slower than they were when timed, where other work begins beside them [ours].
 _RESERVE = 0.1
+# Steps whose mean says how fast training is [ours].
+_RECENT_STEPS = 10
 # What the trial of the first step takes at most, in steps: every part of the rate, for weights and for scales, by a
 # pass forward each.
 _TRIAL_STEPS = 4
@@ -22,7 +28,8 @@ _TRIAL_STEPS = 4
 class Budget:
     """The seconds that are left for a training, and what its parts take, measured once where it begins.
 
-    What comes of a budget hangs on no clock: a run that goes on after an interruption takes the same steps.
+    What comes of a budget hangs on no further clock, unless steps become slower than its reserve (see `Deadline`): a
+    run that goes on after an interruption takes the same steps.
     """
 
     seconds: float
@@ -82,13 +89,19 @@ class Budget:
             f" --minutes {least:g}, a smaller --batch-size, or --steps 0, which trains nothing"
         )
 
-    def words(self, *, steps: int, attempts: int, default: int, patience: int, follows: bool) -> str:
+    def words(
+        self, *, steps: int, attempts: int, default: int, patience: int, follows: bool, late: int | None = None
+    ) -> str:
         """What to say of the steps that it is spent on, and of how to repeat them.
 
         `steps`: of the present attempt; `attempts`: before it; `default`: steps that there would be without a budget;
-        `patience`: that ends them early; `follows`: whether another student of the chain has set their number.
+        `patience`: that ends them early; `follows`: whether another student of the chain has set their number; `late`:
+        steps that were taken where they became too slow for all.
         """
         start = f"--minutes {self.minutes:g}:"
+        if late is not None:
+            slower = f"they became slower than {self.step:.2g} s each"
+            return f"{start} {steps} steps were planned and {late} taken: {slower}"
         if steps < self.planned:
             again = "once" if attempts == 1 else f"{attempts} times"
             left = f"training diverged {again}, and what was left had room for {steps}"
@@ -99,6 +112,90 @@ class Budget:
         same = f"--steps {steps} --patience {patience}" if patience else f"--steps {steps}"
         seconds = f"{in_words(self.estimate(steps))} by the first ones here, {self.step:.2g} s each"
         return f"{start} {fitting}, about {seconds}; {same} repeats them"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hurried:
+    """How a training stands to its time, as its checkpoint says."""
+
+    seconds: float
+    """That the attempt has taken so far."""
+    cools_from: int | None = None
+    """Step at which it was brought to its end, in time."""
+    over: int = 1
+    """Steps that this takes, >= 1."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.seconds) and self.over >= 1 and (self.cools_from or 0) >= 0):
+            raise ValueError(f"{self}: seconds must be finite, over at least 1 and cools_from at least 0")
+
+
+@final
+class Deadline:
+    """Brings a training to its end in time where its steps become slower than its budget was planned with.
+
+    As late as may be: when what is left has just room for the last part of the schedule, in which the rate goes to 0.
+
+    Args:
+        budget: at the beginning of the attempt.
+        steps: of the attempt, >= 1.
+        clock: seconds that pass.
+    """
+
+    def __init__(self, budget: Budget, *, steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._budget, self._steps, self._clock = budget, steps, clock
+        self._recent: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self._last: float | None = None
+        # What comes before the first step.
+        self.place = Hurried(seconds=_TRIAL_STEPS * budget.step + budget.beginning)
+
+    @property
+    def end(self) -> int:
+        """Steps of the attempt as far as is known."""
+        begun = self.place.cools_from
+        return self._steps if begun is None else min(self._steps, begun + self.place.over)
+
+    def share(self, step: int) -> float:
+        """The part of the schedule's rate that a step takes: falling to 0 at an end in time, else 1."""
+        begun = self.place.cools_from
+        return 1.0 if begun is None else cooled(step - begun, self.place.over)
+
+    @property
+    def hurries(self) -> bool:
+        """Whether the end has begun in time."""
+        return self.place.cools_from is not None
+
+    def begin(self) -> None:
+        """Time passes from here on."""
+        self._last = self._clock()
+
+    def look(self, step: int) -> str | None:
+        """Look at the clock before a step; a line where the end begins there."""
+        now = self._clock()
+        passed = now - (now if self._last is None else self._last)
+        self._last, self.place = now, replace(self.place, seconds=self.place.seconds + passed)
+        if passed:
+            self._recent.append(passed)
+        if not self._recent:
+            return None
+        pace = sum(self._recent) / len(self._recent)
+        tail = (self._budget.judging + self._budget.beginning) * max(1.0, pace / self._budget.step)
+        fitting = max(1, math.floor((self._budget.seconds - self.place.seconds - tail) / pace))
+        if fitting >= self.end - step or fitting > cooling_steps(self._steps):
+            return None
+        if (begun := self.place.cools_from) is not None:  # slower still
+            self.place = replace(self.place, over=step - begun + fitting)
+            return None
+        self.place = replace(self.place, cools_from=step, over=fitting)
+        return (
+            f"a step takes {pace:.2g} s now, instead of {self._budget.step:.2g}: training ends after {self.end} steps"
+            f" instead of {self._steps}, to keep to --minutes {self._budget.minutes:g}"
+        )
+
+    def after(self, steps: int) -> Budget:
+        """What is left once the attempt is given up after so many steps; less where these were slower than planned."""
+        left = self._budget.after(steps)
+        return replace(left, seconds=min(left.seconds, self._budget.seconds - self.place.seconds))
 
 
 def in_words(seconds: float) -> str:

@@ -17,7 +17,7 @@ from calibration.errors import UserError
 from pipeline.distillation.objective import Objective
 from pipeline.distillation.taps import Tapped
 from pipeline.distillation.terms import Seen, Signals
-from pipeline.distillation.training.budget import Budget, in_words
+from pipeline.distillation.training.budget import Budget, Deadline, Hurried, in_words
 from pipeline.distillation.training.divergence import DivergenceWatch, Watched
 from pipeline.distillation.training.lesson_images import Batch, LessonImages
 from pipeline.distillation.training.optimiser import Rates, ScheduledOptimiser
@@ -36,7 +36,7 @@ _TOLD_AFTER_STEPS, _TOLD_AFTER_SECONDS = 4, 3.0
 _TIMED_STEPS = 3
 _REFERENCE = "plateau.reference"
 # Of what a checkpoint holds: one of another form is not gone on from.
-_FORM = 6
+_FORM = 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,7 @@ class Place:
     watch: Watched | None = None
     attempt: Attempt | None = None
     waited: Waited | None = None
+    hurried: Hurried | None = None
 
     def __post_init__(self) -> None:
         if self.step < 0:
@@ -92,8 +93,8 @@ class Learner:
     """A network on its way: what it is compared with, where it stands, and how it takes a step.
 
     What it draws, it draws by the seed of its images. `watch`: says when the run is lost; None: when its loss is no
-    finite number. `plateau`: says when it is to end early, if it may. `attempt`: what checkpoints hold as well, for who
-    made the learner.
+    finite number. `plateau`, `deadline`: say when it is to end early, if it may or must. `attempt`: what checkpoints
+    hold as well, for who made the learner.
     """
 
     def __init__(
@@ -110,13 +111,15 @@ class Learner:
         self.pupil, self.objective, self.teachers, self.images = pupil, objective, teachers, images
         self.optimiser, self.seed, self.watch, self.attempt = optimiser, images.seed, watch, attempt
         self.plateau: Plateau | None = None
+        self.deadline: Deadline | None = None
         self.step, self.curve = 0, list[tuple[int, float]]()
         self._logit_part = 0.0
 
     @property
     def steps(self) -> int:
         """Length of the run, as far as is known."""
-        return self.optimiser.steps if self.plateau is None else self.plateau.end
+        ends = [ending.end for ending in (self.plateau, self.deadline) if ending is not None]
+        return min(ends, default=self.optimiser.steps)
 
     def batches(self) -> Iterator[Batch]:
         """Images of the steps that remain, on the device, with labels where they were asked for."""
@@ -141,8 +144,8 @@ class Learner:
     def update(self, images: Tensor, labels: Tensor | None = None) -> float:
         """One step of the optimiser; the loss before it."""
         loss, parts = self.loss(images, labels)
-        share = 1.0 if self.plateau is None else self.plateau.share(self.step)
-        self.optimiser.update(loss, self.step, share=share)
+        shares = [ending.share(self.step) for ending in (self.plateau, self.deadline) if ending is not None]
+        self.optimiser.update(loss, self.step, share=math.prod(shares))
         value = float(loss.detach())
         # A schedule may leave the logits out for a while: then nothing new is known of them.
         self._logit_part = float(parts["logits"]) if "logits" in parts else self._logit_part
@@ -167,7 +170,13 @@ class Learner:
         if self.plateau is not None:
             waited, tensors[_REFERENCE] = self.plateau.place, self.plateau.reference
         place = Place(
-            form=_FORM, step=self.step, curve=tuple(self.curve), watch=watch, attempt=self.attempt, waited=waited
+            form=_FORM,
+            step=self.step,
+            curve=tuple(self.curve),
+            watch=watch,
+            attempt=self.attempt,
+            waited=waited,
+            hurried=None if self.deadline is None else self.deadline.place,
         )
         return tensors | self.optimiser.tensors(), place
 
@@ -191,6 +200,10 @@ class Learner:
             if place.waited is None:
                 raise ValueError("waited is missing")
             self.plateau.restore(place.waited, tensors[_REFERENCE])
+        if self.deadline is not None:
+            if place.hurried is None:
+                raise ValueError("hurried is missing")
+            self.deadline.place = place.hurried
 
     def _second_pass(self, images: Tensor) -> tuple[Tensor, ...]:
         assert self.pupil.second_pass is not None
@@ -247,9 +260,15 @@ def train(learner: Learner, *, checkpoint: Kept | None, progress: Progress) -> s
     """
     began = kept = time.monotonic()
     # Of a budget the time is told already.
-    first, said = learner.step, learner.attempt is not None and learner.attempt.budget is not None
+    first, said, deadline = learner.step, learner.deadline is not None, learner.deadline
+    if deadline is not None:
+        deadline.begin()
     try:
         for images, labels in learner.batches():
+            if deadline is not None and (line := deadline.look(learner.step)) is not None:
+                progress.say(line)
+                if checkpoint is not None:  # what a clock has settled is kept at once
+                    checkpoint.save(*learner.state())
             if learner.plateau is not None and (line := learner.plateau.look(learner.step)) is not None:
                 progress.say(line)
             loss = learner.update(images, labels)

@@ -58,6 +58,16 @@ def without_looks(patience: int, *, images: int) -> Iterator[str]:
         )
 
 
+def cooling_steps(steps: int) -> int:
+    """Steps in which the rate of a training of so many falls to 0 where it ends early."""
+    return max(1, round(steps * COOLING_SHARE))
+
+
+def cooled(step: int, over: int) -> float:
+    """The part of its rate that training has left, so many steps after it began to end, over so many."""
+    return 0.5 * (1 + math.cos(math.pi * step / over))
+
+
 def interval_of(steps: int) -> int:
     """Steps between two looks of a training of so many."""
     return max(LEAST_STEPS, steps // EVALUATIONS)
@@ -126,12 +136,12 @@ class Plateau:
 
     @property
     def _cooling(self) -> int:
-        return max(1, round(self._steps * COOLING_SHARE))
+        return cooling_steps(self._steps)
 
     def share(self, step: int) -> float:
         """The part of the schedule's rate that a step takes: falling to 0 at the end, 1 before that has begun."""
         begun = self.place.cools_from
-        return 1.0 if begun is None else 0.5 * (1 + math.cos(math.pi * (step - begun) / self._cooling))
+        return 1.0 if begun is None else cooled(step - begun, self._cooling)
 
     def look(self, step: int) -> str | None:
         """Look at the losses before a step, where it is time to; a line where the end begins there."""

@@ -21,7 +21,7 @@ from pipeline.config.execution import ExecutionConfig
 from pipeline.distillation.build import build_objective
 from pipeline.distillation.objective import outputs_loss
 from pipeline.distillation.taps import Tapped, tap_prepared
-from pipeline.distillation.training.budget import LEAST_STEPS, Budget
+from pipeline.distillation.training.budget import LEAST_STEPS, Budget, Deadline
 from pipeline.distillation.training.divergence import DivergenceWatch
 from pipeline.distillation.training.first_step import NOISE, lowered_rates
 from pipeline.distillation.training.judging import Judge
@@ -148,8 +148,11 @@ class Trainer:
             watch=self._watch(),
             attempt=self._attempt(),
         )
-        learner.plateau = self._plateau()
+        learner.plateau, learner.deadline = self._plateau(), self._deadline()
         return learner
+
+    def _deadline(self) -> Deadline | None:
+        return None if self.budget is None else Deadline(self.budget, steps=self.schedule.steps)
 
     def _plateau(self) -> Plateau | None:
         """What ends the training early; None where it is not to, or too few held-out images were judged (`_before`)."""
@@ -181,14 +184,8 @@ class Trainer:
 
     def _tapped(self, network: PreparedNetwork, taps: Iterable[str] = ()) -> Tapped:
         """A student that gives the logits of its outputs, and its features."""
-        float_student = self.student.student
-        return tap_prepared(
-            network,
-            list(taps),
-            reals=self._fresh.reals,
-            folded=float_student.folded,
-            outputs=float_student.outputs,
-        )
+        own = self.student.student
+        return tap_prepared(network, list(taps), reals=self._fresh.reals, folded=own.folded, outputs=own.outputs)
 
     def _calibrated(self, *, trainable: bool, corrected: bool = True) -> PreparedNetwork:
         # Normalisations put means and spreads right themselves, and their layers learn at the float weights' size.
@@ -276,13 +273,14 @@ class Trainer:
         """What to say of `--minutes` and the steps that it comes to."""
         if self.budget is None or self._out_of_time:
             return ()
-        patience = 0 if self.learner.plateau is None else self.schedule.patience
+        learner, schedule = self.learner, self.schedule
         said = self.budget.words(
-            steps=self.schedule.steps,
+            steps=schedule.steps,
             attempts=self.backoffs,
             default=self._offered,
-            patience=patience,
+            patience=0 if learner.plateau is None else schedule.patience,
             follows=self._follows,
+            late=learner.steps if learner.deadline is not None and learner.deadline.hurries else None,
         )
         return (said,)
 
@@ -320,7 +318,8 @@ class Trainer:
             return False, f"{rates}: the calibrated network goes on"
         planned, left = self.schedule.steps, ""
         if self.budget is not None:
-            minutes, self.budget = self.budget.minutes, self.budget.after(self.learner.step)
+            assert self.learner.deadline is not None
+            minutes, self.budget = self.budget.minutes, self.learner.deadline.after(self.learner.step)
             steps = self.budget.fitting(most=planned)
             if steps < min(LEAST_STEPS, planned):
                 self.diverged = self._out_of_time = True
@@ -337,10 +336,11 @@ class Trainer:
         """Go on where the state of the learner was taken; raises as `Learner.restore` does."""
         if (attempt := place.attempt) is None:
             raise ValueError("attempt is missing")
+        self.budget = attempt.budget
+        self.learner.deadline = self._deadline()
         self.learner.restore(tensors, place)
         self._fresh.load_state_dict(self.learner.objective.state_dict())
-        self.rates, self.backoffs, self.budget = attempt.rates, attempt.backoffs, attempt.budget
-        self.first_steps = attempt.first_steps
+        self.rates, self.first_steps, self.backoffs = attempt.rates, attempt.first_steps, attempt.backoffs
         self.learner.optimiser.set_peaks(self.rates)
         self.learner.attempt = attempt
 

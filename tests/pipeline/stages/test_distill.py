@@ -113,9 +113,9 @@ def test_a_budget_sets_the_steps_and_is_kept(
     assert typed.distillation.curve == resumed.distillation.curve
 
 
-def plan_with(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Let every budget have room for so many steps of a second each."""
-    budget = Budget(seconds=0, minutes=1.0, step=1.0)
+def plan_with(monkeypatch: pytest.MonkeyPatch, steps: int, *, step: float = 1.0) -> None:
+    """Let every budget have room for so many steps of a second each, or of so many."""
+    budget = Budget(seconds=0, minutes=1.0, step=step)
     seconds = budget.seconds_for(steps) + 1e-9
 
     def measured(self: Trainer, _: float) -> Budget:
@@ -168,6 +168,19 @@ def test_training_that_begins_again_keeps_to_what_is_left(
     resumed = taught_in_a_minute(example, tmp_path / "killed", goes_on := Watched())
     assert goes_on.steps[0] == 8 and resumed.distillation == whole.distillation
     assert same(whole.network.state_dict(), resumed.network.state_dict())
+
+
+def test_steps_that_become_slower_end_in_time(
+    example: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thirty steps of a tenth of a millisecond were planned, and none is so quick."""
+    plan_with(monkeypatch, 30, step=1e-4)
+    record = taught_in_a_minute(example, tmp_path, watched := Watched()).distillation
+    assert record.steps == watched.steps[-1] < 5 and record.planned_steps == 30
+    assert any(f"training ends after {record.steps} steps instead of 30, to keep to" in line for line in watched.said)
+    assert record.remarks[0] == (
+        f"--minutes 1: 30 steps were planned and {record.steps} taken: they became slower than 0.0001 s each"
+    )
 
 
 def test_no_time_to_begin_again_ends_with_the_calibrated_network(

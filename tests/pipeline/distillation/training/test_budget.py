@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.distillation.training.budget import LEAST_STEPS, Budget
+from pipeline.distillation.training.budget import LEAST_STEPS, Budget, Deadline
 from pipeline.distillation.training.learner import time_left
 
 
@@ -84,3 +84,59 @@ def test_what_is_left_in_words() -> None:
 def test_what_is_no_budget(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be"):
         replace(budget(1.0), **changes)  # type: ignore[arg-type]  # on purpose
+
+
+class Clock:
+    """Steps of a training that take so many seconds each, from a step on."""
+
+    def __init__(self, deadline_of: Budget, *, steps: int, slow: float, since: int) -> None:
+        self.now, self._slow, self._since = 100.0, slow, since
+        self.deadline = Deadline(deadline_of, steps=steps, clock=lambda: self.now)
+        self.said = list[str]()
+        self.deadline.begin()
+
+    def trained(self, step: int = 0) -> int:
+        """Steps that are taken from one on, to the end."""
+        while step < self.deadline.end:
+            if (line := self.deadline.look(step)) is not None:
+                self.said.append(line)
+            self.now += self._slow if step >= self._since else 1.0
+            step += 1
+        return step
+
+
+@pytest.mark.parametrize(
+    ("slow", "since", "taken"),
+    # Of 120 seconds four are for the first step and two judge, by slow steps more: (120 - 4 - 4) / 2, (56 - 6) / 3.
+    [(1.0, 0, 100), (1.1, 0, 100), (2.0, 0, 56), (2.0, 90, 100), (3.0, 60, 76), (50.0, 99, 100)],
+)
+def test_slower_steps_end_in_time(slow: float, since: int, taken: int) -> None:
+    whole = budget(120, judging=2.0)
+    clock = Clock(whole, steps=100, slow=slow, since=since)
+    assert clock.trained() == taken
+    assert (taken < 100) == clock.deadline.hurries == bool(clock.said)
+    if clock.said:
+        assert clock.now - 100 + 4 + 2 * slow <= 120
+        assert len(clock.said) == 1 and clock.said[0].endswith(" steps instead of 100, to keep to --minutes 1")
+        assert clock.deadline.share(taken - 1) < 0.1 < clock.deadline.share(clock.deadline.place.cools_from or 0)
+
+
+def test_the_time_of_an_interrupted_attempt_counts() -> None:
+    first = Clock(budget(120, judging=2.0), steps=100, slow=2.0, since=0)
+    for step in range(30):
+        first.deadline.look(step)
+        first.now += 2.0
+    second = Clock(budget(120, judging=2.0), steps=100, slow=2.0, since=0)
+    second.deadline.place = first.deadline.place
+    assert second.trained(29) in (55, 56)
+
+
+def test_slow_attempts_leave_less_for_the_next() -> None:
+    whole = budget(120)
+    quick, slow = (Clock(whole, steps=100, slow=seconds, since=0) for seconds in (1.0, 5.0))
+    for clock in (quick, slow):
+        for step in range(11):
+            clock.deadline.look(step)
+            clock.now += clock._slow
+    assert quick.deadline.after(10) == whole.after(10)
+    assert slow.deadline.after(10).seconds == 120 - 4 - 50
