@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import onnx
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -91,6 +92,25 @@ _folded: dict[str, GraphModule] = {}
 def images(count: int = 8, seed: int = 7) -> Tensor:
     """Normalised images [count, 3, 12, 12]."""
     return torch.randn(count, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
+
+
+KnownNetwork = Callable[[str], GraphModule]
+
+
+@pytest.fixture(scope="session")
+def known_network() -> KnownNetwork:
+    """A network of torchvision, its weights the same each time, folded at 64 x 64 pixels; once in a process."""
+    kept: dict[str, GraphModule] = {}
+
+    def folded(name: str) -> GraphModule:
+        if name not in kept:
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                module = torchvision.models.get_model(name)
+            kept[name] = folded_graph(module, torch.zeros(2, 3, 64, 64), source=name)
+        return copy.deepcopy(kept[name])
+
+    return folded
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 from backends.device.bundle_check.records import from_json
@@ -21,7 +20,7 @@ from backends.placement.place import place
 from calibration.errors import UserError
 from calibration.graph.operators import multiplier
 from calibration.plan import Plan
-from tests.backends.conftest import AS_IT_IS, PROFILES
+from tests.backends.conftest import AS_IT_IS, PROFILES, KnownNetwork
 from tests.one_line_net import Net, c3
 
 Build = Callable[..., Any]
@@ -37,10 +36,9 @@ GOLDEN: dict[str, tuple[int, int, int, dict[str, int]]] = {
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_known_networks_run_on_integers_throughout(name: str, build: Build) -> None:
-    torch.manual_seed(0)
+def test_known_networks_run_on_integers_throughout(name: str, build: Build, known_network: KnownNetwork) -> None:
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    built = build(torchvision.models.get_model(name), inputs=images)
+    built = build(known_network(name), inputs=images)
     weights, tensors, grids, kernels = GOLDEN[name]
     layers = [placement.layer for placement in built.plan.weights]
     groups = {placement.group for placement in built.plan.activations}

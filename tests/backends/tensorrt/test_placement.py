@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from backends.facts.profile import LayerShape
 from backends.facts.tensorrt_rules import SKIPPED, skip_layer
 from backends.onnx_file.view import OnnxView
 from calibration.errors import UserError
+from tests.backends.conftest import KnownNetwork
 
 Build = Callable[..., Any]
 ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Gelu", "BatchNormalization")
@@ -101,10 +101,9 @@ def test_rule_5_the_skip_branch_alone_is_rounded(build: Build) -> None:
 
 
 @pytest.mark.parametrize(("name", "additions"), [("resnet18", 8), ("mobilenet_v2", 10)])
-def test_rule_5_on_known_networks(name: str, additions: int, build: Build) -> None:
-    torch.manual_seed(0)
+def test_rule_5_on_known_networks(name: str, additions: int, build: Build, known_network: KnownNetwork) -> None:
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    built = build(torchvision.models.get_model(name), "tensorrt", inputs=images)
+    built = build(known_network(name), "tensorrt", inputs=images)
     view = OnnxView(built.model())
     sums = [node for node in view.nodes if node.op_type == "Add"]
     assert len(sums) == additions

@@ -111,6 +111,7 @@ def test_fewer_than_four_bits_run_end_to_end(
     assert len(held) == 8 and set[int]().union(*held) == levels
 
 
+@pytest.mark.usefixtures("narrow_digits")
 def test_a_failed_gate_keeps_the_bundle_and_says_so(tmp_path: Path) -> None:
     done = command("run", *QUICK, "--min-speedup", "1000", "--output", str(tmp_path / "gate"))
 
