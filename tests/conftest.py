@@ -49,6 +49,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+    # pytest joins each logger that does not propagate, of which torch has sixty, three times in every test.
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.propagate = True
     if "torch" in sys.modules and "not benchmark" in session.config.option.markexpr:
         _export_small_networks_quickly()
 
