@@ -46,6 +46,14 @@ class FileForm:
     normalised_apart: bool = False
     #: A Max of the lowest number stands before a clip of what integers stand for, moved or changed since or not.
     clips_apart: bool = False
+    #: A Max of the lowest number stands between a concatenation of reals and its rounding, where it joins positions or
+    #: parts of it are taken or turned behind.
+    rounded_joins_apart: bool = False
+    #: A Max of the lowest number stands between a convolution's output, with constants added or not, and a factor.
+    factors_apart: bool = False
+    #: A Max of a row of lowest numbers stands behind channels that became positions and were turned in float, where a
+    #: function of single values follows.
+    turned_apart: bool = False
     #: A Max of the lowest number stands behind the tanh of a Mish that no layer's kernel takes in.
     mish_in_parts: bool = False
     #: A layer on integers that has no bias, or one of zeros, has one of 1e-30.

@@ -98,6 +98,14 @@ PROFILE = Profile(
         normalised_apart=True,
         # Rule 49: a clip of integers rounds its bounds to them where it hands integers on to a sum (measured).
         clips_apart=True,
+        # Rule 50: a rounding is moved over the concatenation to its parts, and what takes parts of it finds no integers
+        # or one of its passes fails (measured).
+        rounded_joins_apart=True,
+        # Rule 51: the factor is moved, over constants too, into the weights, which then are no integers (measured).
+        factors_apart=True,
+        # Rule 52: functions of single values and the rounding behind them are moved over what turns and spreads, which
+        # then is computed in float (measured); over a row of numbers they are not.
+        turned_apart=True,
         # Measured on 2026.4.1: where a convolution follows, the pass that fuses reversed channels into weights drops a
         # Gather of all channels and permutes the weights the wrong way round; a reversal is its own inverse.
         orders_in_halves=True,

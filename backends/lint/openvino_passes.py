@@ -73,14 +73,14 @@ def joined_positions(view: OnnxView, rules: LintRules) -> Found:
     """Rule 39."""
     for node in view.nodes:
         joins = node.op_type == "Concat" and attributes(node)["axis"] != 1
-        if joins and _is_moved_to_a_layer(view, node) and all(_is_shifted(view, part) for part in node.input):
+        if joins and is_moved_to_a_layer(view, node) and all(is_shifted(view, part) for part in node.input):
             yield (
                 node_name(node),
                 "it joins reals of integers with a zero point: the layer behind it would run in float",
             )
 
 
-def _is_shifted(view: OnnxView, tensor: str) -> bool:
+def is_shifted(view: OnnxView, tensor: str) -> bool:
     """Whether a tensor is moved from dequantised integers whose zero point is another than 0."""
     dequantise = _moved_from(view, tensor)
     zero = view.zero_point(dequantise) if dequantise is not None else None
@@ -95,10 +95,11 @@ def _moved_from(view: OnnxView, tensor: str) -> NodeProto | None:
     return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
-def _is_moved_to_a_layer(view: OnnxView, node: NodeProto) -> bool:
+def is_moved_to_a_layer(view: OnnxView, node: NodeProto) -> bool:
+    """Whether a layer on integers reads what a node gives, moved or not."""
     readers = [reader for output in node.output for reader in view.readers(output)]
     return any(
-        view.has_integer_weight(reader) or (reader.op_type in _MOVES and _is_moved_to_a_layer(view, reader))
+        view.has_integer_weight(reader) or (reader.op_type in _MOVES and is_moved_to_a_layer(view, reader))
         for reader in readers
     )
 
@@ -108,7 +109,7 @@ def dilated_maxima(view: OnnxView, rules: LintRules) -> Found:
     for node in view.nodes:
         if node.op_type != "MaxPool" or {*attributes(node).get("dilations", [1])} == {1}:
             continue
-        if _moved_from(view, node.input[0]) is not None and _is_moved_to_a_layer(view, node):
+        if _moved_from(view, node.input[0]) is not None and is_moved_to_a_layer(view, node):
             yield node_name(node), "it reads reals and is dilated: the layer behind it would run in float"
 
 

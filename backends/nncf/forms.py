@@ -17,6 +17,7 @@ from backends.lint.openvino_kernels import (
     products_before_channels,
     stored_on_the_left,
 )
+from backends.lint.openvino_movement import factors_of_convolutions, rounded_joins
 from backends.lint.openvino_passes import borders_of_averages, lone_reductions
 from backends.lint.rule import lint_rules
 from backends.nncf.editing import Names, add_constant
@@ -44,6 +45,8 @@ def in_form(model: onnx.ModelProto, profile: Profile) -> None:
         (form.negative_factors_apart, negative_factors),
         (form.joins_apart, numbers_behind_joins),
         (form.mish_in_parts, mish_behind_products),
+        (form.rounded_joins_apart, rounded_joins),
+        (form.factors_apart, factors_of_convolutions),
     ):
         if asked:
             for name in {name: None for name, _ in check(OnnxView(model), rules)}:

@@ -53,6 +53,15 @@ def _spreads_parts(node: Node) -> bool:
     return kind(node) == "concat"
 
 
+def _is_part_of_a_join(node: Node) -> bool:
+    """Whether it takes or reverses places of what was joined, moved or not."""
+    if kind(node) != "slice":
+        return False
+    while kind(node) in MOVEMENT - {"concat"}:
+        node = node.all_input_nodes[0]
+    return kind(node) == "concat"
+
+
 def _is_dilated(node: Node) -> bool:
     """Whether it is the largest value of windows with gaps."""
     return kind(node) == "max_pool" and any(gap > 1 for gap in pair(argument(node, 4, "dilation", 1)))
@@ -61,12 +70,13 @@ def _is_dilated(node: Node) -> bool:
 def _around_borders(frozen: FrozenNetwork) -> frozenset[str]:
     """What has to be written on integers in every file, and what moves the same integers before and behind.
 
-    Whose zero point is not 0: paddings, concatenations along other axes than that of channels, and channels of several
-    parts that become positions. Whatever it is: dilated maxima.
+    Whose zero point is not 0: paddings, concatenations along other axes than that of channels, channels of several
+    parts that become positions, and parts of what was joined. Whatever it is: dilated maxima.
     """
     movement, nodes = frozen.plan.passthrough, list(frozen.graph_module.graph.nodes)
     shifted = {name for name, tensor in movement.items() if frozen.activations[tensor].zero_point}
-    borders = [node for node in nodes if kind(node) == "pad" or _joins_positions(node) or _spreads_parts(node)]
+    asked = (_joins_positions, _spreads_parts, _is_part_of_a_join)
+    borders = [node for node in nodes if kind(node) == "pad" or any(ask(node) for ask in asked)]
     return frozenset(_moved_with(borders, shifted) | _moved_with(list(filter(_is_dilated, nodes)), movement.keys()))
 
 

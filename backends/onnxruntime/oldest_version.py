@@ -18,6 +18,11 @@ LEAST_OF_OPSET = {17: "1.15", 18: "1.15", 19: "1.16", 20: "1.17", 21: "1.18", 22
 _LEAST_WITH_INT4 = "1.23"
 # Averages with pads [1, 0, 1, 0] are others than float's in 1.23.0, 1.23.2, 1.24.1 and 1.24.4, the same in 1.25.0.
 _LEAST_WITH_UNEQUAL_BORDERS = "1.25"
+# Before opset 19 averages whose last windows reach beyond map and counted border divide by the whole window in 1.21.1,
+# 1.22.1, 1.23.2, 1.24.4, 1.25.1, 1.27.0 and 1.28.0, by what is inside in 1.29.0, 1.31.1 and 1.32.0; from opset 19 on
+# they are right in all of these (onnxruntime pull request 29629).
+_LEAST_WITH_CUT_WINDOWS = "1.29"
+_OPSET_OF_CUT_WINDOWS = 19
 # Fused into a pooling, a border of its size is "Pad should be smaller than kernel" in 1.23.2 to 1.31.0, not in 1.32.
 _LEAST_WITH_WIDE_BORDERS = "1.32"
 _INT4 = (TensorProto.INT4, TensorProto.UINT4)
@@ -47,6 +52,10 @@ def _of_poolings(view: OnnxView) -> Iterator[tuple[str, str, str]]:
         if node.op_type == "AveragePool" and len({*attributes(node).get("pads", [])}) > 1:
             why = f"the borders of {node_name(node)} differ, which older ones average wrongly"
             yield _LEAST_WITH_UNEQUAL_BORDERS, why, "a pooling whose borders are all equal"
+        cut = all(attributes(node).get(name, 0) for name in ("ceil_mode", "count_include_pad"))
+        if node.op_type == "AveragePool" and cut and view.opset < _OPSET_OF_CUT_WINDOWS:
+            why = f"{node_name(node)} cuts windows short whose border counts, which older ones average wrongly"
+            yield _LEAST_WITH_CUT_WINDOWS, why, f"--opset {_OPSET_OF_CUT_WINDOWS} or newer"
         if node.op_type in ("AveragePool", "MaxPool") and _has_wide_border(view, node):
             why = f"the border before {node_name(node)} is as wide as its window, which older ones do not load"
             yield _LEAST_WITH_WIDE_BORDERS, why, "a border that is narrower than the window"

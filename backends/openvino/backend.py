@@ -148,4 +148,26 @@ def _integer_layers(view: OnnxView, kernels: Sequence[Mapping[str, str]], layers
             names = kernel["originalLayersNames"].split(",")
             computed.update(name.partition("/")[0].removesuffix(_SUFFIX) for name in names)
     written = {node.name: {node.name, *node.output} for node in view.nodes}
-    return {layer for layer in layers if computed & ({layer} | written.get(layer, set()))}
+    named: dict[str, set[str]] = {}
+    for node, group in _values(view).items():
+        named.setdefault(group, set()).update(written[node])
+    groups = {name: names for names in named.values() for name in names}
+    return {layer for layer in layers if computed & ({layer} | groups.get(layer, set()))}
+
+
+def _values(view: OnnxView) -> dict[str, str]:
+    """For each node the first that computes the same of the same, which is what the compiler keeps of them."""
+    firsts: dict[tuple[object, ...], str] = {}
+    constants: dict[tuple[object, ...], str] = {}
+    same: dict[str, str] = {}
+    tensors = {
+        name: constants.setdefault((stored.data_type, *stored.dims, stored.raw_data), name)
+        for name, stored in view.initialisers.items()
+        if stored.raw_data
+    }
+    for node in view.nodes:
+        read = tuple(tensors.get(name, name) for name in node.input)
+        settings = tuple(sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute))
+        first = same[node.name] = firsts.setdefault((node.op_type, read, settings), node.name)
+        tensors.update({name: f"{first} {place}" for place, name in enumerate(node.output)})
+    return same

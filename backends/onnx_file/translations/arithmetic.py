@@ -10,7 +10,7 @@ from torch.fx import Node
 from backends.onnx_file.shapes import shape_of
 from backends.onnx_file.translations.common import Translator, input_of, per_channel
 from backends.onnx_file.writer import Writer
-from calibration.graph.operators import argument, static_shape
+from calibration.graph.operators import argument, constant, kind, static_shape, tensor_inputs
 
 
 def binary(operator: str) -> Translator:
@@ -20,9 +20,28 @@ def binary(operator: str) -> Translator:
         if float(argument(node, 2, "alpha", 1)) != 1.0:
             raise e.unsupported("a scaled addition (alpha) has no translation to ONNX")
         operands = [argument(node, position, "other") for position in range(2)]
-        return e.add(operator, [e.read(a) if isinstance(a, Node) else e.scalar(float(a)) for a in operands])
+        names = [e.read(a) if isinstance(a, Node) else e.scalar(float(a)) for a in operands]
+        if e.form.factors_apart and operator in ("Mul", "Div") and isinstance(operands[0], Node):
+            apart = _is_of_a_convolution(e, operands[0]) and (
+                not isinstance(operands[1], Node) or constant(e.module, operands[1]) is not None
+            )
+            if apart:
+                names[:1] = e.add("Max", [names[0], e.lowest], suffix="_apart")
+        return e.add(operator, names)
 
     return translate
+
+
+def _is_of_a_convolution(e: Writer, node: Node) -> bool:
+    """Whether it is a convolution's output that its own weights do not scale, with constants added or not."""
+    if len(node.users) > 1:
+        return False
+    if kind(node) in ("conv", "conv_transpose"):
+        return e.runs_on_integers(node)
+    sources = tensor_inputs(node)
+    if kind(node) not in ("add", "sub") or len(sources) != 1 or isinstance(argument(node, 1, "other"), (int, float)):
+        return False
+    return kind(sources[0]) in ("conv", "conv_transpose") and e.runs_on_integers(sources[0])
 
 
 def reduction(operator: str) -> Translator:

@@ -14,6 +14,8 @@ from backends.onnx_file.shapes import shape_of, stored
 from backends.onnx_file.translations.common import NEXT_TO_NOTHING, input_of
 from backends.onnx_file.writer import Writer
 from calibration.graph.operators import (
+    MOVEMENT,
+    WEIGHTED,
     argument,
     axis_order,
     constant,
@@ -56,8 +58,28 @@ def _computed_sizes(e: Writer, node: Node) -> str:
 
 
 def transpose(e: Writer, node: Node) -> list[str]:
-    """Transpose."""
-    return e.add("Transpose", [e.read(input_of(node))], perm=axis_order(node))
+    """Transpose; of channels that became positions one and a Max of a row of lowest numbers, where the form asks so."""
+    size = static_shape(node)[-1]
+    if not e.form.turned_apart or e.moves_integers(node) or size < 2 or not _is_spread_and_changed(node):
+        return e.add("Transpose", [e.read(input_of(node))], perm=axis_order(node))
+    (turned,) = e.add("Transpose", [e.read(input_of(node))], perm=axis_order(node), suffix="_turned")
+    row = np.full(size, np.finfo(np.float32).min, np.float32)
+    return e.add("Max", [turned, e.constant(row, f"f32_lowest_x{size}")])
+
+
+def _is_spread_and_changed(node: Node) -> bool:
+    """Whether it turns channels that became positions, and what reads it computes with single values."""
+    source = input_of(node)
+    while kind(source) in ("reshape", "transpose"):
+        source = input_of(source)
+    return kind(source) == "depth_to_space" and _is_changed(node)
+
+
+def _is_changed(node: Node) -> bool:
+    return any(
+        _is_changed(user) if kind(user) == "reshape" else kind(user) not in MOVEMENT | WEIGHTED | {"output"}
+        for user in node.users
+    )
 
 
 def slice_axis(e: Writer, node: Node) -> list[str]:
@@ -150,12 +172,14 @@ def _is_averaged(pad: Node) -> bool:
 
 
 def concat(e: Writer, node: Node) -> list[str]:
-    """Concat; of positions in float one and a Max of the lowest number, where the form keeps numbers apart from it."""
+    """Concat; in float one and a Max of the lowest number, where the form keeps what follows apart from it."""
     parts = node.args[0]
     assert isinstance(parts, (list, tuple))
     names = [e.read(part) for part in parts if isinstance(part, Node)]
     axis = int(argument(node, 1, "dim", 0)) % len(static_shape(node))
-    if not e.form.joins_apart or axis == 1 or e.moves_integers(node) or not any(map(_is_by_a_number, node.users)):
+    numbers = e.form.joins_apart and axis != 1 and any(map(_is_by_a_number, node.users))
+    rounded = e.form.rounded_joins_apart and node.name in e.placements and (axis != 1 or _is_taken_apart(node))
+    if e.moves_integers(node) or not (numbers or rounded):
         return e.add("Concat", names, axis=axis)
     (joined,) = e.add("Concat", names, axis=axis, suffix="_joined")
     return e.add("Max", [joined, e.lowest])
@@ -163,6 +187,13 @@ def concat(e: Writer, node: Node) -> list[str]:
 
 def _is_by_a_number(node: Node) -> bool:
     return kind(node) in ("add", "sub", "mul", "div") and len(tensor_inputs(node)) == 1
+
+
+def _is_taken_apart(node: Node) -> bool:
+    """Whether something moves it, or its maxima, but for paddings."""
+    return any(
+        _is_taken_apart(user) if kind(user) in ("max_pool", "pad") else kind(user) in MOVEMENT for user in node.users
+    )
 
 
 def expand(e: Writer, node: Node) -> list[str]:

@@ -37,6 +37,9 @@ CHANGES: dict[str, tuple[Any, str, str, int]] = {
     "joins_apart": (True, "number_behind_a_join", "openvino", 8),
     "normalised_apart": (True, "normalised_number", "openvino", 8),
     "clips_apart": (True, "clipped_integers", "openvino", 8),
+    "rounded_joins_apart": (True, "part_of_a_join", "openvino", 8),
+    "factors_apart": (True, "factor_of_a_sum", "openvino", 8),
+    "turned_apart": (True, "spread_and_turned", "openvino", 8),
     "mish_in_parts": (True, "mish_of_a_product", "openvino", 8),
     "bias_everywhere": (True, "conv", "openvino", 8),
     "borders_next_to_zero": (True, "bordered_average_of_a_sum", "openvino", 8),
@@ -72,6 +75,17 @@ OWN: dict[str, Callable[[], nn.Module]] = {
     "clipped_integers": lambda: Net(
         lambda n, x: (lambda y: n.b(y).mean((1, 2, 3), keepdim=True) + y.clamp(-0.1, 0.2))(n.a(x)),
         **{"a": nn.Conv2d(3, 16, 3), "b": nn.Conv2d(16, 8, 1)},
+    ),
+    "part_of_a_join": lambda: Net(
+        lambda n, x: (lambda y: n.b(torch.cat([y.relu(), F.gelu(y)], 1)[:, 8:24]))(n.a(x)),
+        **{"a": nn.Conv2d(3, 16, 3), "b": nn.Conv2d(16, 8, 1)},
+    ),
+    "factor_of_a_sum": lambda: Net(
+        lambda n, x: n.b((n.a(x) + torch.arange(10.0)) * 2), a=nn.Conv2d(3, 16, 3), b=nn.Conv2d(16, 8, 1)
+    ),
+    "spread_and_turned": lambda: Net(
+        lambda n, x: n.b(F.gelu(F.pixel_shuffle(n.a(x), 2).flatten(2).transpose(1, 2))),
+        **{"a": nn.Conv2d(3, 16, 3), "b": nn.Linear(4, 8)},
     ),
     "mish_of_a_product": lambda: Net(
         lambda n, x: n.b(F.mish(n.a(x) @ n.a(x).transpose(2, 3))), a=nn.Conv2d(3, 16, 3), b=nn.Conv2d(16, 8, 1)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
+import torch.nn.functional as F
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
@@ -52,6 +54,30 @@ def test_poolings_need_a_newer_runtime_than_their_opset(border: int, operator: s
         if operator == "AveragePool":  # onnx's reference has other maxima at borders than torch
             expected: Any = ReferenceEvaluator(model).run(None, {"x": inputs})
             np.testing.assert_allclose(result, expected[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("opset", "ceil", "counted", "least"),
+    [(17, 1, 1, "1.29"), (18, 1, 1, "1.29"), (19, 1, 1, "1.16"), (18, 1, 0, "1.15"), (18, 0, 1, "1.15")],
+)
+def test_windows_cut_short_whose_border_counts_need_a_newer_runtime_before_opset_19(
+    opset: int, ceil: int, counted: int, least: str
+) -> None:
+    settings: dict[str, Any] = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4}
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 6, 6])
+    pooled = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    node = helper.make_node("AveragePool", ["x"], ["y"], "pool", ceil_mode=ceil, count_include_pad=counted, **settings)
+    graph = helper.make_graph([node], "g", [image], [pooled])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    needed = least_runtime(model, "onnxruntime")
+    assert needed is not None and needed["least"] == least
+    assert ("--opset 19" in needed["way_out"]) == (least == "1.29")
+    if not older("onnxruntime", least):
+        inputs = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+        with OnnxRuntime().runner(model.SerializeToString(), threads=1) as runner:
+            (result,) = runner.run(inputs.numpy())
+        expected = F.avg_pool2d(inputs, 3, 2, 1, bool(ceil), bool(counted))
+        np.testing.assert_allclose(result, expected.numpy(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("opset", "ir_version", "least"), [(17, 8, "1.15"), (20, 9, "1.17"), (21, 10, "1.18")])
