@@ -64,8 +64,8 @@ def choose_profile(
     why = f"{first} none is better beyond chance" if best == 0 else f"better beyond chance{later}"
     count = scores.shape[1]
     # Weights may be rounded otherwise behind this, which must not be read into these figures.
-    nearest = prepared.quantisation.resolved_rounding == "nearest"
-    when = "calibrated only" if nearest else "calibrated, weights rounded to the nearest integers"
+    otherwise = prepared.quantisation.resolved_rounding == "least-squares"
+    when = "calibrated, weights rounded to the nearest integers" if otherwise else "calibrated only"
     note = f"{when}, {what} on {counted(count, 'held-out image')}: {measured}; {names[best]} is taken: {why}"
     return replace(students[best], notes=(*prepared.notes, note))
 

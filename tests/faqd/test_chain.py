@@ -308,4 +308,4 @@ def test_progress_hears_of_every_stage(network: faqd.Network, images: faqd.Image
     )
     faqd.validate(faqd.convert(student, progress=progress), progress=progress)
     stages = [line.split()[0] for line in lines if line.split()[1:3][-1:] == ["s"]]
-    assert stages == ["observe", "distil", "convert", "validate"]
+    assert stages == ["observe", "reconstruct", "distil", "convert", "validate"]

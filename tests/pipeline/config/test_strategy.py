@@ -13,7 +13,7 @@ from pipeline.config import DistillationConfig, QuantisationConfig, RunConfig, S
 @pytest.mark.parametrize(
     ("strategy", "rounding", "steps"),
     [
-        ("distil", ("nearest", "least-squares"), None),
+        ("distil", ("auto", "least-squares"), None),
         ("calibrate", ("nearest", "nearest"), 0),
         ("reconstruct", ("least-squares", "least-squares"), 0),
         ("auto", ("least-squares", "least-squares"), None),

@@ -16,10 +16,11 @@ from calibration.simulation.reconstruction.block_by_block import BlockChange
 from calibration.simulation.reconstruction.reconstruction import Reconstruction
 from pipeline.artifacts import PreparedStudent
 from pipeline.config import QuantisationConfig
+from pipeline.images.calibration_images import calibration_indices
 from pipeline.images.data import ordered_batches
 from pipeline.images.preprocessing import normalise
 from pipeline.stages.observe import corrected
-from pipeline.stages.reconstruct import Remarks, reconstruct, remarks_on_blocks
+from pipeline.stages.reconstruct import MOST_MISSED, Remarks, missed_of_outputs, reconstruct, remarks_on_blocks
 from pipeline.tools.kept import Kept
 
 TWO_BITS = QuantisationConfig(bits=2)
@@ -85,7 +86,8 @@ def test_what_is_another_network_s_is_refused(
 @pytest.mark.parametrize(
     ("asked", "rounding"),
     [
-        (QuantisationConfig(), "nearest"),
+        (QuantisationConfig(), "auto"),
+        (QuantisationConfig(rounding="nearest"), "nearest"),
         (QuantisationConfig(bits=4), "least-squares"),
         (QuantisationConfig(bits=4, rounding="nearest"), "nearest"),
         (QuantisationConfig(rounding="least-squares"), "least-squares"),
@@ -96,3 +98,34 @@ def test_what_is_asked_for(asked: QuantisationConfig, rounding: str, student: Pr
     if rounding == "nearest":
         nearest = replace(student, quantisation=asked)
         assert reconstruct(nearest, None, seed=0) is nearest  # type: ignore[arg-type]  # no image is looked at
+
+
+def test_at_eight_bits_the_network_decides(
+    example: SimpleNamespace, student: PreparedStudent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept(tmp_path / "reconstructed.safetensors", "run")
+    plan = place(example.prepared.folded, example.backend.profile, Widths(weights=8))
+    eight = corrected(replace(example.prepared, plan=plan, quantisation=QuantisationConfig()), example.images)
+    assert missed_of_outputs(eight, example.images) < 0.001
+    assert reconstruct(eight, example.images, seed=0, place=kept) is eight and not kept.exists()
+    # Weights of two bits stand for a network that eight bits do not suffice.
+    coarse = replace(student, quantisation=QuantisationConfig())
+    missed = missed_of_outputs(coarse, example.images)
+    assert missed > MOST_MISSED
+    better = reconstruct(coarse, example.images, seed=0, place=kept)
+    assert f"misses {100 * missed:.2g} % of its outputs' variance: at 8 bits too" in better.notes[-2]
+    assert missed_of_outputs(better, example.images) < 0.7 * missed
+    monkeypatch.setattr("pipeline.stages.reconstruct.missed_of_outputs", None)
+    assert reconstruct(coarse, example.images, seed=0, place=kept).notes == better.notes
+
+
+def test_what_is_missed_by_hand(example: SimpleNamespace, student: PreparedStudent) -> None:
+    """The mean over the images is worth nothing, and misses all."""
+    indices = calibration_indices(example.images)
+    chosen, preprocessing = indices[:: -(-len(indices) // 32)], example.teacher.preprocessing
+    (batch,) = ordered_batches(example.images.source, chosen, preprocessing, batch_size=64)
+    shown = normalise(batch.images, preprocessing)
+    with torch.no_grad():
+        exact, simulated = example.teacher.folded(shown)[0], student.network().eval()(shown)[0]
+    missing = (simulated - exact).double().square().sum() / (exact - exact.mean(0)).double().square().sum()
+    assert missed_of_outputs(student, example.images) == pytest.approx(float(missing), rel=1e-3)
