@@ -185,11 +185,15 @@ class PreparedStudent:
     def network(self, *, trainable: bool = False, corrected: bool = True) -> PreparedNetwork:
         """The prepared network, calibrated, `corrected` and reconstructed or with the float weights as they are.
 
-        What is not corrected shares the float network's memory unless it is `trainable`.
+        What is not corrected shares the float network's memory unless it is `trainable`; then the float weights, as far
+        as roundings allow, stand behind those that are reconstructed.
         """
         first_scales = self._first_scales.setdefault(self.folded, {})
         network = insert(self.folded, self.plan, self.ranges, shared=not trainable, first_scales=first_scales)
-        return self.reconstruction.apply(self.corrections.apply(network)) if corrected else network
+        if not corrected:
+            return network
+        towards = self.folded if trainable else None
+        return self.reconstruction.apply(self.corrections.apply(network), towards=towards)
 
     def save(self, place: Kept) -> None:
         """Keep plan, ranges, corrections and notes as one JSON file; what is reconstructed is kept by itself."""

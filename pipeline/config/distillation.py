@@ -86,7 +86,7 @@ class DistillationConfig:
         Parameter(
             metavar="RATE",
             help="Peak learning rate of the weights; it backs off by itself on divergence. Default: chosen from --bits "
-            "and --optimiser, and lowered where the first step would do harm.",
+            "and --optimiser, and lowered where the first step would do harm or short trials end better.",
         ),
     ] = None
     optimiser: Annotated[

@@ -114,7 +114,7 @@ def _begin(
     trainer.teach_branches()
     if seconds is not None:
         trainer.keep_to(seconds - (time.monotonic() - began))
-    for line in (*trainer.of_budget(), trainer.length(), *trainer.first_steps, *trainer.try_first_step()):
+    for line in (*trainer.of_budget(), trainer.length(), *trainer.first_steps, *trainer.lower_rates()):
         progress.say(line)
     if seconds is not None and checkpoint is not None:
         # What a clock has settled is kept at once: measured again it would be another run.

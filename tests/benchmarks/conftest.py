@@ -127,7 +127,7 @@ class Ready:
         config = self.config
         device, graph = resolve_device(config.execution.device), self.prepared.folded
         made = schedule_of(config.distillation, config.quantisation, graph, device, images=len(self.images.training))
-        return replace(made, steps=made.steps if steps is None else steps, tries_first_step=False)
+        return replace(made, steps=made.steps if steps is None else steps, tries_rates=False)
 
     def training(self, affinity: str) -> tuple[PreparedStudent, Lesson, faqd.DistillationConfig, faqd.ExecutionConfig]:
         """What the run's training takes, with another form of the affinity."""

@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
+from calibration.simulation.learned_grids import WeightGrid
 from calibration.simulation.prepared import PreparedNetwork
 
 _CONSTANT, _SCALE = "constant ", "scale "
+# Of a step on either side, what is rounded to its middle beyond doubt.
+_WITHIN = 0.49
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +47,26 @@ class Reconstruction:
                     return path
         return None
 
-    def apply(self, network: PreparedNetwork) -> PreparedNetwork:
-        """The network itself with parameters of its own where they were changed; others stay, shared or not."""
+    def apply(self, network: PreparedNetwork, *, towards: GraphModule | None = None) -> PreparedNetwork:
+        """The network itself with parameters of its own where they were changed; others stay, shared or not.
+
+        `towards`: the float graph whose weights are to stand behind the integers, each as near as its integer allows.
+        The integers are the same, but a weight that learns is then as far from the next one as the float weight says,
+        not half a step as all others [ours].
+        """
         for path, values in self.constants.items():
             network.replace_constant(path, values.clone())
         for path, values in self.scales.items():
             network.weight_grid(path).log_scale.data.copy_(values)
+            if towards is not None:
+                weight = network.graph.get_parameter(path)
+                weight.data.copy_(_nearest(towards.get_parameter(path).detach(), weight, network.weight_grid(path)))
         return network
+
+
+@torch.no_grad()
+def _nearest(real: Tensor, weight: Tensor, grid: WeightGrid) -> Tensor:
+    """What is nearest to real numbers of all that is rounded to the integers of a weight, same shape."""
+    integers = grid(weight)
+    least, most = (grid.reals(integers + side * _WITHIN) for side in (-1, 1))
+    return torch.minimum(torch.maximum(real, least), most)

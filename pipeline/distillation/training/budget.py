@@ -11,6 +11,7 @@ from typing import final
 
 from calibration.errors import UserError
 from pipeline.distillation.training.plateau import cooled, cooling_steps, looks_at_most
+from pipeline.distillation.training.short_trials import PARTS, trial_steps
 from pipeline.tools.source_text import counted
 
 #: Fewer steps than these teach nothing [ours].
@@ -42,6 +43,8 @@ class Budget:
     """Of one look at those that are seen on the way; 0: there is none."""
     trifle: bool = False
     """Whether these looks begin with the first steps (see `pipeline.distillation.training.plateau`)."""
+    tries_rates: bool = False
+    """Whether short trials tell which rates are taken (see `pipeline.distillation.training.short_trials`)."""
     beginning: float = 0.0
     """Of making a student that learns, which takes as long as taking it apart in the end."""
     minutes: float
@@ -72,12 +75,22 @@ class Budget:
     def estimate(self, steps: int) -> float:
         """The seconds that it takes if all goes on as it began."""
         looks = looks_at_most(steps, trifle=self.trifle) * self.look
-        return (steps + _TRIAL_STEPS) * self.step + looks + 2 * self.beginning + self.judging
+        return self.before_first_step(steps) + steps * self.step + looks + self.beginning + self.judging
 
-    def after(self, steps: int) -> Budget:
-        """What is left once an attempt is given up after so many steps, on whose way there may have been any look."""
-        taken = self.estimate(steps) - self.beginning - self.judging
-        return replace(self, seconds=self.seconds - taken / (1 - _RESERVE))
+    def before_first_step(self, steps: int) -> float:
+        """The seconds of making a student that learns for so many steps, and of trying its rates."""
+        trials = trial_steps(steps) if self.tries_rates and not self.trifle else 0
+        trying = len(PARTS) * (trials * self.step + self.look + self.beginning) if trials else 0.0
+        return _TRIAL_STEPS * self.step + self.beginning + trying
+
+    def after(self, steps: int, *, of: int | None = None) -> Budget:
+        """What is left once an attempt is given up after so many steps, on whose way there may have been any look.
+
+        `of`: the steps that it was to have. Rates are tried before the first attempt alone.
+        """
+        taken = self.estimate(steps) - self.before_first_step(steps) - self.beginning - self.judging
+        taken += self.before_first_step(of or steps)
+        return replace(self, seconds=self.seconds - taken / (1 - _RESERVE), tries_rates=False)
 
     def too_small(self, steps: int) -> UserError:
         """The line of one that has room for so few steps."""
@@ -146,8 +159,7 @@ class Deadline:
         self._budget, self._steps, self._clock = budget, steps, clock
         self._recent: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._last: float | None = None
-        # What comes before the first step.
-        self.place = Hurried(seconds=_TRIAL_STEPS * budget.step + budget.beginning)
+        self.place = Hurried(seconds=budget.before_first_step(steps))
 
     @property
     def end(self) -> int:
@@ -194,7 +206,7 @@ class Deadline:
 
     def after(self, steps: int) -> Budget:
         """What is left once the attempt is given up after so many steps; less where these were slower than planned."""
-        left = self._budget.after(steps)
+        left = self._budget.after(steps, of=self._steps)
         return replace(left, seconds=min(left.seconds, self._budget.seconds - self.place.seconds))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -101,3 +102,13 @@ class DivergenceWatch:
         """Go on from `state()` of a watch with the same settings."""
         self._steps, self._reference = state.steps, state.reference
         self._recent = deque(state.recent, maxlen=self._recent.maxlen)
+
+
+def given_up(rate: float, backoffs: int, out_of_time: bool) -> Iterable[str]:
+    """What to say of a training that diverged for good: at which rate, after how many others, and for want of what."""
+    too, further = (" too", " further") if backoffs else ("", "")
+    why = ", and --minutes had no room to begin again" if out_of_time else ""
+    yield (
+        f"WARNING: training diverged, at learning rate {rate:.3g}{too}{why}: the calibrated weights go on;"
+        f" --learning-rate lowers it{further}"
+    )

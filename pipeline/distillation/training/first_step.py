@@ -11,15 +11,19 @@ square of the rate; at 4 bits 0.197 -> 0.293 (1e-4), which training makes good. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from calibration.simulation.prepared import PreparedNetwork
 from pipeline.distillation.training.optimiser import Rates
+
+_NO_UNITS: Final[Mapping[nn.Parameter, Tensor]] = MappingProxyType({})
 
 #: Parts of the chosen rate that are tried, in this order; the last is taken without being asked.
 SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
@@ -41,14 +45,16 @@ class FirstStep:
 
 
 @contextmanager
-def signed_step(parameters: Sequence[nn.Parameter], rate: float) -> Iterator[None]:
-    """Inside it every parameter that has a gradient is moved by the rate against the gradient's sign."""
+def signed_step(
+    parameters: Sequence[nn.Parameter], rate: float, units: Mapping[nn.Parameter, Tensor] = _NO_UNITS
+) -> Iterator[None]:
+    """Inside it every parameter that has a gradient is moved by the rate, in its units, against the gradient's sign."""
     before = [parameter.detach().clone() for parameter in parameters]
     try:
         with torch.no_grad():
             for parameter in parameters:
                 if parameter.grad is not None:
-                    parameter.sub_(rate * parameter.grad.sign())
+                    parameter.sub_(rate * units.get(parameter, 1.0) * parameter.grad.sign())
         yield
     finally:
         with torch.no_grad():
@@ -57,7 +63,12 @@ def signed_step(parameters: Sequence[nn.Parameter], rate: float) -> Iterator[Non
 
 
 def try_first_step(
-    parameters: Sequence[nn.Parameter], rate: float, loss: Callable[[], float], *, noise: float = 0.0
+    parameters: Sequence[nn.Parameter],
+    rate: float,
+    loss: Callable[[], float],
+    *,
+    noise: float = 0.0,
+    units: Mapping[nn.Parameter, Tensor] = _NO_UNITS,
 ) -> FirstStep:
     """The largest of `SHARES` of a rate at which Adam's first step leaves the loss below `LARGEST_RISE` times itself.
 
@@ -66,12 +77,13 @@ def try_first_step(
         rate: peak learning rate, > 0.
         loss: of the present parameters, on images other than the gradients'; >= 0 but for rounding.
         noise: what counts as none, >= 0, in units of the loss: no rise to less does harm.
+        units: factors of the rates of some parameters (`pipeline.distillation.training.units`).
 
     Source: ours.
     """
     before, after = max(0.0, loss()), list[float]()
     for share in SHARES:
-        with signed_step(parameters, rate * share):
+        with signed_step(parameters, rate * share, units):
             after.append(loss())
         if after[-1] <= LARGEST_RISE * max(before, noise):
             break
@@ -79,15 +91,20 @@ def try_first_step(
 
 
 def lowered_rates(
-    network: PreparedNetwork, rates: Rates, loss: Callable[[], float], *, noise: float
+    network: PreparedNetwork,
+    rates: Rates,
+    loss: Callable[[], float],
+    *,
+    noise: float,
+    units: Mapping[nn.Parameter, Tensor] = _NO_UNITS,
 ) -> tuple[Rates, tuple[str, ...]]:
     """The rates of a student's weights and of its scales, each lowered for itself; and what to say of that.
 
-    Its parameters have gradients; `loss` and `noise`: as of `try_first_step`.
+    Its parameters have gradients; `loss`, `noise` and `units`: as of `try_first_step`.
     """
     scales = network.scale_parameters(activations=True, weights=True)
     learned = [parameter for parameter in scales if parameter.requires_grad]
-    weights = try_first_step(network.weight_parameters(), rates.weights, loss, noise=noise)
+    weights = try_first_step(network.weight_parameters(), rates.weights, loss, noise=noise, units=units)
     said = [*_lowered("the weights", rates.weights, weights)]
     share = 1.0
     if learned:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +37,10 @@ class Rates:
         """All of them multiplied."""
         return Rates(weights=factor * self.weights, scales=factor * self.scales, transforms=factor * self.transforms)
 
+    def of_student(self, *, weights: float, scales: float) -> Rates:
+        """Those of weights and scales multiplied, each by its factor."""
+        return replace(self, weights=weights * self.weights, scales=scales * self.scales)
+
 
 def optimiser_of_quantised(
     network: PreparedNetwork,
@@ -44,36 +50,39 @@ def optimiser_of_quantised(
     *,
     rates: Rates,
     steps: int,
-    device: torch.device,
+    units: Mapping[nn.Parameter, Tensor] = MappingProxyType({}),
 ) -> ScheduledOptimiser:
     """Of a student's weights, its learned scales and the transforms of the losses.
 
-    Weights learn by Adam or by SGD with Nesterov's momentum 0.9. Scales and transforms always learn by Adam: the
-    gradients of log-scales differ by orders of magnitude from tensor to tensor [ours].
+    Weights learn by Adam, in their `units`, or by SGD with Nesterov's momentum 0.9, at one rate as its papers have it.
+    Scales and transforms always learn by Adam: the gradients of log-scales differ by orders of magnitude from tensor to
+    tensor [ours].
     """
     scales = quantisation.learned_scales
     learned = network.scale_parameters(activations=scales == "all", weights=scales != "none")
     ids = {id(parameter) for parameter in learned}
     for parameter in network.scale_parameters(activations=True, weights=True):
         parameter.requires_grad_(id(parameter) in ids)
-    weights = {"params": network.weight_parameters(), "of": "weights"}
+    weights: dict[str, Any] = {"params": network.weight_parameters(), "of": "weights"}
     others = []
     if learned:
         others.append({"params": learned, "of": "scales"})
     if trained := [parameter for parameter in transforms if parameter.requires_grad]:
         others.append({"params": trained, "of": "transforms"})
-    fused, decay, rate = device.type in {"cpu", "cuda"}, settings.weight_decay, rates.weights
+    fused = all(parameter.device.type in {"cpu", "cuda"} for parameter in weights["params"])
+    decay, rate = settings.weight_decay, rates.weights
     optimisers: list[torch.optim.Optimizer]
     if settings.optimiser == "sgd":
         sgd = torch.optim.SGD([weights], lr=rate, momentum=_MOMENTUM, nesterov=True, weight_decay=decay, fused=fused)
         optimisers = [sgd, *([torch.optim.Adam(others, lr=rate, fused=fused)] if others else [])]
+        units = {}
     elif decay:
         groups = [weights | {"weight_decay": decay}, *(group | {"weight_decay": 0.0} for group in others)]
         optimisers = [torch.optim.AdamW(groups, lr=rate, fused=fused)]
     else:
         optimisers = [torch.optim.Adam([weights, *others], lr=rate, fused=fused)]
     warm_up = min(_MOST_WARM_UP, int(steps * _WARM_UP_SHARE))
-    return ScheduledOptimiser(optimisers, rates=rates, steps=steps, warm_up=warm_up)
+    return ScheduledOptimiser(optimisers, rates=rates, steps=steps, warm_up=warm_up, units=units)
 
 
 def optimiser_of_float(parameters: Iterable[nn.Parameter], *, rate: float, steps: int) -> ScheduledOptimiser:
@@ -88,11 +97,20 @@ def optimiser_of_float(parameters: Iterable[nn.Parameter], *, rate: float, steps
 class ScheduledOptimiser:
     """Updates by optimisers whose groups say what they are `of`, a field of the rates, on a cosine with warm-up.
 
-    `steps`: length of the run, >= 1 for updates; `warm_up`: how many of them rise to the peak.
+    `steps`: length of the run, >= 1 for updates; `warm_up`: how many of them rise to the peak. `units`: parameters that
+    learn as if what is multiplied with their factors were what learns.
     """
 
-    def __init__(self, optimisers: Sequence[torch.optim.Optimizer], *, rates: Rates, steps: int, warm_up: int) -> None:
-        self._optimisers, self.steps, self._warm_up = tuple(optimisers), steps, warm_up
+    def __init__(
+        self,
+        optimisers: Sequence[torch.optim.Optimizer],
+        *,
+        rates: Rates,
+        steps: int,
+        warm_up: int,
+        units: Mapping[nn.Parameter, Tensor] = MappingProxyType({}),
+    ) -> None:
+        self._optimisers, self.steps, self._warm_up, self.units = tuple(optimisers), steps, warm_up, units
         self.set_peaks(rates)
 
     def set_peaks(self, rates: Rates) -> None:
@@ -111,10 +129,33 @@ class ScheduledOptimiser:
         """One step against the gradients of a loss, at this share of the schedule's rate."""
         self.find_gradients(loss)
         factor = share * learning_rate_factor(step, steps=self.steps, warmup_steps=self._warm_up, kind="cosine")
-        for optimiser in self._optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = group["peak"] * factor
-            optimiser.step()
+        with self._in_units():
+            for optimiser in self._optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = group["peak"] * factor
+                optimiser.step()
+
+    @contextmanager
+    def _in_units(self) -> Iterator[None]:
+        """Inside it gradients are those of what the units multiply; what steps add meanwhile is multiplied afterwards.
+
+        All in a few operations over all parameters, each of which would else cost as much as a pass over a small map.
+        """
+        parameters, gradients, units = list[Tensor](), list[Tensor](), list[Any]()
+        for parameter, unit in self.units.items():
+            if parameter.grad is not None:
+                parameters.append(parameter.data)
+                gradients.append(parameter.grad)
+                units.append(unit)  # tensors, which the operations' types forget
+        if not units:
+            yield
+            return
+        before = [values.clone() for values in parameters]
+        torch._foreach_mul_(gradients, units)
+        yield
+        torch._foreach_sub_(parameters, before)
+        torch._foreach_mul_(parameters, units)
+        torch._foreach_add_(parameters, before)
 
     def tensors(self) -> dict[str, Tensor]:
         """Moments and counts by name."""

@@ -113,9 +113,9 @@ class Schedule:
     patience: int = 0
     """Looks at the held-out loss in a row without a fall that end it early (see
     `pipeline.distillation.training.plateau`); 0: none does."""
-    tries_first_step: bool = False
-    """The rates are an offer, lowered where the first step would do harm (see
-    `pipeline.distillation.training.first_step`)."""
+    tries_rates: bool = False
+    """The rates are an offer, lowered where the first step would do harm and where short trials end better (see
+    `pipeline.distillation.training.first_step` and `short_trials`)."""
 
     def length(self, images: int, *, mirrored: bool) -> str:
         """How long a student learns from so many images, in words: steps, images of each, how often each is seen."""
@@ -148,5 +148,5 @@ def schedule_of(
         ),
         normalised=normalised,
         patience=resolve_patience(settings, normalised=normalised),
-        tries_first_step=settings.learning_rate is None,
+        tries_rates=settings.learning_rate is None,
     )

@@ -6,13 +6,16 @@ half and its 8 bits come from somebody else's account. The clip level stays, the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from calibration.simulation.learned_grids import ActivationGrid
 from calibration.simulation.prepared import PreparedNetwork
+from pipeline.config.distillation import DistillationConfig
+from pipeline.distillation.taps import Tapped
 
 #: The precision of the activations that are not at fewer bits.
 FULL_BITS = 8
@@ -40,3 +43,17 @@ def stochastic_precision(
     finally:
         for grid in grids:
             grid.resolve(grid.grid.bits)
+
+
+def second_pass(
+    network: PreparedNetwork, tapped: Tapped, settings: DistillationConfig
+) -> Callable[[Tensor, torch.Generator], tuple[Tensor, ...]]:
+    """The logits of a student, which `tapped` gives, with each activation at fewer bits or at 8 by chance."""
+
+    @torch.no_grad()
+    def outputs_of(images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        with stochastic_precision(network, settings.speq_bits, settings.speq_probability, generator):
+            outputs, _ = tapped(images)
+        return outputs  # type: ignore[no-any-return]  # a module's
+
+    return outputs_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import final
 
@@ -22,7 +22,7 @@ from pipeline.distillation.build import build_objective
 from pipeline.distillation.objective import outputs_loss
 from pipeline.distillation.taps import Tapped, tap_prepared
 from pipeline.distillation.training.budget import LEAST_STEPS, Budget, Deadline
-from pipeline.distillation.training.divergence import DivergenceWatch
+from pipeline.distillation.training.divergence import DivergenceWatch, given_up
 from pipeline.distillation.training.first_step import NOISE, lowered_rates
 from pipeline.distillation.training.judging import Judge
 from pipeline.distillation.training.layout import channels_last
@@ -31,8 +31,10 @@ from pipeline.distillation.training.lesson_images import LessonImages
 from pipeline.distillation.training.optimiser import TRANSFORM_RATE, Rates, optimiser_of_quantised
 from pipeline.distillation.training.plateau import LEAST_IMAGES, Plateau, begin_of_looks, is_trifle, without_looks
 from pipeline.distillation.training.schedule import Schedule, is_fast, resolve_device, schedule_of
-from pipeline.distillation.training.speq import stochastic_precision
+from pipeline.distillation.training.short_trials import trial_steps, try_rates
+from pipeline.distillation.training.speq import second_pass
 from pipeline.distillation.training.teachers import Teachers
+from pipeline.distillation.training.units import learning_units
 from pipeline.distillation.training.verdict import HeldOut, Verdict, judged, remarks_on
 from pipeline.report.schema import Distillation
 
@@ -131,8 +133,9 @@ class Trainer:
         self._clipped_scales = ClippedScales(self.network) if asked.activation_grids == "pact" else None
         objective = copy.deepcopy(self._fresh).to(self.device)
         tapped = self._tapped(self.network, objective.student_taps)
+        second = second_pass(self.network, tapped, self.settings)
         learner = Learner(
-            Pupil(network=self.network, tapped=tapped, draws="projections", second_pass=self._second_pass(tapped)),
+            Pupil(network=self.network, tapped=tapped, draws="projections", second_pass=second),
             objective,
             self.teachers,
             self.images,
@@ -143,7 +146,7 @@ class Trainer:
                 asked,
                 rates=self.rates,
                 steps=steps,
-                device=self.device,
+                units=learning_units(self.network, self.student.folded),
             ),
             watch=self._watch(),
             attempt=self._attempt(),
@@ -191,18 +194,6 @@ class Trainer:
         # Normalisations put means and spreads right themselves, and their layers learn at the float weights' size.
         return channels_last(self.student.network(trainable=trainable, corrected=corrected), self.device)
 
-    def _second_pass(self, tapped: Tapped) -> Callable[[Tensor, torch.Generator], tuple[Tensor, ...]]:
-        """The student with each activation at fewer bits or at 8 by chance."""
-        network, settings = self.network, self.settings
-
-        @torch.no_grad()
-        def outputs_of(images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-            with stochastic_precision(network, settings.speq_bits, settings.speq_probability, generator):
-                outputs, _ = tapped(images)
-            return outputs  # type: ignore[no-any-return]  # a module's
-
-        return outputs_of
-
     def measure_start(self) -> None:
         """Judge the calibrated student: what training must improve, and what divergence is measured by."""
         began = time.monotonic()
@@ -224,9 +215,8 @@ class Trainer:
         term = self._fresh.to(self.device).branches
         if term is None:
             return
-        optimiser = torch.optim.Adam(
-            [parameter.requires_grad_() for parameter in term.teacher.parameters()], lr=TRANSFORM_RATE
-        )
+        branches = [parameter.requires_grad_() for parameter in term.teacher.parameters()]
+        optimiser = torch.optim.Adam(branches, lr=TRANSFORM_RATE)
         for images, _ in self.images.training(0, _BRANCH_STEPS):
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(term.teach(self.teachers.seen(self.images.with_mirrors(images)[0])[0]))
@@ -255,15 +245,16 @@ class Trainer:
         self.learner = self._begun()
         beginning = time.monotonic() - began
         step = seconds_of_step(self.learner)
-        looks = time.monotonic()
-        if self.learner.plateau is not None:
+        looks, looks_on_the_way = time.monotonic(), self.learner.plateau is not None or self.schedule.tries_rates
+        if looks_on_the_way:
             self._losses()
         return Budget(
             seconds=seconds - (time.monotonic() - began),
             step=step,
             judging=self._seconds_of_judging,
-            look=0.0 if self.learner.plateau is None else time.monotonic() - looks,
+            look=time.monotonic() - looks if looks_on_the_way else 0.0,
             trifle=is_trifle(self._before),
+            tries_rates=self.schedule.tries_rates,
             beginning=beginning,
             minutes=self.settings.minutes or 0.0,
             students=self.settings.generations,
@@ -274,7 +265,7 @@ class Trainer:
         if self.budget is None or self._out_of_time:
             return ()
         learner, schedule = self.learner, self.schedule
-        said = self.budget.words(
+        words = self.budget.words(
             steps=schedule.steps,
             attempts=self.backoffs,
             default=self._offered,
@@ -282,14 +273,14 @@ class Trainer:
             follows=self._follows,
             late=learner.steps if learner.deadline is not None and learner.deadline.hurries else None,
         )
-        return (said,)
+        return (words,)
 
-    def try_first_step(self) -> tuple[str, ...]:
-        """Lower the rates of weights and scales, each for itself, where Adam's first step would do harm; what is said.
+    def lower_rates(self) -> tuple[str, ...]:
+        """Lower the rates where Adam's first step would do harm, then where short trials end better; what is said.
 
         Layers that are normalised in training do not mind the size of a step, and SGD's is no such step.
         """
-        if not self.schedule.tries_first_step or self.settings.optimiser != "adam" or self._normalisation is not None:
+        if not self.schedule.tries_rates or self.settings.optimiser != "adam" or self._normalisation is not None:
             return ()
         (images, labels), (others, _) = self.images.training(0, 2)
         learner, outputs = self.learner, self.lesson.teacher.outputs
@@ -301,11 +292,29 @@ class Trainer:
         def loss() -> float:
             return float(outputs_loss(learner.pupil.tapped(others)[0], targets, outputs, config=self.settings))
 
-        noise = NOISE * self._before.ignorant
-        self.rates, said = lowered_rates(self.network, self.rates, loss, noise=noise)
+        noise, units = NOISE * self._before.ignorant, learner.optimiser.units
+        self.rates, harmless = lowered_rates(self.network, self.rates, loss, noise=noise, units=units)
+        said = (*harmless, *self._tried_out())
         self.first_steps = (*self.first_steps, *said)
         self.learner = self._begun()
         return said
+
+    def _tried_out(self) -> Iterable[str]:
+        """Take the rates at which short trials end best, where there is more than a trifle to learn; what is said."""
+        steps, whole = trial_steps(self.schedule.steps), self.schedule
+        if not steps or is_trifle(self._before):
+            return
+
+        def losses_after(rates: Rates) -> Tensor:
+            self.rates, self.schedule = rates, replace(whole, steps=steps, patience=0)
+            self.learner = self._begun()
+            for images, labels in self.images.training(0, steps):
+                self.learner.update(images, labels)
+            return self._losses()
+
+        trials = try_rates(self.rates, losses_after)
+        self.rates, self.schedule = trials.taken, whole
+        yield trials.words(steps=steps)
 
     def goes_on_after(self, reason: str) -> tuple[bool, str]:
         """Whether a run that is lost for this reason starts again, at lower learning rates, and what to say of it.
@@ -379,7 +388,7 @@ class Trainer:
                 *(self._fresh.remarks if steps else ()),
                 *self.of_budget(),
                 *self.first_steps,
-                *self._given_up(),
+                *(given_up(self.rates.weights, self.backoffs, self._out_of_time) if self.diverged else ()),
                 *remarks,
             ),
         )
@@ -388,12 +397,3 @@ class Trainer:
         # Plain memory layout: what is saved and frozen must not depend on the layout that trained fastest.
         plain = network.cpu().to(memory_format=torch.contiguous_format)
         return TrainedStudent(network=plain.eval(), distillation=record)
-
-    def _given_up(self) -> Iterable[str]:
-        if self.diverged:
-            too, further = (" too", " further") if self.backoffs else ("", "")
-            why = ", and --minutes had no room to begin again" if self._out_of_time else ""
-            yield (
-                f"WARNING: training diverged, at learning rate {self.rates.weights:.3g}{too}{why}: the calibrated"
-                f" weights go on; --learning-rate lowers it{further}"
-            )

@@ -50,7 +50,7 @@ def made(
     asked = {"steps": STEPS, "batch_size": BATCH, "learning_rate": 3e-4, "scale_learning_rate": 1e-3} | changes
     settings = DistillationConfig(**asked)
     count, cpu = len(example.images.training), torch.device("cpu")
-    schedule = replace(schedule_of(settings, grids, student.folded, cpu, images=count), tries_first_step=offered)
+    schedule = replace(schedule_of(settings, grids, student.folded, cpu, images=count), tries_rates=offered)
     return (student, lesson, settings, ExecutionConfig(device="cpu", seed=seed)), schedule
 
 
@@ -412,6 +412,23 @@ def test_a_rate_on_offer_is_lowered_before_it_does_harm(example: SimpleNamespace
     assert record.remarks[:2] == tuple(said) and "--learning-rate takes yours" in said[0]
 
 
+def test_trials_end_best_at_the_rates_that_are_taken_and_leave_nothing_behind(example: SimpleNamespace) -> None:
+    """Rates a hundred times the usual: no first step shows how far they are beyond, as the loss is large already."""
+    usual = {"steps": 60, "learning_rate": 1e-3, "scale_learning_rate": 3e-2}
+    trainer = trainer_of(example, **usual, offered=True)
+    trainer.measure_start()
+    said = trainer.lower_rates()
+    assert "12 steps on trial ended at held-out losses of" in said[-1]
+    assert trainer.rates.weights <= 1e-3 and trainer.rates.scales <= 3e-3
+    assert trainer.learner.step == 0 and trainer.learner.optimiser.steps == trainer.schedule.steps == 60
+    taken = {"learning_rate": trainer.rates.weights, "scale_learning_rate": trainer.rates.scales}
+    plain = trainer_of(example, **usual | taken)
+    plain.measure_start()
+    batches = [next(iter(one.images.training(0, 1))) for one in (trainer, plain)]
+    assert trainer.learner.update(*batches[0]) == plain.learner.update(*batches[1])
+    assert same(trainer.network.state_dict(), plain.network.state_dict())
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"learning_rate": 1e-5, "scale_learning_rate": 1e-5}, {"optimiser": "sgd"}, {"batch_norm": "kept"}],
@@ -422,7 +439,7 @@ def test_a_rate_is_left_where_its_first_step_does_no_harm_or_is_another(
 ) -> None:
     settings = {"steps": 3, "learning_rate": 0.3} | changes
     trainer = trainer_of(example, **settings, offered=True)
-    assert trainer.try_first_step() == () and trainer.rates.weights == settings["learning_rate"]
+    assert trainer.lower_rates() == () and trainer.rates.weights == settings["learning_rate"]
 
 
 def test_the_losses_of_single_images_are_those_of_the_batch(example: SimpleNamespace) -> None:

@@ -62,6 +62,25 @@ def test_its_changes_make_the_same_of_another_copy(made: Chain) -> None:
         assert torch.equal(one, two), name
 
 
+def test_float_weights_stand_behind_the_integers_as_near_as_these_allow(made: Chain) -> None:
+    rounded, learner = copy.deepcopy(made.prepared), copy.deepcopy(made.prepared)
+    _, changes = reconstructed(made, made.prepared)
+    changes.apply(rounded)
+    changes.apply(learner, towards=made.folded)
+    for path in changes.scales:
+        grid, scale = learner.weight_grid(path), learner.weight_grid(path).scale()[:, None, None, None]
+        weight, real = learner.graph.get_parameter(path), made.folded.get_parameter(path)
+        assert torch.equal(grid(weight), rounded.weight_grid(path)(rounded.graph.get_parameter(path)))
+        steps = (weight / scale - grid(weight)).abs()
+        assert steps.max() <= 0.4901
+        as_it_was = ((real / scale - grid(weight)).abs() <= 0.49) & (weight == real)
+        assert torch.equal(as_it_was, steps < 0.4899)
+        assert 0.2 < as_it_was.float().mean() < 1
+    images = made.images[:4]
+    with torch.no_grad():
+        assert torch.equal(learner.eval()(images)[0], rounded.eval()(images)[0])
+
+
 def test_what_is_another_network_s_is_named(made: Chain) -> None:
     _, changes = reconstructed(made, made.prepared)
     path, values = next(iter(changes.constants.items()))

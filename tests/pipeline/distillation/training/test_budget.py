@@ -22,6 +22,11 @@ def test_steps_by_hand() -> None:
     # 300 steps are looked at in their second half, each fifteenth: ten times; from the beginning on twenty times.
     assert budget(0, look=3.0).estimate(300) == 304 + 30
     assert replace(budget(0, look=3.0), trifle=True).estimate(300) == 304 + 60
+    # Where rates are tried out, four trainings of twelve steps or a sixteenth begin, and are looked at, before it.
+    tried = replace(budget(0, look=3.0, beginning=2.0), tries_rates=True)
+    assert tried.estimate(320) == 324 + 4 * 20 + (10 + 4) * 3 + (2 + 4) * 2
+    assert tried.estimate(59) == budget(0, look=3.0, beginning=2.0).estimate(59)
+    assert replace(tried, trifle=True).estimate(320) == 324 + 20 * 3 + 2 * 2
     # What learns is made once and taken apart once.
     assert budget(0, beginning=2.0).estimate(10) == 14 + 4
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -36,7 +38,9 @@ class Network(nn.Module):
         return (3 * self.weight).sum() + 5 * self.log_scale + self.transform
 
 
-def made(network: Network, **changes: Any) -> ScheduledOptimiser:
+def made(
+    network: Network, *, units: Mapping[nn.Parameter, torch.Tensor] = MappingProxyType({}), **changes: Any
+) -> ScheduledOptimiser:
     prepared: Any = network
     return optimiser_of_quantised(
         prepared,
@@ -45,7 +49,7 @@ def made(network: Network, **changes: Any) -> ScheduledOptimiser:
         QuantisationConfig(),
         rates=Rates(weights=0.1, scales=0.01),
         steps=8,
-        device=torch.device("cpu"),
+        units=units,
     )
 
 
@@ -96,3 +100,29 @@ def test_it_goes_on_where_it_was(changes: dict[str, Any]) -> None:
     for step in range(2, 5):
         resumed.update(network.loss(), step)
     assert all(torch.equal(*pair) for pair in zip(whole.parameters(), network.parameters(), strict=True))
+
+
+def test_what_has_units_learns_as_what_they_multiply() -> None:
+    """Weights a hundred times as large, read as a hundredth of them: the same function, and so the same steps."""
+    plain, scaled, units = Network(), Network(), torch.tensor([100.0, 0.25])
+    with torch.no_grad():
+        scaled.weight.mul_(units)
+
+    def loss(weight: torch.Tensor, network: Network) -> torch.Tensor:
+        return (weight - 3).square().sum() + (network.log_scale - network.transform).square()
+
+    optimisers = made(plain), made(scaled, units={scaled.weight: units})
+    for step in range(5):
+        optimisers[0].update(loss(plain.weight, plain), step)
+        optimisers[1].update(loss(scaled.weight / units, scaled), step)
+    assert (scaled.weight / units).tolist() == pytest.approx(plain.weight.tolist(), rel=1e-5)
+    assert torch.equal(plain.log_scale, scaled.log_scale) and torch.equal(plain.transform, scaled.transform)
+
+
+def test_the_rate_is_that_of_the_channel_and_sgd_has_one_for_all() -> None:
+    for optimiser, moved in (("adam", [0.1, 1.0]), ("sgd", [0.1 * 3 * 1.9] * 2)):
+        network = Network()
+        stepping = made(network, units={network.weight: torch.tensor([1.0, 10.0])}, optimiser=optimiser)
+        stepping.update(network.loss(), 0)
+        expected = [1.0 - moved[0], -2.0 - moved[1]]
+        assert network.weight.tolist() == pytest.approx(expected, rel=1e-5), optimiser
