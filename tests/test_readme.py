@@ -36,8 +36,8 @@ QUICK = (
 )
 #: Networks of photographs get small ones.
 SMALL = ("--image-size", "64")
-#: The twenty layers of a network of fewer than 8 bits need not be rounded by least squares.
-NEAREST = ("--rounding", "nearest")
+#: The twenty layers of a network of fewer than 8 bits, or of random weights, need not be rounded by least squares.
+NEAREST, DEEP = ("--rounding", "nearest"), {"cifar:resnet20", "torchvision:resnet18"}
 
 BUILDER = """
 from torch import nn
@@ -109,7 +109,7 @@ def test_every_command_runs(repository: Path, desk: Path) -> None:
         words = words[3:] if words[0] == "python3" else words[1:]
         if words[0] == "run":
             words += [*QUICK, *(SMALL if any(word.startswith("images:") for word in words) else ())]
-            words += NEAREST if "cifar:resnet20" in words else ()
+            words += NEAREST if DEEP.intersection(words) else ()
         # The first as a stranger types it; a process of their own costs the others seconds and shows nothing more.
         ended = in_a_process(words, repository, desk) if number == 0 else command_line(*words, cwd=desk)
         # A random network may say one and the same of all images, by which nothing is decided: status 4.

@@ -30,7 +30,7 @@ def test_the_default_run_is_validated_on_the_runtime(finished: Path) -> None:
     assert (report.kernels.integer, report.kernels.float) == (10, 0)
     assert report.size.quantised_bytes is not None and report.size.float_bytes is not None
     assert report.size.quantised_bytes < 0.35 * report.size.float_bytes
-    assert set(report.seconds) == {"teacher", "observe", "distil", "convert", "validate"}
+    assert set(report.seconds) == {"teacher", "observe", "reconstruct", "distil", "convert", "validate"}
 
 
 def test_the_report_has_the_keys_of_schema_1_in_order(finished: Path) -> None:

@@ -73,11 +73,11 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_with_the_same_bytes(
     assert not (folder / "bundle").exists()
     assert (folder / "state" / "checkpoint.safetensors").exists()
     before = Kept(folder / "state" / "seconds.json").load_tree()
-    assert list(before) == ["teacher", "observe", "distil"] and before["distil"] > 0
+    assert list(before) == ["teacher", "observe", "reconstruct", "distil"] and before["distil"] > 0
     assert "interrupted run" in command(*arguments, cwd=tiny_desk).refusal
     assert command(*arguments, "--resume", cwd=tiny_desk).status == 0
     seconds = read_report(folder / "report.json").seconds
-    assert list(seconds) == ["teacher", "observe", "distil", "convert", "validate"]
+    assert list(seconds) == ["teacher", "observe", "reconstruct", "distil", "convert", "validate"]
     assert all(seconds[stage] >= round(before[stage], 3) for stage in before) and seconds["distil"] > before["distil"]
     assert (folder / "bundle" / "model.onnx").read_bytes() == (whole / "model.onnx").read_bytes()
 
