@@ -21,6 +21,8 @@ class StepTaken:
     """Of that against the float teacher, percentage points."""
     over: float | None
     """Percentage points by which it exceeds a limit, of all accuracy gates the worst; 0 and less: by none."""
+    decided_by: str | None = None
+    """The output whose limit that is, where it has one of its own; `accuracy` and `lost` may be another's."""
     reached: bool | None
     """Whether all accuracy gates passed; None: the images cannot say."""
     suffices: bool

@@ -27,6 +27,8 @@ def lost_words(step: StepTaken) -> str:
     """Return what a step's student gives, what it has lost, and whether that is little enough."""
     outcome = {True: "goal reached", False: "too much", None: "undecided"}[step.reached]
     lost = "" if step.lost is None else f", {step.lost:.2f} points lost"
+    if step.decided_by is not None and step.over is not None:
+        lost += f", {step.decided_by} {abs(step.over):.2f} points {'over' if step.over > 0 else 'within'} its limit"
     return f"{percentage(step.accuracy)}{lost} ({outcome})"
 
 

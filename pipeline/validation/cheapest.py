@@ -112,7 +112,13 @@ def step_of(candidate: Candidate, report: Report, before: StepTaken | None) -> S
     gates, accuracy = _gates(report), report.accuracy
     last = accuracy.oracle if accuracy.runtime is None else accuracy.runtime
     lost = None if last is None or accuracy.teacher is None else round(100 * (accuracy.teacher - last), 9)
-    over = [gate.value - gate.limit for gate in gates if gate.value is not None and gate.limit is not None]
+    over = [
+        (gate.value - gate.limit, gate.name.partition(":")[2])
+        for gate in gates
+        if gate.value is not None and gate.limit is not None
+    ]
+    most, output = max(over, default=(0.0, ""))
+    known = bool(over) and len(over) == len(gates)
     reached = None if any(gate.passed is None for gate in gates) else True
     # Where images cannot decide, nothing more can be shown on them once they show no loss.
     shown = all(gate.passed or (gate.undecided and gate.value is not None and gate.value <= 0) for gate in gates)
@@ -120,7 +126,8 @@ def step_of(candidate: Candidate, report: Report, before: StepTaken | None) -> S
         name=candidate.name,
         accuracy=last,
         lost=lost,
-        over=round(max(over), 9) if len(over) == len(gates) else None,
+        over=round(most, 9) if known else None,
+        decided_by=output or None if known else None,
         reached=False if any(gate.passed is False for gate in gates) else reached,
         suffices=shown,
         gained=None if before is None or before.lost is None or lost is None else round(before.lost - lost, 9),

@@ -39,7 +39,7 @@ from pipeline.distillation.training.verdict import HeldOut, Verdict, judged, rem
 from pipeline.report.schema import Distillation
 
 # Below this share of an ignorant student's loss a rise is no divergence (see DivergenceWatch).
-_HARMLESS_SHARE = 0.05
+_HARMLESS_SHARE, _NOISE = 0.05, 1e-7  # a loss of less is float32's rounding
 _BACKOFF, _MOST_BACKOFFS = 0.3, 3
 # Steps in which SAKD's branches learn their teacher's logits, before the student sees them [ours].
 _BRANCH_STEPS = 200
@@ -172,7 +172,7 @@ class Trainer:
         return self.judge.on_the_way(self.network)
 
     def _watch(self) -> DivergenceWatch:
-        return DivergenceWatch(reference=self._reference, floor=_HARMLESS_SHARE * self._before.ignorant)
+        return DivergenceWatch(reference=self._reference, floor=max(_NOISE, _HARMLESS_SHARE * self._before.ignorant))
 
     def _attempt(self) -> Attempt:
         """What a checkpoint holds of the attempts so far."""

@@ -119,6 +119,22 @@ def test_at_eight_bits_the_network_decides(
     assert reconstruct(coarse, example.images, seed=0, place=kept).notes == better.notes
 
 
+def test_what_stands_still_misses_nothing(
+    example: SimpleNamespace, student: PreparedStudent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A constant output that its grid does not hold has no variance; one as small as you like has."""
+    exact = torch.linspace(-1, 1, 32)[:, None]
+    for float_output, simulated, missed in (
+        (torch.full((32, 1), 0.7), torch.full((32, 1), 0.71), 0.0),
+        (0.7 + 1e-4 * exact, torch.full((32, 1), 0.71), 0.0),
+        (torch.zeros(32, 1), torch.zeros(32, 1), 0.0),
+        (1e-25 * exact, torch.zeros(32, 1), 1.0),
+    ):
+        outputs = iter([[simulated.double()], [float_output.double()]])
+        monkeypatch.setattr("pipeline.stages.reconstruct._outputs", lambda *_, outputs=outputs: next(outputs))
+        assert missed_of_outputs(student, example.images) == pytest.approx(missed)
+
+
 def test_what_is_missed_by_hand(example: SimpleNamespace, student: PreparedStudent) -> None:
     """The mean over the images is worth nothing, and misses all."""
     indices = calibration_indices(example.images)

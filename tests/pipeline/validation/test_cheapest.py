@@ -15,12 +15,12 @@ from calibration.errors import UserError
 from pipeline.artifacts import QuantisedStudent
 from pipeline.config import ValidationConfig
 from pipeline.report.course import Course, StepTaken
-from pipeline.report.course_words import course_words, step_words
+from pipeline.report.course_words import course_words, lost_words, step_words
 from pipeline.report.gate import Gate
 from pipeline.report.schema import Accuracy, Report
 from pipeline.tools.kept import Kept
 from pipeline.tools.progress import SILENT
-from pipeline.validation.cheapest import Candidate, cheapest, check_goal, goal_words
+from pipeline.validation.cheapest import Candidate, cheapest, check_goal, goal_words, step_of
 from pipeline.validation.evaluation import Scored
 from pipeline.validation.validate import Validated
 
@@ -121,6 +121,26 @@ def test_what_is_measured_is_not_measured_again(make_report: Made, tmp_path: Pat
     assert third.taken(tmp_path) == (number, course) and third.judged == [2], "the result alone, for its report"
     other = Way(make_report, 20.0, 3.0, 2.0, 4.0)
     assert other.taken(tmp_path, run="with other limits") == (number, course) and other.judged == [0, 1, 2, 3]
+
+
+def test_the_output_that_decides_is_named(make_report: Made) -> None:
+    """The scored output loses nothing, and another one too much."""
+    report = make_report(
+        status="gate-failed",
+        gates=(
+            Gate(name="max-drop", limit=1.0, value=0.0, passed=True),
+            Gate(name="max-drop:aux", limit=5.0, value=20.125, passed=False),
+        ),
+    )
+    step = step_of(Candidate(name="calibrated", quantised=cast(QuantisedStudent, None)), report, None)
+    assert (step.decided_by, step.over, step.reached) == ("aux", 15.125, False)
+    assert lost_words(step).endswith(" points lost, aux 15.12 points over its limit (too much)")
+    within = replace(step, over=-4.0, reached=True)
+    assert lost_words(within).endswith(" points lost, aux 4.00 points within its limit (goal reached)")
+    first = replace(
+        report, gates=(replace(report.gates[0], value=3.0, passed=False), replace(report.gates[1], value=5.5))
+    )
+    assert step_of(Candidate(name="calibrated", quantised=cast(QuantisedStudent, None)), first, None).decided_by is None
 
 
 def test_a_report_keeps_its_course(make_report: Made) -> None:
