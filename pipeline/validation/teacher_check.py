@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from calibration.errors import UserError
 from pipeline.artifacts import Network
 from pipeline.images.batches import images_at_once
 from pipeline.images.data import EvaluationSet, ImageSource, ordered_batches
-from pipeline.images.preprocessing import normalise
+from pipeline.images.preprocessing import Preprocessing, normalise
 from pipeline.images.split_images import SplitImages
 from pipeline.networks.outputs.meaning import Output, primary
 from pipeline.tools.memory import freed_memory_kept
@@ -25,8 +26,28 @@ _BATCH, _CUSTOMARY_BATCH = 64, 16  # at the most, and of 224 px
 _SUM_ERROR = 1e-2
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answering:
+    """A float network, or what a bundle has in its place, that can be asked of images: `run` takes normalised ones."""
+
+    called: str
+    outputs: tuple[Output, ...]
+    preprocessing: Preprocessing
+    run: Callable[[Tensor], Sequence[Tensor]]
+
+    @classmethod
+    def teacher(cls, network: Network) -> Answering:
+        """A float teacher."""
+        return cls(
+            called="the float teacher",
+            outputs=network.outputs,
+            preprocessing=network.preprocessing,
+            run=network.folded,
+        )
+
+
 def check_labelled(
-    teacher: Network,
+    asked: Answering,
     source: ImageSource,
     labels: NDArray[np.int64],
     indices: NDArray[np.int64],
@@ -43,17 +64,17 @@ def check_labelled(
     Raises:
         UserError: the answers are all but guesses, or right in another order of the classes.
     """
-    main = primary(teacher.outputs)
-    output = teacher.outputs[main]
+    main = primary(asked.outputs)
+    output = asked.outputs[main]
     assert output.classes is not None
     chosen = indices[np.unique(np.linspace(0, len(indices) - 1, min(_JUDGED, len(indices))).astype(np.int64))]
     answers, truth = list[Tensor](), list[NDArray[np.int64]]()
-    for values, seen in _answers(teacher, source, chosen, workers):
+    for values, seen in _answers(asked, source, chosen, workers):
         answers.append(output.decided(values[main]).reshape(-1))
         truth.append(labels[seen])
     judgement = judge(np.concatenate(truth), torch.cat(answers).numpy(), output.classes)
     told = (
-        f"the float teacher is right on {100 * judgement.accuracy:.1f} % of {judgement.images} images of {flag}, and"
+        f"{asked.called} is right on {100 * judgement.accuracy:.1f} % of {judgement.images} images of {flag}, and"
         f" guessing is on {100 * judgement.chance:.1f} %"
     )
     if judgement.reordered is not None or judgement.at_chance:
@@ -80,7 +101,10 @@ def check_answers(teacher: Network, images: SplitImages) -> tuple[str, ...]:
     Raises:
         UserError: what was said to be logits are probabilities, or the other way round.
     """
-    parts = [values for values, _ in _answers(teacher, images.source, images.held_out[:_SEEN], images.workers)]
+    parts = [
+        values
+        for values, _ in _answers(Answering.teacher(teacher), images.source, images.held_out[:_SEEN], images.workers)
+    ]
     lines = []
     for index, output in enumerate(teacher.outputs):
         values = torch.cat([part[index] for part in parts])
@@ -125,13 +149,28 @@ def _check_range(output: Output, values: Tensor, source: str) -> None:
 
 
 def _answers(
-    teacher: Network, source: ImageSource, indices: NDArray[np.int64], workers: int
+    asked: Answering, source: ImageSource, indices: NDArray[np.int64], workers: int
 ) -> Iterator[tuple[Sequence[Tensor], NDArray[np.int64]]]:
-    """The teacher's outputs, batch by batch, with the indices of the images that could be read."""
-    size = images_at_once(teacher.preprocessing, _BATCH, customary=_CUSTOMARY_BATCH)
+    """All outputs, batch by batch, with the indices of the images that could be read."""
+    preprocessing = asked.preprocessing
+    size = images_at_once(preprocessing, _BATCH, customary=_CUSTOMARY_BATCH)
     with torch.no_grad():
-        for batch in ordered_batches(source, indices, teacher.preprocessing, batch_size=size, workers=workers):
-            yield teacher.folded(normalise(batch.images, teacher.preprocessing)), batch.indices.numpy()
+        for batch in ordered_batches(source, indices, preprocessing, batch_size=size, workers=workers):
+            yield asked.run(normalise(batch.images, preprocessing)), batch.indices.numpy()
+
+
+def check_evaluation(asked: Answering, evaluation: EvaluationSet, *, source: str, workers: int = 0) -> tuple[str, ...]:
+    """Ask about the images of `--eval-data`, a `source`, where each has one label; what to warn of.
+
+    Raises UserError as `check_labelled` does.
+    """
+    if evaluation.labels is None or evaluation.labels.ndim != 1:
+        return ()
+    everything = np.arange(len(evaluation.images), dtype=np.int64)
+    flag, order = f"--eval-data {source}", evaluation.order
+    return check_labelled(
+        asked, evaluation.images, evaluation.labels, everything, flag=flag, order=order, workers=workers
+    )
 
 
 @freed_memory_kept()
@@ -152,21 +191,12 @@ def check_teacher(
     """
     lines: tuple[str, ...] = ()
     workers = 0 if images is None else images.workers
-    if evaluation is not None and evaluation.labels is not None and evaluation.labels.ndim == 1:
-        everything = np.arange(len(evaluation.images), dtype=np.int64)
-        lines += check_labelled(
-            teacher,
-            evaluation.images,
-            evaluation.labels,
-            everything,
-            flag=f"--eval-data {eval_data}",
-            order=evaluation.order,
-            workers=workers,
-        )
+    if evaluation is not None:
+        lines += check_evaluation(Answering.teacher(teacher), evaluation, source=str(eval_data), workers=workers)
     if images is not None:
         if images.labels is not None:
             lines += check_labelled(
-                teacher,
+                Answering.teacher(teacher),
                 images.source,
                 images.labels,
                 images.training,

@@ -43,6 +43,7 @@ from pipeline.validation.preflight import check_scored
 from pipeline.validation.score import Outputs, ScoredImages, oracle_outputs
 from pipeline.validation.sensitivity import layer_sqnr
 from pipeline.validation.subject import Asked, ImagesToScore, Origin, Subject, bits_of, fixed_batch_of, oracle_of
+from pipeline.validation.teacher_check import Answering, check_evaluation
 
 _SQNR_IMAGES = 32
 _OTHER_SIZE_IMAGES = 8
@@ -315,6 +316,14 @@ def _named_images(bundle: Bundle, limits: ValidationConfig, backend: Backend, fl
         remarks += (f"no accuracy is judged: {float_file}, the float network that a run leaves, is absent",)
     else:
         columns["target"] = columns["teacher"] = answers_in_form(bundle.outputs, bundle.float_outputs, teacher)
+    called = "the bundle's network" if teacher is None else "the float teacher"
+    asked = Answering(
+        called=called,
+        outputs=bundle.outputs,
+        preprocessing=bundle.preprocessing,
+        run=columns.get("teacher", columns["oracle"]),
+    )
+    remarks += check_evaluation(asked, evaluation, source=source)
     seed = bundle.manifest.seed
     images = scored_images(Scored.whole(evaluation), bundle.preprocessing, parity=limits.parity_images, seed=seed)
     return columns, images, (*evaluation.images.notes, *remarks)

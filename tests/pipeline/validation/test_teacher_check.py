@@ -70,6 +70,24 @@ def test_folders_in_another_order_end_the_run_before_it_begins_and_a_file_of_nam
         judged(faqd.load_network("digits", classes=tmp_path / "classes.txt"), folders)
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["beside its float file", "alone"])
+def test_a_bundle_is_not_scored_by_labels_in_another_order(
+    folders: Path, alone: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tmp_path / "o" / "bundle"
+    assert main(["run", "--steps", "0", "--output", str(tmp_path / "o")]) == 0
+    if alone:
+        (tmp_path / "o" / "float.onnx").unlink()
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))
+    scored = ["validate", str(bundle), "--eval-data", f"images:{folders}"]
+    capsys.readouterr()
+    assert main(scored) == 2
+    refused = capsys.readouterr().err
+    assert f"error: {'the bundle' if alone else 'the float teacher'}" in refused and "in another order" in refused
+    assert main([*scored, "--classes", str(tmp_path / "classes.txt")]) == 4, "too few images to decide, not too bad"
+    assert "class folders are matched by name" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_teacher_that_guesses_is_refused_and_a_poor_one_is_warned_of(teacher: Network) -> None:
     evaluation = open_evaluation("digits", teacher.preprocessing)
     labels = evaluation.labels
