@@ -177,7 +177,9 @@ def test_steps_that_become_slower_end_in_time(
     plan_with(monkeypatch, 30, step=1e-4)
     record = taught_in_a_minute(example, tmp_path, watched := Watched()).distillation
     assert record.steps == watched.steps[-1] < 5 and record.planned_steps == 30
-    assert any(f"training ends after {record.steps} steps instead of 30, to keep to" in line for line in watched.said)
+    # Steps may become slower still: then it ends even earlier.
+    (said,) = (match for line in watched.said if (match := re.search(r"ends after (\d) steps instead of 30, to", line)))
+    assert record.steps <= int(said[1]) < 5
     assert record.remarks[0] == (
         f"--minutes 1: 30 steps were planned and {record.steps} taken: they became slower than 0.0001 s each"
     )
