@@ -14,25 +14,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from calibration.simulation.prepared import PreparedNetwork
 from pipeline.distillation.training.optimiser import Rates
-
-_NO_UNITS: Final[Mapping[nn.Parameter, Tensor]] = MappingProxyType({})
+from pipeline.distillation.training.units import NO_UNITS
 
 #: Parts of the chosen rate that are tried, in this order; the last is taken without being asked.
 SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
 #: Times the loss at the start up to which a first step may raise it [ours]: of the rates above it leaves those that
 #: ended best, and at 4 bits the default as it is.
 LARGEST_RISE = 2.0
-#: Part of an ignorant student's loss that is rounding, of differences between logarithms in float32: what a student
-#: that is its teacher seems to lose, or to win.
-NOISE = 1e-6
+# Part of an ignorant student's loss that is rounding, of differences between logarithms in float32: what a student
+# that is its teacher seems to lose, or to win. And how much of a loss is rounding at the least [ours].
+_NOISE, _LEAST_NOISE = 1e-6, 1e-7
+
+
+def rounding_of(ignorant: float) -> float:
+    """What of a loss is rounding, in its units, where an ignorant student loses so much, >= 0."""
+    return max(_LEAST_NOISE, _NOISE * ignorant)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class FirstStep:
 
 @contextmanager
 def signed_step(
-    parameters: Sequence[nn.Parameter], rate: float, units: Mapping[nn.Parameter, Tensor] = _NO_UNITS
+    parameters: Sequence[nn.Parameter], rate: float, units: Mapping[nn.Parameter, Tensor] = NO_UNITS
 ) -> Iterator[None]:
     """Inside it every parameter that has a gradient is moved by the rate, in its units, against the gradient's sign."""
     before = [parameter.detach().clone() for parameter in parameters]
@@ -68,7 +70,7 @@ def try_first_step(
     loss: Callable[[], float],
     *,
     noise: float = 0.0,
-    units: Mapping[nn.Parameter, Tensor] = _NO_UNITS,
+    units: Mapping[nn.Parameter, Tensor] = NO_UNITS,
 ) -> FirstStep:
     """The largest of `SHARES` of a rate at which Adam's first step leaves the loss below `LARGEST_RISE` times itself.
 
@@ -96,7 +98,7 @@ def lowered_rates(
     loss: Callable[[], float],
     *,
     noise: float,
-    units: Mapping[nn.Parameter, Tensor] = _NO_UNITS,
+    units: Mapping[nn.Parameter, Tensor] = NO_UNITS,
 ) -> tuple[Rates, tuple[str, ...]]:
     """The rates of a student's weights and of its scales, each lowered for itself; and what to say of that.
 
@@ -111,7 +113,7 @@ def lowered_rates(
         tried = try_first_step(learned, rates.scales, loss, noise=noise)
         said += _lowered("the scales", rates.scales, tried)
         share = tried.share
-    return Rates(weights=rates.weights * weights.share, scales=rates.scales * share), tuple(said)
+    return rates.of_student(weights=weights.share, scales=share), tuple(said)
 
 
 def _lowered(what: str, rate: float, tried: FirstStep) -> Iterable[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any, final
 
 import torch
@@ -15,6 +14,7 @@ from calibration.simulation.prepared import PreparedNetwork
 from pipeline.config.distillation import DistillationConfig
 from pipeline.config.quantisation import QuantisationConfig
 from pipeline.distillation.schedules import learning_rate_factor
+from pipeline.distillation.training.units import NO_UNITS
 
 # Peak rate of what is trained beside the student and dropped (adapters, transforms, branches): Adam's usual one, as it
 # starts from random numbers [ours].
@@ -50,7 +50,7 @@ def optimiser_of_quantised(
     *,
     rates: Rates,
     steps: int,
-    units: Mapping[nn.Parameter, Tensor] = MappingProxyType({}),
+    units: Mapping[nn.Parameter, Tensor] = NO_UNITS,
 ) -> ScheduledOptimiser:
     """Of a student's weights, its learned scales and the transforms of the losses.
 
@@ -108,7 +108,7 @@ class ScheduledOptimiser:
         rates: Rates,
         steps: int,
         warm_up: int,
-        units: Mapping[nn.Parameter, Tensor] = MappingProxyType({}),
+        units: Mapping[nn.Parameter, Tensor] = NO_UNITS,
     ) -> None:
         self._optimisers, self.steps, self._warm_up, self.units = tuple(optimisers), steps, warm_up, units
         self.set_peaks(rates)

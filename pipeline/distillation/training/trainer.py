@@ -23,7 +23,7 @@ from pipeline.distillation.objective import outputs_loss
 from pipeline.distillation.taps import Tapped, tap_prepared
 from pipeline.distillation.training.budget import LEAST_STEPS, Budget, Deadline
 from pipeline.distillation.training.divergence import DivergenceWatch, given_up
-from pipeline.distillation.training.first_step import NOISE, lowered_rates
+from pipeline.distillation.training.first_step import lowered_rates, rounding_of
 from pipeline.distillation.training.judging import Judge
 from pipeline.distillation.training.layout import channels_last
 from pipeline.distillation.training.learner import Attempt, Learner, Place, Pupil, seconds_of_step
@@ -39,7 +39,7 @@ from pipeline.distillation.training.verdict import HeldOut, Verdict, judged, rem
 from pipeline.report.schema import Distillation
 
 # Below this share of an ignorant student's loss a rise is no divergence (see DivergenceWatch).
-_HARMLESS_SHARE, _NOISE = 0.05, 1e-7  # a loss of less is float32's rounding
+_HARMLESS_SHARE = 0.05
 _BACKOFF, _MOST_BACKOFFS = 0.3, 3
 # Steps in which SAKD's branches learn their teacher's logits, before the student sees them [ours].
 _BRANCH_STEPS = 200
@@ -172,7 +172,8 @@ class Trainer:
         return self.judge.on_the_way(self.network)
 
     def _watch(self) -> DivergenceWatch:
-        return DivergenceWatch(reference=self._reference, floor=max(_NOISE, _HARMLESS_SHARE * self._before.ignorant))
+        floor = max(rounding_of(self._before.ignorant), _HARMLESS_SHARE * self._before.ignorant)
+        return DivergenceWatch(reference=self._reference, floor=floor)
 
     def _attempt(self) -> Attempt:
         """What a checkpoint holds of the attempts so far."""
@@ -292,7 +293,7 @@ class Trainer:
         def loss() -> float:
             return float(outputs_loss(learner.pupil.tapped(others)[0], targets, outputs, config=self.settings))
 
-        noise, units = NOISE * self._before.ignorant, learner.optimiser.units
+        noise, units = rounding_of(self._before.ignorant), learner.optimiser.units
         self.rates, harmless = lowered_rates(self.network, self.rates, loss, noise=noise, units=units)
         said = (*harmless, *self._tried_out())
         self.first_steps = (*self.first_steps, *said)

@@ -10,6 +10,8 @@ holds, a bias's with what its layer's inputs and weights may add; a channel in t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,9 @@ from torch.fx import GraphModule, Node
 
 from calibration.graph.operators import argument
 from calibration.simulation.prepared import PreparedNetwork
+
+#: Where all parameters learn at the rate itself.
+NO_UNITS: Final[Mapping[nn.Parameter, Tensor]] = MappingProxyType({})
 
 
 def units_of(sizes: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.distillation.training.first_step import SHARES, signed_step, try_first_step
+from pipeline.distillation.training.divergence import DivergenceWatch
+from pipeline.distillation.training.first_step import SHARES, rounding_of, signed_step, try_first_step
 
 
 def bowl(*values: float) -> tuple[nn.Parameter, list[float]]:
@@ -59,3 +60,12 @@ def test_rounding_lowers_no_rate(start: float) -> None:
     assert try_first_step([weights], 1.0, loss, noise=1e-7).share == 1.0
     assert try_first_step([weights], 1.0, loss, noise=1e-8).share == (SHARES[-1] if start < 1e-7 else 1.0)
     assert try_first_step([weights], 1.0, loss, noise=1e-7).before >= 0
+
+
+def test_rounding_alone_is_no_divergence() -> None:
+    """A teacher that gives one and the same everywhere leaves an ignorant student nothing to lose."""
+    assert (rounding_of(0.0), rounding_of(10.0)) == (1e-7, pytest.approx(1e-5))
+    watch = DivergenceWatch(reference=0.0, floor=rounding_of(0.0))
+    assert [watch.observe(1.7e-8) for _ in range(40)] == [None] * 40
+    bare = DivergenceWatch(reference=0.0, floor=0.0)
+    assert any(bare.observe(1.7e-8) for _ in range(40))
