@@ -28,8 +28,8 @@ SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
 #: ended best, and at 4 bits the default as it is.
 LARGEST_RISE = 2.0
 # Part of an ignorant student's loss that is rounding, of differences between logarithms in float32: what a student
-# that is its teacher seems to lose, or to win. And how much of a loss is rounding at the least [ours].
-_NOISE, _LEAST_NOISE = 1e-6, 1e-7
+# that is its teacher seems to lose, or to win. And of a loss at the least: sixteen such roundings, as it is times T^2.
+_NOISE, _LEAST_NOISE = 1e-6, 1e-6
 
 
 def rounding_of(ignorant: float) -> float:
